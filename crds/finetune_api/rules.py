@@ -1,0 +1,66 @@
+"""Statements about a manifest that types cannot make. Each names the fix in its message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Rule
+
+IMMUTABLE = ("model", "data", "output", "method", "training", "checkpoint")
+"""What a run is about: another run needs another job."""
+
+MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "resources", "image", "pod")
+"""What the pods look like: changeable while no pod exists; a request may change it and resume at once."""
+
+
+def exactly_one(*fields: str, where: str) -> Rule:
+    """One of the fields must be set and no other."""
+    has = ", ".join(f"has(self.{f})" for f in fields)
+    names = ", ".join(fields[:-1]) + f" or {fields[-1]}"
+    return Rule(
+        cel=f"[{has}].filter(set, set).size() == 1",
+        message=f"{where} needs exactly one of {names}",
+        holds=lambda new, _: sum(f in new for f in fields) == 1,
+    )
+
+
+def _unchanged(field: str) -> Rule:
+    return Rule(
+        cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
+        message=f"spec.{field} cannot be changed: create another FineTuneJob",
+        holds=lambda new, old: old is None or new.get(field) == old.get(field),
+    )
+
+
+def _unchanged_unless_suspended(field: str) -> Rule:
+    return Rule(
+        cel=f"(has(oldSelf.suspend) && oldSelf.suspend) || (has(self.{field}) == has(oldSelf.{field}) && "
+        f"(!has(self.{field}) || self.{field} == oldSelf.{field}))",
+        message=f"spec.{field} can be changed only while the job is suspended: set spec.suspend: true first",
+        holds=lambda new, old: old is None or bool(old.get("suspend")) or new.get(field) == old.get(field),
+    )
+
+
+def _processes_hold(new: dict[str, Any]) -> bool:
+    value = new.get("processesPerNode", "auto")
+    return value == "auto" if isinstance(value, str) else 1 <= value <= 64
+
+
+MODEL_RULES = (
+    Rule(
+        cel="!has(self.revision) || self.uri.startsWith('hf://')",
+        message="model.revision is only for hf:// models: remove it, or put the version into the URI",
+        holds=lambda new, _: "revision" not in new or str(new.get("uri", "")).startswith("hf://"),
+    ),
+)
+
+SPEC_RULES = (
+    Rule(
+        cel="!has(self.processesPerNode) || (type(self.processesPerNode) == int ? "
+        "self.processesPerNode >= 1 && self.processesPerNode <= 64 : self.processesPerNode == 'auto')",
+        message="processesPerNode must be auto or a number from 1 to 64",
+        holds=lambda new, _: _processes_hold(new),
+    ),
+    *(_unchanged(field) for field in IMMUTABLE),
+    *(_unchanged_unless_suspended(field) for field in MUTABLE_WHILE_SUSPENDED),
+)

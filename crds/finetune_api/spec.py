@@ -1,0 +1,370 @@
+"""FineTuneJob.spec. Short form: model, data and output; everything else has a default that a good engineer would choose.
+
+Defaults live here and not in the API server, so that a manifest stays as short as it was written; `status.plan` shows
+what they came to. Every list and string is bounded, which keeps the cost of the CEL rules bounded too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from . import durations, uris
+from .base import ApiModel, Rule
+from .rules import MODEL_RULES, SPEC_RULES, exactly_one
+
+LIST_MAP = "x-kubernetes-list-type"
+MAP_KEYS = "x-kubernetes-list-map-keys"
+PRESERVE = "x-kubernetes-preserve-unknown-fields"
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+DNS_NAME = r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
+Duration = Annotated[str, Field(min_length=2, max_length=32, pattern=durations.PATTERN)]
+Quantity = Annotated[int | str, Field(union_mode="left_to_right")]
+DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.DATA)]
+Label = Annotated[str, Field(max_length=256)]
+
+
+class Credentials(ApiModel):
+    secret_name: ObjectName = Field(
+        description="Secret in the job's namespace; its keys become environment variables, e.g. AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN."
+    )
+
+
+class ModelSource(ApiModel):
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=uris.MODEL,
+        description="The base model: hf://org/name, s3://, gs:// or az://bucket/folder, pvc://claim/folder or file:///folder.",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="Of hf:// models: branch, tag or commit. Default main; the commit is recorded.",
+    )
+    credentials: Credentials | None = Field(None, description="For private models and buckets.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = MODEL_RULES
+
+
+class DataSource(ApiModel):
+    uri: DataUri = Field(description="A .jsonl, .jsonl.gz or .txt file: s3://, gs://, az://, pvc:// or file:///.")
+
+
+class Validation(ApiModel):
+    uri: DataUri | None = Field(None, description="A file of its own.")
+    fraction: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        None, description="Share of the training rows to hold out instead."
+    )
+    group_by: str | None = Field(
+        None, min_length=1, max_length=128, description="With fraction: rows with one value of this key stay together."
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("uri", "fraction", where="data.validation"),
+        Rule(
+            cel="!has(self.groupBy) || has(self.fraction)",
+            message="data.validation.groupBy needs fraction: it says which rows a split must keep together",
+            holds=lambda new, _: "groupBy" not in new or "fraction" in new,
+        ),
+    )
+
+
+class Slice(ApiModel):
+    name: Name = Field(description="As reported.")
+    uri: DataUri = Field(description="Held-out rows of one domain, judged against the base model.")
+
+
+class Classification(ApiModel):
+    labels: (
+        Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(min_length=2, max_length=64)]
+        | None
+    ) = Field(
+        None,
+        description="The label words. Default: the distinct labels of the training rows.",
+        json_schema_extra={LIST_MAP: "set"},
+    )
+    instruction: str | None = Field(
+        None, min_length=1, max_length=4096, description="What is asked of the model before each text."
+    )
+
+
+class Data(ApiModel):
+    train: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=64)] = Field(
+        description="Training rows.", json_schema_extra={LIST_MAP: "atomic"}
+    )
+    validation: Validation | None = Field(
+        None,
+        description="For early stopping and the best checkpoint. Default: a fraction of 0.05 of the training rows (at least 1, at most 500).",
+    )
+    test: DataSource | None = Field(
+        None, description="Touched once, after training (and once before, for the base model)."
+    )
+    slices: Annotated[tuple[Slice, ...], Field(max_length=32)] = Field(
+        (),
+        description="Held-out domains, judged against the base model.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    general: DataSource | None = Field(
+        None, description="General text: what must not be forgotten, in bits per byte before and after."
+    )
+    format: Literal["auto", "chat", "completion", "text", "classification"] = Field(
+        "auto",
+        description="chat {messages}, completion {prompt, completion}, text {text}, classification {text, label}; auto looks at the rows.",
+    )
+    classification: Classification | None = Field(None, description="For format classification.")
+    sequence_length: int = Field(2048, ge=8, le=1048576, description="The longest sequence, in tokens.")
+    overlong: Literal["fail", "drop", "truncate"] = Field(
+        "fail",
+        description="What to do with rows that are longer (text is split into windows instead). Always counted and reported.",
+    )
+    packing: bool = Field(True, description="Put several documents into one row, isolated from each other.")
+    credentials: Credentials | None = Field(None, description="For private buckets.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.classification) || !has(self.format) || self.format in ['auto', 'classification']",
+            message="data.classification is only for format classification (or auto): remove it or change data.format",
+            holds=lambda new, _: "classification" not in new or new.get("format", "auto") in ("auto", "classification"),
+        ),
+    )
+
+
+class Lora(ApiModel):
+    rank: int = Field(16, ge=1, le=1024, description="Of the update matrices.")
+    alpha: Annotated[float, Field(gt=0, le=65536)] | None = Field(
+        None, description="Scale; the update counts alpha/rank. Default: twice the rank."
+    )
+    targets: Literal["all-linear", "attention", "mlp"] = Field(
+        "all-linear", description="Which linear layers of the decoder blocks get an adapter; the head never does."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input.")
+
+
+class Method(ApiModel):
+    type: Literal["full", "lora"] = Field(
+        "lora", description="full: all weights. lora: low-rank adapters on a frozen base."
+    )
+    lora: Lora | None = Field(None, description="For type lora.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.lora) || !has(self.type) || self.type == 'lora'",
+            message="method.lora is only for type lora: remove it or set method.type: lora",
+            holds=lambda new, _: "lora" not in new or new.get("type", "lora") == "lora",
+        ),
+    )
+
+
+class EarlyStopping(ApiModel):
+    patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement before training stops.")
+    min_delta: float = Field(0.0, ge=0, le=100, description="Nats per token that count as an improvement.")
+
+
+class Training(ApiModel):
+    epochs: int = Field(3, ge=1, le=1000, description="Passes over the training rows.")
+    max_steps: int | None = Field(
+        None, ge=1, le=100000000, description="End after so many optimizer steps, whatever the epochs."
+    )
+    batch_size: int = Field(32, ge=1, le=1048576, description="Rows for each optimizer step, over all nodes.")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=8,
+        le=16777216,
+        description="Tokens that one process computes at once. Default: by device, at least one sequence.",
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="Peak. Default: by method and width of the model; status.plan shows it."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps with a rising rate.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled (AdamW).")
+    max_grad_norm: float = Field(
+        1.0, ge=0, le=1000000, description="Gradients are clipped to this norm; 0 leaves them alone."
+    )
+    seed: int = Field(1, ge=0, le=2147483647, description="Of row order, adapter weights and dropout.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs that have it, else float32."
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, le=100000000, description="Steps between evaluations. Default: a tenth of the run."
+    )
+    early_stopping: EarlyStopping | None = Field(None, description="Stop when validation stops improving.")
+
+
+class Resources(ApiModel):
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
+        default_factory=dict, description="Of each pod, e.g. nvidia.com/gpu: 8."
+    )
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
+        default_factory=dict, description="Of each pod."
+    )
+
+
+class SecretKeyRef(ApiModel):
+    name: ObjectName
+    key: Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class EnvVar(ApiModel):
+    name: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    value: str | None = Field(None, max_length=4096)
+    secret_key_ref: SecretKeyRef | None = Field(None, description="A key of a Secret in the job's namespace.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (exactly_one("value", "secretKeyRef", where="pod.env"),)
+
+
+class ClaimVolume(ApiModel):
+    claim_name: ObjectName
+
+
+class EmptyDirVolume(ApiModel):
+    medium: Literal["Memory"] | None = None
+    size_limit: Quantity | None = None
+
+
+class NamedSource(ApiModel):
+    name: ObjectName
+
+
+class Volume(ApiModel):
+    name: Name
+    mount_path: str = Field(
+        min_length=2, max_length=1024, pattern=r"^/[^:\s]+$", description="Where the trainer sees it."
+    )
+    read_only: bool = Field(False)
+    persistent_volume_claim: ClaimVolume | None = None
+    empty_dir: EmptyDirVolume | None = None
+    config_map: NamedSource | None = None
+    secret: NamedSource | None = None
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("persistentVolumeClaim", "emptyDir", "configMap", "secret", where="pod.volumes"),
+    )
+
+
+class Toleration(ApiModel):
+    key: str | None = Field(None, max_length=317)
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = Field(None, max_length=63)
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(None, ge=0, le=9007199254740991)
+
+
+class Pod(ApiModel):
+    """Typed leaves of the pod, never a whole template: hostPath, hostNetwork, privileged and friends cannot be written."""
+
+    service_account_name: ObjectName | None = Field(
+        None, description="For cloud identities; its API token is never mounted."
+    )
+    node_selector: Annotated[dict[str, Label], Field(max_length=32)] = Field(default_factory=dict)
+    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] = Field(
+        (), json_schema_extra={LIST_MAP: "atomic"}
+    )
+    affinity: dict[str, Any] | None = Field(None, description="As in a pod.", json_schema_extra={PRESERVE: True})
+    priority_class_name: ObjectName | None = None
+    runtime_class_name: ObjectName | None = None
+    scheduler_name: ObjectName | None = None
+    image_pull_secrets: Annotated[tuple[NamedSource, ...], Field(max_length=16)] = Field(
+        (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    )
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=128)] = Field(
+        (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    )
+    volumes: Annotated[tuple[Volume, ...], Field(max_length=32)] = Field(
+        (), description="Volume and mount in one.", json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    )
+    labels: Annotated[dict[str, Label], Field(max_length=32)] = Field(default_factory=dict)
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
+    shm_size: Quantity | None = Field(None, description="Of /dev/shm. Default: half the memory, by the node.")
+    run_as_user: int = Field(65532, ge=1, le=2147483647, description="Never root.")
+    fs_group: int = Field(65532, ge=1, le=2147483647, description="Group of mounted volumes.")
+    termination_grace_period: Duration = Field("2m", description="Time for a checkpoint when a pod must go.")
+
+
+class Checkpoint(ApiModel):
+    every: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
+        "10m",
+        description="A duration such as 10m, or a number of steps.",
+        json_schema_extra={"pattern": r"^([0-9]{1,6}[smhd]){1,4}$"},
+    )
+    keep: int = Field(2, ge=1, le=100, description="Checkpoints that stay; the best one stays too.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel=r"!has(self.every) || (type(self.every) == int ? self.every >= 1 : self.every.matches('^([0-9]{1,6}[smhd]){1,4}$'))",
+            message="checkpoint.every must be a duration such as 10m, or a number of steps of at least 1",
+            holds=lambda new, _: _is_steps_or_duration(new.get("every", "10m")),
+        ),
+    )
+
+
+def _is_steps_or_duration(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            return durations.seconds(value) >= 0
+        except ValueError:
+            return False
+    return isinstance(value, int) and value >= 1
+
+
+class Output(ApiModel):
+    uri: DataUri = Field(description="Folder of the artifact: s3://, gs://, az://, pvc:// or file:///.")
+    credentials: Credentials | None = Field(None, description="For private buckets.")
+    overwrite: bool = Field(False, description="Replace the artifact of another run there.")
+
+
+class Retry(ApiModel):
+    max_restarts: int = Field(
+        3, ge=0, le=1000, description="Counted restarts; preemption is free, config and data errors are never retried."
+    )
+
+
+class FineTuneJobSpec(ApiModel):
+    model: ModelSource
+    data: Data
+    output: Output
+    method: Method = Field(default_factory=Method)
+    training: Training = Field(default_factory=Training)
+    nodes: int = Field(1, ge=1, le=1024, description="Pods of the gang.")
+    processes_per_node: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
+        "auto", description="Processes in each pod. auto: one for each GPU of the limits, else one."
+    )
+    resources: Resources = Field(default_factory=Resources)
+    image: str | None = Field(
+        None, min_length=1, max_length=512, description="Of the trainer. Default: the operator's."
+    )
+    pod: Pod = Field(default_factory=Pod)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    suspend: bool = Field(False, description="true: stop after a checkpoint and give the nodes back; false: go on.")
+    retry: Retry = Field(default_factory=Retry)
+
+    RULES: ClassVar[tuple[Rule, ...]] = SPEC_RULES
+
+    @property
+    def processes(self) -> int:
+        """Processes in each pod, with `auto` resolved from the GPU limits."""
+        if isinstance(self.processes_per_node, int):
+            return self.processes_per_node
+        gpus = [int(str(amount)) for name, amount in self.resources.limits.items() if name.endswith("/gpu")]
+        return max(1, sum(gpus))
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes
+
+
+__all__ = [
+    "Checkpoint", "Classification", "Credentials", "Data", "DataSource", "EarlyStopping", "FineTuneJobSpec", "Lora", "Method",
+    "ModelSource", "Output", "Pod", "Resources", "Retry", "Slice", "Training", "Validation", "Volume",
+]  # fmt: skip

@@ -1,0 +1,44 @@
+"""Where models, data and outputs live: `scheme://…`, each scheme with the shape that it must have."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+BUCKET = r"[a-z0-9][a-z0-9.-]{1,62}"
+_OBJECTS = rf"(s3|gs|az)://{BUCKET}(/[^/\s][^\s]*)?"
+_FILE = r"file:///[^\s]+"
+_PVC = r"pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^\s]+)?"
+_HUB = r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+MODEL = rf"^({_HUB}|{_OBJECTS}|{_FILE}|{_PVC})$"
+DATA = rf"^({_OBJECTS}|{_FILE}|{_PVC})$"
+OUTPUT = DATA
+OBJECT_SCHEMES = frozenset({"s3", "gs", "az"})
+
+
+class Uri(NamedTuple):
+    """`s3://corp/models/a` → scheme `s3`, authority `corp`, path `models/a`."""
+
+    scheme: str
+    authority: str
+    path: str
+
+    @property
+    def text(self) -> str:
+        if self.scheme == "file":
+            return f"file:///{self.path}"
+        return f"{self.scheme}://{self.authority}" + (f"/{self.path}" if self.path else "")
+
+    def join(self, *parts: str) -> Uri:
+        """The URI of something below this one."""
+        return self._replace(path="/".join(p for p in (self.path.rstrip("/"), *parts) if p))
+
+
+def parse(text: str) -> Uri:
+    """ValueError if it is no URI of ours. `hf://org/name` has authority `org` and path `name`."""
+    match = re.match(r"^(hf|s3|gs|az|pvc|file)://([^/]*)/?(.*)$", text)
+    if not match or not re.match(MODEL, text):
+        raise ValueError(f"{text!r} is not a URI that can be read: use hf://, s3://, gs://, az://, pvc:// or file:///")
+    scheme, authority, path = match.groups()
+    return Uri(scheme, authority, path)
