@@ -1,0 +1,89 @@
+"""What a run leaves behind about itself: `run.json` in the artifact, from which the HTML page and the model card are made.
+
+Rank 0 fills it in while it trains. It carries no secret (a manifest names Secrets, never their content) and nothing
+that changes between two reads, so the page is a function of this file alone.
+"""
+
+from __future__ import annotations
+
+from finetune_api.base import ApiModel
+from finetune_api.plan import JobIdentity
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Evaluation, ResolvedPlan, Scores
+from pydantic import Field
+
+RECORD_FILE = "run.json"
+REPORT_FILE = "report.html"
+CARD_FILE = "README.md"
+
+
+class CurvePoint(ApiModel):
+    """One logged optimizer step."""
+
+    step: int
+    loss: float | None = Field(None, description="Nats per trained token of this step's rows.")
+    learning_rate: float | None = None
+    gradient_norm: float | None = Field(None, description="Before clipping.")
+    tokens_per_second: float | None = Field(None, description="Processed, all nodes.")
+
+
+class ValidationPoint(ApiModel):
+    """The validation rows, measured after `step` optimizer steps; step 0 is the untouched model."""
+
+    step: int
+    scores: Scores
+
+
+class AttemptRecord(ApiModel):
+    """One attempt of the gang."""
+
+    attempt: int
+    first_step: int = Field(0, description="Step that it resumed after; 0 for a fresh start.")
+    last_step: int = Field(0, description="Last step done.")
+    nodes: int = 1
+    world_size: int = 1
+    start_time: str = Field("", description="RFC 3339, UTC.")
+    end_time: str = Field("", description="RFC 3339, UTC; empty while it runs.")
+    outcome: str = Field("", description="In one phrase: finished, interrupted at step 40, …")
+
+
+class Provenance(ApiModel):
+    """Where everything came from: enough to run it again, and to notice that something changed."""
+
+    base_model: str = Field("", description="URI of the model that was tuned.")
+    revision: str | None = Field(None, description="Commit of a hub model.")
+    data: dict[str, str] = Field(default_factory=dict, description="File (its URI) to sha256 of its bytes.")
+    versions: dict[str, str] = Field(default_factory=dict, description="Package to version.")
+    hardware: str = Field("", description="In words: 2 × NVIDIA H100, or CPU with 2 threads.")
+    image: str = Field("", description="Of the trainer, where it is known.")
+
+
+class RunRecord(ApiModel):
+    """One fine-tuning run, from manifest to measurement."""
+
+    version: int = 1
+    job: JobIdentity
+    spec: FineTuneJobSpec
+    plan: ResolvedPlan = Field(default_factory=ResolvedPlan)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    curve: tuple[CurvePoint, ...] = ()
+    validation: tuple[ValidationPoint, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
+    provenance: Provenance = Field(default_factory=Provenance)
+    start_time: str = ""
+    completion_time: str = ""
+    train_seconds: float | None = Field(None, description="Spent in optimizer steps, all attempts together.")
+    steps: int = Field(0, description="Optimizer steps done.")
+    best_step: int | None = Field(None, description="Step whose weights are in the artifact, when it is not the last.")
+    stop_reason: str = Field("", description="Why training ended: all steps done, or early stopping in words.")
+    notes: tuple[str, ...] = Field((), description="What a reader should know: duplicates, dropped rows, warnings.")
+    servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")
+
+    def encode(self) -> str:
+        """The content of `run.json`; a loss that is not finite becomes null."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
+
+
+def decode(text: str | bytes) -> RunRecord:
+    """`run.json` as a RunRecord; pydantic's ValidationError if it is none."""
+    return RunRecord.model_validate_json(text)
