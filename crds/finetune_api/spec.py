@@ -1,4 +1,4 @@
-"""FineTuneJob.spec. Short form: model, data and output; everything else has a default that a good engineer would choose.
+"""FineTuneJob.spec. Short form: model, data, output; the rest has a default that a good engineer would choose.
 
 Defaults live here and not in the API server, so that a manifest stays as short as it was written; `status.plan` shows
 what they came to. Every list and string is bounded, which keeps the cost of the CEL rules bounded too.
@@ -103,7 +103,7 @@ class Data(ApiModel):
     )
     validation: Validation | None = Field(
         None,
-        description="For early stopping and the best checkpoint. Default: a fraction of 0.05 of the training rows (at least 1, at most 500).",
+        description="For early stopping and the best checkpoint. Default: a twentieth of the training rows, at most 500.",
     )
     test: DataSource | None = Field(
         None, description="Touched once, after training (and once before, for the base model)."
@@ -118,13 +118,14 @@ class Data(ApiModel):
     )
     format: Literal["auto", "chat", "completion", "text", "classification"] = Field(
         "auto",
-        description="chat {messages}, completion {prompt, completion}, text {text}, classification {text, label}; auto looks at the rows.",
+        description="chat {messages}, completion {prompt, completion}, text {text}, classification {text, label}; "
+        "auto looks at the rows.",
     )
     classification: Classification | None = Field(None, description="For format classification.")
     sequence_length: int = Field(2048, ge=8, le=1048576, description="The longest sequence, in tokens.")
     overlong: Literal["fail", "drop", "truncate"] = Field(
         "fail",
-        description="What to do with rows that are longer (text is split into windows instead). Always counted and reported.",
+        description="What to do with rows that are longer (text is split into windows instead). Always reported.",
     )
     packing: bool = Field(True, description="Put several documents into one row, isolated from each other.")
     credentials: Credentials | None = Field(None, description="For private buckets.")
@@ -260,7 +261,7 @@ class Toleration(ApiModel):
 
 
 class Pod(ApiModel):
-    """Typed leaves of the pod, never a whole template: hostPath, hostNetwork, privileged and friends cannot be written."""
+    """Typed leaves of the pod, never a whole template: hostPath, hostNetwork and friends cannot be written."""
 
     service_account_name: ObjectName | None = Field(
         None, description="For cloud identities; its API token is never mounted."
@@ -302,7 +303,8 @@ class Checkpoint(ApiModel):
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel=r"!has(self.every) || (type(self.every) == int ? self.every >= 1 : self.every.matches('^([0-9]{1,6}[smhd]){1,4}$'))",
+            cel="!has(self.every) || (type(self.every) == int ? self.every >= 1 : "
+            f"self.every.matches('{durations.PATTERN}'))",
             message="checkpoint.every must be a duration such as 10m, or a number of steps of at least 1",
             holds=lambda new, _: _is_steps_or_duration(new.get("every", "10m")),
         ),
@@ -362,9 +364,3 @@ class FineTuneJobSpec(ApiModel):
     @property
     def world_size(self) -> int:
         return self.nodes * self.processes
-
-
-__all__ = [
-    "Checkpoint", "Classification", "Credentials", "Data", "DataSource", "EarlyStopping", "FineTuneJobSpec", "Lora", "Method",
-    "ModelSource", "Output", "Pod", "Resources", "Retry", "Slice", "Training", "Validation", "Volume",
-]  # fmt: skip

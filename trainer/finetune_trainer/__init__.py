@@ -1,2 +1,2 @@
-"""Everything that runs in a pod or on a laptop. Rooms, outermost first: cli, agent, train, then methods, parallel, data,
-transfer, planning and report, then store and rundir. Importing this package imports no torch."""
+"""Everything that runs in a pod or on a laptop. Rooms, outermost first: cli, agent, train; methods, parallel, data,
+transfer, planning, report; store; rundir. Importing this package imports no torch."""

@@ -1,0 +1,249 @@
+"""A manifest, judged without a cluster: the same verdict as the API server's, in words for people.
+
+Structure comes from the models (strict JSON, as the API server reads it), the rest from the rules that are also the
+CRD's CEL. Unknown fields are problems here, as they are for `kubectl apply`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from .base import ApiModel, Rule
+from .job import FineTuneJob
+from .names import API_VERSION, KIND
+from .schema import NAME_RULES
+from .spec import FineTuneJobSpec
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong. `path` as in `kubectl`'s messages: `spec.data.train[0].uri`."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ManifestError(ValueError):
+    """The manifest as a whole is not usable; every problem that was found."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: 1e-4 is a number, no duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The one FineTuneJob of a YAML text. ManifestError when there is none, or more than one."""
+    try:
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+    except yaml.YAMLError as error:
+        raise ManifestError((Problem("", f"not YAML: {' '.join(str(error).split())}"),)) from error
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(jobs) == 1:
+        return jobs[0]
+    if not jobs and len(documents) == 1 and isinstance(documents[0], dict):
+        return documents[0]
+    raise ManifestError((Problem("", f"the file must hold one {KIND}; it holds {len(jobs)}"),))
+
+
+def load(source: Path | str) -> FineTuneJob:
+    """A typed job from a file or from YAML text. ManifestError lists every problem."""
+    if isinstance(source, Path):
+        try:
+            source = source.read_text()
+        except OSError as error:
+            raise ManifestError((Problem("", f"cannot read {source}: {error.strerror}"),)) from error
+    raw = parse(source)
+    if problems := validate(raw):
+        raise ManifestError(problems)
+    return FineTuneJob.model_validate_json(json.dumps(raw))
+
+
+def validate(raw: dict[str, Any], old: dict[str, Any] | None = None) -> tuple[Problem, ...]:
+    """Every problem of a manifest; with `old`, also whether it may replace that one. Empty means: a cluster takes it."""
+    problems = [*_head(raw), *_unknown(raw, FineTuneJob, "")]
+    problems += _structure(raw)
+    if not problems:
+        problems += _broken(NAME_RULES, raw, old, "")
+        problems += _rules(FineTuneJobSpec, raw["spec"], (old or {}).get("spec"), "spec")
+    return tuple(dict.fromkeys(problems))
+
+
+def _head(raw: dict[str, Any]) -> Iterator[Problem]:
+    if raw.get("apiVersion") != API_VERSION:
+        yield Problem("apiVersion", f"must be {API_VERSION}")
+    if raw.get("kind") != KIND:
+        yield Problem("kind", f"must be {KIND}")
+    if not isinstance(raw.get("metadata"), dict) or not raw["metadata"].get("name"):
+        yield Problem("metadata.name", "is required")
+
+
+def _structure(raw: dict[str, Any]) -> Iterator[Problem]:
+    try:
+        FineTuneJob.model_validate_json(json.dumps({"metadata": {"name": "x"}, "spec": raw.get("spec")}))
+    except ValidationError as error:
+        told: dict[str, list[str]] = {}
+        for detail in error.errors(include_url=False):
+            place = [part for part in detail["loc"] if part not in ("int", "str", "constrained-str", "constrained-int")]
+            told.setdefault(_path(place), []).append(_told(detail))
+        for path, messages in told.items():
+            yield Problem(path, messages[0] if len(messages) == 1 else "must be a whole number or text")
+
+
+def _path(location: list[int | str]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _told(detail: Any) -> str:
+    """A validation error in plain words."""
+    context, given = detail.get("ctx", {}), detail.get("input")
+    shown = json.dumps(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    match detail["type"]:
+        case "missing":
+            return "is required"
+        case "literal_error":
+            return f"must be one of {context['expected'].replace(chr(39), '')}, not {shown}"
+        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
+            sign = {
+                "greater_than_equal": "at least",
+                "greater_than": "more than",
+                "less_than_equal": "at most",
+                "less_than": "less than",
+            }
+            return f"must be {sign[detail['type']]} {next(iter(context.values())):g}, not {shown}"
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters"
+        case "string_too_short":
+            return f"must have at least {context['min_length']} characters"
+        case "too_long":
+            return f"must have at most {context['max_length']} entries"
+        case "too_short":
+            return f"must have at least {context['min_length']} entries"
+        case "string_pattern_mismatch":
+            return f"{shown} does not have the form {_form(context['pattern'])}"
+        case "int_type" | "int_from_float":
+            return f"must be a whole number, not {shown}"
+        case "float_type":
+            return f"must be a number, not {shown}"
+        case "bool_type":
+            return f"must be true or false, not {shown}"
+        case "string_type":
+            return f"must be text, not {shown} (quote it)"
+        case "tuple_type" | "list_type":
+            return f"must be a list, not {shown}"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return f"must be an object, not {shown}"
+        case _:
+            return str(detail["msg"])
+
+
+def _form(pattern: str) -> str:
+    from . import durations, spec, uris
+
+    known = {
+        uris.MODEL: "hf://org/name, s3://bucket/folder, gs://…, az://…, pvc://claim/folder or file:///folder",
+        uris.DATA: "s3://bucket/path, gs://…, az://…, pvc://claim/path or file:///path",
+        durations.PATTERN: "90s, 10m, 24h or 7d",
+        spec.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
+        spec.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
+    }
+    return known.get(pattern, pattern)
+
+
+def _unknown(raw: Any, model: type[BaseModel], path: str) -> Iterator[Problem]:
+    """Fields that no model knows, with the nearest name that exists."""
+    if not isinstance(raw, dict):
+        return
+    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    for key, value in raw.items():
+        where = f"{path}.{key}" if path else str(key)
+        if path in ("metadata",) or (key == "status" and not path):
+            continue
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            yield Problem(where, "unknown field" + (f"; did you mean {near[0]}?" if near else ""))
+            continue
+        yield from _unknown_below(value, fields[key], where)
+
+
+def _unknown_below(value: Any, info: FieldInfo, path: str) -> Iterator[Problem]:
+    model = _model_in(info.annotation)
+    if model is None:
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown(item, model, f"{path}[{index}]")
+    else:
+        yield from _unknown(value, model, path)
+
+
+def _model_in(annotation: Any) -> type[ApiModel] | None:
+    """The model inside `X | None`, `tuple[X, ...]` or `Annotated[X, …]`."""
+    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, UnionType, tuple, typing.Annotated):
+        return next((m for a in typing.get_args(annotation) if (m := _model_in(a))), None)
+    return None
+
+
+def _rules(model: type[ApiModel], new: Any, old: Any, path: str) -> Iterator[Problem]:
+    """The rules of a model and of everything below it. Old list items have no counterpart, as in CEL on atomic lists."""
+    if not isinstance(new, dict):
+        return
+    old = old if isinstance(old, dict) else None
+    yield from _broken(model.RULES, new, old, path)
+    for name, info in model.model_fields.items():
+        key = info.alias or name
+        below = _model_in(info.annotation)
+        if below is None or key not in new:
+            continue
+        if isinstance(new[key], list):
+            for index, item in enumerate(new[key]):
+                yield from _rules(below, item, None, f"{path}.{key}[{index}]")
+        else:
+            yield from _rules(below, new[key], (old or {}).get(key), f"{path}.{key}")
+
+
+def _broken(rules: tuple[Rule, ...], new: dict[str, Any], old: dict[str, Any] | None, path: str) -> Iterator[Problem]:
+    for rule in rules:
+        if rule.on_update_only and old is None:
+            continue
+        if not rule.holds(new, old):
+            yield Problem(path, rule.message)

@@ -1,0 +1,197 @@
+"""The CustomResourceDefinition, made from the models.
+
+pydantic's JSON Schema becomes a structural one (KEP-2335): references inlined, `anyOf` resolved into nullable or
+int-or-string, `const` into enum, numeric exclusive bounds into the boolean form, defaults moved into the description.
+    python -m finetune_api.schema > crds/finetunejobs.finetune.dev.yaml
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from . import names
+from .base import ApiModel, Rule
+from .spec import FineTuneJobSpec
+from .status import FineTuneJobStatus
+
+Schema = dict[str, Any]
+
+NAME_RULES = (
+    Rule(
+        cel=f"self.metadata.name.size() <= {names.MAX_NAME_LENGTH}",
+        message=f"metadata.name must have at most {names.MAX_NAME_LENGTH} characters: pods are named after it",
+        holds=lambda new, _: len(_name(new)) <= names.MAX_NAME_LENGTH,
+    ),
+    Rule(
+        cel="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        message="metadata.name must start with a letter and use only a-z, 0-9 and -: it becomes a DNS label",
+        holds=lambda new, _: _is_label(_name(new)),
+    ),
+)
+
+_DROPPED = frozenset(
+    {"title", "default", "additionalProperties", "discriminator", "const", "exclusiveMinimum", "exclusiveMaximum"}
+)
+
+_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "integer", ".status.progress.percent", 0),
+    ("Nodes", "integer", ".status.nodes", 0),
+    ("Restarts", "integer", ".status.restarts.counted", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Method", "string", ".status.plan.method", 1),
+    ("Loss", "number", ".status.progress.loss", 1),
+    ("ETA", "integer", ".status.progress.etaSeconds", 1),
+    ("Artifact", "string", ".status.artifact.uri", 1),
+)
+
+
+def _name(job: dict[str, Any]) -> str:
+    return str((job.get("metadata") or {}).get("name", ""))
+
+
+def _is_label(name: str) -> bool:
+    return (
+        name[:1].isalpha() and name[-1:].isalnum() and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in name)
+    )
+
+
+def structural(model: type[ApiModel]) -> Schema:
+    """The structural schema of a model. ValueError for what a CRD cannot say."""
+    schema = model.model_json_schema(by_alias=True, mode="validation")
+    return _convert(schema, schema.get("$defs", {}), where=model.__name__)
+
+
+def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Schema:
+    node = _inlined(node, definitions)
+    description = node.get("description", "")
+    if "anyOf" in node:
+        node = {
+            **_merged(node, definitions, where=where),
+            **{k: v for k, v in node.items() if k not in ("anyOf", "default")},
+        }
+    if "prefixItems" in node:
+        raise ValueError(f"{where}: tuples of mixed items have no structural form")
+    out: Schema = {
+        k: v for k, v in node.items() if k not in _DROPPED and k not in ("$defs", "properties", "items", "description")
+    }
+    if "const" in node:
+        out["enum"] = [node["const"]]
+        out.setdefault("type", "string")
+    for bound in ("Minimum", "Maximum"):
+        if f"exclusive{bound}" in node:
+            out[bound.lower()], out[f"exclusive{bound}"] = node[f"exclusive{bound}"], True
+    if "properties" in node:
+        out["properties"] = {
+            name: _convert(child, definitions, where=f"{where}.{name}") for name, child in node["properties"].items()
+        }
+    if "items" in node:
+        out["items"] = _convert(node["items"], definitions, where=f"{where}[]")
+    if isinstance(node.get("additionalProperties"), dict) and not out.get("x-kubernetes-preserve-unknown-fields"):
+        out["additionalProperties"] = _convert(node["additionalProperties"], definitions, where=f"{where}{{}}")
+    if out.get("x-kubernetes-int-or-string"):
+        out.pop("type", None)
+        out["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+        if "pattern" in out:
+            out.pop("pattern")
+    elif "type" not in out:
+        raise ValueError(f"{where}: a schema needs a type")
+    if text := _described(description, node):
+        out["description"] = text
+    return out
+
+
+def _described(description: str, node: Schema) -> str:
+    """The first paragraph of the description, with the default where it is a plain value."""
+    text = " ".join(description.split("\n\n", maxsplit=1)[0].split())
+    default = node.get("default")
+    if default in (None, "", [], {}) or isinstance(default, dict | list):
+        return text
+    told = json.dumps(default).strip('"')
+    return f"{text} Default {told}.".strip()
+
+
+def _inlined(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    if "$ref" not in node:
+        return node
+    target = definitions[node["$ref"].rsplit("/", 1)[1]]
+    return {**_inlined(target, definitions), **{k: v for k, v in node.items() if k != "$ref"}}
+
+
+def _merged(node: Schema, definitions: dict[str, Schema], *, where: str) -> Schema:
+    """What an `anyOf` means: optional (X or null), or int-or-string. Nothing else has a structural form."""
+    variants = [_inlined(v, definitions) for v in node["anyOf"] if v.get("type") != "null"]
+    if len(variants) == 1:
+        return variants[0]
+    if {v.get("type") for v in variants} == {"integer", "string"}:
+        return {"x-kubernetes-int-or-string": True}
+    if all("anyOf" in v for v in variants):
+        return _merged(variants[0], definitions, where=where)
+    raise ValueError(f"{where}: only optional values and int-or-string may be unions")
+
+
+def crd() -> Schema:
+    """The whole CustomResourceDefinition."""
+    root: Schema = {
+        "type": "object",
+        "description": "One fine-tuning run: from a base model and data to an adapter in object storage.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": structural(FineTuneJobSpec),
+            "status": structural(FineTuneJobStatus),
+        },
+        "x-kubernetes-validations": [{"rule": rule.cel, "message": rule.message} for rule in NAME_RULES],
+    }
+    columns = [
+        {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}
+        for name, kind, path, priority in _COLUMNS
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": names.SINGULAR,
+                "shortNames": [names.SHORT_NAME],
+                "categories": ["all"],
+            },
+            "versions": [
+                {
+                    "name": names.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": columns,
+                    "schema": {"openAPIV3Schema": root},
+                }
+            ],
+        },
+    }
+
+
+def crd_yaml() -> str:
+    head = "# Generated from finetune_api by `python -m finetune_api.schema`; do not edit.\n"
+    return head + yaml.dump(crd(), Dumper=_PlainDumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Without anchors: two equal parts are written out twice."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+        return True
+
+
+if __name__ == "__main__":
+    print(crd_yaml(), end="")
