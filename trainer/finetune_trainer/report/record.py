@@ -1,4 +1,4 @@
-"""What a run leaves behind about itself: `run.json` in the artifact, from which the HTML page and the model card are made.
+"""What a run leaves behind about itself: `run.json` in the artifact; HTML page and model card are made from it.
 
 Rank 0 fills it in while it trains. It carries no secret (a manifest names Secrets, never their content) and nothing
 that changes between two reads, so the page is a function of this file alone.

@@ -1,0 +1,125 @@
+"""A file or a folder as a local path, downloaded once. Several processes of a node may ask at the same time.
+
+<cache>/files/<key>/<name>       the key is made of the URI and the content's version, so a changed file is new
+<cache>/folders/<key>/…          the key is made of the listing; being downloaded it is <key>.partial/, and the files
+                                 that are complete there are kept when a download starts again
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TypeVar
+
+from finetune_api import uris
+from finetune_api.failures import FinetuneError, Reason
+
+from .folder import Entry, Folder, NotFound, open_folder, safe_path
+from .local import LocalFolder, os_errors
+
+CONCURRENCY = 8
+"""Transfers at once; object stores answer many slow requests faster than one."""
+
+T = TypeVar("T")
+
+
+def fetch_file(uri: str, *, prefix: str, cache: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The path of a file's content: the file itself for file:// and pvc://, else a copy in the cache. NotFound."""
+    folder_uri, name = _split(uri)
+    folder = open_folder(folder_uri, prefix=prefix, environ=environ)
+    entry = folder.stat(name)
+    if entry is None:
+        _explain_missing(folder, uri)
+    if isinstance(folder, LocalFolder):
+        return folder.path / name
+    target = cache / "files" / _key(uri, entry) / name
+    with os_errors("write", str(target)), _locked(target.parent):
+        if not target.exists():
+            folder.download(name, target)
+    return target
+
+
+def fetch_folder(
+    uri: str,
+    *,
+    prefix: str,
+    cache: Path,
+    patterns: Sequence[str] = ("*",),
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """The path of a folder's content; of an object store, the files whose name matches one of the patterns. NotFound."""
+    folder = open_folder(uri, prefix=prefix, environ=environ)
+    if isinstance(folder, LocalFolder):
+        if not folder.path.is_dir():
+            raise NotFound(f"there is no folder {uri}")
+        return folder.path
+    entries = [e for e in folder.list() if any(fnmatch(e.path, p) for p in patterns)]
+    if not entries:
+        raise NotFound(f"there is no file {' or '.join(patterns)} in {uri}")
+    complete = cache / "folders" / _key(uri, *entries)
+    partial = complete.with_name(complete.name + ".partial")
+    with os_errors("write", str(complete)), _locked(complete):
+        if not complete.exists():
+            at_once(lambda entry: _download_missing(folder, entry, partial), entries)
+            partial.rename(complete)
+    return complete
+
+
+def at_once(work: Callable[[T], None], items: Iterable[T]) -> None:
+    """Does the work for all items, several at a time. After an error nothing new is begun, and the error is raised."""
+    with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="store") as pool:
+        pending = [pool.submit(work, item) for item in items]
+        try:
+            for future in pending:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _download_missing(folder: Folder, entry: Entry, target: Path) -> None:
+    file = target / safe_path(entry.path)
+    if file.exists():
+        return
+    received = folder.download(entry.path, file)
+    if received.size != entry.size:
+        file.unlink()
+        where = f"{folder.uri}/{entry.path}"
+        raise FinetuneError(Reason.StorageUnavailable, f"{where} changed while it was downloaded", "Run again.")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    try:
+        parsed = uris.parse(uri)
+    except ValueError as error:
+        raise FinetuneError(Reason.InvalidSpec, str(error)) from error
+    parent, _, name = parsed.path.rstrip("/").rpartition("/")
+    if not name:
+        raise NotFound(f"{uri} names no file", "Give the whole URI of a file, such as s3://bucket/folder/train.jsonl.")
+    return parsed._replace(path=parent).text, name
+
+
+def _explain_missing(folder: Folder, uri: str) -> None:
+    # A HEAD cannot tell a missing bucket from a missing file; a listing can, and it raises BucketMissing.
+    below = folder.list(uri.rstrip("/").rpartition("/")[2])
+    raise NotFound(f"there is no file {uri}" + (", but a folder of that name" if below else ""))
+
+
+def _key(uri: str, *entries: Entry) -> str:
+    facts = "\n".join([uri, *(f"{e.path}\t{e.size}\t{e.version}" for e in entries)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process of this machine at a time; the lock ends with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

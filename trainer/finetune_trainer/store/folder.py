@@ -1,0 +1,152 @@
+"""A folder somewhere: what every store can do, how it fails, and how to open one from a URI.
+
+Paths are relative to the folder, with `/` between segments; a path that would leave the folder is refused. A `put` is
+all or nothing: readers see the old file or the new one. Every failure is a FinetuneError:
+
+    NotFound                no such file (a FinetuneError that callers may catch; BucketMissing is one too)
+    CredentialsMissing      no keys where the store wants some
+    CredentialsRejected     wrong keys, or keys without the right
+    StorageUnavailable      the store cannot be reached, is overloaded or full: trying again may help
+    InvalidSpec             the URI or the store's settings are wrong: trying again cannot help
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from finetune_api import uris
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.uris import Uri
+
+PARTIAL = ".partial"
+"""Ending of a file that is still being written; such files are never listed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a folder. `version` changes when the content does: an etag, or a modification time."""
+
+    path: str
+    size: int
+    version: str = ""
+
+
+class Digest(NamedTuple):
+    """What a file contains: hex sha256 and length in bytes."""
+
+    sha256: str
+    size: int
+
+
+class NotFound(FinetuneError):
+    """The file or folder is not there; callers who know better give it another reason."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(Reason.DataNotFound, message, hint)
+
+
+class BucketMissing(NotFound):
+    """Not even the bucket is there."""
+
+
+class Folder(Protocol):
+    """See the module's docstring for paths and errors."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def read(self, path: str) -> bytes: ...
+
+    def stat(self, path: str) -> Entry | None:
+        """None when there is no such file."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """All files below the subfolder `prefix`, sorted; paths stay relative to this folder. [] when there is none."""
+
+    def put(self, path: str, data: bytes | Path) -> None:
+        """Bytes, or the content of a local file."""
+
+    def delete(self, path: str) -> None:
+        """Deleting what is not there is fine."""
+
+    def download(self, path: str, target: Path) -> Digest:
+        """Into the local file `target`, which appears only when it is complete. Returns what was received."""
+
+    def digest(self, path: str) -> Digest:
+        """Reads the whole file without keeping it."""
+
+    def check_writable(self) -> None:
+        """Writes and removes a small file; raises what a commit would raise."""
+
+
+def open_folder(uri: str, *, prefix: str, environ: Mapping[str, str] = os.environ, patience: float = 0.0) -> Folder:
+    """The folder at a file://, pvc://, s3://, gs:// or az:// URI. Nothing is contacted yet.
+
+    Credentials are read as `prefix` + NAME, then NAME. A store that is away is waited for up to `patience` seconds in
+    each operation; with 0 the store's client tries a few times within seconds.
+    """
+    try:
+        parsed = uris.parse(uri)
+        opener = _OPENERS[parsed.scheme]
+    except (ValueError, KeyError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{uri} is no folder that can be read and written"
+        raise FinetuneError(Reason.InvalidSpec, reason) from error
+    folder = opener(parsed, prefix, environ)
+    if not patience:
+        return folder
+    from .patience import Patient
+
+    return Patient(folder, seconds=patience)
+
+
+def _open_local(uri: Uri, _prefix: str, environ: Mapping[str, str]) -> Folder:
+    from .local import open_local
+
+    return open_local(uri, environ=environ)
+
+
+def _open_objects(uri: Uri, prefix: str, environ: Mapping[str, str]) -> Folder:
+    from .objects import open_objects
+
+    return open_objects(uri, prefix=prefix, environ=environ)
+
+
+_OPENERS: Mapping[str, Callable[[Uri, str, Mapping[str, str]], Folder]] = {
+    "file": _open_local,
+    "pvc": _open_local,
+    "s3": _open_objects,
+    "gs": _open_objects,
+    "az": _open_objects,
+}
+
+
+def safe_path(path: str) -> str:
+    """The path itself, if it stays inside its folder; else InvalidSpec. Guards against manifests that say `../../x`."""
+    segments = path.split("/")
+    if any(s in ("", ".", "..") or "\\" in s or not s.isprintable() for s in segments):
+        raise FinetuneError(Reason.InvalidSpec, f"{path!r} is not the name of a file inside a folder")
+    return path
+
+
+def digest_of(data: bytes | Path) -> Digest:
+    """Of bytes, or of a local file's content."""
+    if isinstance(data, bytes):
+        return Digest(hashlib.sha256(data).hexdigest(), len(data))
+    with data.open("rb") as file:
+        return digest_chunks(iter(lambda: file.read(1 << 20), b""))
+
+
+def digest_chunks(chunks: Iterable[bytes]) -> Digest:
+    """Of a file that arrives in pieces."""
+    sha, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        sha.update(chunk)
+        size += len(chunk)
+    return Digest(sha.hexdigest(), size)

@@ -1,0 +1,141 @@
+"""s3://, gs:// and az:// folders through obstore: one Rust core with multipart uploads and its own connection pool."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.uris import Uri
+
+from .credentials import Access, access
+from .errors import explain, explain_setup
+from .folder import BucketMissing, Digest, Entry, NotFound, digest_chunks, safe_path
+from .local import os_errors, replacing
+
+_PART = 8 << 20
+_MOST_PARTS = 5000
+"""S3 allows 10,000 parts; half of it leaves room for stores that allow fewer."""
+
+_CLIENT = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1d"}
+"""A large file may take long, but no read may stand still: hence the long `timeout` beside the short others."""
+
+_RETRY = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+}
+"""Fails within seconds; whoever wants to wait longer opens the folder with patience."""
+
+
+def open_objects(uri: Uri, *, prefix: str, environ: Mapping[str, str]) -> ObjectFolder:
+    """CredentialsMissing or CredentialsRejected where that can be told without a request."""
+    how = access(uri, prefix=prefix, environ=environ)
+    try:
+        store = _store(uri, how)
+    except Exception as error:
+        # obstore raises its own errors, ValueError or OSError here, and their text may quote a key.
+        raise explain_setup(error, where=uri.text) from None
+    return ObjectFolder(uri.text, uri.authority, how.endpoint, store)
+
+
+def _store(uri: Uri, how: Access) -> Any:
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[uri.scheme]
+    return kind(
+        uri.authority,
+        prefix=uri.path.strip("/") or None,
+        config={name.lower(): value for name, value in how.config.items()},
+        client_options={**_CLIENT, **({"allow_http": True} if how.plain_http else {})},
+        retry_config=_RETRY,
+        **({"credential_provider": how.provider} if how.provider else {}),
+    )
+
+
+@dataclass(frozen=True)
+class ObjectFolder:
+    """The Folder below a key prefix of a bucket."""
+
+    uri: str
+    bucket: str
+    endpoint: str
+    store: Any
+    """An obstore store that is bound to the prefix; paths in and out are relative to it."""
+
+    def read(self, path: str) -> bytes:
+        with self._errors("read", path):
+            return bytes(self.store.get(safe_path(path)).bytes())
+
+    def stat(self, path: str) -> Entry | None:
+        try:
+            with self._errors("read", path):
+                return _entry(self.store.head(safe_path(path)))
+        except NotFound:
+            return None
+
+    def exists(self, path: str) -> bool:
+        return self.stat(path) is not None
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        with self._errors("list", prefix):
+            pages = self.store.list(safe_path(prefix.rstrip("/")) if prefix else None)
+            return sorted((_entry(meta) for page in pages for meta in page), key=lambda entry: entry.path)
+
+    def put(self, path: str, data: bytes | Path) -> None:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        try:
+            with self._errors("write", path):
+                self.store.put(safe_path(path), data, chunk_size=max(_PART, size // _MOST_PARTS + 1), max_concurrency=4)
+        except BucketMissing as error:
+            raise FinetuneError(Reason.InvalidSpec, error.message, error.hint) from error
+
+    def delete(self, path: str) -> None:
+        try:
+            with self._errors("delete", path):
+                self.store.delete(safe_path(path))
+        except NotFound:
+            return
+
+    def download(self, path: str, target: Path) -> Digest:
+        with os_errors("write", str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as file, self._errors("read", path):
+                return digest_chunks(_written(self._chunks(path), file))
+
+    def digest(self, path: str) -> Digest:
+        with self._errors("read", path):
+            return digest_chunks(self._chunks(path))
+
+    def check_writable(self) -> None:
+        name = f".finetune/writable-{secrets.token_hex(4)}"
+        self.put(name, b"finetune checks that it may write here")
+        self.delete(name)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        return (bytes(chunk) for chunk in self.store.get(safe_path(path)).stream(min_chunk_size=1 << 20))
+
+    @contextmanager
+    def _errors(self, doing: str, path: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        where = f"{self.uri.rstrip('/')}/{path}".rstrip("/")
+        try:
+            yield
+        except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
+            raise explain(error, doing=doing, where=where, bucket=self.bucket, endpoint=self.endpoint) from None
+
+
+def _written(chunks: Iterable[bytes], file: BinaryIO) -> Iterator[bytes]:
+    for chunk in chunks:
+        file.write(chunk)
+        yield chunk
+
+
+def _entry(meta: Mapping[str, Any]) -> Entry:
+    return Entry(meta["path"], meta["size"], str(meta.get("e_tag") or meta.get("last_modified") or ""))
