@@ -94,7 +94,7 @@ def load(source: Path | str) -> FineTuneJob:
 
 
 def validate(raw: dict[str, Any], old: dict[str, Any] | None = None) -> tuple[Problem, ...]:
-    """Every problem of a manifest; with `old`, also whether it may replace that one. Empty means: a cluster takes it."""
+    """Every problem of a manifest; with `old`, also whether it may replace that one. Empty: a cluster takes it."""
     problems = [*_head(raw), *_unknown(raw, FineTuneJob, "")]
     problems += _structure(raw)
     if not problems:
@@ -224,7 +224,7 @@ def _model_in(annotation: Any) -> type[ApiModel] | None:
 
 
 def _rules(model: type[ApiModel], new: Any, old: Any, path: str) -> Iterator[Problem]:
-    """The rules of a model and of everything below it. Old list items have no counterpart, as in CEL on atomic lists."""
+    """The rules of a model and of all below it. Old list items have no counterpart, as in CEL on atomic lists."""
     if not isinstance(new, dict):
         return
     old = old if isinstance(old, dict) else None

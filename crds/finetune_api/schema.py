@@ -67,11 +67,10 @@ def structural(model: type[ApiModel]) -> Schema:
 
 def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Schema:
     node = _inlined(node, definitions)
-    description = node.get("description", "")
     if "anyOf" in node:
         node = {
             **_merged(node, definitions, where=where),
-            **{k: v for k, v in node.items() if k not in ("anyOf", "default")},
+            **{k: v for k, v in node.items() if k != "anyOf"},
         }
     if "prefixItems" in node:
         raise ValueError(f"{where}: tuples of mixed items have no structural form")
@@ -99,14 +98,14 @@ def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sch
             out.pop("pattern")
     elif "type" not in out:
         raise ValueError(f"{where}: a schema needs a type")
-    if text := _described(description, node):
+    if text := _described(node):
         out["description"] = text
     return out
 
 
-def _described(description: str, node: Schema) -> str:
+def _described(node: Schema) -> str:
     """The first paragraph of the description, with the default where it is a plain value."""
-    text = " ".join(description.split("\n\n", maxsplit=1)[0].split())
+    text = " ".join(node.get("description", "").split("\n\n", maxsplit=1)[0].split())
     default = node.get("default")
     if default in (None, "", [], {}) or isinstance(default, dict | list):
         return text

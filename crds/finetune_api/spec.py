@@ -103,7 +103,7 @@ class Data(ApiModel):
     )
     validation: Validation | None = Field(
         None,
-        description="For early stopping and the best checkpoint. Default: a twentieth of the training rows, at most 500.",
+        description="For early stopping and the best checkpoint. Default: 1/20 of the training rows, at most 500.",
     )
     test: DataSource | None = Field(
         None, description="Touched once, after training (and once before, for the base model)."

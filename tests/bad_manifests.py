@@ -1,0 +1,208 @@
+"""Manifests that must be refused, and what a user must read: judged by `finetune validate` in tests/unit and by a real
+API server in tests/integration. Both must refuse each of them, and both must take each of GOOD."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+BASE: Json = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "cardiology"},
+    "spec": {
+        "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "data": {"train": [{"uri": "s3://corp/train.jsonl"}]},
+        "output": {"uri": "s3://corp/models/cardiology"},
+    },
+}
+
+
+class _Missing:
+    """Marks a field that the change takes away."""
+
+
+MISSING = _Missing()
+
+
+def changed(base: Json, changes: dict[str, Any]) -> Json:
+    """`base` with fields set by dotted path; list indices are numbers, MISSING removes."""
+    result = copy.deepcopy(base)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node: Any = result
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if value is MISSING:
+            node.pop(last)
+        else:
+            node[last] = value
+    return result
+
+
+@dataclass(frozen=True)
+class Bad:
+    """`path` is where both verdicts point, `says` what ours says, `server` what the API server says (default: the same)."""
+
+    name: str
+    changes: dict[str, Any]
+    path: str
+    says: str
+    server: str = ""
+    before: dict[str, Any] | None = None
+    """For updates: the stored object, as changes to BASE."""
+
+    @property
+    def new(self) -> Json:
+        return changed(changed(BASE, self.before or {}), self.changes)
+
+    @property
+    def old(self) -> Json | None:
+        return None if self.before is None else changed(BASE, self.before)
+
+
+BAD = (
+    # what must be there
+    Bad("no model", {"spec.model": MISSING}, "spec.model", "is required", "Required value"),
+    Bad("no data", {"spec.data": MISSING}, "spec.data", "is required", "Required value"),
+    Bad("no output", {"spec.output": MISSING}, "spec.output", "is required", "Required value"),
+    Bad("no spec", {"spec": MISSING}, "spec", "must be an object", "Required value"),
+    Bad("no training rows", {"spec.data.train": []}, "spec.data.train", "at least 1 entries", "at least 1 items"),
+    Bad("a slice without a name", {"spec.data.slices": [{"uri": "s3://corp/a.jsonl"}]}, "spec.data.slices[0].name", "is required",
+        "Required value"),
+    Bad("credentials without a Secret", {"spec.output.credentials": {}}, "spec.output.credentials.secretName", "is required",
+        "Required value"),
+    # types
+    Bad("batch size as text", {"spec.training.batchSize": "64"}, "spec.training.batchSize", "whole number", "must be of type integer"),
+    Bad("epochs with a fraction", {"spec.training.epochs": 1.5}, "spec.training.epochs", "whole number", "must be of type integer"),
+    Bad("learning rate as text", {"spec.training.learningRate": "auto"}, "spec.training.learningRate", "must be a number",
+        "must be of type number"),
+    Bad("packing as text", {"spec.data.packing": "yes"}, "spec.data.packing", "true or false", "must be of type boolean"),
+    Bad("train is no list", {"spec.data.train": "s3://corp/a.jsonl"}, "spec.data.train", "must be a list", "must be of type array"),
+    Bad("model as text", {"spec.model": "hf://a/b"}, "spec.model", "must be an object", "must be of type object"),
+    Bad("a label that is a number", {"spec.pod": {"labels": {"team": 7}}}, "spec.pod.labels.team", "must be text", "must be of type string"),
+    Bad("checkpoint every 1.5", {"spec.checkpoint": {"every": 1.5}}, "spec.checkpoint.every", "whole number or text", "integer,string"),
+    # words
+    Bad("an unknown method", {"spec.method": {"type": "lorra"}}, "spec.method.type", "must be one of full or lora", "Unsupported value"),
+    Bad("an unknown format", {"spec.data.format": "alpaca"}, "spec.data.format", "must be one of", "Unsupported value"),
+    Bad("an unknown schedule", {"spec.training.schedule": "step"}, "spec.training.schedule", "must be one of", "Unsupported value"),
+    Bad("an unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "must be one of", "Unsupported value"),
+    Bad("unknown targets", {"spec.method": {"lora": {"targets": "q_proj"}}}, "spec.method.lora.targets", "must be one of",
+        "Unsupported value"),
+    # unions
+    Bad("lora settings for full", {"spec.method": {"type": "full", "lora": {"rank": 8}}}, "spec.method",
+        "method.lora is only for type lora: remove it or set method.type: lora"),
+    Bad("two kinds of validation", {"spec.data.validation": {"uri": "s3://corp/v.jsonl", "fraction": 0.1}}, "spec.data.validation",
+        "data.validation needs exactly one of uri or fraction"),
+    Bad("no kind of validation", {"spec.data.validation": {}}, "spec.data.validation",
+        "data.validation needs exactly one of uri or fraction"),
+    Bad("groupBy without fraction", {"spec.data.validation": {"uri": "s3://corp/v.jsonl", "groupBy": "patient"}}, "spec.data.validation",
+        "data.validation.groupBy needs fraction"),
+    Bad("labels for chat", {"spec.data.format": "chat", "spec.data.classification": {"labels": ["a", "b"]}}, "spec.data",
+        "data.classification is only for format classification"),
+    Bad("a revision of a bucket", {"spec.model": {"uri": "s3://corp/model", "revision": "main"}}, "spec.model",
+        "model.revision is only for hf:// models"),
+    Bad("a volume of two kinds", {"spec.pod": {"volumes": [{"name": "v", "mountPath": "/v", "emptyDir": {}, "secret": {"name": "s"}}]}},
+        "spec.pod.volumes[0]", "pod.volumes needs exactly one of"),
+    Bad("a volume of no kind", {"spec.pod": {"volumes": [{"name": "v", "mountPath": "/v"}]}}, "spec.pod.volumes[0]",
+        "pod.volumes needs exactly one of"),
+    Bad("env with two values", {"spec.pod": {"env": [{"name": "A", "value": "1", "secretKeyRef": {"name": "s", "key": "k"}}]}},
+        "spec.pod.env[0]", "pod.env needs exactly one of value or secretKeyRef"),
+    # bounds
+    Bad("no batch", {"spec.training.batchSize": 0}, "spec.training.batchSize", "at least 1", "greater than or equal to 1"),
+    Bad("no epochs", {"spec.training.epochs": 0}, "spec.training.epochs", "at least 1", "greater than or equal to 1"),
+    Bad("a negative rate", {"spec.training.learningRate": -0.1}, "spec.training.learningRate", "more than 0", "should be greater than 0"),
+    Bad("rank zero", {"spec.method": {"lora": {"rank": 0}}}, "spec.method.lora.rank", "at least 1", "greater than or equal to 1"),
+    Bad("dropout of one", {"spec.method": {"lora": {"dropout": 1}}}, "spec.method.lora.dropout", "less than 1", "should be less than 1"),
+    Bad("more than half for validation", {"spec.data.validation": {"fraction": 0.9}}, "spec.data.validation.fraction", "at most 0.5",
+        "less than or equal to 0.5"),
+    Bad("no nodes", {"spec.nodes": 0}, "spec.nodes", "at least 1", "greater than or equal to 1"),
+    Bad("too many nodes", {"spec.nodes": 5000}, "spec.nodes", "at most 1024", "less than or equal to 1024"),
+    Bad("no processes", {"spec.processesPerNode": 0}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
+    Bad("processes by a word", {"spec.processesPerNode": "all"}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
+    Bad("sequences of one", {"spec.data.sequenceLength": 1}, "spec.data.sequenceLength", "at least 8", "greater than or equal to 8"),
+    Bad("a checkpoint never", {"spec.checkpoint": {"every": "never"}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
+    Bad("a checkpoint at step zero", {"spec.checkpoint": {"every": 0}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
+    Bad("root", {"spec.pod": {"runAsUser": 0}}, "spec.pod.runAsUser", "at least 1", "greater than or equal to 1"),
+    Bad("negative restarts", {"spec.retry": {"maxRestarts": -1}}, "spec.retry.maxRestarts", "at least 0", "greater than or equal to 0"),
+    Bad("one label", {"spec.data.classification": {"labels": ["only"]}}, "spec.data.classification.labels", "at least 2 entries",
+        "at least 2 items"),
+    # forms
+    Bad("a model from the web", {"spec.model.uri": "https://host/model"}, "spec.model.uri", "hf://org/name", "should match"),
+    Bad("a hub model without an owner", {"spec.model.uri": "hf://model"}, "spec.model.uri", "hf://org/name", "should match"),
+    Bad("a relative file", {"spec.data.train.0.uri": "train.jsonl"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
+    Bad("data from the hub", {"spec.data.train.0.uri": "hf://a/b"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
+    Bad("a bucket with a space", {"spec.output.uri": "s3://my bucket/x"}, "spec.output.uri", "s3://bucket/path", "should match"),
+    Bad("an output on the hub", {"spec.output.uri": "hf://org/name"}, "spec.output.uri", "s3://bucket/path", "should match"),
+    Bad("a grace period without a unit", {"spec.pod": {"terminationGracePeriod": "120"}}, "spec.pod.terminationGracePeriod", "90s, 10m",
+        "should match"),
+    Bad("a Secret's name with capitals", {"spec.output.credentials": {"secretName": "Corp"}}, "spec.output.credentials.secretName",
+        "Kubernetes name", "should match"),
+    Bad("an environment name with a dash", {"spec.pod": {"env": [{"name": "A-B", "value": "1"}]}}, "spec.pod.env[0].name", "[A-Za-z_]",
+        "should match"),
+    Bad("a slice with a long name", {"spec.data.slices": [{"name": "a" * 64, "uri": "s3://corp/a.jsonl"}]}, "spec.data.slices[0].name",
+        "at most 63", "may not be more than 63"),
+    # names
+    Bad("a long name", {"metadata.name": "a" * 49}, "", "metadata.name must have at most 48 characters"),
+    Bad("a name with a dot", {"metadata.name": "team.job"}, "", "metadata.name must start with a letter"),
+    Bad("a name that begins with a digit", {"metadata.name": "7b-run"}, "", "metadata.name must start with a letter"),
+    # unknown fields
+    Bad("a typing mistake", {"spec.training.epoch": 3}, "spec.training.epoch", "unknown field; did you mean epochs?",
+        'unknown field "spec.training.epoch"'),
+    Bad("a field of another system", {"spec.numNodes": 2}, "spec.numNodes", "unknown field", 'unknown field "spec.numNodes"'),
+    Bad("a pod that wants the host", {"spec.pod": {"hostNetwork": True}}, "spec.pod.hostNetwork", "unknown field",
+        'unknown field "spec.pod.hostNetwork"'),
+    Bad("a volume from the host", {"spec.pod": {"volumes": [{"name": "v", "mountPath": "/v", "hostPath": {"path": "/"}}]}},
+        "spec.pod.volumes[0].hostPath", "unknown field", 'unknown field "spec.pod.volumes[0].hostPath"'),
+    # updates
+    Bad("another model", {"spec.model.uri": "hf://org/other"}, "spec", "spec.model cannot be changed", before={}),
+    Bad("other data", {"spec.data.train.0.uri": "s3://corp/other.jsonl"}, "spec", "spec.data cannot be changed", before={}),
+    Bad("a method where none was given", {"spec.method": {"type": "full"}}, "spec", "spec.method cannot be changed", before={}),
+    Bad("another learning rate", {"spec.training.learningRate": 0.1}, "spec", "spec.training cannot be changed",
+        before={"spec.training": {"learningRate": 0.01}}),
+    Bad("another output", {"spec.output.uri": "s3://corp/else"}, "spec", "spec.output cannot be changed", before={}),
+    Bad("more nodes while running", {"spec.nodes": 4}, "spec", "spec.nodes can be changed only while the job is suspended",
+        before={"spec.nodes": 2}),
+    Bad("another image while running", {"spec.image": "trainer:2"}, "spec", "spec.image can be changed only while the job is suspended",
+        before={}),
+)  # fmt: skip
+
+GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
+    ("the short form", {}, None),
+    ("a checkpoint each 50 steps", {"spec.checkpoint": {"every": 50}}, None),
+    ("a checkpoint each 90 seconds", {"spec.checkpoint": {"every": "1m30s"}}, None),
+    (
+        "one process for each GPU",
+        {"spec.processesPerNode": "auto", "spec.resources": {"limits": {"nvidia.com/gpu": 8}}},
+        None,
+    ),
+    ("quantities as text and as numbers", {"spec.resources": {"limits": {"cpu": 2, "memory": "4Gi"}}}, None),
+    ("a small learning rate", {"spec.training": {"learningRate": 1e-5}}, None),
+    (
+        "more nodes while suspended, and on at once",
+        {"spec.nodes": 4, "spec.suspend": False},
+        {"spec.nodes": 2, "spec.suspend": True},
+    ),
+    ("suspending", {"spec.suspend": True}, {}),
+    ("more restarts while running", {"spec.retry": {"maxRestarts": 9}}, {}),
+    (
+        "everything of a pod",
+        {
+            "spec.pod": {
+                "env": [{"name": "A", "value": "1"}, {"name": "B", "secretKeyRef": {"name": "s", "key": "k"}}],
+                "volumes": [
+                    {"name": "a", "mountPath": "/a", "persistentVolumeClaim": {"claimName": "c"}, "readOnly": True},
+                    {"name": "b", "mountPath": "/b", "emptyDir": {"sizeLimit": "1Gi"}},
+                ],
+                "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                "affinity": {"nodeAffinity": {}},
+                "labels": {"team": "a"},
+                "shmSize": "2Gi",
+            }
+        },
+        None,
+    ),
+)

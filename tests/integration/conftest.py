@@ -1,0 +1,9 @@
+"""Integration tests: a real API server with its controllers; nothing runs pods."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.import_plugin("tests.rig_fixtures")

@@ -1,0 +1,64 @@
+"""The real API server's verdict on the table of tests/bad_manifests.py: the same as `finetune validate`'s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bad_manifests import BAD, BASE, GOOD, Bad, Json, changed
+from tests.cluster.rig import Rig, RigError
+
+CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
+
+
+@pytest.fixture(scope="module")
+def contract(control_plane: Rig) -> Iterator[tuple[Rig, str]]:
+    control_plane.install_crd(CRD)
+    namespace = control_plane.create_namespace("contract", labels={})
+    yield control_plane, namespace
+    control_plane.delete_namespace(namespace)
+
+
+def verdict(contract: tuple[Rig, str], new: Json, old: Json | None) -> str:
+    """What kubectl prints, good or bad."""
+    rig, namespace = contract
+    if old is not None:
+        rig.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(old))
+    verb = "create" if old is None else "replace"
+    try:
+        strictly = ("--dry-run=server", "--validate=strict", "-n", namespace, "-f", "-")
+        return rig.kubectl(verb, *strictly, stdin=json.dumps(new))
+    except RigError as error:
+        return str(error)
+    finally:
+        if old is not None:
+            rig.kubectl("delete", "finetunejob", old["metadata"]["name"], "-n", namespace)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_the_api_server_refuses(contract: tuple[Rig, str], bad: Bad) -> None:
+    said = verdict(contract, bad.new, bad.old)
+
+    assert (bad.server or bad.says) in said, said
+    assert bad.path in said, said
+
+
+@pytest.mark.parametrize(("name", "changes", "before"), GOOD, ids=[name for name, _, _ in GOOD])
+def test_the_api_server_takes(contract: tuple[Rig, str], name: str, changes: Json, before: Json | None) -> None:
+    old = None if before is None else changed(BASE, before)
+
+    said = verdict(contract, changed(old or BASE, changes), old)
+
+    assert "(server dry run)" in said, f"{name}: {said}"
+
+
+def test_the_short_name_and_the_columns_are_there(contract: tuple[Rig, str]) -> None:
+    rig, namespace = contract
+    rig.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(changed(BASE, {"metadata.name": "columns"})))
+
+    header = rig.kubectl("get", "ftj", "-o", "wide", "-n", namespace).splitlines()[0].split()
+
+    assert header == ["NAME", "PHASE", "PROGRESS", "NODES", "RESTARTS", "AGE", "METHOD", "LOSS", "ETA", "ARTIFACT"]

@@ -1,0 +1,78 @@
+"""`finetune validate`: every bad manifest is refused where and why a user expects, and every good one is taken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from finetune_api import manifest
+from finetune_api.manifest import ManifestError
+from tests.bad_manifests import BAD, BASE, GOOD, Bad, changed
+
+
+def test_the_table_is_as_wide_as_promised() -> None:
+    assert len(BAD) >= 40
+    assert len({bad.name for bad in BAD}) == len(BAD)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_a_bad_manifest_is_refused_with_words_that_help(bad: Bad) -> None:
+    problems = manifest.validate(bad.new, bad.old)
+
+    assert [p for p in problems if p.path == bad.path and bad.says in p.message], problems
+
+
+@pytest.mark.parametrize(("name", "changes", "before"), GOOD, ids=[name for name, _, _ in GOOD])
+def test_a_good_manifest_is_taken(name: str, changes: dict, before: dict | None) -> None:
+    old = None if before is None else changed(BASE, before)
+
+    assert manifest.validate(changed(old or BASE, changes), old) == (), name
+
+
+def test_numbers_are_read_as_kubectl_reads_them() -> None:
+    assert manifest.parse("kind: FineTuneJob\nrate: 1e-4\nday: 2026-01-01") == {
+        "kind": "FineTuneJob",
+        "rate": 1e-4,
+        "day": "2026-01-01",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [", "not YAML"),
+        ("a: 1\na: 2", "key 'a' twice"),
+        ("", "must hold one FineTuneJob"),
+        (yaml.safe_dump_all([BASE, BASE]), "it holds 2"),
+        ("- a", "must hold one FineTuneJob"),
+    ],
+)
+def test_a_file_that_is_no_manifest_says_so(text: str, says: str) -> None:
+    with pytest.raises(ManifestError, match=says):
+        manifest.load(text)
+
+
+def test_the_job_is_found_among_other_documents() -> None:
+    text = yaml.safe_dump_all([{"kind": "Secret", "metadata": {"name": "s"}}, BASE])
+
+    assert manifest.load(text).metadata.name == "cardiology"
+
+
+def test_an_older_reader_survives_a_newer_writer() -> None:
+    from finetune_api.job import FineTuneJob
+
+    job = FineTuneJob.model_validate_json(json.dumps(changed(BASE, {"spec.invented": {"later": 1}})))
+
+    assert job.spec.model.uri == BASE["spec"]["model"]["uri"]
+
+
+def test_defaults_come_to_what_the_documents_say() -> None:
+    spec = manifest.load(yaml.safe_dump(BASE)).spec
+
+    assert (spec.method.type, spec.nodes, spec.world_size, spec.training.batch_size) == ("lora", 1, 1, 32)
+    gpus = manifest.load(
+        yaml.safe_dump(changed(BASE, {"spec.nodes": 2, "spec.resources": {"limits": {"nvidia.com/gpu": 4}}}))
+    )
+    assert gpus.spec.world_size == 8
