@@ -6,11 +6,12 @@ that changes between two reads, so the page is a function of this file alone.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from finetune_api.base import ApiModel
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, ResolvedPlan, Scores
-from pydantic import Field
 
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"

@@ -35,7 +35,7 @@ def fetch_file(uri: str, *, prefix: str, cache: Path, environ: Mapping[str, str]
     folder = open_folder(folder_uri, prefix=prefix, environ=environ)
     entry = folder.stat(name)
     if entry is None:
-        _explain_missing(folder, uri)
+        raise _missing(folder, uri)
     if isinstance(folder, LocalFolder):
         return folder.path / name
     target = cache / "files" / _key(uri, entry) / name
@@ -53,7 +53,7 @@ def fetch_folder(
     patterns: Sequence[str] = ("*",),
     environ: Mapping[str, str] = os.environ,
 ) -> Path:
-    """The path of a folder's content; of an object store, the files whose name matches one of the patterns. NotFound."""
+    """The path of a folder's content; of an object store, the files that match one of the patterns. NotFound."""
     folder = open_folder(uri, prefix=prefix, environ=environ)
     if isinstance(folder, LocalFolder):
         if not folder.path.is_dir():
@@ -105,10 +105,10 @@ def _split(uri: str) -> tuple[str, str]:
     return parsed._replace(path=parent).text, name
 
 
-def _explain_missing(folder: Folder, uri: str) -> None:
+def _missing(folder: Folder, uri: str) -> NotFound:
     # A HEAD cannot tell a missing bucket from a missing file; a listing can, and it raises BucketMissing.
     below = folder.list(uri.rstrip("/").rpartition("/")[2])
-    raise NotFound(f"there is no file {uri}" + (", but a folder of that name" if below else ""))
+    return NotFound(f"there is no file {uri}" + (", but a folder of that name" if below else ""))
 
 
 def _key(uri: str, *entries: Entry) -> str:

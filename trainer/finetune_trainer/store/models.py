@@ -1,0 +1,158 @@
+"""The base model as a local folder: downloaded once where it is remote, used in place where it is not, checked always.
+
+The checks read a few kilobytes: is it a causal language model, are all its weights there, whole and in safetensors?
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api import names, uris
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.spec import ModelSource
+
+from .fetch import fetch_folder
+from .folder import NotFound
+
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
+"""Weights, configuration and every form of tokenizer; never pickles, never Python."""
+_NOT = ("*/*", "consolidated*")
+"""Other formats of the same weights: subfolders such as onnx/ and original/, and Mistral's own file."""
+
+_CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
+_INDEX = "model.safetensors.index.json"
+_AGAIN = "Download or upload the model again."
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    path: Path
+    revision: str | None
+    """The commit of a hub model; None elsewhere."""
+    uri: str
+
+
+def resolve_model(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> LocalModel:
+    """ModelNotFound, ModelUnsupported, CredentialsMissing, CredentialsRejected, StorageUnavailable."""
+    uri = uris.parse(source.uri)
+    if uri.scheme == "hf":
+        path = _from_hub(f"{uri.authority}/{uri.path}", source, cache=cache, environ=environ)
+        revision: str | None = path.name  # the hub's cache names a snapshot by its commit
+    else:
+        try:
+            path = fetch_folder(source.uri, prefix=names.PREFIX_MODEL, cache=cache, patterns=_PATTERNS, environ=environ)
+        except NotFound as error:
+            raise FinetuneError(Reason.ModelNotFound, error.message) from error
+        revision = None
+    check_model(path, source.uri)
+    return LocalModel(path, revision, source.uri)
+
+
+def check_model(path: Path, uri: str) -> None:
+    """ModelNotFound if the folder holds no model, ModelUnsupported if it is not one that can be tuned."""
+    config = _json(path / "config.json")
+    if config is None:
+        raise FinetuneError(Reason.ModelNotFound, f"there is no model in {uri}: it has no readable config.json")
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if not any(name.endswith(_CAUSAL) for name in architectures):
+        what = f"a {' or '.join(architectures)}" if architectures else "of an unknown architecture"
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{uri} is {what}, not a causal language model",
+            "Use a model whose config.json names an architecture that ends in ForCausalLM.",
+        )
+    for name in _weights(path, uri):
+        _check_weights(path / name, uri)
+
+
+def _weights(path: Path, uri: str) -> list[str]:
+    index = _json(path / _INDEX)
+    if index is not None:
+        return sorted({str(name) for name in index.get("weight_map", {}).values()})
+    if (path / "model.safetensors").exists():
+        return ["model.safetensors"]
+    raise FinetuneError(
+        Reason.ModelUnsupported,
+        f"{uri} has no weights in safetensors format",
+        "Convert it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
+    )
+
+
+def _check_weights(file: Path, uri: str) -> None:
+    """A safetensors file says in its header where its last byte is: 8 bytes of length, the header, then the tensors."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, 100 << 20)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        raise FinetuneError(
+            Reason.ModelUnsupported, f"{uri} lacks {file.name}, which its index names", _AGAIN
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise FinetuneError(Reason.ModelUnsupported, f"{file.name} of {uri} is not safetensors", _AGAIN) from error
+    if file.stat().st_size < (whole := 8 + length + max(ends, default=0)):
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{file.name} of {uri} is truncated: {file.stat().st_size} bytes of {whole}",
+            _AGAIN,
+        )
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _from_hub(repository: str, source: ModelSource, *, cache: Path, environ: Mapping[str, str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    token = environ.get(names.PREFIX_MODEL + "HF_TOKEN") or environ.get("HF_TOKEN") or ""
+    endpoint = environ.get(names.PREFIX_MODEL + "HF_ENDPOINT") or environ.get("HF_ENDPOINT") or None
+    try:
+        path = snapshot_download(
+            repository,
+            revision=source.revision,
+            cache_dir=cache / "hub",
+            token=token or False,
+            endpoint=endpoint,
+            allow_patterns=list(_PATTERNS),
+            ignore_patterns=list(_NOT),
+        )
+    except Exception as error:
+        # The hub's client raises errors of three libraries; `_explain` sorts them, and none of its text is passed on.
+        raise _explain(error, source, known=bool(token)) from None
+    return Path(path)
+
+
+def _explain(error: Exception, source: ModelSource, *, known: bool) -> FinetuneError:
+    """`known`: whether a token was sent. The hub answers 401, not 404, when a stranger asks for what is not there."""
+    chain = [error, error.__cause__, error.__context__]
+    kinds = {type(e).__name__ for e in chain if e is not None}
+    status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
+    what = f"{source.uri} at {source.revision}" if source.revision else source.uri
+    if "RevisionNotFoundError" in kinds:
+        return FinetuneError(Reason.ModelNotFound, f"{source.uri} has no revision {source.revision or 'main'}")
+    if "GatedRepoError" in kinds or status == 403:
+        hint = "Accept the model's terms on its page, and give HF_TOKEN in the Secret of model.credentials."
+        reason = Reason.CredentialsRejected if known else Reason.CredentialsMissing
+        return FinetuneError(reason, f"{what} may be read only by those who accepted its terms", hint)
+    if status == 401 and known:
+        return FinetuneError(Reason.CredentialsRejected, f"the hub refused HF_TOKEN for {what}", "Check HF_TOKEN.")
+    if status in (401, 404) or "HFValidationError" in kinds:
+        hint = "Check model.uri; for a private model give HF_TOKEN in the Secret of model.credentials."
+        return FinetuneError(Reason.ModelNotFound, f"there is no model {what}, or it is private", hint)
+    why = f"HTTP {status}" if status else "no connection"
+    return FinetuneError(
+        Reason.StorageUnavailable,
+        f"cannot download {what}: the model hub is not available ({why})",
+        "Set HF_ENDPOINT to a mirror that the pods can reach, or put the model into a bucket (s3://…) or volume (pvc://…).",
+    )
