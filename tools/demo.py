@@ -60,9 +60,7 @@ def main() -> int:
     finetune = Path(sys.executable).with_name("finetune")
     done = subprocess.run([finetune, "run", file, *(["--fresh"] if arguments.fresh else [])], cwd=ROOT, check=False)
     if done.returncode == 0:
-        print(
-            f"demo: finished in {time.monotonic() - began:.0f} s; open {(DEMO / 'output' / 'report.html').relative_to(ROOT)}"
-        )
+        print(f"demo: finished in {time.monotonic() - began:.0f} s; open .finetune/demo/output/report.html")
     return done.returncode
 
 
