@@ -1,0 +1,102 @@
+"""What this machine lacks for a scope of the rig, in words that a skipped test can show. An empty list means: go
+ahead."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from . import build
+from .process import bare_environment
+from .state import Paths
+
+Missing = list[str]
+DEBIAN_PACKAGES = {  # what is looked for -> the package that has it
+    "gcc": "gcc",
+    "ip": "iproute2",
+    "libseccomp": "libseccomp-dev",
+    "nft": "nftables",
+    "openssl": "openssl",
+    "pkg-config": "pkg-config",
+}
+
+
+def missing_for_control_plane(paths: Paths) -> Missing:
+    """etcd, kube-apiserver and kube-controller-manager run as anybody; they need Linux, openssl, and Go or its
+    fruits."""
+    return _binaries(build.CONTROL_PLANE, paths) + _commands("openssl")
+
+
+def missing_for_s3(paths: Paths) -> Missing:
+    return _binaries(build.S3, paths)
+
+
+def missing_for_monitoring(paths: Paths) -> Missing:
+    return _binaries(build.MONITORING, paths)
+
+
+def missing_for_node(paths: Paths) -> Missing:
+    """Pods that really run need root, cgroups that can be written, and a bridge."""
+    lacking = missing_for_control_plane(paths) + missing_for_s3(paths) + _binaries(build.NODE, paths) + _commands("ip")
+    if "runc" in build.missing(("runc",), paths):
+        lacking += _commands("gcc", "pkg-config")
+        if not _has_libseccomp():
+            lacking.append(_install("libseccomp"))
+    if os.geteuid() != 0:
+        lacking.append("the node needs root")
+    elif not _cgroups_writable():
+        lacking.append("the node needs cgroups that it can write")
+    return lacking
+
+
+def has_nft() -> bool:
+    """kube-proxy translates Service addresses with nft; without it only headless Services work, which gangs use."""
+    return shutil.which("nft", path=bare_environment()["PATH"]) is not None
+
+
+def install_debian_packages() -> None:
+    """For machines made to be thrown away (CI): installs what building and running need beyond Go."""
+    lacking = [package for command, package in DEBIAN_PACKAGES.items() if not _present(command)]
+    if lacking and os.geteuid() == 0 and shutil.which("apt-get"):
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=False, env=env, stdout=subprocess.DEVNULL)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *lacking]
+        subprocess.run(install, check=True, env=env, stdout=subprocess.DEVNULL)
+
+
+def _binaries(names: tuple[str, ...], paths: Paths) -> Missing:
+    lacking = build.missing(names, paths)
+    if not lacking or shutil.which("go"):
+        return []
+    return [f"not built yet and no Go to build with: {', '.join(lacking)}"]
+
+
+def _commands(*names: str) -> Missing:
+    return [_install(name) for name in names if not _present(name)]
+
+
+def _present(name: str) -> bool:
+    return _has_libseccomp() if name == "libseccomp" else bool(shutil.which(name, path=bare_environment()["PATH"]))
+
+
+def _install(name: str) -> str:
+    return f"no {name} (Debian: apt-get install {DEBIAN_PACKAGES[name]}, or `python -m tests.cluster.rig build --apt`)"
+
+
+def _has_libseccomp() -> bool:
+    if not shutil.which("pkg-config"):
+        return False
+    return subprocess.run(["pkg-config", "--exists", "libseccomp"], check=False).returncode == 0
+
+
+def _cgroups_writable() -> bool:
+    root = Path("/sys/fs/cgroup")
+    probe = (root / "memory" if (root / "memory").is_dir() else root) / f"rig-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""The rig's node is a real one: pods of the strictest kind run the checkout's Python, find each other and reach S3."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.rig import S3, HostTree, Rig, apply_host_trees, host_trees, pod_volumes
+from tests.cluster.rig.host_trees import IMAGE
+
+CHECKOUT = Path(__file__).parents[2]
+PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
+ALL_REDUCE = """
+import os, torch, torch.distributed as dist
+from obstore.store import S3Store
+assert os.getuid() != 0, "root"
+dist.init_process_group("gloo")
+x = torch.full((4,), float(dist.get_rank() + 1))
+dist.all_reduce(x)
+print("rank", dist.get_rank(), "sum", x.tolist(), flush=True)
+if dist.get_rank() == 0:
+    store = S3Store(os.environ["BUCKET"], virtual_hosted_style_request=False, client_options={"allow_http": True})
+    store.put("sum.txt", str(x.tolist()).encode())
+dist.barrier()
+dist.destroy_process_group()
+"""
+START = """
+import os, socket, sys, time
+for attempt in range(600):
+    try: socket.gethostbyname("gang-0.gang"); break
+    except OSError: time.sleep(0.1)
+run = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "gang-0.gang", "--master-port", "29500"]
+os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *run,
+                          "--node-rank", os.environ["JOB_COMPLETION_INDEX"], "/code/all_reduce.py"])
+"""
+SEALED = """
+import os, socket
+mounts = {fields[1]: fields[3].split(",") for fields in map(str.split, open("/proc/mounts"))}
+assert "ro" in mounts["/usr"], mounts["/usr"]
+try: socket.create_connection(("192.0.2.1", 80), 3)
+except OSError as error: print("outside:", error)
+else: raise SystemExit("a way out of the machine")
+try: socket.gethostbyname("example.com")
+except OSError as error: print("names:", error)
+else: raise SystemExit("a name of the outside")
+socket.create_connection(("kubernetes.default", 443), 10).close()
+import finetune_api
+print("the checkout's code:", finetune_api.__file__)
+"""
+
+
+@pytest.fixture
+def trees(cluster: Rig, restricted_namespace: str) -> tuple[HostTree, ...]:
+    """The host's trees, claimed in the test's namespace."""
+    found = host_trees(CHECKOUT)
+    apply_host_trees(cluster, restricted_namespace, found)
+    return found
+
+
+def pod(trees: tuple[HostTree, ...], command: list[str], *, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """A pod spec as the `restricted` level wants it, with the host's trees, /tmp and the ConfigMap `code` at /code."""
+    volumes, mounts = pod_volumes(trees)
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "code", "configMap": {"name": "code"}}],
+        "containers": [
+            {
+                "name": "node",
+                "image": IMAGE,
+                "command": command,
+                "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
+                "volumeMounts": [
+                    *mounts,
+                    {"name": "tmp", "mountPath": "/tmp"},
+                    {"name": "code", "mountPath": "/code", "readOnly": True},
+                ],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    }
+
+
+def job(name: str, spec: dict[str, Any], *, pods: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "completions": pods,
+            "parallelism": pods,
+            "completionMode": "Indexed",
+            "backoffLimit": 0,
+            "template": {"spec": {**spec, "subdomain": name}},
+        },
+    }
+
+
+def config_map(**files: str) -> dict[str, Any]:
+    data = {f"{name}.py": text for name, text in files.items()}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": data}
+
+
+def finish(rig: Rig, namespace: str, name: str) -> str:
+    """Waits for the Job's end and returns its pods' logs; a failed Job fails the test with them."""
+
+    def ended() -> str | None:
+        conditions = rig.get("job", name, "-n", namespace).get("status", {}).get("conditions", [])
+        true = {condition["type"] for condition in conditions if condition["status"] == "True"}
+        return next((word for word in ("Complete", "Failed") if word in true), None)
+
+    deadline = time.monotonic() + 300
+    while not (end := ended()) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    selector = f"batch.kubernetes.io/job-name={name}"
+    logs = rig.kubectl("logs", "-n", namespace, "-l", selector, "--prefix", "--tail=100", check=False)
+    if end != "Complete":
+        logs += rig.kubectl("describe", "pods", "-n", namespace, "-l", selector, check=False)
+    assert end == "Complete", logs
+    return logs
+
+
+def test_two_restricted_pods_reduce_over_gloo_and_write_to_s3(
+    cluster: Rig, restricted_namespace: str, trees: tuple[HostTree, ...], s3: S3
+) -> None:
+    bucket = s3.bucket("gang")
+    env = {**s3.environment, "BUCKET": bucket, "OMP_NUM_THREADS": "1"}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "gang"},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"batch.kubernetes.io/job-name": "gang"},
+        },
+    }
+    gang = job("gang", pod(trees, [PYTHON, "/code/start.py"], env=env), pods=2)
+    code = config_map(start=START, all_reduce=ALL_REDUCE)
+    cluster.apply([service, code, gang], namespace=restricted_namespace)
+    finish(cluster, restricted_namespace, "gang")
+    assert s3.store(bucket).get("sum.txt").bytes() == b"[3.0, 3.0, 3.0, 3.0]"
+
+
+def test_a_pod_is_sealed_in_and_sees_the_host_read_only(
+    cluster: Rig, restricted_namespace: str, trees: tuple[HostTree, ...]
+) -> None:
+    sealed = job("sealed", pod(trees, [PYTHON, "/code/sealed.py"]), pods=1)
+    cluster.apply([config_map(sealed=SEALED), sealed], namespace=restricted_namespace)
+    assert str(CHECKOUT) in finish(cluster, restricted_namespace, "sealed")
+
+
+def test_a_fake_namespace_stays_fake_beside_a_node(cluster: Rig, namespace: str) -> None:
+    spec = {"restartPolicy": "Never", "containers": [{"name": "node", "image": IMAGE}]}
+    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "idle"}, "spec": spec}, namespace=namespace)
+    time.sleep(1)
+    assert cluster.get("pod", "idle", "-n", namespace)["spec"].get("nodeName") is None
+
+
+def test_objects_in_s3_outlive_an_outage(cluster: Rig, s3: S3) -> None:
+    store = s3.store(s3.bucket())
+    store.put("a", b"1")
+    with cluster.outage("minio", kill=True):
+        assert cluster.pid("minio") is None
+    assert store.get("a").bytes() == b"1"

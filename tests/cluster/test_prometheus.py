@@ -1,0 +1,67 @@
+"""The `prometheus` fixture starts the real thing: it scrapes, answers queries and fires alerts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.rig import Prometheus, RigError
+from tests.cluster.rig.prometheus import check_rules
+from tests.cluster.rig.state import Paths
+
+Factory = Callable[[dict[str, Any]], Prometheus]
+
+
+class Metrics(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(b"answer 42\n")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def target() -> Iterator[str]:
+    """The address of something that has one metric."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def scrape(*targets: str) -> dict[str, Any]:
+    return {"scrape_configs": [{"job_name": "test", "static_configs": [{"targets": list(targets)}]}]}
+
+
+def rules(folder: Path, expression: str) -> Path:
+    file = folder / "rules.json"  # JSON is YAML
+    alert = {"alert": "Wrong", "expr": expression, "labels": {"severity": "page"}, "annotations": {"summary": "Wrong."}}
+    file.write_text(json.dumps({"groups": [{"name": "test", "rules": [alert]}]}))
+    return file
+
+
+def test_a_scraped_metric_can_be_queried(prometheus: Factory, target: str) -> None:
+    (sample,) = prometheus(scrape(target)).wait_for("answer")
+    assert (sample.value, sample.labels["job"]) == (42.0, "test")
+
+
+def test_an_alert_fires_by_its_rule(prometheus: Factory, target: str, tmp_path: Path) -> None:
+    server = prometheus({**scrape(target), "rule_files": [str(rules(tmp_path, "answer != 43"))]})
+    server.wait_for('ALERTS{alertname="Wrong", alertstate="firing"}')
+    assert server.alerts() == {"Wrong": "firing"}
+
+
+@pytest.mark.usefixtures("prometheus")
+def test_promtool_refuses_a_rule_that_cannot_be_read(tmp_path: Path) -> None:
+    check_rules(rules(tmp_path, "answer != 43"), paths=Paths())
+    with pytest.raises(RigError, match="parse error"):
+        check_rules(rules(tmp_path, "answer !="), paths=Paths())
