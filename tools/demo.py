@@ -1,6 +1,6 @@
 """`make demo`: a real small model, tuned on real text, by two processes as two nodes of one machine.
 
-    python tools/demo.py [--rows N] [--fresh]
+    python tools/demo.py [--rows N] [--fresh] [--folder DIR]
 
 The manifest is examples/sentiment-lora.yaml with local files in the places of the bucket's; everything happens below
 .finetune/demo and in the package cache, and no port is opened beyond loopback.
@@ -20,7 +20,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache" / "finetune-operator"))
-DEMO = ROOT / ".finetune" / "demo"
 
 
 def manifest(data: Path, *, model: Path, output: Path) -> dict[str, Any]:
@@ -46,21 +45,23 @@ def main() -> int:
     parser.add_argument("--heldout", type=int, default=80, help="rows of each held-out set (default 80)")
     parser.add_argument("--general", type=int, default=24, help="rows of general text (default 24)")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier demo")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".finetune" / "demo", help="data, manifest and output")
     arguments = parser.parse_args()
 
     began = time.monotonic()
     model = CACHE / "models" / "SmolLM2-135M-Instruct"
-    data = DEMO / "data"
+    folder: Path = arguments.folder.resolve()
+    data = folder / "data"
     run(ROOT / "tools" / "models.py")
     sizes = ["--train", arguments.rows, "--heldout", arguments.heldout, "--general", arguments.general]
     run(ROOT / "tools" / "corpora.py", data, *sizes)
-    file = DEMO / "sentiment-lora.yaml"
-    file.write_text(yaml.safe_dump(manifest(data, model=model, output=DEMO / "output"), sort_keys=False))
-    print(f"demo: finetune run {file.relative_to(ROOT)}", flush=True)
+    file = folder / "sentiment-lora.yaml"
+    file.write_text(yaml.safe_dump(manifest(data, model=model, output=folder / "output"), sort_keys=False))
+    print(f"demo: finetune run {file}", flush=True)
     finetune = Path(sys.executable).with_name("finetune")
     done = subprocess.run([finetune, "run", file, *(["--fresh"] if arguments.fresh else [])], cwd=ROOT, check=False)
     if done.returncode == 0:
-        print(f"demo: finished in {time.monotonic() - began:.0f} s; open .finetune/demo/output/report.html")
+        print(f"demo: finished in {time.monotonic() - began:.0f} s; open {folder / 'output' / 'report.html'}")
     return done.returncode
 
 

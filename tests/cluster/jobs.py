@@ -1,0 +1,105 @@
+"""FineTuneJobs on the rig: the example of examples/ with the rig's bucket, image and mounted trees in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.rig import S3, Rig, apply_host_trees, host_trees, job_volumes
+from tests.cluster.rig.host_trees import IMAGE
+
+CHECKOUT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache" / "finetune-operator"))
+SMOLLM2 = CACHE / "models" / "SmolLM2-135M-Instruct"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A namespace with mounted trees and a Secret, and a bucket for data and outputs."""
+
+    rig: Rig
+    s3: S3
+    namespace: str
+    bucket: str
+    volumes: list[Json]
+
+    @staticmethod
+    def of(rig: Rig, s3: S3, namespace: str, *, models: Path) -> Place:
+        trees = host_trees(CHECKOUT, models=models)
+        apply_host_trees(rig, namespace, trees)
+        rig.apply(s3.secret_manifest("corp-s3", namespace), namespace=namespace)
+        return Place(rig=rig, s3=s3, namespace=namespace, bucket=s3.bucket("corp"), volumes=job_volumes(trees))
+
+    def upload(self, folder: Path, prefix: str) -> None:
+        store = self.s3.store(self.bucket)
+        for file in folder.iterdir():
+            store.put(f"{prefix}/{file.name}", file.read_bytes())
+
+    def on_this_rig(self, manifest: Json, *, model: Path) -> Json:
+        """The manifest with this place's bucket, model, image and volumes."""
+        text = json.dumps(manifest).replace("s3://corp/", f"s3://{self.bucket}/")
+        job: Json = json.loads(text)
+        job["metadata"]["namespace"] = self.namespace
+        job["spec"]["model"] = {"uri": model.as_uri()}
+        job["spec"]["image"] = IMAGE
+        job["spec"]["pod"] = {
+            "volumes": self.volumes,
+            "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+            "terminationGracePeriod": "30s",
+        }
+        return job
+
+    def apply(self, job: Json) -> None:
+        self.rig.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(job))
+
+    def get(self, name: str) -> Json:
+        return self.rig.get("finetunejob", name, "-n", self.namespace)
+
+    def status(self, name: str) -> Json:
+        return self.get(name).get("status", {})
+
+    def pods(self, name: str) -> list[Json]:
+        return self.rig.get("pods", "-n", self.namespace, "-l", f"finetune.dev/job-name={name}")["items"]
+
+    def wait(self, name: str, ready: Callable[[Json], bool], *, what: str, seconds: float = 300) -> Json:
+        """The status, as soon as `ready` says so; a failed job or a time-out fails with everything a person would look at."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = self.status(name)
+            if ready(status):
+                return status
+            if status.get("phase") == "Failed" or time.monotonic() > deadline:
+                raise AssertionError(f"{name} never came to {what}:\n{self.story(name)}")
+            time.sleep(0.2)
+
+    def story(self, name: str) -> str:
+        status = yaml.safe_dump(self.status(name))
+        described = self.rig.kubectl("describe", "pods", "-n", self.namespace, check=False)[-3000:]
+        logs = "\n".join(
+            self.rig.kubectl("logs", pod["metadata"]["name"], "-n", self.namespace, "--tail=40", check=False)
+            for pod in self.pods(name)
+        )
+        return f"{status}\n{described}\n{logs}"
+
+    def download(self, prefix: str, target: Path) -> Path:
+        store = self.s3.store(self.bucket)
+        for batch in store.list(prefix):
+            for entry in batch:
+                path = target / entry["path"].removeprefix(prefix).lstrip("/")
+                if "/" in entry["path"].removeprefix(prefix).lstrip("/"):
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(bytes(store.get(entry["path"]).bytes()))
+        return target
+
+
+def example() -> Json:
+    return yaml.safe_load((CHECKOUT / "examples" / "sentiment-lora.yaml").read_text())

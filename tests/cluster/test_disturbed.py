@@ -1,0 +1,173 @@
+"""The same way, disturbed: a killed rank, a killed operator, a bucket that is away. The end is the same, to 1e-6."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.jobs import Json, Place, example
+from tests.cluster.operator_process import Operator
+from tests.cluster.rig import S3, Rig
+from tests.tiny import tiny_corpus, tiny_model
+
+pytestmark = pytest.mark.timeout(600)
+
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and a corpus made on the spot, readable for the pods' user."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for path in (folder, *folder.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)
+    tiny_model(folder / "model")
+    tiny_corpus(folder / "corpus", rows=256)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Rig, tiny: Path) -> Iterator[Place]:
+    namespace = cluster.create_namespace("disturbed", labels={"pod-security.kubernetes.io/enforce": "restricted"})
+    place = Place.of(cluster, cluster.s3, namespace, models=tiny / "model")
+    place.upload(tiny / "corpus", "tiny")
+    yield place
+    cluster.delete_namespace(namespace)
+
+
+@pytest.fixture
+def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
+    program = Operator.of(cluster, tmp_path)
+    program.start()
+    yield program
+    program.stop()
+
+
+def job(place: Place, tiny: Path, name: str) -> Json:
+    manifest = example()
+    manifest["metadata"]["name"] = name
+    spec = manifest["spec"]
+    spec["data"] = {
+        "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
+        "validation": {"uri": "s3://corp/tiny/heldout.jsonl"},
+        "test": {"uri": "s3://corp/tiny/heldout.jsonl"},
+        "sequenceLength": 128,
+        "credentials": {"secretName": "corp-s3"},
+    }
+    spec["training"] = {"epochs": 100, "maxSteps": STEPS, "batchSize": 16, "learningRate": 0.001, "evaluateEvery": 40}
+    spec["checkpoint"] = {"every": 5}
+    spec["output"]["uri"] = f"s3://corp/models/{name}"
+    return place.on_this_rig(manifest, model=tiny / "model")
+
+
+def step(status: Json) -> int:
+    return int(status.get("progress", {}).get("step", 0))
+
+
+def checkpoints(place: Place, name: str) -> list[str]:
+    entries = [e["path"] for batch in place.s3.store(place.bucket).list(f"models/{name}/.finetune") for e in batch]
+    return [path for path in entries if "/checkpoints/" in path]
+
+
+def finish(place: Place, name: str) -> Json:
+    return place.wait(name, lambda s: s.get("phase") == "Succeeded", what="its end", seconds=300)
+
+
+def adapter(place: Place, name: str, folder: Path) -> dict[str, object]:
+    from safetensors.torch import load_file
+
+    return load_file(place.download(f"models/{name}", folder / name) / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Place, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The adapter of a run that nobody disturbed."""
+    program = Operator.of(place.rig, tmp_path_factory.mktemp("undisturbed"))
+    program.start()
+    try:
+        place.apply(job(place, tiny, "calm"))
+        finish(place, "calm")
+    finally:
+        program.stop()
+    return adapter(place, "calm", tmp_path_factory.mktemp("calm"))
+
+
+def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        difference = (found[name] - tensor).abs().max().item()  # type: ignore[operator]
+        assert difference <= 1e-6, f"{name}: {difference}"
+
+
+def rank_of(place: Place, pod: str) -> int:
+    """The pid, on this machine, of the training process of a pod."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        of_the_pod = f"FINETUNE_POD_NAME={pod}".encode() in environment
+        if (
+            of_the_pod
+            and b"finetune_trainer.train.main" in command
+            and any(v.startswith(b"RANK=") for v in environment)
+        ):
+            return int(folder.name)
+    raise AssertionError(f"no rank of {pod} runs:\n{place.story(pod.rsplit('-', 2)[0])}")
+
+
+def node(pod: Json) -> str:
+    return str(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
+
+
+def test_a_killed_rank_restarts_the_gang_from_the_checkpoint(
+    place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    place.apply(job(place, tiny, "killed"))
+    place.rig.wait_until(lambda: len(checkpoints(place, "killed")) > 0, what="a checkpoint", seconds=120)
+    victim = next(pod["metadata"]["name"] for pod in place.pods("killed") if node(pod) == "1")
+
+    os.kill(rank_of(place, victim), signal.SIGKILL)
+
+    status = finish(place, "killed")
+    assert status["attempt"] == 2
+    assert status["restarts"]["counted"] == 1
+    assert status["lastFailure"]["class"] == "Infrastructure"
+    assert "SIGKILL" in status["lastFailure"]["message"]
+    assert status["lastFailure"]["rank"] == 1
+    assert_same(adapter(place, "killed", tmp_path), undisturbed)
+
+
+def test_a_killed_operator_changes_nothing(
+    place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    place.apply(job(place, tiny, "orphaned"))
+    place.rig.wait_until(lambda: len(checkpoints(place, "orphaned")) > 0, what="a checkpoint", seconds=120)
+
+    operator.kill()
+    time.sleep(2)
+    operator.start()
+
+    status = finish(place, "orphaned")
+    assert status["attempt"] == 1
+    assert_same(adapter(place, "orphaned", tmp_path), undisturbed)
+
+
+def test_a_bucket_that_is_away_for_20_seconds_is_waited_for(
+    place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path, s3: S3
+) -> None:
+    place.apply(job(place, tiny, "patient"))
+    place.rig.wait_until(lambda: len(checkpoints(place, "patient")) > 0, what="a checkpoint", seconds=120)
+
+    with place.rig.outage("minio"):
+        time.sleep(20)
+
+    status = finish(place, "patient")
+    assert status["attempt"] == 1
+    assert_same(adapter(place, "patient", tmp_path), undisturbed)
