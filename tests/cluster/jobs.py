@@ -70,7 +70,7 @@ class Place:
         return self.rig.get("pods", "-n", self.namespace, "-l", f"finetune.dev/job-name={name}")["items"]
 
     def wait(self, name: str, ready: Callable[[Json], bool], *, what: str, seconds: float = 300) -> Json:
-        """The status, as soon as `ready` says so; a failed job or a time-out fails with everything a person would look at."""
+        """The status, as soon as `ready` says so; else fails with everything that a person would look at."""
         deadline = time.monotonic() + seconds
         while True:
             status = self.status(name)
