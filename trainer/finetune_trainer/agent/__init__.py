@@ -1,0 +1,14 @@
+"""What stands between Kubernetes (or a terminal) and torchrun. Never imports torch in its own process.
+
+main       `finetune agent`: plan → preflight → wait for the master → torchrun → last words → exit code
+preflight  a process of its own that looks for everything that would fail later, before the gang waits
+waiting    for the master's TCP port
+launch     a process of its own that is torchrun; leaves a `Launch` in the run directory
+launched   what `launch` leaves
+watch      from torchrun's start to its end: stop requests, heartbeats, hangs
+verdict    evidence → last words; pure
+children   the process tree: reaping, and an end for all of it
+machine    counters and limits of this machine: memory, cgroups, GPUs
+serve      /metrics, /progress, /healthz
+local      all agents of a job on one machine, and their next attempts
+"""

@@ -1,0 +1,6 @@
+"""Memory before anything is held: what a run will need, by a closed form, and how much a process computes at once.
+
+model    shapes of a causal LM, from config.json and the headers of its safetensors files
+memory   states, activations and loss → bytes for each process
+batch    training.microBatchTokens, where the manifest leaves it open
+"""

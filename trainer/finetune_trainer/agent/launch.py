@@ -1,0 +1,159 @@
+"""torchrun in a process of its own: `python -m finetune_trainer.agent.launch --plan FILE --run-dir DIR --node N`.
+
+torchrun itself is used, with a static rendezvous and no restarts: the whole gang restarts by a new attempt, never a
+part of it. What is ours: each rank's output goes into `logs/<rank>.out` and `logs/<rank>.err` (global rank 0 is shown
+as well), the way each rank ended goes into launch.json, and on one machine the store listens on loopback alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.plan import RunPlan
+from finetune_trainer.agent.children import die_with_parent
+from finetune_trainer.agent.launched import Launch, RankEnd
+from finetune_trainer.agent.waiting import is_loopback
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.api import LogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+STARTUP_SECONDS = 30 * 60
+"""For all nodes to join: the slowest may still be pulling its image or downloading the model."""
+
+TAIL_CHARACTERS = 3000
+BACKEND = "finetune-static"
+
+
+def main(argv: list[str] | None = None) -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="finetune_trainer.agent.launch")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--node", type=int, required=True)
+    parser.add_argument("--program", default="finetune_trainer.train.main", help="module to run in each rank")
+    options = parser.parse_args(argv)
+    plan = RunPlan.model_validate_json(options.plan.read_bytes())
+    arguments = ["-u", "-m", options.program, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
+    launch = launch_ranks(plan, node=options.node, run_dir=options.run_dir, arguments=arguments)
+    launch.write(options.run_dir)
+    return 1 if launch.ranks or launch.error else 0
+
+
+def launch_ranks(plan: RunPlan, *, node: int, run_dir: Path, arguments: list[str]) -> Launch:
+    """Runs `python <arguments>` as every rank of this node until all have ended."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    # What it would say is in launch.json, and the agent says it in better words.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    rendezvous_handler_registry.register(BACKEND, _rendezvous)
+    config = LaunchConfig(
+        min_nodes=plan.nodes,
+        max_nodes=plan.nodes,
+        nproc_per_node=plan.processes_per_node,
+        run_id=f"{plan.job.uid}-{plan.attempt}",
+        rdzv_backend=BACKEND,
+        rdzv_endpoint=f"{plan.master_address}:{plan.master_port}",
+        rdzv_configs={"rank": node, "timeout": STARTUP_SECONDS},
+        max_restarts=0,
+        local_addr=plan.master_address if is_loopback(plan.master_address) else None,
+        logs_specs=_logs(run_dir / "logs", first_rank=node * plan.processes_per_node),
+        log_line_prefix_template="rank ${rank}: ",
+        # A rank that fails takes its neighbours with it; they have nothing to save by then.
+        shutdown_timeout=5,
+    )
+    try:
+        launch_agent(config, sys.executable, arguments)
+    except ChildFailedError as error:
+        return Launch(ranks=tuple(_end(rank, failure, run_dir) for rank, failure in sorted(error.failures.items())))
+    except Exception as error:
+        return Launch(error=f"{type(error).__name__}: {error}")
+    return Launch()
+
+
+def _end(rank: int, failure: ProcessFailure, run_dir: Path) -> RankEnd:
+    return RankEnd(
+        rank=rank,
+        exit_code=failure.exitcode,
+        time=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        error=_error_text(Path(failure.error_file)),
+        log_tail=_tail(run_dir / "logs" / f"{rank}.err"),
+    )
+
+
+def _error_text(path: Path) -> str:
+    """The message of a file that `torch.distributed.elastic…record` writes, whose shape depends on the error."""
+    try:
+        message = json.loads(path.read_bytes())["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(message.get("message", message) if isinstance(message, dict) else message)[-TAIL_CHARACTERS:]
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-TAIL_CHARACTERS:]
+    except OSError:
+        return ""
+
+
+def _logs(folder: Path, *, first_rank: int) -> LogsSpecs:
+    """One pair of files a rank, without torchrun's five levels of folders."""
+    from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
+
+    class FlatLogs(LogsSpecs):  # type: ignore[misc]  # torch.distributed.elastic is untyped here
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            folder.mkdir(parents=True, exist_ok=True)
+            ranks = {local: first_rank + local for local in envs}
+            out = {local: str(folder / f"{rank}.out") for local, rank in ranks.items()}
+            err = {local: str(folder / f"{rank}.err") for local, rank in ranks.items()}
+            errors = {local: str(folder / f"{rank}.error.json") for local, rank in ranks.items()}
+            for local, path in errors.items():
+                Path(path).unlink(missing_ok=True)
+                envs[local]["TORCHELASTIC_ERROR_FILE"] = path
+            shown = {local: path for local, path in out.items() if ranks[local] == 0}
+            shown_errors = {local: path for local, path in err.items() if ranks[local] == 0}
+            return LogsDest(out, err, shown, shown_errors, errors)
+
+        @property
+        def root_log_dir(self) -> str:
+            return str(folder)
+
+    return FlatLogs()
+
+
+def _rendezvous(parameters: Any) -> Any:
+    """torch's static rendezvous; on loopback its store gets a listener that the outside cannot reach."""
+    import socket
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported where built with distributed
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import create_rdzv_handler
+
+    handler = create_rdzv_handler(parameters)
+    handler.get_backend = lambda: BACKEND
+    if handler.rank == 0 and is_loopback(handler.master_addr):
+        listener = socket.create_server((handler.master_addr, handler.master_port))
+        handler._store = TCPStore(
+            handler.master_addr,
+            handler.master_port,
+            handler.world_size,
+            is_master=True,
+            timeout=timedelta(seconds=STARTUP_SECONDS),
+            multi_tenant=True,
+            master_listen_fd=listener.detach(),
+        )
+    return handler
+
+
+if __name__ == "__main__":
+    sys.exit(main())

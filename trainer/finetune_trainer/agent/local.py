@@ -1,0 +1,214 @@
+"""A FineTuneJob on one machine: every node is an agent on loopback, told the same as a pod would be.
+
+    .finetune/runs/<name>/job.json                  the FineTuneJob with its status, as a cluster would hold it
+    .finetune/runs/<name>/node-<i>/                 a node's run directory
+    .finetune/runs/<name>/node-<i>/attempt-<k>.log  what that agent and its ranks said
+
+`finetune run` is to this what a terminal is to the operator: see cli/run.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.failures import CLASSES, LastWords, Reason
+from finetune_api.job import FineTuneJob
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.status import FailureClass
+from finetune_trainer.agent import machine
+from finetune_trainer.agent.main import LAST_WORDS_FILE
+from finetune_trainer.agent.verdict import died
+from finetune_trainer.rundir import RunDir, now, write_atomic
+
+TRAINED = ("model", "data", "method", "training")
+"""The parts of a spec that make a run what it is; the others may change and the run still resumes."""
+
+LOST_PEER_SECONDS = 30.0
+"""After the first agent has failed, the others get so long to notice by themselves."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where local runs keep what they know."""
+
+    path: Path
+
+    def run(self, name: str) -> Path:
+        return self.path / "runs" / name
+
+    def node(self, name: str, node: int) -> Path:
+        return self.run(name) / f"node-{node}"
+
+    def log(self, name: str, *, node: int, attempt: int) -> Path:
+        return self.node(name, node) / f"attempt-{attempt}.log"
+
+    def load(self, name: str) -> FineTuneJob | None:
+        """What an earlier run left; None if there was none, or of a version that cannot be read."""
+        try:
+            return FineTuneJob.model_validate_json((self.run(name) / "job.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def save(self, job: FineTuneJob) -> None:
+        write_atomic(self.run(job.metadata.name) / "job.json", json.dumps(job.to_json(), indent=1) + "\n")
+
+
+def run_uid(job: FineTuneJob) -> str:
+    """Names a run by what it trains and where to: the parts of the spec that matter, and the content of local files."""
+    spec = job.spec.to_json()
+    matters = {part: spec.get(part) for part in TRAINED} | {"output": job.spec.output.uri}
+    digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode())
+    for path in _local_files(job):
+        with suppress(OSError), path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"local-{digest.hexdigest()[:20]}"
+
+
+def _local_files(job: FineTuneJob) -> list[Path]:
+    data = job.spec.data
+    sources = [s.uri for s in data.train] + [s.uri for s in data.slices]
+    sources += [s.uri for s in (data.test, data.general, data.validation) if s is not None and s.uri is not None]
+    return [Path(uri.removeprefix("file://")) for uri in sources if uri.startswith("file:///")]
+
+
+def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
+    """The attempt's plan, on a loopback port that is free now."""
+    return RunPlan(
+        job=JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=uid),
+        attempt=attempt,
+        nodes=job.spec.nodes,
+        processes_per_node=job.spec.processes,
+        master_address="127.0.0.1",
+        master_port=free_port(),
+        spec=job.spec,
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@dataclass(kw_only=True)
+class Gang:
+    """The agents of one attempt. `start`, then `poll` until it answers with last words."""
+
+    plan: RunPlan
+    home: Home
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _failed_at: float | None = None
+
+    def run_dir(self, node: int) -> RunDir:
+        return RunDir(self.home.node(self.plan.job.name, node))
+
+    def start(self) -> None:
+        for node in range(self.plan.nodes):
+            self.agents.append(self._start_agent(node))
+
+    def _start_agent(self, node: int) -> subprocess.Popen[bytes]:
+        folder = self.run_dir(node).path
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_dir(node).clear()
+        (folder / LAST_WORDS_FILE).unlink(missing_ok=True)
+        plan_file = folder / "plan.json"
+        write_atomic(plan_file, json.dumps(self.plan.to_json()))
+        command = [sys.executable, "-m", "finetune_trainer.cli.main", "agent", "--plan", str(plan_file)]
+        command += ["--run-dir", str(folder), "--listen", "none", "--local"]
+        if node > 0:
+            command.append("--no-preflight")  # node 0 looks for all of us, and its port opens after that
+        log = self.home.log(self.plan.job.name, node=node, attempt=self.plan.attempt)
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                command, env=self._environment(node), stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _environment(self, node: int) -> dict[str, str]:
+        defaults = {
+            "OMP_NUM_THREADS": str(max(1, machine.cpu_count() // self.plan.world_size)),
+            names.ENV_CACHE: str(self.home.path.absolute() / "cache"),
+        }
+        set_here = {
+            names.ENV_NODE_RANK: str(node),
+            names.ENV_TERMINATION_LOG: str(self.run_dir(node).path / "termination-log"),
+        }
+        return {**defaults, **self.environ, **set_here}
+
+    def poll(self) -> LastWords | None:
+        """None while agents run; the gang's last words once all have ended. A failed agent takes the others along."""
+        running = [agent for agent in self.agents if agent.poll() is None]
+        failed = any(agent.returncode for agent in self.agents)
+        if failed and self._failed_at is None:
+            self._failed_at = time.monotonic()
+            self._end_those_that_wait()
+        if failed and running and time.monotonic() - (self._failed_at or 0.0) > LOST_PEER_SECONDS:
+            self.kill()
+        return None if running else culprit([self._words(node) for node in range(self.plan.nodes)])
+
+    def _end_those_that_wait(self) -> None:
+        """Agents without ranks have nothing to notice a lost peer by, and nothing to save."""
+        for node, agent in enumerate(self.agents):
+            if agent.poll() is None and not self.run_dir(node).heartbeats():
+                agent.terminate()
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End at once; the agents kill what is below them."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGINT)
+
+    def _signal(self, number: int) -> None:
+        for agent in self.agents:
+            if agent.poll() is None:
+                agent.send_signal(number)
+
+    def _words(self, node: int) -> LastWords:
+        code = self.agents[node].returncode
+        try:
+            words = LastWords.model_validate_json((self.run_dir(node).path / LAST_WORDS_FILE).read_bytes())
+        except (OSError, ValidationError):
+            words = died(f"the agent of node {node}", code, time=now(), oom_kills=0)
+        return words.model_copy(update={"node": node})
+
+
+def culprit(words: Sequence[LastWords]) -> LastWords:
+    """One ending for the gang: the earliest failure that is not about somebody else's, else node 0's success."""
+    failures = [w for w in words if w.failure_class is not None]
+    if not failures:
+        return words[0]
+
+    def blame(w: LastWords) -> tuple[int, str]:
+        later = {FailureClass.Preemption: 1, FailureClass.PeerLost: 2}
+        return (later.get(w.failure_class, 0) if w.failure_class else 3, w.time)
+
+    return min(failures, key=blame)
+
+
+def goes_on(words: LastWords, *, restarts: int, max_restarts: int) -> bool:
+    """Whether another attempt follows, by the class's rule; `restarts`: counted ones so far."""
+    if words.failure_class is None:
+        return False
+    rule = CLASSES[words.failure_class]
+    return rule.retried and (not rule.counted or restarts < max_restarts)
+
+
+def interrupted(words: LastWords) -> bool:
+    return words.reason is Reason.Interrupted

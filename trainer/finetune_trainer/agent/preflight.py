@@ -1,0 +1,133 @@
+"""Everything that would fail later, looked for now: `python -m finetune_trainer.agent.preflight --plan … --words FILE`.
+
+A process of its own, because it reads tokenizers and data that the agent should not carry around. In order of cost:
+output writable and free, model there and a causal LM, memory enough, data readable and trainable (which also tokenises
+it into the cache that the ranks map). Ends with the exit code of the failure's class and its words in FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from finetune_api import names
+from finetune_api.failures import FinetuneError, LastWords, Reason
+from finetune_api.plan import RunPlan
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.agent import machine
+from finetune_trainer.agent.children import die_with_parent
+from finetune_trainer.agent.verdict import say
+from finetune_trainer.agent.waiting import is_loopback
+from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
+from finetune_trainer.planning.model import ModelShape, read_shape
+from finetune_trainer.rundir import now, write_atomic
+
+BENEFIT_OF_THE_DOUBT = 0.8
+"""A closed form is not a measurement: only a run that misses its memory by more is refused."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="finetune_trainer.agent.preflight")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--words", type=Path, required=True)
+    options = parser.parse_args(argv)
+    plan = RunPlan.model_validate_json(options.plan.read_bytes())
+    try:
+        check(plan, cache=Path(os.environ.get(names.ENV_CACHE, names.CACHE_DIR)))
+    except FinetuneError as error:
+        return _leave(say(error.reason, error.message, hint=error.hint, time=now()), options.words)
+    except Exception as error:
+        traceback.print_exc()
+        message = f"the preflight failed: {type(error).__name__}: {error}"
+        return _leave(say(Reason.UnexpectedError, message, time=now()), options.words)
+    return 0
+
+
+def _leave(words: LastWords, target: Path) -> int:
+    write_atomic(target, words.encode())
+    return words.exit_code
+
+
+def check(plan: RunPlan, *, cache: Path) -> None:
+    """FinetuneError for the first thing that is wrong."""
+    from finetune_trainer.data.load import load_datasets
+    from finetune_trainer.store.artifact import check_output
+    from finetune_trainer.store.folder import open_folder
+    from finetune_trainer.store.models import resolve_model
+
+    spec = plan.spec
+    check_output(open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT), plan.job, overwrite=spec.output.overwrite)
+    model = resolve_model(spec.model, cache=cache)
+    _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
+    check_memory(plan, _shape(model.path))
+    datasets = load_datasets(spec.data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
+    _tell(f"data: {datasets.statistics}")
+
+
+def _shape(folder: Path) -> ModelShape:
+    try:
+        return read_shape(folder)
+    except (ValueError, KeyError) as error:
+        raise FinetuneError(Reason.ModelUnsupported, f"the model's sizes cannot be read: {error}") from error
+
+
+def check_memory(plan: RunPlan, shape: ModelShape) -> None:
+    """InsufficientMemory if this node cannot hold its processes, by a margin that no estimate is wrong by."""
+    spec = plan.spec
+    gpus = machine.gpu_memory()
+    if gpus:
+        _require(_estimate(spec, shape, device="cuda"), min(gpus), processes=1, what="a GPU")
+        return
+    nodes_here = plan.nodes if is_loopback(plan.master_address) else 1
+    limit = machine.memory_limit()
+    if (text := spec.resources.limits.get("memory")) is not None:
+        limit = min(limit, quantity(text) * nodes_here)
+    processes = plan.processes_per_node * nodes_here
+    _require(_estimate(spec, shape, device="cpu"), limit, processes=processes, what="this machine")
+
+
+def _estimate(spec: FineTuneJobSpec, shape: ModelShape, *, device: str) -> Estimate:
+    on_gpu = device == "cuda"
+    automatic: Precision = "bfloat16" if on_gpu else "float32"
+    precision: Precision = automatic if spec.training.precision == "auto" else spec.training.precision
+    # Left open, the trainer takes what fits: the least is one row, and rows may be far shorter than allowed.
+    tokens = spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256)
+    return estimate(shape, spec.method, precision=precision, device="cuda" if on_gpu else "cpu", tokens=tokens)
+
+
+def _require(need: Estimate, limit: int, *, processes: int, what: str) -> None:
+    total = need.total * processes
+    text = (
+        f"training needs about {human(total)} (in each of {processes} process(es): {human(need.weights)} weights, "
+        f"{human(need.optimizer)} gradients and optimizer, {human(need.activations)} activations); "
+        f"{what} has {human(limit)}"
+    )
+    _tell(text)
+    if total * BENEFIT_OF_THE_DOUBT > limit:
+        raise FinetuneError(Reason.InsufficientMemory, text)
+
+
+_SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "m": 1e-3}
+_BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
+
+
+def quantity(text: int | str) -> int:
+    """A Kubernetes quantity in bytes: `64Mi` → 67108864."""
+    text = str(text)
+    for suffix, factor in {**_BINARY, **_SUFFIXES}.items():
+        if text.endswith(suffix):
+            return int(float(text.removesuffix(suffix)) * factor)
+    return int(float(text))
+
+
+def _tell(line: str) -> None:
+    print(f"preflight: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

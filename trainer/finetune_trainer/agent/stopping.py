@@ -1,0 +1,44 @@
+"""Requests to stop, as signals bring them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stop:
+    """SIGTERM or SIGINT ask for a checkpoint and an end; a SIGINT after that asks for the end at once."""
+
+    reason: str | None = None
+    since: float | None = None
+    """Monotonic seconds of the first request."""
+    at_once: bool = False
+    _told: bool = field(default=False, repr=False)
+
+    def install(self) -> None:
+        """In the main thread only, as Python wants it."""
+        signal.signal(signal.SIGTERM, self.receive)
+        signal.signal(signal.SIGINT, self.receive)
+
+    def receive(self, number: int, _frame: object = None) -> None:
+        if self.reason is None:
+            self.reason, self.since = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT:
+            self.at_once = True
+
+    @property
+    def requested(self) -> bool:
+        return self.reason is not None
+
+    @property
+    def seconds(self) -> float:
+        """Since the first request; 0 without one."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
+
+    def first_time_seen(self) -> bool:
+        """True exactly once, when a request has come."""
+        seen = self.requested and not self._told
+        self._told = self._told or seen
+        return seen

@@ -1,0 +1,100 @@
+"""From the start of torchrun to its end: hand on a request to stop, notice ranks that hang, end what does not end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+
+from finetune_api.failures import LastWords, Reason
+from finetune_trainer.agent import children
+from finetune_trainer.agent.stopping import Stop
+from finetune_trainer.agent.verdict import say
+from finetune_trainer.rundir import Heartbeat, RunDir, now
+
+POLL_SECONDS = 0.2
+STALL_SECONDS = 30 * 60
+"""A rank that trains and has not finished a step for so long hangs."""
+
+
+class Log(Protocol):
+    def __call__(self, line: str, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    grace_seconds: float
+    """From a request to stop until somebody kills this process."""
+    stall_seconds: float = STALL_SECONDS
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """What ranks get of the grace; the rest is for last words."""
+        return self.grace_seconds - min(10.0, max(1.0, self.grace_seconds / 10))
+
+
+def run_to_end(
+    process: subprocess.Popen[bytes], *, run_dir: RunDir, stop: Stop, limits: Limits, log: Log
+) -> LastWords | None:
+    """Waits for torchrun and everything below it; words if the ranks had to be killed by us, and why."""
+    killed: LastWords | None = None
+    while process.poll() is None:
+        children.reap([process])
+        if stop.first_time_seen():
+            log(f"{stop.reason}: asking the ranks for a checkpoint, {limits.checkpoint_seconds:.0f} s at most")
+            run_dir.request_stop(stop.reason or "")
+        killed = _overdue(run_dir, stop, limits) or _hung(run_dir.heartbeats(), limits, time.time())
+        if killed is not None:
+            log(f"{killed.message}; killing the ranks")
+            if killed.reason is Reason.NoProgress:
+                dump_stacks(process.pid)
+            break
+        time.sleep(POLL_SECONDS)
+    children.end_all()
+    process.wait()
+    children.reap([])
+    return killed
+
+
+def _overdue(run_dir: RunDir, stop: Stop, limits: Limits) -> LastWords | None:
+    """Asked to stop and still here: killed at once if wanted or if nothing runs yet, else when the grace is over."""
+    if not stop.requested:
+        return None
+    if stop.at_once:
+        return say(Reason.Interrupted, "stopped at once, without a checkpoint", time=now())
+    if not run_dir.heartbeats():
+        return say(Reason.Interrupted, f"stopped by {stop.reason} before the ranks ran", time=now())
+    if stop.seconds < limits.checkpoint_seconds:
+        return None
+    message = f"the ranks did not end within {limits.checkpoint_seconds:.0f} s of {stop.reason}"
+    hint = "The run continues from its last checkpoint; raise pod.terminationGracePeriod if checkpoints take longer."
+    return say(Reason.Interrupted, message, hint=hint, time=now())
+
+
+def _hung(beats: Mapping[int, Heartbeat], limits: Limits, at: float) -> LastWords | None:
+    """Only training has steps to count: loading and evaluating take as long as they take."""
+    training = {rank: beat for rank, beat in beats.items() if beat.phase == "training"}
+    silent = {rank: beat for rank, beat in training.items() if at - beat.time > limits.stall_seconds}
+    if not silent:
+        return None
+    rank, beat = min(silent.items(), key=lambda item: item[1].time)
+    minutes = (at - beat.time) / 60
+    message = f"no step for {minutes:.0f} minutes; rank {rank} fell silent first, after step {beat.step}"
+    hint = "The stacks of all ranks are in their logs; look for a rank that is not in a collective."
+    return say(Reason.NoProgress, message, hint=hint, rank=rank, time=now()).model_copy(update={"step": beat.step})
+
+
+def dump_stacks(launcher: int, *, patience: float = 5.0) -> None:
+    """SIGABRT to every rank: with PYTHONFAULTHANDLER set, each writes the stacks of its threads and ends."""
+    with suppress(psutil.NoSuchProcess):
+        ranks = psutil.Process(launcher).children()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(signal.SIGABRT)
+        psutil.wait_procs(ranks, timeout=patience)

@@ -1,0 +1,79 @@
+"""Where a job is looked up: in this machine's runs first, else on the cluster through kubectl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.job import FineTuneJob
+from finetune_trainer.agent.local import Home
+
+RESOURCE = f"{names.PLURAL}.{names.GROUP}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """`namespace` or `context` mean the cluster, whatever ran here."""
+
+    home: Path
+    namespace: str | None = None
+    context: str | None = None
+
+    @property
+    def cluster_only(self) -> bool:
+        return self.namespace is not None or self.context is not None
+
+    def kubectl(self, *arguments: str) -> list[str]:
+        command = ["kubectl", *(["--context", self.context] if self.context else [])]
+        return [*command, *(["--namespace", self.namespace] if self.namespace else []), *arguments]
+
+
+class Found(NamedTuple):
+    job: FineTuneJob
+    local: bool
+
+
+def find(name: str, where: Where) -> Found:
+    """The job of that name. FinetuneError if there is none, or no way to ask."""
+    if not where.cluster_only and (job := Home(where.home).load(name)) is not None:
+        return Found(job, local=True)
+    if shutil.which("kubectl") is None:
+        message = f"no run named {name} in {where.home}, and no kubectl to ask a cluster with"
+        raise FinetuneError(Reason.InvalidSpec, message, "Check the name, or install kubectl.")
+    return Found(_parse(_get(name, where), name), local=False)
+
+
+def _get(name: str, where: Where) -> str:
+    command = where.kubectl("get", RESOURCE, name, "--output", "json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip().splitlines()
+    message = said[-1] if said else f"kubectl ended with status {done.returncode}"
+    if "NotFound" in message:
+        hint = "Check the name and the namespace (-n)."
+        raise FinetuneError(Reason.InvalidSpec, f"no FineTuneJob named {name}: {message}", hint)
+    if "the server doesn't have a resource type" in message:
+        raise FinetuneError(Reason.InvalidSpec, message, "Install the CustomResourceDefinition and the operator first.")
+    raise FinetuneError(Reason.StorageUnavailable, message, "Check the kubeconfig, the context and your rights.")
+
+
+def _parse(text: str, name: str) -> FineTuneJob:
+    """Of the object we read what we know: another version of the operator may have written more."""
+    raw = json.loads(text)
+    kept = {key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec", "status") if key in raw}
+    try:
+        return FineTuneJob.model_validate_json(json.dumps(kept))
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        where = ".".join(map(str, detail["loc"]))
+        message = f"FineTuneJob {name} cannot be read: {where}: {detail['msg']}"
+        raise FinetuneError(Reason.InvalidSpec, message, "Use a finetune of the operator's version.") from error

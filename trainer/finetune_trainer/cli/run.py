@@ -1,0 +1,212 @@
+"""`finetune run FILE`: what the operator does for a job, done for one machine and shown to the person in front of it.
+
+Attempts follow each other by the same rules (`finetune_api.failures.CLASSES`). The run's name in the output folder is
+made from what it trains, so the same manifest resumes and a changed one starts anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from finetune_api.failures import ExitCode, FinetuneError, LastWords, Reason
+from finetune_api.job import FineTuneJob
+from finetune_api.manifest import ManifestError
+from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
+from finetune_trainer.agent.local import Gang, Home, goes_on, local_plan, run_uid
+from finetune_trainer.agent.stopping import Stop
+from finetune_trainer.cli.live import View, view_of
+from finetune_trainer.cli.text import aligned, artifact_rows, evaluation_table, failure_block, problems_text
+from finetune_trainer.cli.validate import read_manifest
+from finetune_trainer.rundir import TrainerReport, now
+
+POLL_SECONDS = 0.2
+SAVE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+
+
+def run_file(file: str, *, home: Home, fresh: bool) -> int:
+    """The exit status of the contract."""
+    try:
+        job = read_manifest(file)
+    except ManifestError as error:
+        print(problems_text(file, error.problems), file=sys.stderr)
+        return ExitCode.CONFIG
+    with _alone(home, job.metadata.name):
+        job, resumed = _prepare(job, home=home, fresh=fresh)
+        if job.status.phase is Phase.Succeeded:
+            print(f"{job.metadata.name} has finished already; --fresh starts again\n\n{_outcome(job)}")
+            return ExitCode.OK
+        stop = Stop()
+        stop.install()
+        with view_of(job.metadata.name) as view:
+            view.say("resuming" if resumed else f"run {job.metadata.uid}: logs in {home.run(job.metadata.name)}")
+            return Run(job=job, home=home, stop=stop, view=view).to_the_end().tell()
+
+
+def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob, bool]:
+    """The job with its identity, and whether an earlier run of the same identity is continued."""
+    before = home.load(job.metadata.name)
+    uid = run_uid(job)
+    same = before is not None and before.metadata.uid.partition(".")[0] == uid
+    if before is not None and same and not fresh:
+        kept = before.status.model_copy(update={"restarts": None})
+        if kept.phase is not Phase.Succeeded:
+            kept = FineTuneJobStatus(attempt=kept.attempt, start_time=kept.start_time)
+        return job.model_copy(update={"metadata": before.metadata, "status": kept}), True
+    if fresh:
+        uid = f"{uid}.{int(time.time()):x}"  # its checkpoints must not be found
+        if before is not None and before.status.artifact is not None:
+            job = _with_overwrite(job)
+    metadata = job.metadata.model_copy(update={"uid": uid, "creation_timestamp": now()})
+    return job.model_copy(update={"metadata": metadata, "status": FineTuneJobStatus()}), False
+
+
+def _with_overwrite(job: FineTuneJob) -> FineTuneJob:
+    output = job.spec.output.model_copy(update={"overwrite": True})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
+
+
+@contextmanager
+def _alone(home: Home, name: str) -> Iterator[None]:
+    """One `finetune run` at a time for each name: two would write into the same folders."""
+    folder = home.run(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"{name} is running already in {folder}"
+            raise FinetuneError(Reason.InvalidSpec, message, "Wait for it, or give the job another name.") from error
+        yield
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One `finetune run`, over all its attempts."""
+
+    job: FineTuneJob
+    home: Home
+    stop: Stop
+    view: View
+    words: LastWords | None = None
+
+    def to_the_end(self) -> Run:
+        counted = free = 0
+        first = (self.job.status.attempt or 0) + 1
+        while True:
+            attempt = first + counted + free
+            self._status(
+                phase=Phase.Starting, attempt=attempt, restarts=Restarts(counted=counted, free=free),
+                start_time=self.job.status.start_time or now(), nodes=self.job.spec.nodes,
+            )  # fmt: skip
+            self.words = words = self._attempt(attempt)
+            if words.failure_class is None or self.stop.requested:
+                return self
+            if not goes_on(words, restarts=counted, max_restarts=self.job.spec.retry.max_restarts):
+                return self
+            counted, free = (
+                (counted, free + 1) if words.failure_class is FailureClass.Preemption else (counted + 1, free)
+            )
+            self._status(phase=Phase.Restarting, last_failure=_failure(words, attempt))
+            self.view.say(f"attempt {attempt} failed: {words.reason}: {words.message}")
+            self.view.say(f"restarting (restart {counted} of {self.job.spec.retry.max_restarts})")
+            time.sleep(RETRY_SECONDS)
+
+    def _attempt(self, attempt: int) -> LastWords:
+        gang = Gang(plan=local_plan(self.job, uid=self.job.metadata.uid, attempt=attempt), home=self.home)
+        gang.start()
+        told = forced = False
+        saved_at = 0.0
+        while (words := gang.poll()) is None:
+            if self.stop.first_time_seen():
+                self.view.say("stopping after a checkpoint; Ctrl-C again ends at once")
+                gang.stop()
+            if self.stop.at_once and not forced:
+                gang.kill()
+                forced = True
+            report = gang.run_dir(0).report()
+            if report is not None:
+                if not told:
+                    self._status(phase=Phase.Running)
+                    told = True
+                self.view.show(report, ranks=_ranks(gang))
+                if time.monotonic() - saved_at >= SAVE_SECONDS:
+                    saved_at = time.monotonic()
+                    self._report(report)
+            time.sleep(POLL_SECONDS)
+        if (report := gang.run_dir(0).report()) is not None:
+            self.view.show(report, ranks=_ranks(gang))
+            self._report(report)
+        return words
+
+    def _report(self, report: TrainerReport) -> None:
+        self._status(progress=report.progress, plan=report.plan, evaluation=report.evaluation)
+
+    def _status(self, **changes: object) -> None:
+        status = self.job.status.model_copy(update=changes)
+        self.job = self.job.model_copy(update={"status": status})
+        self.home.save(self.job)
+
+    def tell(self) -> int:
+        """Writes the final status, says how it ended, and answers with the exit status."""
+        words = self.words
+        assert words is not None
+        attempt = self.job.status.attempt or 1
+        if words.failure_class is None:
+            self._finish(Phase.Succeeded, words)
+            print(f"\n{_outcome(self.job)}")
+            return ExitCode.OK
+        if self.stop.requested:
+            self._status(phase=Phase.Suspended)
+            self.view.say("stopped; run again to resume")
+            return ExitCode.INTERRUPTED
+        self._finish(Phase.Failed, words)
+        log = self.home.log(self.job.metadata.name, node=words.node, attempt=attempt)
+        print(
+            f"\n{self.job.metadata.name} failed\n{failure_block(_failure(words, attempt), logs=str(log))}",
+            file=sys.stderr,
+        )
+        return words.exit_code or ExitCode.INTERNAL
+
+    def _finish(self, phase: Phase, words: LastWords) -> None:
+        kind = "Complete" if phase is Phase.Succeeded else "Failed"
+        condition = Condition(
+            type=kind, status="True", reason=str(words.reason or Reason.Succeeded), message=words.message,
+            last_transition_time=now(),
+        )  # fmt: skip
+        known = {"plan": words.plan, "evaluation": words.evaluation, "artifact": words.artifact}
+        failure = (
+            _failure(words, self.job.status.attempt or 1) if phase is Phase.Failed else self.job.status.last_failure
+        )
+        self._status(
+            phase=phase, conditions=(condition,), completion_time=now(), last_failure=failure,
+            **{name: value for name, value in known.items() if value is not None},
+        )  # fmt: skip
+
+
+def _failure(words: LastWords, attempt: int) -> LastFailure:
+    return LastFailure(
+        failure_class=words.failure_class or FailureClass.Internal, reason=str(words.reason or Reason.UnexpectedError),
+        message=words.message, hint=words.hint, attempt=attempt, rank=words.rank, node=str(words.node),
+        exit_code=words.exit_code, time=words.time or None,
+    )  # fmt: skip
+
+
+def _ranks(gang: Gang) -> str:
+    """`2 of 2 ranks` that have told a heartbeat."""
+    seen = {rank for node in range(gang.plan.nodes) for rank in gang.run_dir(node).heartbeats()}
+    return f"{len(seen)} of {gang.plan.world_size} ranks"
+
+
+def _outcome(job: FineTuneJob) -> str:
+    parts = []
+    if job.status.evaluation is not None and (scores := evaluation_table(job.status.evaluation)):
+        parts.append(scores)
+    if job.status.artifact is not None:
+        parts.append(aligned(artifact_rows(job.status.artifact)))
+    return "\n\n".join(parts)

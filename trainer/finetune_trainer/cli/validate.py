@@ -1,0 +1,32 @@
+"""`finetune validate FILE…`: the API server's verdict without a server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from finetune_api.failures import ExitCode
+from finetune_api.job import FineTuneJob
+from finetune_api.manifest import ManifestError, load
+from finetune_trainer.cli.text import problems_text
+
+
+def read_manifest(file: str) -> FineTuneJob:
+    """A file, or standard input for `-`. ManifestError lists every problem."""
+    return load(sys.stdin.read() if file == "-" else Path(file))
+
+
+def validate_files(files: list[str]) -> int:
+    """Prints a line for each good manifest, every problem of each bad one."""
+    good = True
+    for file in files:
+        try:
+            job = read_manifest(file)
+        except ManifestError as error:
+            good = False
+            print(problems_text(file, error.problems), file=sys.stderr)
+        else:
+            spec = job.spec
+            shape = f"{spec.nodes} node(s) with {spec.processes} process(es) each"
+            print(f"{file}: valid: {job.metadata.name}, {spec.method.type} on {spec.model.uri}, {shape}")
+    return ExitCode.OK if good else ExitCode.CONFIG

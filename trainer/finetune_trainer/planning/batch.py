@@ -1,0 +1,36 @@
+"""training.microBatchTokens, where the manifest leaves it open: as many tokens as are fast, at least one sequence.
+
+On a CPU more tokens at once buy nothing once the matrix products are tall: 1024, or the longest row. On a GPU the
+tokens are what fits into 85 % of its memory, and no more than keep it busy.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from finetune_api.spec import Method
+from finetune_trainer.planning.memory import OVERHEAD, Precision, estimate
+from finetune_trainer.planning.model import ModelShape
+
+CPU_TOKENS = 1024
+GPU_TOKENS = 32768
+GPU_SHARE = 0.85
+
+
+def micro_batch_tokens(
+    shape: ModelShape,
+    method: Method,
+    *,
+    precision: Precision,
+    longest_row: int,
+    device: Literal["cpu", "cuda"],
+    device_memory: int | None = None,
+) -> int:
+    """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength."""
+    if device == "cpu" or device_memory is None:
+        return max(longest_row, CPU_TOKENS)
+    empty = estimate(shape, method, precision=precision, device=device, tokens=0)
+    per_token = estimate(shape, method, precision=precision, device=device, tokens=1).activations * OVERHEAD
+    room = GPU_SHARE * device_memory - empty.total
+    fitting = int(room / per_token) // 256 * 256
+    return max(longest_row, min(fitting, GPU_TOKENS))

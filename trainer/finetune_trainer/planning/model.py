@@ -1,0 +1,83 @@
+"""Shapes of a causal LM, read from config.json and safetensors headers: no weights, no torch, any family."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_ALIASES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "vocabulary": ("vocab_size",),
+}
+_HEADER_LIMIT = 100 << 20
+_BLOCK = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Sizes that memory depends on. `linears`: (out, in) of every matrix inside the decoder blocks, by tensor name."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    intermediate: int
+    key_value: int
+    """Width of keys (and of values): key-value heads times head size."""
+    parameters: int
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def adapted(self, targets: str) -> list[tuple[int, int]]:
+        """The matrices that `method.lora.targets` means."""
+        return [shape for name, shape in self.linears.items() if targets == "all-linear" or _part(name) == targets]
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """ValueError names what config.json lacks; OSError where a file cannot be read."""
+    config = json.loads((folder / "config.json").read_bytes())
+    config = {**config, **(config.get("text_config") or {})}
+    sizes = {ours: _first(config, aliases) for ours, aliases in _ALIASES.items()}
+    hidden, heads = sizes["hidden"], sizes["heads"]
+    head_size = config.get("head_dim") or hidden // heads
+    tensors = _tensors(folder)
+    linears = {name: (s[0], s[1]) for name, s in tensors.items() if len(s) == 2 and _BLOCK.search(name)}
+    return ModelShape(
+        hidden=hidden,
+        layers=sizes["layers"],
+        vocabulary=sizes["vocabulary"],
+        intermediate=config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * hidden,
+        key_value=(config.get("num_key_value_heads") or heads) * head_size,
+        parameters=sum(math.prod(shape) for shape in tensors.values()),
+        linears=linears,
+    )
+
+
+def _first(config: Mapping[str, Any], aliases: tuple[str, ...]) -> int:
+    for alias in aliases:
+        if isinstance(value := config.get(alias), int):
+            return value
+    raise ValueError(f"config.json has none of {', '.join(aliases)}")
+
+
+def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape over all .safetensors files of a folder: a header is a length (8 bytes) and JSON."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _HEADER_LIMIT:
+                raise ValueError(f"{path.name} is no safetensors file")
+            header = json.loads(file.read(length))
+        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return found
+
+
+def _part(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj.weight` → `attention`."""
+    return "attention" if re.search(r"attn|attention", name) else "mlp"
