@@ -62,9 +62,9 @@ def read(folder: Path) -> Snapshot:
     return Snapshot(tensors, json.loads((folder / _STATE).read_text()))
 
 
-def load(store: CheckpointStore, checkpoint: Checkpoint) -> Snapshot:
+def load(store: CheckpointStore, checkpoint: Checkpoint, *, scratch: Path | None = None) -> Snapshot:
     """Downloads and verifies. store.checkpoints.Broken if the checkpoint was damaged since it was chosen."""
-    with tempfile.TemporaryDirectory(prefix="finetune-checkpoint-") as folder:
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
         store.load(checkpoint, Path(folder))
         return read(Path(folder)).copy()
 
@@ -72,9 +72,11 @@ def load(store: CheckpointStore, checkpoint: Checkpoint) -> Snapshot:
 class CheckpointWriter:
     """Saves snapshots in the background, one at a time, and prunes after each. Of global rank 0 alone."""
 
-    def __init__(self, store: CheckpointStore, *, keep: int) -> None:
+    def __init__(self, store: CheckpointStore, *, keep: int, scratch: Path | None = None) -> None:
+        """`scratch` holds one checkpoint at a time while it is sent; default: the system's temporary folder."""
         self._store = store
         self._keep = keep
+        self._scratch = scratch
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved_step: int | None = None
@@ -110,7 +112,7 @@ class CheckpointWriter:
 
     def _run(self, step: int, snapshot: Snapshot, also: frozenset[int]) -> None:
         try:
-            with tempfile.TemporaryDirectory(prefix="finetune-checkpoint-") as folder:
+            with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as folder:
                 self._store.save(step, snapshot.write(Path(folder)), {"step": step})
             self._saved_step = step
             self._store.prune(self._keep, also)

@@ -1,0 +1,260 @@
+"""The stores against a real S3 server (MinIO): credentials, outages, large files, damage.
+
+server      a MinIO of the test's own on loopback: start, kill and start again on one port and folder
+bucket      a new bucket and the environment that reaches it
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.plan import JobIdentity
+from finetune_api.spec import ModelSource
+from finetune_trainer.store.artifact import Fault, commit_artifact, download_artifact, verify
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.fetch import fetch_file, fetch_folder
+from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of, open_folder
+from finetune_trainer.store.models import resolve_model
+from tests.cluster.rig.s3 import S3
+
+MINIO = Path(os.environ.get("FINETUNE_CACHE_DIR", Path.home() / ".cache" / "finetune-operator")) / "bin" / "minio"
+pytestmark = pytest.mark.skipif(not MINIO.exists(), reason=f"there is no {MINIO}: `python -m tests.cluster.rig build`")
+
+RUN = JobIdentity(namespace="team", name="cardiology", uid="uid-1")
+
+
+@dataclass
+class Server:
+    folder: Path
+    key: str = "finetune-test"
+    secret: str = field(default_factory=lambda: "CANARY" + secrets.token_hex(12))
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        environ = {"HOME": str(self.folder), "MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret}
+        environ |= {"MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+        address = f"127.0.0.1:{self.port}"
+        argv = [str(MINIO), "server", str(self.folder / "data"), "--address", address, "--quiet"]
+        with (self.folder / "minio.log").open("ab") as log:
+            self.process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.endpoint}/minio/health/live", timeout=1).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise AssertionError(f"MinIO did not start: {(self.folder / 'minio.log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Server(tmp_path_factory.mktemp("minio"), port=port)
+    server.start()
+    yield server
+    server.kill()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    uri: str
+    environ: dict[str, str]
+    path: Path
+    """Where MinIO keeps the bucket's objects, each in a folder of its own."""
+
+
+@pytest.fixture
+def bucket(server: Server) -> Bucket:
+    s3 = S3(endpoint=server.endpoint, key=server.key, secret=server.secret)
+    name = s3.bucket()
+    keys = {"AWS_ACCESS_KEY_ID": server.key, "AWS_SECRET_ACCESS_KEY": server.secret}
+    environ = {"FINETUNE_OUTPUT_" + k: v for k, v in keys.items()} | {"AWS_ENDPOINT_URL": server.endpoint}
+    return Bucket(f"s3://{name}/models/a", environ, server.folder / "data" / name)
+
+
+PREFIX = "FINETUNE_OUTPUT_"
+FILES: dict[str, bytes | Path] = {"weights.safetensors": b"weights" * 1000, "config.json": b"{}"}
+
+
+def test_files_go_there_and_come_back(bucket: Bucket, tmp_path: Path) -> None:
+    folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)
+    folder.check_writable()
+    assert folder.list() == []
+    folder.put("a/b c.txt", b"content")
+    assert [(e.path, e.size) for e in folder.list()] == [("a/b c.txt", 7)]
+    assert folder.list("a") == folder.list()
+    assert folder.read("a/b c.txt") == b"content"
+    assert folder.exists("a/b c.txt")
+    assert not folder.exists("a")
+    folder.delete("a/b c.txt")
+    folder.delete("a/b c.txt")
+    with pytest.raises(NotFound, match="there is no file s3://"):
+        folder.read("a/b c.txt")
+
+
+def test_a_large_file_goes_in_parts(bucket: Bucket, tmp_path: Path) -> None:
+    block = secrets.token_bytes(1 << 20)
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        for _ in range(100):
+            file.write(block)
+    folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)
+    folder.put("large", large)
+    stored = list((bucket.path / "models/a/large").rglob("part.*"))
+    assert len(stored) == 13  # 100 MiB in parts of 8 MiB
+    assert folder.digest("large") == digest_of(large)
+    assert folder.download("large", tmp_path / "back") == digest_of(large)
+    assert digest_of(tmp_path / "back") == digest_of(large)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "says"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, Reason.CredentialsRejected, "refused the credentials (HTTP 403"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, Reason.CredentialsRejected, "InvalidAccessKeyId"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, Reason.CredentialsMissing, "no credentials for s3://"),
+    ],
+)
+def test_bad_credentials_fail_at_once_even_with_patience(
+    bucket: Bucket, change: dict[str, str], reason: Reason, says: str
+) -> None:
+    environ = bucket.environ | {PREFIX + name: value for name, value in change.items()}
+    for patience in (0, 300):
+        with pytest.raises(FinetuneError) as caught:
+            open_folder(bucket.uri, prefix=PREFIX, environ=environ, patience=patience).check_writable()
+        assert caught.value.reason is reason
+        assert says in caught.value.message
+        assert "CANARY" not in f"{caught.value}{caught.value.__cause__!r}"
+
+
+def test_a_bucket_that_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
+    folder = open_folder("s3://no-such-bucket/x", prefix=PREFIX, environ=bucket.environ)
+    with pytest.raises(FinetuneError, match="there is no bucket no-such-bucket") as caught:
+        folder.check_writable()
+    assert caught.value.reason is Reason.InvalidSpec
+    with pytest.raises(BucketMissing, match="there is no bucket no-such-bucket"):
+        fetch_file("s3://no-such-bucket/x/train.jsonl", prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
+    with pytest.raises(FinetuneError, match="there is no bucket no-such-bucket") as caught:
+        resolve_model(ModelSource(uri="s3://no-such-bucket/m"), cache=tmp_path, environ=plain(bucket))
+    assert caught.value.reason is Reason.ModelNotFound
+
+
+def plain(bucket: Bucket) -> dict[str, str]:
+    return {name.removeprefix(PREFIX): value for name, value in bucket.environ.items()}
+
+
+def test_an_artifact_is_committed_verified_and_its_damage_named(bucket: Bucket, tmp_path: Path) -> None:
+    folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)
+    artifact = commit_artifact(folder, FILES, run=RUN, kind="adapter", overwrite=False)
+    assert artifact.uri == bucket.uri
+    assert verify(folder, artifact.digest).ok
+    download_artifact(folder, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == FILES
+    assert not any(b"CANARY" in folder.read(entry.path) for entry in folder.list())
+    for damage, fault in [
+        (lambda: folder.put("weights.safetensors", b"weightz" + b"weights" * 999), Fault.corrupted),
+        (lambda: folder.put("weights.safetensors", b"weights"), Fault.truncated),
+        (lambda: folder.delete("weights.safetensors"), Fault.missing),
+    ]:
+        damage()
+        assert [(p.path, p.fault) for p in verify(folder).problems] == [("weights.safetensors", fault)]
+    other = RUN.model_copy(update={"uid": "uid-2"})
+    with pytest.raises(FinetuneError, match="holds the artifact of team/cardiology"):
+        commit_artifact(folder, FILES, run=other, kind="adapter", overwrite=False)
+    commit_artifact(folder, FILES, run=other, kind="adapter", overwrite=True)
+    assert verify(folder).ok
+
+
+def test_checkpoints_are_saved_loaded_and_pruned(bucket: Bucket, tmp_path: Path) -> None:
+    store = CheckpointStore(open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ), RUN)
+    for step in (10, 20, 30):
+        store.save(step, {"frozen": b"same", "weights": str(step).encode()}, {"step": step})
+        store.prune(2)
+    again = CheckpointStore(open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ), RUN)
+    latest = again.latest()
+    assert latest is not None
+    assert (again.steps(), latest.step) == ([20, 30], 30)
+    again.load(latest, tmp_path)
+    assert (tmp_path / "weights").read_bytes() == b"30"
+    again.clear()
+    assert again.folder.list() == []
+
+
+def test_data_and_models_are_fetched_once_and_anew_when_they_change(bucket: Bucket, tmp_path: Path) -> None:
+    folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)
+    folder.put("train.jsonl", b"rows")
+    uri = f"{bucket.uri}/train.jsonl"
+    first = fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
+    assert first == fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
+    folder.put("train.jsonl", b"ROWS")
+    assert fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ).read_bytes() == b"ROWS"
+    assert first.read_bytes() == b"rows"
+    path = fetch_folder(bucket.uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
+    assert [p.name for p in path.iterdir()] == ["train.jsonl"]
+
+
+def test_a_server_that_is_down_is_reported(server: Server, bucket: Bucket) -> None:
+    server.kill()
+    try:
+        with pytest.raises(FinetuneError, match="is not available") as caught:
+            open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ).check_writable()
+    finally:
+        server.start()
+    assert caught.value.reason is Reason.StorageUnavailable
+    assert server.endpoint in caught.value.message
+
+
+def test_a_commit_survives_a_server_that_is_killed_and_comes_back(
+    server: Server, bucket: Bucket, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | Path] = {}
+    for number in range(6):
+        files[f"model-{number}.safetensors"] = tmp_path / str(number)
+        (tmp_path / str(number)).write_bytes(secrets.token_bytes(30 << 20))
+    folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ, patience=300)
+    found: list[object] = []
+
+    def commit() -> None:
+        try:
+            found.append(commit_artifact(folder, files, run=RUN, kind="model", overwrite=False))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    while not list(bucket.path.rglob("part.*")) and thread.is_alive():
+        time.sleep(0.005)
+    server.kill()
+    time.sleep(12)  # longer than the client's own retries
+    assert found == []
+    server.start()
+    thread.join(120)
+    artifact = found[0]
+    assert not isinstance(artifact, BaseException), artifact
+    assert verify(open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)).ok

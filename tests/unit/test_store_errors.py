@@ -1,0 +1,146 @@
+"""Every refusal of an object store, by a server that answers as told: reason, words, and no secret in them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.store import objects
+from finetune_trainer.store.folder import BucketMissing, Folder, NotFound, open_folder
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request with one status and body; counts them."""
+
+    status = 200
+    body = b""
+    requests = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.requests += 1
+        body = b"" if self.command == "HEAD" else self.server.body
+        self.send_response(self.server.status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_RETRY", {**objects._RETRY, "max_retries": 1})
+
+
+def folder_at(port: int) -> Folder:
+    environ = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "CANARY-ID",
+        "AWS_SECRET_ACCESS_KEY": "CANARY-SECRET",
+        "AWS_SESSION_TOKEN": "CANARY-TOKEN",
+    }
+    return open_folder("s3://corp/models", prefix="", environ=environ)
+
+
+ANSWERS = [  # status, code, reason, words in the message
+    (403, "InvalidAccessKeyId", Reason.CredentialsRejected, "refused the credentials (HTTP 403 InvalidAccessKeyId)"),
+    (403, "SignatureDoesNotMatch", Reason.CredentialsRejected, "SignatureDoesNotMatch"),
+    (403, "AccessDenied", Reason.CredentialsRejected, "AccessDenied"),
+    (403, "RequestTimeTooSkewed", Reason.CredentialsRejected, "RequestTimeTooSkewed"),
+    (401, "", Reason.CredentialsRejected, "HTTP 401"),
+    (400, "ExpiredToken", Reason.CredentialsRejected, "ExpiredToken"),
+    (301, "PermanentRedirect", Reason.InvalidSpec, "the bucket corp is in another region"),
+    (400, "KeyTooLongError", Reason.InvalidSpec, "HTTP 400 KeyTooLongError"),
+    (400, "RequestTimeout", Reason.StorageUnavailable, "HTTP 400 RequestTimeout"),
+    (429, "", Reason.StorageUnavailable, "HTTP 429"),
+    (503, "SlowDown", Reason.StorageUnavailable, "is not available (HTTP 503 SlowDown)"),
+    (507, "XMinioStorageFull", Reason.StorageUnavailable, "XMinioStorageFull"),
+    (500, "InternalError", Reason.StorageUnavailable, "HTTP 500 InternalError"),
+]
+
+
+@pytest.mark.parametrize("doing", ["read", "write", "list", "delete"])
+@pytest.mark.parametrize(("status", "code", "reason", "words"), ANSWERS)
+def test_refusals(server: Server, doing: str, status: int, code: str, reason: Reason, words: str) -> None:
+    server.status = status
+    error = f"<Error><Code>{code}</Code><AWSAccessKeyId>CANARY-ID</AWSAccessKeyId></Error>"
+    server.body = error.encode() if code else b""
+    folder = folder_at(server.server_port)
+    act = {"read": folder.read, "write": lambda p: folder.put(p, b"x"), "list": folder.list, "delete": folder.delete}
+    with pytest.raises(FinetuneError) as caught:
+        act[doing]("a")
+    assert caught.value.reason is reason
+    assert f"cannot {doing} s3://corp/models/a" in caught.value.message
+    assert words in caught.value.message
+    assert "CANARY" not in f"{caught.value} {caught.value.__cause__!r}"
+
+
+def test_a_missing_bucket_is_told_from_a_missing_file(server: Server) -> None:
+    folder = folder_at(server.server_port)
+    server.status, server.body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
+    with pytest.raises(NotFound, match="there is no file s3://corp/models/a") as caught:
+        folder.read("a")
+    assert not isinstance(caught.value, BucketMissing)
+    server.body = b"<Error><Code>NoSuchBucket</Code></Error>"
+    for act in (folder.read, folder.list):
+        with pytest.raises(BucketMissing, match="there is no bucket corp"):
+            act("a")
+    with pytest.raises(FinetuneError) as written:
+        folder.check_writable()
+    assert written.value.reason is Reason.InvalidSpec
+    assert written.value.hint == "Create the bucket corp, or correct the URI."
+
+
+def test_credentials_are_not_tried_twice(server: Server) -> None:
+    server.status, server.body, server.requests = 403, b"<Error><Code>AccessDenied</Code></Error>", 0
+    with pytest.raises(FinetuneError):
+        folder_at(server.server_port).read("a")
+    assert server.requests == 1
+
+
+def test_a_broken_answer_is_the_stores_fault(server: Server) -> None:
+    server.status, server.body = 200, b"not a listing"
+    with pytest.raises(FinetuneError) as caught:
+        folder_at(server.server_port).list()
+    assert caught.value.reason is Reason.StorageUnavailable
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(FinetuneError) as caught:
+        folder_at(port).read("a")
+    assert caught.value.reason is Reason.StorageUnavailable
+    assert f"the store at http://127.0.0.1:{port} is not available (connection refused)" in caught.value.message
+
+
+def test_a_name_that_nobody_knows() -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    environ = keys | {"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}
+    with pytest.raises(FinetuneError, match="its name cannot be resolved") as caught:
+        open_folder("s3://corp/models", prefix="", environ=environ).read("a")
+    assert caught.value.reason is Reason.StorageUnavailable

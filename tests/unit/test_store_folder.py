@@ -1,0 +1,175 @@
+"""What every folder does, on the disk and through obstore; what only the disk does."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.store.folder import Folder, NotFound, digest_of, open_folder, safe_path
+from finetune_trainer.store.local import LocalFolder, os_errors, replacing
+from finetune_trainer.store.objects import ObjectFolder
+
+Make = Callable[[], Folder]
+
+
+@pytest.fixture(params=["disk", "objects"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if request.param == "disk":
+        return LocalFolder(f"file://{tmp_path}/store", tmp_path / "store")
+    return ObjectFolder("s3://bucket/store", "bucket", "", MemoryStore())
+
+
+def test_what_is_put_is_read(folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 3_000_000)
+    folder.put("a/one", b"1")
+    folder.put("a/two", source)
+    folder.put("a/one", b"one")
+    assert folder.read("a/one") == b"one"
+    assert folder.read("a/two") == source.read_bytes()
+    assert folder.digest("a/two") == digest_of(source)
+
+
+def test_list_gives_files_below_a_folder_sorted(folder: Folder) -> None:
+    for path in ("b", "a/2", "a/1", "ab/3"):
+        folder.put(path, path.encode())
+    assert [(e.path, e.size) for e in folder.list()] == [("a/1", 3), ("a/2", 3), ("ab/3", 4), ("b", 1)]
+    assert [e.path for e in folder.list("a")] == ["a/1", "a/2"]
+    assert folder.list("nothing/here") == []
+
+
+def test_version_changes_with_the_content(folder: Folder) -> None:
+    folder.put("a", b"1")
+    before = folder.stat("a")
+    folder.put("a", b"2")
+    assert before is not None
+    assert folder.stat("a") != before
+    assert folder.stat("missing") is None
+
+
+def test_missing_files_are_not_found_and_deleted_in_peace(folder: Folder, tmp_path: Path) -> None:
+    folder.delete("missing")
+    for act in (folder.read, folder.digest, lambda path: folder.download(path, tmp_path / "x")):
+        with pytest.raises(NotFound, match=r"there is no file .*store/missing"):
+            act("missing")
+    assert not folder.exists("missing")
+    assert not (tmp_path / "x").exists()
+
+
+def test_download_says_what_it_received(folder: Folder, tmp_path: Path) -> None:
+    folder.put("a", b"content")
+    assert folder.download("a", tmp_path / "deep" / "x") == digest_of(b"content")
+    assert (tmp_path / "deep" / "x").read_bytes() == b"content"
+
+
+def test_check_writable_leaves_no_file(folder: Folder) -> None:
+    folder.check_writable()
+    assert folder.list() == []
+
+
+UNSAFE = ["../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "a/.", "a\\..\\b", "a\nb", "a\0b"]
+
+
+@pytest.mark.parametrize("path", UNSAFE)
+def test_paths_that_leave_the_folder_are_refused(folder: Folder, path: str, tmp_path: Path) -> None:
+    for act in (folder.read, folder.delete, lambda p: folder.put(p, b""), lambda p: folder.download(p, tmp_path / "x")):
+        with pytest.raises(FinetuneError, match="not the name of a file inside a folder"):
+            act(path)
+
+
+@pytest.mark.parametrize("path", ["a", ".finetune/x", "a b", "ä/ö", "model-00001-of-00002.safetensors", "..a"])
+def test_other_paths_are_fine(path: str) -> None:
+    assert safe_path(path) == path
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def write() -> None:
+        with replacing(target) as file:
+            file.write(b"half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), sync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append("rename"), rename(self, target))[1])
+    LocalFolder("file:///x", tmp_path).put("a", b"1")
+    assert order == ["sync", "rename", "sync"]
+
+
+def test_files_that_are_being_written_are_not_listed(tmp_path: Path) -> None:
+    folder = LocalFolder("file:///x", tmp_path)
+    with replacing(tmp_path / "a") as file:
+        file.write(b"1")
+        assert folder.list() == []
+    assert [e.path for e in folder.list()] == ["a"]
+
+
+def test_files_are_readable_by_others_as_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        LocalFolder("file:///x", tmp_path).put("a", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errno.EACCES, Reason.CredentialsRejected),
+        (errno.EPERM, Reason.CredentialsRejected),
+        (errno.EROFS, Reason.CredentialsRejected),
+        (errno.ENOSPC, Reason.StorageUnavailable),
+        (errno.EDQUOT, Reason.StorageUnavailable),
+        (errno.EIO, Reason.StorageUnavailable),
+        (errno.ESTALE, Reason.StorageUnavailable),
+        (errno.ENOENT, Reason.DataNotFound),
+        (errno.ENOTDIR, Reason.InvalidSpec),
+        (errno.EISDIR, Reason.InvalidSpec),
+    ],
+)
+def test_errors_of_the_disk_have_a_reason(error: int, reason: Reason) -> None:
+    with pytest.raises(FinetuneError, match="file:///out/x") as caught, os_errors("write", "file:///out/x"):
+        raise OSError(error, os.strerror(error))
+    assert caught.value.reason is reason
+    assert caught.value.hint
+
+
+def test_a_file_where_a_folder_is_wanted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(FinetuneError) as caught:
+        open_folder(f"file://{tmp_path}/out", prefix="").check_writable()
+    assert caught.value.reason is Reason.InvalidSpec
+
+
+def test_claims_are_folders_below_a_root(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    environ = {"FINETUNE_PVC_ROOT": str(tmp_path)}
+    open_folder("pvc://data/models/a", prefix="", environ=environ).put("x", b"1")
+    assert (tmp_path / "data/models/a/x").read_bytes() == b"1"
+    with pytest.raises(NotFound, match=r"claim other .* is not mounted"):
+        open_folder("pvc://other/models", prefix="", environ=environ)
+
+
+@pytest.mark.parametrize("uri", ["ftp://x/y", "s3:/x", "/just/a/path", "hf://org/name", "file://host"])
+def test_what_is_no_folder_is_refused(uri: str) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        open_folder(uri, prefix="")
+    assert caught.value.reason is Reason.InvalidSpec
+    assert uri in caught.value.message

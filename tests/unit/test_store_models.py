@@ -1,0 +1,218 @@
+"""The base model: where it comes from, what is refused, and what a hub's refusal means."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.spec import ModelSource
+from finetune_trainer.store.models import resolve_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def safetensors(size: int = 8) -> bytes:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+MODEL = {
+    "config.json": json.dumps({"architectures": ["LlamaForCausalLM"]}).encode(),
+    "model.safetensors": safetensors(),
+    "tokenizer.json": b"{}",
+}
+
+
+def folder(path: Path, files: dict[str, bytes]) -> ModelSource:
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return ModelSource(uri=f"file://{path}")
+
+
+def test_a_local_model_is_used_in_place(tmp_path: Path) -> None:
+    model = resolve_model(folder(tmp_path / "m", MODEL), cache=tmp_path / "cache")
+    assert (model.path, model.revision, model.uri) == (tmp_path / "m", None, f"file://{tmp_path}/m")
+
+
+def test_a_model_on_a_claim_is_used_in_place(tmp_path: Path) -> None:
+    folder(tmp_path / "claim" / "m", MODEL)
+    source = ModelSource(uri="pvc://claim/m")
+    model = resolve_model(source, cache=tmp_path / "cache", environ={"FINETUNE_PVC_ROOT": str(tmp_path)})
+    assert model.path == tmp_path / "claim" / "m"
+
+
+INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+BERT = json.dumps({"architectures": ["BertForSequenceClassification"]}).encode()
+GPT2 = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "says"),
+    [
+        ({"config.json": None}, Reason.ModelNotFound, "no readable config.json"),
+        ({"config.json": b"{"}, Reason.ModelNotFound, "no readable config.json"),
+        ({"config.json": BERT}, Reason.ModelUnsupported, "is a BertForSequenceClassification, not a causal language"),
+        ({"config.json": b"{}"}, Reason.ModelUnsupported, "of an unknown architecture"),
+        ({"model.safetensors": None}, Reason.ModelUnsupported, "no weights in safetensors format"),
+        ({"model.safetensors": b"version https://git-lfs"}, Reason.ModelUnsupported, "is not safetensors"),
+        ({"model.safetensors": safetensors()[:-1]}, Reason.ModelUnsupported, "is truncated: 75 bytes of 76"),
+        ({"model.safetensors": b""}, Reason.ModelUnsupported, "is not safetensors"),
+        (
+            {"model.safetensors.index.json": INDEX, "model-1.safetensors": safetensors()},
+            Reason.ModelUnsupported,
+            "lacks model-2.safetensors",
+        ),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(
+    tmp_path: Path, change: dict[str, bytes | None], reason: Reason, says: str
+) -> None:
+    files = {name: data for name, data in (MODEL | change).items() if data is not None}
+    (tmp_path / "m").mkdir()
+    with pytest.raises(FinetuneError) as caught:
+        resolve_model(folder(tmp_path / "m", files), cache=tmp_path)
+    assert caught.value.reason is reason
+    assert says in caught.value.message
+    assert caught.value.hint
+
+
+def test_gpt2_is_a_causal_model_by_another_name(tmp_path: Path) -> None:
+    resolve_model(folder(tmp_path, MODEL | {"config.json": GPT2}), cache=tmp_path)
+
+
+def test_a_missing_folder_is_a_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        resolve_model(ModelSource(uri=f"file://{tmp_path}/none"), cache=tmp_path)
+    assert caught.value.reason is Reason.ModelNotFound
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's API as a snapshot needs: the commit of a revision, its files, their content."""
+
+    files: dict[str, bytes]
+    refuse: tuple[int, str] | None = None
+    """Status and X-Error-Code of every answer."""
+    asked: list[str]
+    tokens: set[str | None]
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
+        self.server.tokens.add(self.headers.get("authorization"))
+        if self.server.refuse:
+            status, code = self.server.refuse
+            self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
+        elif path in ("/api/models/org/model/revision/main", f"/api/models/org/model/revision/{COMMIT}"):
+            names = [{"rfilename": name} for name in self.server.files]
+            self.reply(200, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": names}).encode())
+        elif path == f"/api/models/org/model/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.server.files.items()
+            ]
+            self.reply(200, json.dumps(tree).encode())
+        elif path.startswith(f"/org/model/resolve/{COMMIT}/"):
+            data = self.server.files[path.removeprefix(f"/org/model/resolve/{COMMIT}/")]
+            etag = f'"{hashlib.sha1(data).hexdigest()}"'
+            self.reply(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT})
+        elif path.startswith("/api/models/org/model/revision/"):
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub(("127.0.0.1", 0), HubHandler) as hub:
+        hub.files, hub.asked, hub.tokens = dict(MODEL), [], set()
+        thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
+        thread.start()
+        yield hub
+        hub.shutdown()
+        thread.join()
+
+
+def environ(hub: Hub, token: str = "") -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        **({"FINETUNE_MODEL_HF_TOKEN": token} if token else {}),
+    }
+
+
+HUB_MODEL = ModelSource(uri="hf://org/model")
+
+
+def test_a_hub_model_is_downloaded_and_its_commit_recorded(hub: Hub, tmp_path: Path) -> None:
+    hub.files |= {"pytorch_model.bin": b"pickle", "onnx/config.json": b"{}", "modeling.py": b"import os"}
+    model = resolve_model(HUB_MODEL, cache=tmp_path, environ=environ(hub, token="hf_secret"))
+    assert model.revision == COMMIT
+    assert {p.name: p.read_bytes() for p in model.path.iterdir()} == MODEL
+    assert hub.tokens == {"Bearer hf_secret"}
+
+
+def test_a_pinned_model_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+    pinned = ModelSource(uri="hf://org/model", revision=COMMIT)
+    first = resolve_model(pinned, cache=tmp_path, environ=environ(hub))
+    hub.refuse = (503, "")
+    assert resolve_model(pinned, cache=tmp_path, environ=environ(hub)) == first
+
+
+@pytest.mark.parametrize(
+    ("refuse", "token", "reason"),
+    [
+        ((404, "RepoNotFound"), "", Reason.ModelNotFound),
+        ((404, "RepoNotFound"), "CANARY", Reason.ModelNotFound),
+        ((404, "RevisionNotFound"), "", Reason.ModelNotFound),
+        ((401, ""), "", Reason.ModelNotFound),  # what the hub tells strangers about models that are not there
+        ((401, ""), "CANARY", Reason.CredentialsRejected),
+        ((403, "GatedRepo"), "", Reason.CredentialsMissing),
+        ((403, "GatedRepo"), "CANARY", Reason.CredentialsRejected),
+        ((403, ""), "CANARY", Reason.CredentialsRejected),
+        ((400, ""), "", Reason.StorageUnavailable),
+    ],
+)
+def test_a_hubs_refusals(hub: Hub, tmp_path: Path, refuse: tuple[int, str], token: str, reason: Reason) -> None:
+    hub.refuse = refuse
+    with pytest.raises(FinetuneError) as caught:
+        resolve_model(HUB_MODEL, cache=tmp_path, environ=environ(hub, token))
+    assert caught.value.reason is reason
+    assert "hf://org/model" in caught.value.message
+    assert "CANARY" not in f"{caught.value} {caught.value.__cause__!r}"
+
+
+def test_an_unknown_revision_is_named(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError, match="hf://org/model has no revision v9"):
+        resolve_model(ModelSource(uri="hf://org/model", revision="v9"), cache=tmp_path, environ=environ(hub))
+
+
+def test_no_hub_at_all_is_said_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        resolve_model(HUB_MODEL, cache=tmp_path, environ={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert caught.value.reason is Reason.StorageUnavailable
+    assert "HF_ENDPOINT" in caught.value.hint
