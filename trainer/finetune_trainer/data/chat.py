@@ -1,0 +1,120 @@
+"""Which characters of a conversation the assistant said.
+
+Most chat templates do not tell. So a conversation is also rendered up to each of the assistant's turns, with the header
+that asks for it: what the whole rendering has behind that is the turn, and it is trained through its end-of-turn token,
+so that the model learns to stop. With SmolLM2:
+
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello<|im_end|> \\n
+                                                          └── trained ───┘
+
+That only works if a template renders the past as it rendered the present. One that does not (some leave out the
+reasoning of earlier turns) would train text that the model is never asked for: refused, unless the template marks the
+assistant's words with `{% generation %}`, which is then believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2
+
+from finetune_api.failures import FinetuneError, Reason
+
+from .read import Row
+from .template import ChatTemplate, Message, Rendering
+
+Span = tuple[int, int]
+
+
+class Rendered(NamedTuple):
+    text: str
+    trained: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row's messages, to be rendered by one model's template."""
+
+    row: Row
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None
+    template: ChatTemplate
+    control: Sequence[str]
+    """The tokenizer's special tokens."""
+
+    def render(self) -> Rendered:
+        """The text, and in it the assistant's turns. NothingToTrain without one, or where the template hides one;
+        DataUnreadable where the template refuses the conversation or tells the past otherwise than the present."""
+        turns = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        if not turns:
+            raise self.row.problem(Reason.NothingToTrain, "no turn of the conversation is the assistant's")
+        whole = self._render(len(self.messages))
+        if whole.generated:
+            return Rendered(whole.text, whole.generated)
+        return Rendered(whole.text, tuple(self._said(turn, whole.text) for turn in turns))
+
+    def _said(self, turn: int, whole: str) -> Span:
+        if turn == 0:
+            raise self.row.problem(
+                Reason.DataUnreadable,
+                "the conversation starts with the assistant: nothing asks for its words",
+                "Put a user or system turn first.",
+            )
+        asked = self._render(turn, prompt=True).text
+        if not whole.startswith(asked):
+            raise self._retold(turn)
+        start = len(asked)
+        through = whole if turn + 1 == len(self.messages) else self._render(turn + 1).text
+        same = _common(through, whole)
+        end = self._end_of_turn(whole, start, same)
+        if end is None and same == len(through):
+            end = same  # a template that marks no end by a token
+        if end is None or not _holds(whole[start:end], self.messages[turn].get("content")):
+            raise self._hidden(turn) if same == len(through) else self._retold(turn)
+        return start, end
+
+    def _end_of_turn(self, whole: str, start: int, stop: int) -> int | None:
+        """Behind the last special token of the turn; a line break after that is the template's, not the model's."""
+        ends = [at + len(token) for token in self.control if (at := whole.rfind(token, start, stop)) >= 0]
+        return max(ends, default=None)
+
+    def _render(self, turns: int, *, prompt: bool = False) -> Rendering:
+        try:
+            return self.template.render(self.messages[:turns], tools=self.tools, prompt=prompt)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise self.row.problem(
+                Reason.DataUnreadable,
+                f"the model's chat template refuses the conversation: {error}",
+                "Correct the roles and their order, or use another format.",
+            ) from error
+
+    def _retold(self, turn: int) -> FinetuneError:
+        return self.row.problem(
+            Reason.DataUnreadable,
+            f"the chat template renders turn {turn + 1} (the assistant's) otherwise once it is history, so training on "
+            "it would teach what the model is never asked for",
+            "Split the conversation so that each row ends with the turn to train, or use a template with "
+            "{% generation %} blocks.",
+        )
+
+    def _hidden(self, turn: int) -> FinetuneError:
+        return self.row.problem(
+            Reason.NothingToTrain,
+            f"the chat template leaves out or changes what the assistant says in turn {turn + 1}",
+            "Use a model whose template keeps assistant turns as they are, or format completion.",
+        )
+
+
+def _common(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    if other.startswith(one):
+        return len(one)
+    shorter = min(len(one), len(other))
+    return next((i for i in range(shorter) if one[i] != other[i]), shorter)
+
+
+def _holds(said: str, content: Any) -> bool:
+    """Whether the turn's words are there; templates may trim them or set line breaks around their parts."""
+    return not isinstance(content, str) or "".join(content.split()) in "".join(said.split())

@@ -1,0 +1,216 @@
+"""Documents to tokens, and what to do about those that are too long.
+
+A whole text is tokenised at once, and a token is trained when its characters lie in a trained span. Where a token would
+cross into a span (`abc` + `def` may be one token `cd` in the middle), the parts are tokenised apart: that is what the
+model gets to see when it is asked, with the prompt alone. What follows the last trained token is left out: nothing
+learns from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.failures import FinetuneError, Reason
+
+from .corpus import Choices, Corpus, Flags, Tokens, corpus_of
+from .formats import Document
+from .statistics import SplitStatistics
+from .tokenizer import Encoded, Tokenizer
+
+AT_ONCE = 1000
+"""Documents for each call of the tokenizer: enough for its threads, few enough for memory."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document in tokens; all arrays are (tokens,)."""
+
+    tokens: Tokens
+    trained: Flags
+    bytes: NDArray[np.int64]
+    """UTF-8 bytes of the text behind each token; special tokens have none."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, where: slice) -> Piece:
+        """A part that stands on its own: its first token has nothing before it, and so is not trained."""
+        trained = self.trained[where].copy()
+        trained[:1] = False
+        return Piece(self.tokens[where], trained, self.bytes[where])
+
+    @property
+    def trained_bytes(self) -> int:
+        return int(self.bytes[self.trained].sum())
+
+
+@dataclass(frozen=True)
+class Limits:
+    sequence_length: int
+    overlong: str
+    """fail, drop or truncate."""
+
+
+def encode(
+    documents: Sequence[Document], tokenizer: Tokenizer, limits: Limits, *, answers: Sequence[Tokens] = ()
+) -> tuple[Corpus, SplitStatistics]:
+    """SequenceTooLong where that is to fail; NothingToTrain if no document is left.
+
+    `answers` are those of the labels, when the documents have labels.
+    """
+    kept: list[tuple[Document, Piece]] = []
+    overlong: list[tuple[Document, int]] = []
+    dropped = untrained = 0
+    for document, piece in _pieces(documents, tokenizer):
+        parts = [piece]
+        if document.splits:
+            parts = list(_windows(piece, limits.sequence_length, begins=tokenizer.bos is not None))
+        elif (needed := len(piece) + document.reserve) > limits.sequence_length:
+            overlong.append((document, needed))
+            parts = _cut(document, piece, tokenizer, limits) if limits.overlong == "truncate" else []
+            dropped += not parts
+        trainable = [part for part in parts if part.trained.any()]
+        untrained += len(parts) > 0 and not trainable
+        kept += [(document, part) for part in trainable]
+    if overlong and limits.overlong == "fail":
+        raise _too_long(overlong, len(documents), limits)
+    corpus = _corpus(kept, answers)
+    return corpus, SplitStatistics(
+        rows=len(documents),
+        documents=len(corpus),
+        tokens=len(corpus.tokens),
+        trained_tokens=corpus.trained_tokens,
+        trained_bytes=int(corpus.bytes.sum()),
+        longest=int(corpus.lengths.max(initial=0)),
+        overlong=len(overlong),
+        dropped=dropped,
+        untrained=untrained,
+    )
+
+
+def tokens_of(document: Document, tokenizer: Tokenizer) -> Piece:
+    """One document, however long."""
+    return next(_pieces([document], tokenizer))[1]
+
+
+def _pieces(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Piece]]:
+    for start in range(0, len(documents), AT_ONCE):
+        batch = documents[start : start + AT_ONCE]
+        for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
+            if _crossed(document, encoded):
+                encoded = _apart(document, tokenizer)
+            yield document, _piece(document, encoded, tokenizer)
+
+
+def _crossed(document: Document, encoded: Encoded) -> bool:
+    """Whether a token reaches over the edge of a trained span."""
+    starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
+    edges = {edge for span in document.trained for edge in span}
+    return any(bool(np.any((starts < edge) & (edge < ends))) for edge in edges)
+
+
+def _apart(document: Document, tokenizer: Tokenizer) -> Encoded:
+    edges = sorted({0, len(document.text), *(edge for span in document.trained for edge in span)})
+    bounds = list(pairwise(edges))
+    parts = tokenizer.encode([document.text[start:end] for start, end in bounds])
+    return Encoded(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.spans + start for part, (start, _) in zip(parts, bounds, strict=True)]),
+    )
+
+
+def _piece(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> Piece:
+    starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
+    trained = np.zeros(len(encoded.ids), np.bool_)
+    for first, behind in document.trained:
+        trained |= (starts >= first) & (ends <= behind) & ((starts < ends) | (starts < behind))
+    alone = document.begins and tokenizer.bos is not None and encoded.ids[:1].tolist() != [tokenizer.bos]
+    before = np.array([tokenizer.bos] if alone else [], np.int32)
+    after = np.array([tokenizer.eos] if document.ends and tokenizer.eos is not None else [], np.int32)
+    trained = np.concatenate([np.zeros(len(before), np.bool_), trained, np.ones(len(after), np.bool_)])
+    whole = Piece(
+        tokens=np.concatenate([before, encoded.ids, after]),
+        trained=trained,
+        bytes=np.pad(_bytes(document.text, encoded, tokenizer), (len(before), len(after))),
+    )
+    return whole[: int(trained.nonzero()[0][-1]) + 1] if trained.any() else whole[:0]
+
+
+def _bytes(text: str, encoded: Encoded, tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """(tokens,): each token has the bytes between the end of the tokens before it and its own end, so that every byte
+    is counted once, also where spans leave out spaces, and where several tokens make up one character."""
+    upto = np.arange(len(text) + 1)
+    if not text.isascii():
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        upto[1:] = np.cumsum(1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))
+    reached = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int64), encoded.spans[:, 1]]))
+    sizes = np.diff(upto[reached])
+    sizes[tokenizer.control[encoded.ids]] = 0
+    return sizes
+
+
+def _windows(piece: Piece, length: int, *, begins: bool) -> Iterator[Piece]:
+    """Parts of at most `length` tokens in which every token but the first of all is trained once: each part starts with
+    one token of context, which is the begin-of-text token where the model has one, else the last token before."""
+    if len(piece) <= length:
+        yield piece
+        return
+    for start in range(0, len(piece) - 1, length - 1):
+        part = piece[start : start + length]
+        if begins and start:
+            part = replace(part, tokens=np.concatenate([piece.tokens[:1], part.tokens[1:]]))
+        yield part
+
+
+def _cut(document: Document, piece: Piece, tokenizer: Tokenizer, limits: Limits) -> list[Piece]:
+    """What fits: with a shorter body where the document has one, else without its end. Empty if the rest alone is too
+    long."""
+    if document.shortened is None:
+        return [piece[: limits.sequence_length]]
+    body = tokenizer.encode([document.body])[0]
+    keep = len(body.ids)
+    while (over := len(piece) + document.reserve - limits.sequence_length) > 0:
+        keep -= over
+        if keep < 1:
+            return []
+        document = document.shortened(document.body[: int(body.spans[keep - 1, 1])])
+        piece = tokens_of(document, tokenizer)
+    return [piece]
+
+
+def _too_long(overlong: Sequence[tuple[Document, int]], total: int, limits: Limits) -> FinetuneError:
+    worst, needed = max(overlong, key=lambda pair: pair[1])
+    return worst.row.problem(
+        Reason.SequenceTooLong,
+        f"{needed} tokens are more than data.sequenceLength {limits.sequence_length}; "
+        f"so are {len(overlong)} of the {total} rows, of which this is the longest",
+    )
+
+
+def _corpus(kept: Sequence[tuple[Document, Piece]], answers: Sequence[Tokens]) -> Corpus:
+    pieces = [piece for _, piece in kept]
+    return corpus_of(
+        [piece.tokens for piece in pieces],
+        [piece.trained for piece in pieces],
+        [piece.trained_bytes for piece in pieces],
+        choices=_choices(kept, answers) if answers else None,
+    )
+
+
+def _choices(kept: Sequence[tuple[Document, Piece]], answers: Sequence[Tokens]) -> Choices:
+    prompts = np.zeros(len(kept), np.int32)
+    gold = np.zeros(len(kept), np.int32)
+    for index, (document, piece) in enumerate(kept):
+        assert document.label is not None, "documents with answers have labels"
+        prompts[index] = np.argmax(piece.trained)
+        gold[index] = document.label
+        if not np.array_equal(piece.tokens[piece.trained], answers[document.label]):
+            raise document.row.problem(
+                Reason.ModelUnsupported, "the model's tokenizer writes the label otherwise here than in other rows"
+            )
+    return Choices(tuple(answers), prompts, gold)
