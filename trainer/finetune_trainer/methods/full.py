@@ -1,0 +1,50 @@
+"""Full fine-tuning: every weight trains, and the artifact is a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from .base import Base, decoder_layers, lowest_layer
+
+
+@dataclass(frozen=True)
+class FullAttached:
+    network: nn.Module
+    trainable: Mapping[str, nn.Parameter]
+    lowest_layer: int
+    stored: torch.dtype
+    """Of the weights on disk: what the base model came in."""
+    kind: Literal["model"] = "model"
+
+    def settle(self) -> None:
+        with torch.no_grad():
+            for parameter in self.trainable.values():
+                parameter.copy_(parameter.to(self.stored))
+
+    def export(self, folder: Path) -> None:
+        network = cast(Any, self.network)
+        weights = {name: tensor.to(self.stored) for name, tensor in network.state_dict().items()}
+        before, network.config.dtype = network.config.dtype, self.stored
+        network.save_pretrained(folder, state_dict=weights)
+        network.config.dtype = before
+
+
+@dataclass(frozen=True)
+class Full:
+    def attach(self, network: nn.Module, *, seed: int, base: Base) -> FullAttached:  # noqa: ARG002
+        network.requires_grad_(True)
+        trainable = dict(network.named_parameters())  # a tied weight appears once
+        hugging = cast(Any, network)
+        lowest = lowest_layer(trainable, decoder_layers(network), embeddings=hugging.get_input_embeddings())
+        return FullAttached(network, trainable, lowest, stored=base.dtype)
+
+    def load(self, network: nn.Module, folder: Path) -> nn.Module:
+        """`network` only says of which class the model is."""
+        loaded: nn.Module = cast(Any, type(network)).from_pretrained(folder, dtype=torch.float32)
+        return loaded

@@ -1,0 +1,78 @@
+"""A linear layer with its low-rank update as one autograd function.
+
+PEFT computes `base(x) + B(A(x)) * scale` as five operations with three results of the layer's full output size; here
+the update is added in place (`addmm_`), forward and backward, which saves their memory and the time to fill it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x: (tokens, in), weight: (out, in) frozen, bias: (out,) frozen or None, a: (rank, in), b: (out, rank)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        narrow = x @ a.to(x.dtype).T
+        y = F.linear(x, weight, bias)
+        y.addmm_(narrow, b.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(x, weight, a, b, narrow)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, narrow = ctx.saved_tensors
+        g = upstream[0]
+        g_narrow = (g @ b.to(g.dtype)).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = g @ weight
+            grad_x.addmm_(g_narrow, a.to(g.dtype))
+        grad_a = (g_narrow.T @ x).to(a.dtype)
+        grad_b = (narrow.T @ g).T.to(b.dtype).mul(ctx.scale)  # this way round the product is twice as fast
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class FusedLinear(lora.Linear):  # type: ignore[misc]  # PEFT ships no types
+    """PEFT's layer with another forward. Whatever the fused form does not cover goes PEFT's way."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name = self.active_adapters[0]
+        if args or kwargs or self.disable_adapters or self.merged:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        base = self.base_layer
+        flat = x.reshape(-1, x.shape[-1])
+        out = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
+            flat, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        )
+        return cast(Tensor, out).view(*x.shape[:-1], -1)
+
+
+def fuse(network: nn.Module) -> int:
+    """Give every plain LoRA layer of `network` the fused forward; answers how many there are. Dropout, bias, variants
+    and layers that are no plain `nn.Linear` keep PEFT's."""
+    fused = 0
+    for module in network.modules():
+        if type(module) is lora.Linear and _plain(module):
+            module.__class__ = FusedLinear
+            fused += 1
+    return fused
+
+
+def _plain(module: lora.Linear) -> bool:
+    (name,) = module.active_adapters
+    return (
+        type(module.base_layer) is nn.Linear
+        and isinstance(module.lora_dropout[name], nn.Identity)
+        and not module.lora_variant
+        and not module.lora_bias[name]
+    )

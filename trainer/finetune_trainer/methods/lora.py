@@ -1,0 +1,122 @@
+"""LoRA: low-rank updates beside the frozen linear layers of the decoder blocks, in PEFT's layout on disk.
+
+What servers load without a word of ours (vLLM reads rank, alpha, targets, and refuses or ignores the rest): one rank
+and one alpha for all layers, no extra saved modules, no bias, the head untouched, and the base model by its real name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.spec import Lora as Settings
+
+from .base import Base, Layers, decoder_layers, lowest_layer
+from .fused import fuse
+
+_WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "fc1", "fc2")}
+"""How models call the two halves of a block, in the names of its children."""
+
+
+@dataclass(frozen=True)
+class LoraAttached:
+    adapter: Any
+    """The PeftModel around the network."""
+    trainable: Mapping[str, nn.Parameter]
+    lowest_layer: int
+    fused: int
+    """Layers with the fused forward."""
+    kind: Literal["adapter"] = "adapter"
+
+    def settle(self) -> None:
+        """Adapters are written as they are."""
+
+    def export(self, folder: Path) -> None:
+        self.adapter.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own card takes its place
+
+
+@dataclass(frozen=True)
+class Lora:
+    settings: Settings
+
+    def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
+        from peft import LoraConfig, get_peft_model
+
+        layers = decoder_layers(network)
+        config = LoraConfig(
+            r=self.settings.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.settings.dropout,
+            target_modules=target_suffixes(network, layers, self.settings.targets),
+            task_type="CAUSAL_LM",
+            bias="none",
+            base_model_name_or_path=base.uri,
+        )
+        network.requires_grad_(False)
+        torch.manual_seed(seed)
+        adapter = get_peft_model(cast(Any, network), config)
+        # PEFT takes the name from the model, which knows only the folder that it was loaded from.
+        adapter.peft_config["default"].base_model_name_or_path = base.uri
+        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        embeddings = cast(Any, network).get_input_embeddings()
+        lowest = lowest_layer(trainable, layers, embeddings=embeddings)
+        return LoraAttached(adapter, trainable, lowest, fused=fuse(network))
+
+    @property
+    def alpha(self) -> float:
+        alpha = self.settings.alpha or 2 * self.settings.rank
+        return int(alpha) if float(alpha).is_integer() else alpha
+
+    def load(self, network: nn.Module, folder: Path) -> nn.Module:
+        from peft import PeftModel
+
+        loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
+        return loaded
+
+
+def target_suffixes(network: nn.Module, layers: Layers, targets: str) -> list[str]:
+    """The shortest endings of names that select the wanted linear layers and no others: `["down_proj", "q_proj", …]`.
+
+    ModelUnsupported where the blocks have no such layers.
+    """
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+    inside = [name for name in linear if layers.index(name) >= 0]
+    wanted = inside if targets == "all-linear" else [n for n in inside if _half(n, layers) == targets]
+    if not wanted:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{type(network).__name__} has no linear layers that method.lora.targets {targets} would name",
+            "Set method.lora.targets: all-linear, or method.type: full.",
+        )
+    every_name = [name for name, _ in network.named_modules()]
+    return sorted({_shortest_ending(name, set(wanted), every_name) for name in wanted})
+
+
+def _half(name: str, layers: Layers) -> str | None:
+    """attention or mlp, from the part of the name inside the block."""
+    inside = name[len(layers.prefix) + 1 :].split(".")[1:]
+    for half, words in _WORDS.items():
+        if any(word in part.lower() for part in inside for word in words):
+            return half
+    return None
+
+
+def _shortest_ending(name: str, wanted: set[str], every_name: list[str]) -> str:
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        ending = ".".join(parts[-length:])
+        if all(other in wanted for other in every_name if other == ending or other.endswith("." + ending)):
+            return ending
+    return name
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, which transformers keeps transposed."""
+    return type(module).__name__ == "Conv1D"

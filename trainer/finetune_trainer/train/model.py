@@ -1,0 +1,192 @@
+"""The language model as training and evaluation see it: micro-batches in, summed nats out.
+
+What a model can do is found out and not believed: a few tokens are run through it, and where packed documents would see
+each other, or logits are more than hidden states times one matrix, the slower way that is right is taken, and said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.data.pack import MicroBatch
+
+from .loss import IGNORE, linear_cross_entropy, logits_cross_entropy, token_nats
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What holds for one architecture."""
+
+    fused_head: bool
+    """Logits are hidden states times the head's weight, and nothing else."""
+    isolates: bool
+    """Documents in one row do not see each other when positions start anew."""
+    shares_prompts: bool
+    """A mask of our own is honoured, so several continuations may share one prompt."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    network: nn.Module
+    """transformers' `…ForCausalLM`, with or without adapters in it."""
+    device: torch.device
+    autocast: torch.dtype | None
+    """Of the products, where it is not that of the parameters."""
+    abilities: Abilities
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.head.shape[1])
+
+    @property
+    def head(self) -> Tensor:
+        """(vocab, dim)"""
+        return cast(Tensor, cast(Any, self.network).get_output_embeddings().weight)
+
+    @property
+    def shares_prompts(self) -> bool:
+        return self.abilities.shares_prompts
+
+    def nats(self, batch: MicroBatch) -> Tensor:
+        """Summed over the batch's targets, with gradients where the network trains."""
+        tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
+        targets = self._tensor(batch.targets).view(-1)
+        with self._autocast():
+            if not self.abilities.fused_head:
+                logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
+                return logits_cross_entropy(logits.view(-1, logits.shape[-1]), targets)
+            hidden = hidden_states(self.network, tokens, positions)
+            return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head, targets)
+
+    @torch.no_grad()
+    def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
+        """Of each token, 0 where there is no target; all (rows, length). mask: (rows, length, length), True = sees."""
+        seen = None if mask is None else self._tensor(mask)[:, None]
+        wanted = self._tensor(targets)
+        out = torch.zeros(targets.shape, dtype=torch.float32, device=self.device)
+        chosen = wanted != IGNORE
+        with self._autocast():
+            if self.abilities.fused_head:
+                hidden = hidden_states(self.network, self._tensor(tokens), self._tensor(positions), seen)
+                out[chosen] = token_nats(hidden[chosen], self.head, wanted[chosen])
+            else:
+                answer = self.network(
+                    input_ids=self._tensor(tokens),
+                    position_ids=self._tensor(positions),
+                    attention_mask=seen,
+                    use_cache=False,
+                )
+                out[chosen] = nn.functional.cross_entropy(
+                    answer.logits[chosen].float(), wanted[chosen], reduction="none"
+                )
+        return out.cpu().numpy()
+
+    def describe(self) -> str:
+        """One line: which dtypes and kernels run."""
+        stored = sorted({_short(p.dtype) for p in self.network.parameters()})
+        compute = _short(self.autocast or self.head.dtype)
+        attention = cast(Any, self.network).config._attn_implementation
+        return (
+            f"parameters {'+'.join(stored)}, compute {compute}, "
+            f"attention {attention}, loss {'fused' if self.abilities.fused_head else 'from logits'}, "
+            f"{'documents share rows' if self.abilities.isolates else 'one document a row'}"
+        )
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def hidden_states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(rows, length, dim), after the last norm.
+
+    Without a mask and without a cache, transformers reads from the positions where documents begin, and builds the mask
+    itself; with either of the two it does not, and documents leak into each other without a word.
+    """
+    body = cast(Any, network).base_model
+    answer = body(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
+    return cast(Tensor, answer.last_hidden_state)
+
+
+def load_network(path: Path, *, dtype: torch.dtype) -> tuple[nn.Module, torch.dtype]:
+    """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(path)
+    name = (config.architectures or ["?"])[0]
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise FinetuneError(Reason.ModelUnsupported, f"transformers {transformers.__version__} has no class {name}")
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    # sdpa cannot cap attention scores (Gemma 2).
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    try:
+        network = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
+    except ValueError as error:
+        if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
+            raise FinetuneError(Reason.ModelUnsupported, f"{name} cannot be loaded: {error}") from error
+        network = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation="eager")
+    network.config.use_cache = False
+    return network, stored
+
+
+@torch.no_grad()
+def probe(network: nn.Module, device: torch.device) -> Abilities:
+    """Run eight tokens through the network, in other arrangements, and see what stays the same."""
+    was_training = network.training
+    network.eval()
+    vocabulary = int(cast(Any, network).get_input_embeddings().weight.shape[0])
+    tokens = (torch.arange(8, device=device) * 7919 + 13)[None] % vocabulary
+    counted = torch.arange(8, device=device)[None]
+    first = _states(network, tokens[:, :5], counted[:, :5])
+    other = _states(network, tokens[:, 5:], counted[:, :3])
+    branch = _states(network, torch.cat([tokens[:, :3], tokens[:, 5:]], 1), counted[:, :6])
+
+    packed = _states(network, tokens, torch.cat([counted[:, :5], counted[:, :3]], 1))
+    isolates = _same(packed, torch.cat([first, other], 1))
+
+    # One prompt of three tokens, continued by two and, instead, by three others.
+    seen = torch.ones(8, 8, dtype=torch.bool, device=device).tril()
+    seen[5:, 3:5] = False
+    tree = _states(network, tokens, torch.cat([counted[:, :5], counted[:, 3:6]], 1), seen[None, None])
+    shares = _same(tree, torch.cat([first, branch[:, 3:]], 1))
+
+    logits = cast(Any, network)(input_ids=tokens, position_ids=counted, use_cache=False).logits
+    head = cast(Any, network).get_output_embeddings().weight
+    fused = _same(logits, _states(network, tokens, counted) @ head.T)
+    network.train(was_training)
+    return Abilities(fused_head=fused, isolates=isolates, shares_prompts=shares)
+
+
+def _states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    try:
+        return hidden_states(network, tokens, positions, mask)
+    except (ValueError, TypeError, RuntimeError):  # a mask or positions that this architecture does not take
+        return torch.full((), torch.nan)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    precision = 1e-4 if left.dtype == torch.float32 else 5e-2
+    return bool((left - right).abs().max() <= precision * right.abs().max())
