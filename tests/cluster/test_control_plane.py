@@ -81,5 +81,6 @@ def test_objects_outlive_a_killed_component(control_plane: Rig, namespace: str, 
 
 
 def test_an_unknown_component_is_refused_with_the_names_that_exist(control_plane: Rig) -> None:
+    assert control_plane.pid("apiserver")
     with pytest.raises(RigError, match="apiserver"):
         control_plane.stop("api-server")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.rig import S3, HostTree, Rig, apply_host_trees, host_trees, pod_volumes
-from tests.cluster.rig.host_trees import IMAGE
+from tests.cluster.rig import S3, HostTree, Rig, apply_host_trees, host_trees
+from tests.cluster.rig.host_trees import IMAGE, restricted_pod
 
 CHECKOUT = Path(__file__).parents[2]
 PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
@@ -58,36 +58,6 @@ def trees(cluster: Rig, restricted_namespace: str) -> tuple[HostTree, ...]:
     found = host_trees(CHECKOUT)
     apply_host_trees(cluster, restricted_namespace, found)
     return found
-
-
-def pod(trees: tuple[HostTree, ...], command: list[str], *, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """A pod spec as the `restricted` level wants it, with the host's trees, /tmp and the ConfigMap `code` at /code."""
-    volumes, mounts = pod_volumes(trees)
-    return {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 1,
-        "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "code", "configMap": {"name": "code"}}],
-        "containers": [
-            {
-                "name": "node",
-                "image": IMAGE,
-                "command": command,
-                "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
-                "volumeMounts": [
-                    *mounts,
-                    {"name": "tmp", "mountPath": "/tmp"},
-                    {"name": "code", "mountPath": "/code", "readOnly": True},
-                ],
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-            }
-        ],
-    }
 
 
 def job(name: str, spec: dict[str, Any], *, pods: int) -> dict[str, Any]:
@@ -144,7 +114,7 @@ def test_two_restricted_pods_reduce_over_gloo_and_write_to_s3(
             "selector": {"batch.kubernetes.io/job-name": "gang"},
         },
     }
-    gang = job("gang", pod(trees, [PYTHON, "/code/start.py"], env=env), pods=2)
+    gang = job("gang", restricted_pod(trees, [PYTHON, "/code/start.py"], env=env), pods=2)
     code = config_map(start=START, all_reduce=ALL_REDUCE)
     cluster.apply([service, code, gang], namespace=restricted_namespace)
     finish(cluster, restricted_namespace, "gang")
@@ -154,7 +124,7 @@ def test_two_restricted_pods_reduce_over_gloo_and_write_to_s3(
 def test_a_pod_is_sealed_in_and_sees_the_host_read_only(
     cluster: Rig, restricted_namespace: str, trees: tuple[HostTree, ...]
 ) -> None:
-    sealed = job("sealed", pod(trees, [PYTHON, "/code/sealed.py"]), pods=1)
+    sealed = job("sealed", restricted_pod(trees, [PYTHON, "/code/sealed.py"]), pods=1)
     cluster.apply([config_map(sealed=SEALED), sealed], namespace=restricted_namespace)
     assert str(CHECKOUT) in finish(cluster, restricted_namespace, "sealed")
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.rig import Prometheus, RigError
+from tests.cluster.rig import Prometheus, Rig, RigError, apply_host_trees, host_trees
+from tests.cluster.rig.host_trees import restricted_pod
 from tests.cluster.rig.prometheus import check_rules
 from tests.cluster.rig.state import Paths
 
+CHECKOUT = Path(__file__).parents[2]
+PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
 Factory = Callable[[dict[str, Any]], Prometheus]
 
 
@@ -58,6 +61,25 @@ def test_an_alert_fires_by_its_rule(prometheus: Factory, target: str, tmp_path: 
     server = prometheus({**scrape(target), "rule_files": [str(rules(tmp_path, "answer != 43"))]})
     server.wait_for('ALERTS{alertname="Wrong", alertstate="firing"}')
     assert server.alerts() == {"Wrong": "firing"}
+
+
+def test_pods_are_found_by_the_api_and_scraped(cluster: Rig, restricted_namespace: str, prometheus: Factory) -> None:
+    trees = host_trees(CHECKOUT)
+    apply_host_trees(cluster, restricted_namespace, trees)
+    serve = [PYTHON, "-m", "http.server", "8000", "--directory", "/code"]
+    server = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "served"}, "spec": restricted_pod(trees, serve)}
+    code = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": {"metrics": "answer 42\n"}}
+    cluster.apply([code, server], namespace=restricted_namespace)
+    pods = {"role": "pod", "kubeconfig_file": str(cluster.kubeconfig), "namespaces": {"names": [restricted_namespace]}}
+    address = {"source_labels": ["__meta_kubernetes_pod_ip"], "target_label": "__address__", "replacement": "$1:8000"}
+    job = {
+        "job_name": "pods",
+        "kubernetes_sd_configs": [pods],
+        "relabel_configs": [address],
+        "fallback_scrape_protocol": "PrometheusText0.0.4",
+    }
+    (sample,) = prometheus({"scrape_configs": [job]}).wait_for("answer", seconds=60)
+    assert sample.value == 42.0
 
 
 @pytest.mark.usefixtures("prometheus")

@@ -28,13 +28,14 @@ from .machine import Missing, missing_for_control_plane, missing_for_node, missi
 from .prometheus import Prometheus
 from .rig import Rig
 from .s3 import S3
-from .state import RigError
+from .state import NotOursError, RigError
 
 __all__ = [
     "S3",
     "BuildError",
     "HostTree",
     "Missing",
+    "NotOursError",
     "Prometheus",
     "Rig",
     "RigError",

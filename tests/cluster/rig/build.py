@@ -103,7 +103,7 @@ def build(names: Iterable[str], paths: Paths, *, say: Callable[[str], None] = pr
     with locked(paths.cache / "build.lock"):
         for name in missing(names, paths):
             began = time.monotonic()
-            say(f"rig: building {name} {BINARIES[name].version}")
+            say(f"rig: building {name} {BINARIES[name].version}".rstrip())
             _build(BINARIES[name], paths)
             size = (paths.bin / name).stat().st_size // 1_000_000
             say(f"rig: {name} took {time.monotonic() - began:.0f} s, {size} MB")

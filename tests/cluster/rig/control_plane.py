@@ -59,18 +59,15 @@ def server(state: State) -> str:
 def start(paths: Paths, state: State, processes: Processes) -> None:
     """Starts what does not run yet and returns when objects can be created and controllers act on them."""
     pki.make(paths, state)
+    authority = (paths.pki / "ca.crt").read_bytes()
     for actor in ACTORS:
-        pki.write_kubeconfig(
-            paths.kubeconfig(actor),
-            server=server(state),
-            ca=paths.pki / "ca.crt",
-            user=actor,
-            token=state.tokens[actor],
-        )
+        target, token = paths.kubeconfig(actor), state.tokens[actor]
+        pki.write_kubeconfig(target, server=server(state), authority=authority, user=actor, token=token)
     processes.start(_etcd(paths, state))
     processes.start(_apiserver(paths, state), wait=60)
     processes.start(_controller_manager(paths, state))
-    kubectl = (paths.bin / "kube", "kubectl", "--kubeconfig", paths.kubeconfig("admin"))
+    where = ("--kubeconfig", paths.kubeconfig("admin"), "--cache-dir", paths.state / "kubectl")
+    kubectl = (paths.bin / "kube", "kubectl", *where)
     fake_pods = {"apiVersion": "v1", "kind": "List", "items": FAKE_PODS}
     run(*kubectl, "apply", "--server-side", "-f", "-", stdin=json.dumps(fake_pods))
     processes.wait_for(

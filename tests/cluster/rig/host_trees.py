@@ -11,7 +11,7 @@ the mount point are 755.
     trees = host_trees(checkout)
     apply_host_trees(rig, namespace, trees)
     job["spec"]["pod"] = {"volumes": job_volumes(trees)}          # a FineTuneJob
-    job["spec"]["template"]["spec"].update(pod_volumes(trees))    # by hand: also needs the container's volumeMounts
+    pod["spec"] = restricted_pod(trees, [python, ...])            # a pod by hand
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import image
+from .state import NotOursError
 
 if TYPE_CHECKING:
     from .rig import Manifest, Rig
@@ -99,6 +100,8 @@ def manifests(trees: Sequence[HostTree], *, namespace: str, owner: Manifest | No
 
 def apply_host_trees(rig: Rig, namespace: str, trees: Sequence[HostTree]) -> None:
     """Makes the volumes and claims in the namespace and returns when all are bound."""
+    if rig.external:
+        raise NotOursError("an external cluster's nodes do not see this machine's folders")
     owner = rig.get("namespace", namespace)
     rig.apply(manifests(trees, namespace=namespace, owner=owner))
     claims = [f"pvc/{tree.claim}" for tree in trees]
@@ -122,6 +125,38 @@ def pod_volumes(trees: Sequence[HostTree]) -> tuple[list[dict[str, Any]], list[d
     """A pod's `volumes` and its container's `volumeMounts`."""
     mounts = [{"name": tree.claim, "mountPath": tree.path, "readOnly": True} for tree in trees]
     return [_volume(tree) for tree in trees], mounts
+
+
+def restricted_pod(
+    trees: Sequence[HostTree], command: list[str], *, env: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A pod spec as the `restricted` level wants it: the host's trees, /tmp, and the ConfigMap `code` at /code."""
+    volumes, mounts = pod_volumes(trees)
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "volumes": [*volumes, {"name": "tmp", "emptyDir": {}}, {"name": "code", "configMap": {"name": "code"}}],
+        "containers": [
+            {
+                "name": "node",
+                "image": IMAGE,
+                "command": command,
+                "env": [{"name": name, "value": value} for name, value in (env or {}).items()],
+                "volumeMounts": [
+                    *mounts,
+                    {"name": "tmp", "mountPath": "/tmp"},
+                    {"name": "code", "mountPath": "/code", "readOnly": True},
+                ],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    }
 
 
 def _volume(tree: HostTree) -> dict[str, Any]:

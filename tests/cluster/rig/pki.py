@@ -73,10 +73,11 @@ def _issue(folder: Path, name: str, subject: str, *, names: str = "") -> None:
     )
 
 
-def write_kubeconfig(path: Path, *, server: str, ca: Path, user: str, token: str, namespace: str = "default") -> Path:
+def write_kubeconfig(
+    path: Path, *, server: str, authority: bytes, user: str, token: str, namespace: str = "default"
+) -> Path:
     """A kubeconfig with everything inside, so that it can be copied or mounted anywhere (JSON is YAML)."""
-    authority = base64.b64encode(ca.read_bytes()).decode()
-    cluster = {"server": server, "certificate-authority-data": authority}
+    cluster = {"server": server, "certificate-authority-data": base64.b64encode(authority).decode()}
     config = {
         "apiVersion": "v1",
         "kind": "Config",

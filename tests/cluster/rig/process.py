@@ -129,12 +129,17 @@ class Processes:
 
 
 def start_time(pid: int) -> str | None:
-    """Clock ticks from boot to the process's start; None when there is no such process or only its zombie is left."""
+    """Clock ticks from boot to the process's start; None when there is no such process.
+
+    A zombie that its parent has yet to reap counts as gone, but only once its last thread is: until then the dying
+    threads of a killed program still hold its ports.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return None if fields[0] in "ZX" and threads <= 1 else fields[19]
 
 
 def command_lines() -> Iterator[tuple[int, list[str]]]:

@@ -3,6 +3,7 @@ and ending the whole is `lifecycle.py`."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from . import control_plane, pki
 from .audit import AuditLog
 from .process import Processes, run
 from .s3 import S3, minio
-from .state import Paths, RigError, State
+from .state import NotOursError, Paths, RigError, State
 
 Manifest = dict[str, Any]
 
@@ -64,7 +65,9 @@ class Rig:
         self, *words: str | Path, stdin: str | None = None, check: bool = True, kubeconfig: Path | None = None
     ) -> str:
         """Runs kubectl as the administrator, or as the owner of `kubeconfig`; returns what it printed."""
-        return run(*self._kubectl(), "--kubeconfig", kubeconfig or self.kubeconfig, *words, stdin=stdin, check=check)
+        cache = () if self.external else ("--cache-dir", self.paths.state / "kubectl")
+        where = ("--kubeconfig", kubeconfig or self.kubeconfig, *cache)
+        return run(*self._kubectl(), *where, *words, stdin=stdin, check=check)
 
     def get(self, *words: str) -> Manifest:
         """`kubectl get WORDS -o json`, parsed: an object, or a list with `items`."""
@@ -113,8 +116,15 @@ class Rig:
         self.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}, account])
         token = self.kubectl("create", "token", name, "-n", namespace, "--duration=24h").strip()
         path = self.paths.kubeconfig(f"{namespace}-{name}-{secrets.token_hex(2)}")
-        where = {"server": server or self.server, "user": f"{namespace}-{name}", "namespace": namespace}
-        return pki.write_kubeconfig(path, ca=self.paths.pki / "ca.crt", token=token, **where)
+        cluster = json.loads(self.kubectl("config", "view", "--minify", "--flatten", "-o", "json"))["clusters"][0]
+        return pki.write_kubeconfig(
+            path,
+            server=server or self.server,
+            authority=base64.b64decode(cluster["cluster"].get("certificate-authority-data", "")),
+            user=f"{namespace}-{name}",
+            token=token,
+            namespace=namespace,
+        )
 
     # one component
 
@@ -151,7 +161,7 @@ class Rig:
         if self.state is None:
             names = ("FINETUNE_TEST_S3_ENDPOINT", "FINETUNE_TEST_S3_KEY", "FINETUNE_TEST_S3_SECRET")
             if not all(os.environ.get(name) for name in names):
-                raise RigError(f"an external cluster's S3 server is named by {', '.join(names)}")
+                raise NotOursError(f"an external cluster's S3 server is named by {', '.join(names)}")
             endpoint, key, secret = (os.environ[name] for name in names)
             return S3(endpoint=endpoint, key=key, secret=secret)
         address = pki.BRIDGE_ADDRESS if self.has_node else "127.0.0.1"
@@ -182,7 +192,7 @@ class Rig:
     @property
     def _own(self) -> Processes:
         if self.processes is None:
-            raise RigError("this is an external cluster: its components are not ours to stop, start or read")
+            raise NotOursError("this is an external cluster: its components are not ours to stop, start or read")
         return self.processes
 
     def _kubectl(self) -> tuple[str, ...]:

@@ -32,6 +32,10 @@ class RigError(RuntimeError):
     """Something of the rig did not do what was asked; the message says where to look."""
 
 
+class NotOursError(RigError):
+    """Asked of an external cluster what only a rig of our own can do; tests that ask are skipped."""
+
+
 def cache_dir() -> Path:
     """The project's cache: FINETUNE_CACHE, else ~/.cache/finetune-operator."""
     return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator").absolute()
