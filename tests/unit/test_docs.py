@@ -1,0 +1,92 @@
+"""The documents are true: links lead somewhere, manifests are valid, and every command is run by a test."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_api import manifest, names, reference
+from finetune_api.failures import Reason
+from finetune_api.status import FailureClass
+from tests.docs import DOCUMENTS, ROOT, commands, manifests
+
+BIN = Path(sys.executable).parent
+
+RUN_BY = {
+    r"make demo": "tests/e2e/test_demo.py",
+    r"make test": ".ci/run",
+    r"make (check|fix|generate|setup|lock)": "Makefile",
+    r"make bench": "Makefile",
+    r"finetune validate examples/\S+": "tests/unit/test_docs.py",
+    r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
+    r"finetune verify s3://\S+": "tests/cluster/test_end_to_end.py",
+    r"kubectl apply --server-side -f (crds|operator)/\S+": "tests/cluster/operator_process.py",
+    r"kubectl apply -f examples/sentiment-lora\.yaml": "tests/cluster/test_end_to_end.py",
+    r"kubectl wait --for=condition=Complete finetunejob/\S+ --timeout=\w+": "tests/cluster/test_end_to_end.py",
+    r"kubectl finetune status \w+": "tests/cluster/test_end_to_end.py",
+    r"python -m finetune_operator --all-namespaces --default-image \S+": "tests/cluster/operator_process.py",
+    r"python -m tests\.benchmarks\.\S+.*": "tests/benchmarks",
+}
+"""What the documents may tell people to type, and the file that types it."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_is_run_somewhere(document: Path) -> None:
+    for command in commands(document):
+        runners = [file for pattern, file in RUN_BY.items() if re.fullmatch(pattern, command)]
+        assert runners, f"{document.name} says to type {command!r}, and no test does"
+        assert (ROOT / runners[0]).exists()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        assert (document.parent / target).exists(), f"{document.name} → {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_manifest_is_valid(document: Path) -> None:
+    for text in manifests(document):
+        assert manifest.validate(manifest.parse(text)) == ()
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_valid(example: Path) -> None:
+    done = subprocess.run([BIN / "finetune", "validate", example], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_manifest_reference_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "manifest.md").read_text() == reference.markdown(), "run: make generate"
+
+
+def test_every_class_of_failure_has_a_runbook() -> None:
+    text = (ROOT / "docs" / "runbooks.md").read_text()
+
+    for name in [*FailureClass, Reason.RestartsExhausted]:
+        assert f"## {name}\n" in text
+
+
+def test_every_metric_is_documented() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    values = [value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)]
+    metrics = [value for value in values if re.fullmatch(r"finetune_[a-z_]+", value)]
+
+    assert metrics
+    assert [name for name in metrics if f"`{name}`" not in text] == []
+
+
+def test_nothing_names_a_machine_or_a_registry() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    forbidden = re.compile(
+        r"py[p]i\.org|python[h]osted|proxy\.go[l]ang|sum\.go[l]ang|registry\.np[m]js|deb\.de[b]ian|/roo[t]/"
+    )
+    for name in filter(None, listed.split("\0")):
+        file = ROOT / name
+        if file.is_file():
+            assert not forbidden.search(file.read_text(errors="replace")), name
