@@ -13,8 +13,8 @@ from finetune_api.failures import FinetuneError, Reason
 from .chat import Conversation, Rendered
 from .corpus import Tokens
 from .encode import tokens_of
-from .formats import Document, kind_of, string_of
-from .read import Row
+from .formats import Document, string_of
+from .read import Row, kind_of
 from .tokenizer import Tokenizer
 
 MOST_LABELS = 64

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from finetune_api.failures import FinetuneError, Reason
 
 from .chat import Conversation, Span
-from .read import Row
+from .read import Row, kind_of
 from .tokenizer import Tokenizer
 
 
@@ -144,8 +144,3 @@ def _messages(row: Row) -> Sequence[dict[str, Any]]:
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
             raise row.problem(Reason.DataUnreadable, f"turn {number} has no content")
     return messages
-
-
-def kind_of(value: object) -> str:
-    names = {"int": "a number", "float": "a number", "bool": "a boolean", "NoneType": "null", "dict": "an object"}
-    return names.get(type(value).__name__, f"a {type(value).__name__}")

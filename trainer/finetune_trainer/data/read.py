@@ -77,8 +77,7 @@ def _objects(content: bytes, name: str) -> Iterator[Row]:
         except ValueError as error:
             raise row.problem(Reason.DataUnreadable, f"this is no JSON: {error}") from error
         if not isinstance(value, dict):
-            found = "list" if isinstance(value, list) else type(value).__name__
-            raise row.problem(Reason.DataUnreadable, f"a row is a JSON object, this is a {found}")
+            raise row.problem(Reason.DataUnreadable, f"a row is a JSON object, this is {kind_of(value)}")
         if rb"\ud" in raw.lower():
             _refuse_half_characters(value, row)
         yield Row(name, line, value)
@@ -119,3 +118,9 @@ def _passages(content: bytes, name: str) -> Iterator[Row]:
 
 def _passage(name: str, line: int, paragraphs: list[str]) -> Row:
     return Row(name, line, {"text": "\n".join(paragraphs).rstrip()})
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's type in words."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -73,7 +73,7 @@ class Tokenizer:
         return cls(
             backend=backend,
             special=special,
-            bos=_bos(backend, config, special),
+            bos=_bos(backend),
             eos=_id(backend, special.get("eos_token")),
             chat=_chat_template(folder, config, special),
         )
@@ -141,11 +141,8 @@ def _id(backend: Backend, text: str | None) -> int | None:
     return None if text is None else backend.token_to_id(text)
 
 
-def _bos(backend: Backend, config: dict[str, Any], special: dict[str, str]) -> int | None:
-    """The configuration's word on it, else what tokenizer.json itself puts before a text."""
-    begin = _id(backend, special.get("bos_token"))
-    if isinstance(wanted := config.get("add_bos_token"), bool):
-        return begin if wanted else None
+def _bos(backend: Backend) -> int | None:
+    """What tokenizer.json puts before a text; `add_bos_token` of the configuration has no say beside it."""
     plain, full = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
     return full[0] if full[:1] != plain[:1] else None
 
