@@ -50,6 +50,16 @@ def lose_a_peer(run_dir: RunDir, rank: int) -> int:
     return words.exit_code
 
 
+def raise_recorded(_run_dir: RunDir, _rank: int) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def fail() -> None:
+        raise RuntimeError("written by torchelastic")
+
+    record(fail)()
+    return 0
+
+
 def kill_oneself(_run_dir: RunDir, _rank: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -72,7 +82,8 @@ def never_stop(_run_dir: RunDir, _rank: int) -> int:
 BEHAVIOURS = {
     function.__name__: function
     for function in (
-        succeed, raise_an_exception, say_data_is_bad, lose_a_peer, kill_oneself, train_until_stopped, never_stop,
+        succeed, raise_an_exception, raise_recorded, say_data_is_bad, lose_a_peer, kill_oneself,
+        train_until_stopped, never_stop,
     )
 }  # fmt: skip
 

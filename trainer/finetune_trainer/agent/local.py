@@ -172,8 +172,7 @@ class Gang:
 
     def kill(self) -> None:
         """End at once; the agents kill what is below them."""
-        self._signal(signal.SIGTERM)
-        self._signal(signal.SIGINT)
+        self._signal(signal.SIGQUIT)
 
     def _signal(self, number: int) -> None:
         for agent in self.agents:

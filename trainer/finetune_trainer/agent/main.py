@@ -209,6 +209,6 @@ def _speak(words: LastWords, options: AgentOptions) -> int:
 
 
 def _farewell(words: LastWords) -> str:
-    if words.reason is None:
+    if words.failure_class is None:
         return "done" if words.artifact is None else f"done: {words.artifact.uri}"
     return f"{words.failure_class}/{words.reason}: {words.message} → {words.hint}"

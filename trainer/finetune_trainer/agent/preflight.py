@@ -66,7 +66,8 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     check_memory(plan, _shape(model.path))
     datasets = load_datasets(spec.data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
-    _tell(f"data: {datasets.statistics}")
+    for line in datasets.statistics.lines():
+        _tell(f"data: {line}")
 
 
 def _shape(folder: Path) -> ModelShape:
@@ -81,14 +82,15 @@ def check_memory(plan: RunPlan, shape: ModelShape) -> None:
     spec = plan.spec
     gpus = machine.gpu_memory()
     if gpus:
-        _require(_estimate(spec, shape, device="cuda"), min(gpus), processes=1, what="a GPU")
+        _require(_estimate(spec, shape, device="cuda"), min(gpus), processes=1, what="memory of a GPU")
         return
+    need = _estimate(spec, shape, device="cpu")
+    if (given := spec.resources.limits.get("memory")) is not None:
+        _require(need, quantity(given), processes=plan.processes_per_node, what="resources.limits.memory of a node")
     nodes_here = plan.nodes if is_loopback(plan.master_address) else 1
-    limit = machine.memory_limit()
-    if (text := spec.resources.limits.get("memory")) is not None:
-        limit = min(limit, quantity(text) * nodes_here)
-    processes = plan.processes_per_node * nodes_here
-    _require(_estimate(spec, shape, device="cpu"), limit, processes=processes, what="this machine")
+    _require(
+        need, machine.memory_limit(), processes=plan.processes_per_node * nodes_here, what="memory of this machine"
+    )
 
 
 def _estimate(spec: FineTuneJobSpec, shape: ModelShape, *, device: str) -> Estimate:
@@ -105,7 +107,7 @@ def _require(need: Estimate, limit: int, *, processes: int, what: str) -> None:
     text = (
         f"training needs about {human(total)} (in each of {processes} process(es): {human(need.weights)} weights, "
         f"{human(need.optimizer)} gradients and optimizer, {human(need.activations)} activations); "
-        f"{what} has {human(limit)}"
+        f"{what} is {human(limit)}"
     )
     _tell(text)
     if total * BENEFIT_OF_THE_DOUBT > limit:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stop:
-    """SIGTERM or SIGINT ask for a checkpoint and an end; a SIGINT after that asks for the end at once."""
+    """SIGTERM or SIGINT ask for a checkpoint and an end; a SIGINT after that, or SIGQUIT, asks for the end at once."""
 
     reason: str | None = None
     since: float | None = None
@@ -21,12 +21,12 @@ class Stop:
         """In the main thread only, as Python wants it."""
         signal.signal(signal.SIGTERM, self.receive)
         signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGQUIT, self.receive)
 
     def receive(self, number: int, _frame: object = None) -> None:
+        self.at_once = self.at_once or number == signal.SIGQUIT or (number == signal.SIGINT and self.requested)
         if self.reason is None:
             self.reason, self.since = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT:
-            self.at_once = True
 
     @property
     def requested(self) -> bool:

@@ -1,0 +1,258 @@
+"""The commands without a run: what they answer, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_api import names
+from finetune_api.failures import ExitCode
+from finetune_api.job import FineTuneJob, Metadata
+from finetune_api.manifest import load
+from finetune_api.status import Artifact, FineTuneJobStatus, Phase, Progress
+from finetune_trainer.agent.local import Home, local_plan, run_uid
+from finetune_trainer.cli.jobs import Where
+from finetune_trainer.cli.logs import kubectl_logs
+from finetune_trainer.cli.main import main
+
+
+def manifest(folder: Path, **spec: object) -> dict[str, object]:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "model": {"uri": (folder / "model").as_uri()},
+            "data": {"train": [{"uri": (folder / "train.jsonl").as_uri()}]},
+            "output": {"uri": (folder / "out").as_uri()},
+            **spec,
+        },
+    }
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def job(folder: Path, **spec: object) -> FineTuneJob:
+    return load(yaml.safe_dump(manifest(folder, **spec)))
+
+
+def test_a_good_manifest_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", write(tmp_path / "job.yaml", manifest(tmp_path, nodes=2))]) == ExitCode.OK
+    assert "valid: tiny, lora on" in capsys.readouterr().out
+
+
+def test_every_problem_of_every_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = write(tmp_path / "bad.yaml", manifest(tmp_path, node=2, training={"epochs": 0}))
+    missing = str(tmp_path / "missing.yaml")
+    assert main(["validate", bad, missing]) == ExitCode.CONFIG
+    told = capsys.readouterr().err
+    for word in (
+        "spec.node: unknown field; did you mean nodes?",
+        "spec.training.epochs",
+        "missing.yaml",
+        "No such file",
+    ):
+        assert word in told
+
+
+def test_a_bad_manifest_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "bad.yaml", manifest(tmp_path, nodes=0))
+    assert main(["run", file, "--home", str(tmp_path / "home")]) == ExitCode.CONFIG
+    assert "spec.nodes" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["validate"], ["agent", "--listen", "nowhere"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == ExitCode.USAGE
+    assert "usage: finetune" in capsys.readouterr().err
+
+
+def test_the_plugin_calls_itself_kubectl_finetune(tmp_path: Path) -> None:
+    program = "import sys; sys.argv[0] = '/usr/bin/kubectl-finetune'\n"
+    program += "from finetune_trainer.cli.main import main; main(['-h'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: kubectl finetune")
+
+
+def test_validating_loads_nothing_heavy(tmp_path: Path) -> None:
+    file = write(tmp_path / "job.yaml", manifest(tmp_path))
+    heavy = ("torch", "numpy", "transformers", "rich", "prometheus_client", "obstore", "psutil", "asyncio")
+    program = f"import sys; from finetune_trainer.cli.main import main; main(['validate', {file!r}])\n"
+    program += f"print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_is_named_by_what_it_trains(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    uid = run_uid(job(tmp_path))
+    same = [
+        {"nodes": 2},
+        {"suspend": True},
+        {"retry": {"maxRestarts": 9}},
+        {"checkpoint": {"every": 3}},
+        {"image": "x"},
+    ]
+    assert {run_uid(job(tmp_path, **change)) for change in same} == {uid}
+    for change in ({"training": {"epochs": 9}}, {"method": {"type": "full"}}, {"output": {"uri": "file:///elsewhere"}}):
+        assert run_uid(job(tmp_path, **change)) != uid
+    (tmp_path / "train.jsonl").write_text('{"text": "b"}\n')
+    assert run_uid(job(tmp_path)) != uid, "the rows are part of what is trained"
+
+
+def test_the_local_plan_is_that_of_a_cluster_on_loopback(tmp_path: Path) -> None:
+    plan = local_plan(job(tmp_path, nodes=3, processesPerNode=2), uid="u", attempt=4)
+    assert (plan.nodes, plan.processes_per_node, plan.world_size, plan.attempt) == (3, 2, 6, 4)
+    assert plan.master_address == "127.0.0.1"
+    assert plan.job.name == "tiny"
+
+
+def finished(home: Home, folder: Path, **status: object) -> FineTuneJob:
+    base = job(folder)
+    known = FineTuneJobStatus(phase=Phase.Succeeded, attempt=1, **status)  # type: ignore[arg-type]
+    metadata = Metadata(name="tiny", uid=run_uid(base))
+    kept = base.model_copy(update={"status": known, "metadata": metadata})
+    home.save(kept)
+    return kept
+
+
+def artifact(folder: Path) -> Artifact:
+    return Artifact(uri=(folder / "out").as_uri(), digest="0" * 64, size_bytes=10, kind="adapter")
+
+
+def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path, artifact=artifact(tmp_path))
+    file = write(tmp_path / "job.yaml", manifest(tmp_path))
+    assert main(["run", file, "--home", str(home.path)]) == ExitCode.OK
+    said = capsys.readouterr().out
+    assert "finished already" in said
+    assert artifact(tmp_path).uri in said
+
+
+def test_status_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path, progress=Progress(step=4, total_steps=4))
+    assert main(["status", "tiny", "--home", str(home.path)]) == ExitCode.OK
+    assert "step 4/4 (100 %)" in capsys.readouterr().out
+    assert main(["status", "tiny", "--home", str(home.path), "-o", "json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["status"]["phase"] == "Succeeded"
+
+
+def test_logs_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path)
+    log = home.log("tiny", node=0, attempt=1)
+    log.parent.mkdir(parents=True)
+    log.write_text("a line\n")
+    assert main(["logs", "tiny", "--home", str(home.path)]) == ExitCode.OK
+    assert capsys.readouterr().out == "a line\n"
+    assert main(["logs", "tiny", "--node", "7", "--home", str(home.path)]) == ExitCode.CONFIG
+    assert "no log of node 7" in capsys.readouterr().err
+
+
+def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path, artifact=artifact(tmp_path))
+    (tmp_path / "out").mkdir()
+    assert main(["report", "tiny", "--home", str(home.path)]) == ExitCode.DATA
+    assert "no report.html" in capsys.readouterr().err
+    (tmp_path / "out" / "report.html").write_text("<html>")
+    assert main(["report", "tiny", "--home", str(home.path)]) == ExitCode.OK
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    copy = tmp_path / "copy.html"
+    assert main(["report", artifact(tmp_path).uri, "--save", str(copy)]) == ExitCode.OK
+    assert copy.read_text() == "<html>"
+
+
+def test_verifying_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", tmp_path.as_uri()]) == ExitCode.DATA
+    assert tmp_path.as_uri() in capsys.readouterr().err
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kubectl that answers with the file `answer`, or fails with the file `refusal`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "kubectl"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" > {folder}/arguments\n'
+        f"[ -f {folder}/refusal ] && cat {folder}/refusal >&2 && exit 1\ncat {folder}/answer\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_status_from_a_cluster(tmp_path: Path, kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = manifest(tmp_path) | {
+        "status": {
+            "phase": "Failed",
+            "attempt": 4,
+            "lastFailure": {"class": "Data", "reason": "DataEmpty", "message": "no rows", "hint": "Give some."},
+        }
+    }
+    answer["metadata"] = {"name": "tiny", "namespace": "team", "uid": "u", "managedFields": [{"manager": "kubectl"}]}
+    (kubectl / "answer").write_text(json.dumps(answer))
+    assert main(["status", "tiny", "-n", "team", "--context", "prod"]) == ExitCode.OK
+    said = capsys.readouterr().out
+    for word in ("Failed", "DataEmpty (class Data)", "no rows", "Give some."):
+        assert word in said
+    asked = (kubectl / "arguments").read_text().split()
+    assert asked == [
+        "--context",
+        "prod",
+        "--namespace",
+        "team",
+        "get",
+        "finetunejobs.finetune.dev",
+        "tiny",
+        "--output",
+        "json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "words"),
+    [
+        ('Error from server (NotFound): finetunejobs "tiny" not found', ExitCode.CONFIG, "Check the name"),
+        ("error: the server doesn't have a resource type", ExitCode.CONFIG, "CustomResourceDefinition"),
+        ("The connection to the server was refused", ExitCode.UNAVAILABLE, "kubeconfig"),
+    ],
+)
+def test_a_cluster_that_refuses(
+    refusal: str, code: int, words: str, kubectl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kubectl / "refusal").write_text(refusal)
+    assert main(["status", "tiny", "-n", "team"]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_logs_from_a_cluster_are_chosen_by_the_operators_labels() -> None:
+    where = Where(home=Path("none"), namespace="team")
+    command = " ".join(kubectl_logs("tiny", where, node=1, attempt=3, follow=True))
+    assert "--namespace team logs --selector finetune.dev/job-name=tiny,finetune.dev/attempt=3," in command
+    assert "batch.kubernetes.io/job-completion-index=1" in command
+    assert command.endswith("--follow")
+
+
+def test_errors_come_without_tracebacks_unless_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune_trainer.cli.main", "verify", "ftp://nowhere"]
+    for debug in (False, True):
+        environment = os.environ | ({"FINETUNE_DEBUG": "1"} if debug else {})
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == ExitCode.CONFIG
+        assert ("Traceback" in done.stderr) is debug
+        assert "ftp://nowhere" in done.stderr

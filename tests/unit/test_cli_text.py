@@ -1,0 +1,176 @@
+"""What people read: failures, tables, progress; and lines of a run that nobody watches on a terminal."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+
+import pytest
+
+from finetune_api.manifest import Problem
+from finetune_api.status import (
+    Artifact,
+    Condition,
+    Evaluation,
+    FailureClass,
+    FineTuneJobStatus,
+    LastFailure,
+    Phase,
+    Progress,
+    ResolvedPlan,
+    Restarts,
+    Scores,
+    SliceScores,
+    Splits,
+)
+from finetune_trainer.cli.live import LINE_SECONDS, Lines, Screen
+from finetune_trainer.cli.text import (
+    WIDTH,
+    evaluation_table,
+    failure_block,
+    problems_text,
+    progress_line,
+    size,
+    span,
+    status_text,
+)
+from finetune_trainer.rundir import TrainerReport
+
+EVALUATION = Evaluation(
+    base=Splits(test=Scores(loss=2.5, accuracy=0.5), general=Scores(loss=3.0, bits_per_byte=1.0)),
+    tuned=Splits(test=Scores(loss=2.0, accuracy=0.75), general=Scores(loss=3.1, bits_per_byte=1.05)),
+    slices=(SliceScores(name="tweets", base=Scores(loss=1.0), tuned=Scores(loss=0.5)),),
+)
+
+
+def test_before_and_after_on_one_line_each() -> None:
+    lines = {line.split("  ")[1].strip(): line.split() for line in evaluation_table(EVALUATION).splitlines()[2:]}
+    assert lines["test loss"][-3:] == ["2.5000", "2.0000", "-0.5000"]
+    assert lines["test accuracy"][-3:] == ["0.5000", "0.7500", "+0.2500"]
+    assert lines["general bits/byte"][-3:] == ["1.0000", "1.0500", "+0.0500"]
+    assert lines["slice tweets loss"][-1] == "-0.5000"
+
+
+def test_nothing_measured_is_no_table() -> None:
+    assert evaluation_table(Evaluation()) == ""
+
+
+FAILURE = LastFailure(
+    failure_class=FailureClass.Infrastructure,
+    reason="PodFailed",
+    message="rank 1 was killed (SIGKILL): often the kernel's OOM killer",
+    hint="Look at the node's kernel log. " * 6,
+    attempt=2,
+    rank=1,
+    node="1",
+)
+
+
+def test_a_failure_says_class_reason_place_message_hint_and_log() -> None:
+    text = failure_block(FAILURE, logs="runs/x/attempt-2.log")
+    words = ("PodFailed (class Infrastructure)", "rank 1, node 1, attempt 2", "SIGKILL", "kernel log", "attempt-2.log")
+    for word in words:
+        assert word in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_problems_name_their_fields() -> None:
+    text = problems_text("job.yaml", (Problem("spec.node", "unknown field; did you mean nodes?"), Problem("", "odd")))
+    assert text.splitlines() == ["job.yaml: 2 problems", "  spec.node: unknown field; did you mean nodes?", "  odd"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (Progress(), "training"),
+        (
+            Progress(step=20, total_steps=80, loss=1.5, eval_loss=1.25, tokens_per_second=1234.5, eta_seconds=190),
+            "training  step 20/80 (25 %)  loss 1.5000  eval 1.2500  1,234 tok/s  3m10s left",
+        ),
+    ],
+)
+def test_progress(progress: Progress, expected: str) -> None:
+    assert progress_line("training", progress) == expected
+
+
+def test_numbers_for_people() -> None:
+    assert [span(s) for s in (5, 65, 3785)] == ["5s", "1m05s", "1h03m"]
+    assert [size(s) for s in (5, 1536, 5 << 20)] == ["5 B", "1.5 KiB", "5.0 MiB"]
+
+
+def test_status_shows_all_that_is_known() -> None:
+    status = FineTuneJobStatus(
+        phase=Phase.Failed,
+        attempt=2,
+        restarts=Restarts(counted=1),
+        progress=Progress(step=5, total_steps=10),
+        plan=ResolvedPlan(method="lora", world_size=2, learning_rate=2e-4, trainable_parameters=1000),
+        evaluation=EVALUATION,
+        artifact=Artifact(uri="s3://b/out", digest="sha", size_bytes=2048, kind="adapter"),
+        last_failure=FAILURE,
+        conditions=(
+            Condition(type="Failed", status="True", reason="RestartsExhausted", last_transition_time="2026-01-01"),
+        ),
+    )
+    text = status_text("tiny", status, logs="the.log")
+    for word in (
+        "Failed", "2 (1 counted, 0 free restarts)", "step 5/10 (50 %)", "lora, 2 process(es), rate 0.0002", "1,000",
+        "RestartsExhausted", "s3://b/out (adapter, 2.0 KiB, sha)", "s3://b/out/report.html", "test loss", "the.log",
+    ):  # fmt: skip
+        assert word in text
+
+
+def test_a_job_that_nobody_has_seen_yet_is_pending() -> None:
+    assert "Pending" in status_text("new", FineTuneJobStatus())
+
+
+@dataclass
+class Clock:
+    seconds: float = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class Watched:
+    """Lines into a buffer, by a clock of ours."""
+
+    out: io.StringIO = field(default_factory=io.StringIO)
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.lines = Lines("tiny", self.out, self.clock)
+
+    def show(self, **known: object) -> list[str]:
+        """The lines that this report gives."""
+        before = len(self.out.getvalue())
+        self.lines.show(TrainerReport(attempt=1, **known), ranks="2 of 2 ranks")  # type: ignore[arg-type]
+        return self.out.getvalue()[before:].splitlines()
+
+
+def test_each_event_is_one_line_and_silence_is_none() -> None:
+    watched = Watched()
+    assert watched.show(phase="training", progress=Progress(step=1, total_steps=9)) == [
+        "tiny: training  step 1/9 (11 %)  (2 of 2 ranks)"
+    ]
+    assert watched.show(phase="training", progress=Progress(step=2, total_steps=9)) == []
+    watched.clock.seconds += LINE_SECONDS
+    assert len(watched.show(phase="training", progress=Progress(step=3, total_steps=9))) == 1
+    assert watched.show(phase="training", progress=Progress(step=3), last_checkpoint_step=3) == [
+        "tiny: checkpoint of step 3 saved"
+    ]
+    assert len(watched.show(phase="training", progress=Progress(step=3, eval_loss=1.0), last_checkpoint_step=3)) == 1
+
+
+def test_the_screen_shows_bar_losses_speed_and_ranks() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    screen = Screen("tiny", console)
+    progress = Progress(step=5, total_steps=10, loss=1.5, eval_loss=1.25, tokens_per_second=900, eta_seconds=65)
+    report = TrainerReport(attempt=1, phase="training", progress=progress, learning_rate=1e-4, last_checkpoint_step=4)
+    with console.capture() as drawn:
+        console.print(screen._drawn(report, "2 of 2 ranks"))
+    for word in ("tiny", "training", "5/10 (50 %)", "1m05s left", "1.5000", "1.2500", "900", "step 4", "2 of 2 ranks"):
+        assert word in drawn.get()
