@@ -1,12 +1,12 @@
 """What a run leaves behind about itself: `run.json` in the artifact; HTML page and model card are made from it.
 
-Rank 0 fills it in while it trains. It carries no secret (a manifest names Secrets, never their content) and nothing
-that changes between two reads, so the page is a function of this file alone.
+Rank 0 fills it in while it trains. It carries no secret: a manifest names Secrets, never their content, and values that
+were written into pod.env are hidden. The page is a function of this file alone.
 """
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune_api.base import ApiModel
 from finetune_api.plan import JobIdentity
@@ -79,6 +79,12 @@ class RunRecord(ApiModel):
     stop_reason: str = Field("", description="Why training ended: all steps done, or early stopping in words.")
     notes: tuple[str, ...] = Field((), description="What a reader should know: duplicates, dropped rows, warnings.")
     servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")
+
+    @field_validator("spec")
+    @classmethod
+    def _without_environment(cls, spec: FineTuneJobSpec) -> FineTuneJobSpec:
+        hidden = tuple(e.model_copy(update={"value": "(hidden)"}) if e.value is not None else e for e in spec.pod.env)
+        return spec.model_copy(update={"pod": spec.pod.model_copy(update={"env": hidden})}) if hidden else spec
 
     def encode(self) -> str:
         """The content of `run.json`; a loss that is not finite becomes null."""

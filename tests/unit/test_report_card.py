@@ -1,0 +1,55 @@
+"""The model card: front matter that machines read, a table and a snippet that people do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from finetune_api.status import Evaluation, ResolvedPlan
+from finetune_trainer.report.card import model_card
+from finetune_trainer.report.record import Provenance
+from tests.unit.report_helpers import DIGEST, record, spec
+
+
+def front(card: str) -> dict[str, Any]:
+    _, matter, _ = card.split("---\n", 2)
+    return dict(yaml.safe_load(matter))
+
+
+def test_the_front_matter_says_where_it_came_from_and_how_it_does() -> None:
+    found = front(model_card(record()))
+    assert found["base_model"] == "org/tiny"
+    assert found["base_model_revision"] == "12fd25f7"
+    assert found["library_name"] == "peft"
+    assert found["datasets"] == [{"uri": "s3://corp/train.jsonl", "sha256": DIGEST}]
+    assert found["versions"] == {"peft": "0.21.2", "torch": "2.13.0"}
+    assert found["configuration"]["training"] == {"epochs": 2, "batchSize": 16}
+    assert found["run"] == {"namespace": "team", "name": "cardiology", "uid": "uid-1"}
+    assert found["metrics"][0] == {
+        "name": "test",
+        "kind": "test",
+        "rows": 400,
+        "accuracy": {"base": 0.623, "tuned": 0.883},
+        "loss": {"base": 1.187, "tuned": 0.212},
+    }
+
+
+def test_the_text_has_table_and_snippet() -> None:
+    card = model_card(record())
+    assert "| test | 400 | 62.3 % | 88.3 % | +26.0 points | 1.187 | 0.212 | −0.975 |" in card
+    assert "PeftModel.from_pretrained(base" in card
+    assert "from_pretrained('org/tiny', revision='12fd25f7')" in card
+    assert "`finetune verify URI`" in card
+
+
+def test_whole_models_load_without_peft() -> None:
+    card = model_card(record(plan=ResolvedPlan(method="full"), spec=spec(method={"type": "full"})))
+    assert front(card)["library_name"] == "transformers"
+    assert "peft import" not in card
+
+
+def test_rows_of_the_table_survive_odd_names() -> None:
+    card = model_card(record(evaluation=Evaluation(), provenance=Provenance()))
+    assert "## Before and after" not in card
+    assert front(card)["base_model"] == "org/tiny"

@@ -1,0 +1,293 @@
+"""One self-contained page about one run: verdict, curves, before and after, plan, attempts, provenance, manifest.
+
+No script, no font, no image from elsewhere: the page opens from a bucket, a mail or a disk, on a phone and on paper.
+All text is escaped; numbers come from the record and are the same in status, metrics and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
+
+import yaml
+
+from finetune_api.names import API_VERSION, KIND
+from finetune_api.spec import Lora
+
+from .compare import Change, Metric, Row, Verdict, compare, difference, headline, number, sentences
+from .plots import Axis, Point, Series, plot, smooth
+from .record import CurvePoint, RunRecord
+from .style import CSS
+
+_MARKS = {Verdict.better: "✓", Verdict.worse: "✗", Verdict.same: "≈", Verdict.unknown: ""}
+_STYLE = {Verdict.better: "better", Verdict.worse: "worse", Verdict.same: "same", Verdict.unknown: "same"}
+
+
+def render(report: RunRecord) -> str:
+    """The page's HTML."""
+    rows = compare(report.evaluation)
+    title = f"{report.job.namespace}/{report.job.name}"
+    sections = [
+        _header(report, rows),
+        _section("Curves", _curves(report)),
+        _section("Before and after", _comparison(rows)),
+        _section("Plan", _panel(_pairs(_plan(report)))),
+        _section("Attempts", _attempts(report)),
+        _section("Notes", _notes(report)),
+        _section("Provenance", _provenance(report)),
+        _section("Manifest", f'<pre>{escape(manifest(report))}</pre><p class="note">Without the defaults.</p>'),
+    ]
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        '<meta name="color-scheme" content="light dark"/>'
+        f"<title>{escape(title)} · fine-tuning report</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(sections)}<footer>Made from run.json by finetune. Losses are nats per trained token."
+        "</footer></main></body></html>\n"
+    )
+
+
+def manifest(report: RunRecord) -> str:
+    """The FineTuneJob as YAML: what was asked for, without the defaults."""
+    spec = report.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    metadata = {"name": report.job.name, "namespace": report.job.namespace}
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _header(report: RunRecord, rows: tuple[Row, ...]) -> str:
+    judged = headline(rows)
+    verdict = judged.verdict if judged else Verdict.unknown
+    words = sentences(rows) or ("Nothing was measured: the data set has neither validation nor test rows.",)
+    tuned = f"{_method(report)} on {_base_model(report)}"
+    return (
+        f'<header><p class="eyebrow">Fine-tuning report</p><h1>{escape(report.job.name)}</h1>'
+        f'<p class="lead">{escape(report.job.namespace)} · {escape(tuned)}</p>'
+        f'<div class="verdict {_STYLE[verdict]}">{"".join(f"<p>{escape(w)}</p>" for w in words)}</div>'
+        f'<div class="cards">{"".join(_cards(report, rows))}</div></header>'
+    )
+
+
+def _cards(report: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
+    judged = headline(rows)
+    shown = [c for m in (Metric.accuracy, Metric.loss) if judged and (c := judged.change(m))]
+    yield from (_change_card(judged.name, change) for change in shown if judged)
+    yield from (_change_card(row.name, row.main) for row in rows if row.kind == "general" and row.main)
+    if report.plan.trainable_parameters and report.plan.parameters:
+        share = report.plan.trainable_parameters / report.plan.parameters
+        of = f"{share:.2%} of {_count(report.plan.parameters)}".replace("%", " %")
+        yield _card("trained parameters", _count(report.plan.trainable_parameters), of)
+    if report.train_seconds:
+        yield _card("time in training", duration(report.train_seconds), f"{report.steps:,} steps")
+
+
+def _change_card(name: str, change: Change) -> str:
+    base = f"<span>from {number(change.metric, change.base)}</span> " if change.base is not None else ""
+    return (
+        f'<div class="card"><h3>{escape(name)} · {change.metric}</h3><b>{number(change.metric, change.tuned)}</b>'
+        f"{base}{_chip(change)}</div>"
+    )
+
+
+def _card(title: str, value: str, below: str) -> str:
+    return f'<div class="card"><h3>{escape(title)}</h3><b>{escape(value)}</b><span>{escape(below)}</span></div>'
+
+
+def _chip(change: Change, *, unit: bool = True) -> str:
+    if change.verdict is Verdict.unknown:
+        return ""
+    arrow = "▲" if (change.delta or 0) > 0 else "▼"
+    words = f"{arrow} {difference(change, unit=unit)} {_MARKS[change.verdict]}"
+    return f'<span class="chip {_STYLE[change.verdict]}" title="{change.verdict}">{escape(words)}</span>'
+
+
+def _curves(report: RunRecord) -> str:
+    raw = _points(report.curve, "loss")
+    measured = tuple(Point(v.step, v.scores.loss) for v in report.validation)
+    losses = [
+        Series(name="training loss of the step", points=raw, role="raw"),
+        Series(name="training loss, smoothed", points=smooth(raw, half_life=max(1.0, len(raw) / 40))),
+        Series(name="validation loss", points=measured, role="dots"),
+    ]
+    axis = Axis(label="nats per trained token", show=lambda v: f"{v:.3g}")
+    wide, narrow = (plot(losses, axis=axis, title="Loss", width=w, height=h) for w, h in ((940, 330), (440, 300)))
+    if not wide:
+        return ""
+    legend = "".join(f'<span><i class="key {s.role}"></i>{escape(s.name)}</span>' for s in losses if s.points)
+    plots = [(name, svg) for name, svg in _small_plots(report) if svg]
+    small = "".join(f'<div class="panel"><h3>{escape(name)}</h3>{svg}</div>' for name, svg in plots)
+    loss = f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+    return f'<div class="panel"><p class="legend">{legend}</p>{loss}</div><div class="small">{small}</div>'
+
+
+def _small_plots(report: RunRecord) -> Iterator[tuple[str, str]]:
+    accuracy = tuple(Point(v.step, v.scores.accuracy) for v in report.validation if v.scores.accuracy is not None)
+    size = {"width": 460, "height": 230}
+    yield (
+        "Validation accuracy",
+        plot(
+            [Series(name="accuracy", points=accuracy, role="dots")],
+            axis=Axis(label="share of rows", show=lambda v: f"{v * 100:.3g} %"),
+            title="Validation accuracy",
+            **size,
+        ),
+    )
+    drawn: list[tuple[str, str, str, Callable[[float], str]]] = [
+        ("Learning rate", "learning_rate", "learning rate", _scientific),
+        ("Gradient norm", "gradient_norm", "norm before clipping", lambda v: f"{v:.3g}"),
+        ("Throughput", "tokens_per_second", "tokens per second", _count_short),
+    ]
+    for name, field, label, show in drawn:
+        axis = Axis(label=label, show=show, from_zero=True)
+        series = Series(name=name.lower(), points=_points(report.curve, field))
+        yield name, plot([series], axis=axis, title=name, **size)
+
+
+def _points(curve: Sequence[CurvePoint], field: str) -> tuple[Point, ...]:
+    return tuple(Point(p.step, value) for p in curve if (value := getattr(p, field)) is not None)
+
+
+def _comparison(rows: tuple[Row, ...]) -> str:
+    if not rows:
+        return ""
+    metrics = [m for m in Metric if any(r.change(m) for r in rows)]
+    groups = "".join(f'<th colspan="3" class="group">{m}</th>' for m in metrics)
+    units = ["points" if m is Metric.accuracy else "change" for m in metrics]
+    heads = "".join(f'<th class="group">base</th><th>tuned</th><th>{unit}</th>' for unit in units)
+    body = "".join(
+        f'<tr><td class="name">{escape(r.name)}<small>{_what(r)}</small></td><td>{r.rows:,}</td>'
+        f"{''.join(_cells(r.change(m)) for m in metrics)}</tr>"
+        for r in rows
+    )
+    table = (
+        f"<table><thead><tr><th></th><th></th>{groups}</tr><tr><th>data set</th><th>rows</th>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+    note = (
+        "Both models saw the same rows. A change of accuracy within 1.96 standard errors, or of a loss below half a "
+        "percent, is called about the same."
+    )
+    return f'<div class="panel"><div class="scroll">{table}</div><p class="note">{note}</p></div>'
+
+
+def _what(row: Row) -> str:
+    return {"slice": "held-out slice", "general": "what must not be forgotten"}.get(row.kind, "held out")
+
+
+def _cells(change: Change | None) -> str:
+    if change is None:
+        return '<td class="group"></td><td></td><td></td>'
+    base, tuned = number(change.metric, change.base), number(change.metric, change.tuned)
+    return f'<td class="group base">{base}</td><td>{tuned}</td><td>{_chip(change, unit=False)}</td>'
+
+
+def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
+    plan, training = report.plan, report.spec.training
+    yield "method", _method(report)
+    if _method(report) == "lora":
+        lora = report.spec.method.lora or Lora()
+        yield "adapter", f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+    yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
+    yield "precision", plan.precision or training.precision
+    yield "batch size", f"{plan.batch_size or training.batch_size:,} rows a step"
+    if plan.micro_batch_tokens:
+        yield "micro-batch", f"{plan.micro_batch_tokens:,} tokens"
+    if plan.learning_rate:
+        warmup = f"warm-up {training.warmup_ratio * 100:g} %"
+        yield "learning rate", f"{_scientific(plan.learning_rate)}, {training.schedule}, {warmup}"
+    yield "steps", f"{report.steps:,} of {plan.total_steps or report.steps:,}"
+    if plan.train_rows:
+        yield "training rows", f"{plan.train_rows:,}"
+    if plan.trained_tokens_per_epoch:
+        yield "trained tokens", f"{plan.trained_tokens_per_epoch:,} an epoch"
+    if report.stop_reason:
+        yield "ended because", report.stop_reason
+    if report.best_step is not None:
+        yield "weights of", f"step {report.best_step:,}, the best on the validation rows"
+    yield "seed", str(training.seed)
+    if report.servable:
+        yield "servable as", report.servable
+
+
+def _attempts(report: RunRecord) -> str:
+    if not report.attempts:
+        return ""
+    names = ("attempt", "steps", "nodes", "processes", "started", "ended", "outcome")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(
+        f"<tr><td>{a.attempt}</td><td>{a.first_step:,} – {a.last_step:,}</td><td>{a.nodes}</td><td>{a.world_size}</td>"
+        f"<td>{escape(_moment(a.start_time))}</td><td>{escape(_moment(a.end_time))}</td><td>{escape(a.outcome)}</td></tr>"
+        for a in report.attempts
+    )
+    return _panel(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+
+def _notes(report: RunRecord) -> str:
+    return _panel(f"<ul>{''.join(f'<li>{escape(n)}</li>' for n in report.notes)}</ul>") if report.notes else ""
+
+
+def _provenance(report: RunRecord) -> str:
+    origin = report.provenance
+    pairs = {"base model": _base_model(report)}
+    pairs |= {"revision": origin.revision} if origin.revision else {}
+    pairs |= {name: f"sha256 {digest}" for name, digest in origin.data.items()}
+    pairs |= {"run": report.job.uid, "hardware": origin.hardware, "image": origin.image}
+    pairs |= {"started": _moment(report.start_time), "completed": _moment(report.completion_time)}
+    pairs |= {"versions": ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))}
+    return _panel(_pairs((name, value) for name, value in pairs.items() if value))
+
+
+def _method(report: RunRecord) -> str:
+    return report.plan.method or report.spec.method.type
+
+
+def _base_model(report: RunRecord) -> str:
+    return report.provenance.base_model or report.spec.model.uri
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _panel(content: str) -> str:
+    return f'<div class="panel">{content}</div>'
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in pairs)}</dl>"
+
+
+def _moment(time: str) -> str:
+    """2026-11-24T20:37:01.123Z → 2026-11-24 20:37:01 UTC."""
+    return f"{time[:10]} {time[11:19]} UTC" if len(time) >= 19 else time
+
+
+def duration(seconds: float) -> str:
+    """4 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _count(value: float) -> str:
+    """4.9 million, 1.24 billion."""
+    for size, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value:.0f}"
+
+
+def _scientific(value: float) -> str:
+    """1.5e-4: for learning rates."""
+    if value == 0:
+        return "0"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
+
+
+def _count_short(value: float) -> str:
+    """12.5k: for axes."""
+    return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:.3g}"
