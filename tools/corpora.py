@@ -51,7 +51,8 @@ SOURCES = """# Sources
 - `movie-*.jsonl`, `tweets.jsonl`, `amazon.jsonl`, `nyt.jsonl`: ratings by 20 people each, from the source archive of
   the Python package vaderSentiment 3.3.2 (MIT licence). Cite: Hutto, C.J. & Gilbert, E.E. (2014). VADER: A
   Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text. Eighth International Conference on Weblogs
-  and Social Media (ICWSM-14), Ann Arbor, MI. Kept: texts whose mean rating is beyond +1 or below -1; balanced; order by hash.
+  and Social Media (ICWSM-14), Ann Arbor, MI. Kept: texts whose mean rating is beyond +1 or below -1, as many of each
+  label, in an order made from their content.
 - `general.jsonl`: prose paragraphs of the Python language reference as shipped in the interpreter
   (`pydoc_data.topics`), PSF licence 2.0. Code, tables and headings are left out.
 """

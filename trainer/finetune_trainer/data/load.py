@@ -84,8 +84,9 @@ class _Build:
     files: Mapping[str, Path]
 
     def write(self, folder: Path, *, digests: dict[str, str], tokenizer_digest: str) -> None:
-        rows = self._rows()
-        form = self._format(rows["train"])
+        given = [row for source in self.spec.train for row in self._read(source.uri)]
+        form = self._format(given)
+        rows = self._split(given)
         splits = {name: self._encode(folder, name, split, form) for name, split in rows.items()}
         for name, split in rows.items():
             if name not in ("train", "general"):
@@ -98,14 +99,13 @@ class _Build:
         (folder / "statistics.json").write_text(statistics.model_dump_json(by_alias=True))
         (folder / "pad_id.json").write_text(json.dumps(self.tokenizer.pad))
 
-    def _rows(self) -> dict[str, list[Row]]:
-        """By split; validation rows are held out of the training rows unless they have a file of their own."""
+    def _split(self, given: list[Row]) -> dict[str, list[Row]]:
+        """By name; validation rows are held out of the training rows unless they have a file of their own."""
         spec = self.spec
-        train = [row for source in spec.train for row in self._read(source.uri)]
         if spec.validation and spec.validation.uri:
-            validation = self._read(spec.validation.uri)
+            train, validation = given, self._read(spec.validation.uri)
         else:
-            train, validation = hold_out(train, spec.validation, seed=self.seed)
+            train, validation = hold_out(given, spec.validation, seed=self.seed)
         rows = {"train": train, "validation": validation}
         if spec.test:
             rows["test"] = self._read(spec.test.uri)
