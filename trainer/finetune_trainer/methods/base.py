@@ -37,10 +37,12 @@ class Attached(Protocol):
 class Base:
     """The untouched model."""
 
-    uri: str
-    """Its name for whoever loads the export."""
+    name: str
+    """For whoever loads the export: `org/name` of a hub model, else where it lies."""
     dtype: torch.dtype
     """Of its files; in memory it may be another."""
+    revision: str | None = None
+    """Commit of a hub model."""
 
 
 class Method(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ class FullAttached:
     def export(self, folder: Path) -> None:
         network = cast(Any, self.network)
         weights = {name: tensor.to(self.stored) for name, tensor in network.state_dict().items()}
-        before, network.config.dtype = network.config.dtype, self.stored
         network.save_pretrained(folder, state_dict=weights)
-        network.config.dtype = before
+        # transformers notes the dtype that training had; loaders read this one.
+        config = json.loads((folder / "config.json").read_text())
+        config["dtype"] = str(self.stored).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ and one alpha for all layers, no extra saved modules, no bias, the head untouche
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,9 @@ class LoraAttached:
     def export(self, folder: Path) -> None:
         self.adapter.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own card takes its place
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["target_modules"].sort()  # a set, else in another order with each process
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,15 @@ class Lora:
             target_modules=target_suffixes(network, layers, self.settings.targets),
             task_type="CAUSAL_LM",
             bias="none",
-            base_model_name_or_path=base.uri,
+            revision=base.revision,
         )
         network.requires_grad_(False)
         torch.manual_seed(seed)
-        adapter = get_peft_model(cast(Any, network), config)
-        # PEFT takes the name from the model, which knows only the folder that it was loaded from.
-        adapter.peft_config["default"].base_model_name_or_path = base.uri
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations between PEFT and transformers, and what the config says
+            adapter = get_peft_model(cast(Any, network), config)
+        # Set afterwards: PEFT takes the name from the model, which knows only the folder that it was loaded from.
+        adapter.peft_config["default"].base_model_name_or_path = base.name
         trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         embeddings = cast(Any, network).get_input_embeddings()
         lowest = lowest_layer(trainable, layers, embeddings=embeddings)

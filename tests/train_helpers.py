@@ -1,0 +1,180 @@
+"""Small models, corpora and trainers for the tests of training, without files or downloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.spec import Data, DataSource, FineTuneJobSpec, Lora, Method, ModelSource, Output
+from finetune_api.status import ResolvedPlan
+from finetune_trainer.data.corpus import Corpus, corpus_of
+from finetune_trainer.methods.base import Attached, Base
+from finetune_trainer.methods.registry import method_of
+from finetune_trainer.parallel.base import Place, Strategy
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.report.record import AttemptRecord
+from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.folder import open_folder
+from finetune_trainer.train.keeper import Keeper
+from finetune_trainer.train.loop import Course, Trainer
+from finetune_trainer.train.model import LanguageModel, probe
+from finetune_trainer.train.optimizer import FlatAdamW
+from finetune_trainer.train.reporter import Reporter
+from finetune_trainer.train.state import State
+from finetune_trainer.transfer.evaluate import Layout
+
+VOCAB = 97
+CPU = torch.device("cpu")
+JOB = JobIdentity(namespace="test", name="tiny", uid="0123-4567")
+BASE = Base("org/tiny", torch.float32)
+
+
+def network(kind: str = "Llama", *, seed: int = 0, layers: int = 2, **changes: Any) -> nn.Module:
+    """A tiny `<kind>ForCausalLM` with random weights."""
+    import transformers
+
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    if kind in ("Llama", "Qwen2", "Gemma2", "Mistral"):
+        shape["num_key_value_heads"] = 2
+    if kind == "Gemma2":
+        shape["head_dim"] = 8
+    if kind == "GPT2":
+        shape = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
+        shape |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{kind}Config")(**{**shape, **changes})
+    config._attn_implementation = "eager" if kind == "Gemma2" else "sdpa"
+    head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    made: nn.Module = getattr(transformers, kind + head)(config)
+    return made.eval()
+
+
+def model(net: nn.Module) -> LanguageModel:
+    return LanguageModel(net, CPU, None, probe(net, CPU))
+
+
+def documents(lengths: list[int], *, seed: int = 0, masked: float = 0.3) -> Corpus:
+    """Random rows of these lengths, about a third of their tokens untrained."""
+    chosen = np.random.default_rng(seed)
+    tokens = [chosen.integers(2, VOCAB, n).astype(np.int32) for n in lengths]
+    trained = [(chosen.random(n) >= masked) & (np.arange(n) > 0) for n in lengths]
+    for flags in trained:
+        flags[-1] = True
+    return corpus_of(tokens, trained, [4 * n for n in lengths])
+
+
+LENGTHS = [5, 17, 9, 30, 12, 7, 22, 3, 14, 11, 26, 8]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What the tests of training vary."""
+
+    method: Method = Method(type="lora", lora=Lora(rank=4))  # noqa: RUF009
+    steps: int = 8
+    batch_size: int = 5
+    max_tokens: int = 48
+    packing: bool = True
+    evaluate_every: int = 3
+    patience: int | None = None
+    checkpoint_steps: int = 100
+    rate: float = 5e-3
+    seed: int = 1
+    kind: str = "Llama"
+
+
+@dataclass(frozen=True)
+class Run:
+    trainer: Trainer
+    attached: Attached
+    net: nn.Module
+
+    def start(self) -> State:
+        state = self.trainer.keeper.resume(self.trainer.weights)
+        return state.begun(AttemptRecord(attempt=1, first_step=state.step))
+
+    def finish(self) -> State:
+        """From the newest checkpoint, or the beginning, to the end."""
+        state = self.trainer.run(self.start())
+        self.trainer.keeper.wait()
+        return state
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.trainer.weights.tensors().items()}
+
+
+def plan_for(folder: Path, **spec: Any) -> RunPlan:
+    """A plan that names files in `folder`; `spec` overrides parts of the manifest."""
+    made: dict[str, Any] = {
+        "model": ModelSource(uri=f"file://{folder}/model"),
+        "data": Data(train=(DataSource(uri=f"file://{folder}/train.jsonl"),)),
+        "output": Output(uri=f"file://{folder}/output"),
+    }
+    return RunPlan(job=JOB, spec=FineTuneJobSpec(**{**made, **spec}))
+
+
+def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, corpus: Corpus | None = None) -> Run:
+    """A trainer over random documents with real checkpoints in `folder`."""
+    strategy = strategy or Single()
+    folder.mkdir(parents=True, exist_ok=True)
+    net = network(knobs.kind)
+    language_model = model(net)
+    attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
+    weights = FlatAdamW(attached.trainable, weight_decay=0.01)
+    output = open_folder(f"file://{folder}/output", prefix="")
+    run_dir = RunDir(folder / "run")
+    trainer = Trainer(
+        course=Course(
+            total_steps=knobs.steps,
+            batch_size=knobs.batch_size,
+            seed=knobs.seed,
+            peak_rate=knobs.rate,
+            warmup_ratio=0.2,
+            schedule="cosine",
+            max_grad_norm=1.0,
+            evaluate_every=knobs.evaluate_every,
+            patience=knobs.patience,
+            min_delta=0.0,
+        ),
+        model=language_model,
+        weights=weights,
+        train=corpus or documents(LENGTHS),
+        validation=documents([9, 13, 21, 6], seed=9),
+        layout=Layout(max_tokens=knobs.max_tokens, sequence_length=64, packing=knobs.packing, pad_id=0),
+        strategy=strategy,
+        keeper=Keeper(
+            strategy=strategy,
+            store=CheckpointStore(output, JOB) if strategy.place.first else None,
+            keep=2,
+            every_steps=knobs.checkpoint_steps,
+            every_seconds=None,
+        ),
+        reporter=Reporter(run_dir, plan_for(folder), strategy.place, ResolvedPlan(total_steps=knobs.steps)),
+        stop_requested=lambda: run_dir.stop_requested,
+    )
+    return Run(trainer, attached, net)
+
+
+def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+__all__ = ["BASE", "CPU", "JOB", "LENGTHS", "Knobs", "Place", "Run", "documents", "largest_difference", "make_run"]
+__all__ += ["model", "network", "plan_for", "replace"]

@@ -1,0 +1,198 @@
+"""Training: what may not change the result does not, and a run that was cut short ends as if it had not been."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.spec import Lora, Method
+from finetune_trainer.train.state import State
+from tests.train_helpers import LENGTHS, Knobs, Run, documents, largest_difference, make_run
+
+FULL = Method(type="full")
+LORA = Method(type="lora", lora=Lora(rank=4))
+DROPOUT = Method(type="lora", lora=Lora(rank=4, dropout=0.2))
+
+
+def _finished(folder: Path, knobs: Knobs) -> tuple[dict[str, torch.Tensor], State]:
+    run = make_run(folder, knobs)
+    state = run.finish()
+    return run.tensors(), state
+
+
+def _losses(state: State) -> list[float]:
+    return [point.loss or 0.0 for point in state.curve]
+
+
+def test_the_loss_goes_down(tmp_path: Path) -> None:
+    _, state = _finished(tmp_path, Knobs(steps=20, rate=2e-2, evaluate_every=20))
+    losses = _losses(state)
+    assert losses[-1] < losses[0] - 0.2
+    assert [point.step for point in state.curve] == list(range(1, 21))
+    assert [point.step for point in state.validation] == [20]
+
+
+@pytest.mark.parametrize("method", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", ["Llama", "GPTNeoX"])
+@pytest.mark.parametrize(
+    "other",
+    [{"max_tokens": 500}, {"max_tokens": 1}, {"packing": False}],
+    ids=["one micro-batch", "a micro-batch for each row", "unpacked"],
+)
+def test_the_layout_of_a_step_does_not_change_the_trajectory(
+    tmp_path: Path, method: Method, kind: str, other: dict[str, int]
+) -> None:
+    knobs = Knobs(steps=5, method=method, kind=kind, rate=1e-3)
+    tensors, state = _finished(tmp_path / "one", knobs)
+    others, other_state = _finished(tmp_path / "other", replace(knobs, **other))
+    assert _losses(other_state) == pytest.approx(_losses(state), rel=2e-5)
+    assert other_state.validation[-1].scores.loss == pytest.approx(state.validation[-1].scores.loss, rel=2e-5)
+    weights = [{n: t for n, t in found.items() if n.startswith("weights")} for found in (tensors, others)]
+    assert largest_difference(*weights) < 2e-4
+
+
+def test_a_step_is_normalised_by_its_trained_tokens(tmp_path: Path) -> None:
+    """The first loss is the mean over all targets of the batch, whatever the micro-batches."""
+    run = make_run(tmp_path, Knobs(steps=1, batch_size=len(LENGTHS), max_tokens=30))
+    corpus, net = documents(LENGTHS), run.net
+    nats = 0.0
+    for i in range(len(corpus)):
+        row = corpus.row(i)
+        tokens = torch.from_numpy(row.tokens.astype(np.int64))
+        logits = net(tokens[None]).logits[0, :-1]
+        each = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+        nats += each[torch.from_numpy(row.trained[1:].copy())].sum().item()
+    assert _losses(run.finish())[0] == pytest.approx(nats / corpus.trained_tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [LORA, FULL, DROPOUT], ids=["lora", "full", "dropout"])
+@pytest.mark.parametrize("cut", [1, 3, 6], ids=lambda n: f"after step {n}")
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, method: Method, cut: int) -> None:
+    """To the bit: weights, moments, losses and validations. Step 3 and 6 are steps that validate, too."""
+    knobs = Knobs(steps=8, method=method)
+    whole, whole_state = _finished(tmp_path / "whole", knobs)
+    stopped = make_run(tmp_path / "cut", knobs)
+    _stop_at(stopped, cut)
+    with pytest.raises(FinetuneError) as error:
+        stopped.finish()
+    assert error.value.reason is Reason.Interrupted
+    assert error.value.exit_code == 75
+    stopped.trainer.reporter.run_dir.clear()
+    resumed = make_run(tmp_path / "cut", knobs)
+    state = resumed.finish()
+    assert largest_difference(resumed.tensors(), whole) == 0.0
+    assert _losses(state) == _losses(whole_state)
+    assert state.validation == whole_state.validation
+    assert (state.best, state.misses, state.trained_tokens) == (
+        whole_state.best,
+        whole_state.misses,
+        whole_state.trained_tokens,
+    )
+    assert [a.first_step for a in state.attempts] == [0, cut]
+    assert state.attempts[0].outcome == f"interrupted after step {cut}"
+
+
+def _stop_at(run: Run, step: int) -> None:
+    """The stop file appears while this step runs."""
+    seed = run.trainer._seed
+
+    def watch(current: int, index: int) -> None:
+        if current == step - 1:
+            run.trainer.reporter.run_dir.request_stop("test")
+        seed(current, index)
+
+    object.__setattr__(run.trainer, "_seed", watch)
+
+
+def test_a_run_that_crashed_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
+    knobs = Knobs(steps=8, checkpoint_steps=2)
+    whole, _ = _finished(tmp_path / "whole", knobs)
+    crashed = make_run(tmp_path / "cut", knobs)
+    _crash_at(crashed, 6)
+    with pytest.raises(RuntimeError, match="crash"):
+        crashed.finish()
+    crashed.trainer.keeper.wait()
+    resumed = make_run(tmp_path / "cut", knobs)
+    assert resumed.start().step == 4
+    resumed = make_run(tmp_path / "cut", knobs)
+    resumed.finish()
+    assert largest_difference(resumed.tensors(), whole) == 0.0
+
+
+def _crash_at(run: Run, step: int) -> None:
+    def crash(current: int, _index: int) -> None:
+        if current == step - 1:
+            raise RuntimeError("crash")
+
+    object.__setattr__(run.trainer, "_seed", crash)
+
+
+def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path) -> None:
+    knobs = Knobs(steps=4)
+    tensors, state = _finished(tmp_path, knobs)
+    again = make_run(tmp_path, knobs)
+    _crash_at(again, 5)
+    assert again.finish().step == 4
+    assert largest_difference(again.tensors(), tensors) == 0.0
+    assert state.step == 4
+
+
+def test_the_best_weights_come_back(tmp_path: Path) -> None:
+    """With a rate that ruins the model, the best validation is an early one."""
+    run = make_run(tmp_path, Knobs(steps=12, rate=3.0, evaluate_every=2))
+    state = run.finish()
+    assert state.best is not None
+    assert state.best.step < 12
+    assert run.trainer.measure(run.trainer.validation).loss > state.best.loss
+    run.trainer.keeper.restore_best(state, run.trainer.weights)
+    assert run.trainer.measure(run.trainer.validation).loss == pytest.approx(state.best.loss, rel=1e-6)
+
+
+def test_training_stops_when_validation_does_not_improve(tmp_path: Path) -> None:
+    _, state = _finished(tmp_path, Knobs(steps=50, rate=3.0, evaluate_every=2, patience=2))
+    assert state.step < 50
+    assert "did not improve in 2 evaluations" in state.stopped_early
+    _, again = _finished(tmp_path, Knobs(steps=50, rate=3.0, evaluate_every=2, patience=2))
+    assert again.step == state.step
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_step_and_rows(tmp_path: Path, poison: float) -> None:
+    run = make_run(tmp_path, Knobs(steps=5, batch_size=4))
+    state = run.start()
+    state, _ = run.trainer._step(state)
+    with torch.no_grad():
+        run.net.model.norm.weight.fill_(poison)
+    before = run.tensors()
+    with pytest.raises(FinetuneError) as error:
+        run.trainer._step(state)
+    assert error.value.reason is Reason.LossNonFinite
+    assert "step 2" in error.value.message
+    assert "training rows: " in error.value.message
+    assert largest_difference(run.tensors(), before) == 0.0
+
+
+def test_every_step_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, Knobs(steps=3))
+    run.finish()
+    run.trainer.reporter.phase("done")
+    report = run.trainer.reporter.run_dir.report()
+    assert report is not None
+    assert (report.phase, report.progress.step) == ("done", 3)
+    assert report.progress.loss is not None
+    assert report.progress.eval_loss is not None
+    assert run.trainer.reporter.run_dir.heartbeats()[0].step == 3
+    assert "step 3/3 loss " in capsys.readouterr().out
+
+
+def test_resuming_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _finished(tmp_path, Knobs(steps=2))
+    with caplog.at_level(logging.INFO):
+        make_run(tmp_path, Knobs(steps=4)).start()
+    assert "continuing after step 2" in caplog.text

@@ -1,0 +1,186 @@
+"""From a manifest to a trainer: model, method, data layout and the defaults that depend on them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune_api import durations, names, uris
+from finetune_api.plan import RunPlan
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import ResolvedPlan
+from finetune_trainer.data.load import Datasets, load_datasets
+from finetune_trainer.data.order import steps_per_epoch, total_steps
+from finetune_trainer.methods.base import Attached, Base
+from finetune_trainer.methods.registry import method_of
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.folder import Folder
+from finetune_trainer.store.models import LocalModel, resolve_model
+from finetune_trainer.transfer.evaluate import Layout
+
+from .keeper import Keeper
+from .loop import Course, Trainer
+from .model import LanguageModel, load_network, probe
+from .optimizer import FlatAdamW, default_peak
+from .reporter import Reporter
+
+_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""A CPU is busy with a thousand tokens; a GPU wants more, and has the memory."""
+
+_EVALUATIONS = 10
+"""Of the validation rows in a run, where the manifest does not say."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run works with."""
+
+    plan: RunPlan
+    local: LocalModel
+    data: Datasets
+    attached: Attached
+    trainer: Trainer
+    resolved: ResolvedPlan
+
+    @property
+    def spec(self) -> FineTuneJobSpec:
+        return self.plan.spec
+
+
+def choose_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
+    """Collective in its errors only: every rank loads model and data by itself, from caches that a node shares."""
+    spec, training = plan.spec, plan.spec.training
+    cache = Path(os.environ.get(names.ENV_CACHE) or names.CACHE_DIR)
+    reporter = Reporter(run_dir, plan, strategy.place)
+    reporter.phase("loading", f"loading {spec.model.uri}")
+    local = resolve_model(spec.model, cache=cache)
+    data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
+    reporter.alive()
+
+    low = _low_precision(spec, device)
+    adapter = spec.method.type != "full"
+    network, stored = load_network(local.path, dtype=torch.bfloat16 if low and adapter else torch.float32)
+    network.to(device)
+    reporter.alive()
+    abilities = probe(network, device)
+    attached = method_of(spec.method).attach(network, seed=training.seed, base=_base(local, stored))
+    # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
+    model = LanguageModel(network, device, torch.bfloat16 if low and not adapter else None, abilities)
+    weights = FlatAdamW(attached.trainable, weight_decay=training.weight_decay)
+
+    layout = _layout(spec, data, device, isolates=abilities.isolates)
+    course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size, adapter=attached.kind == "adapter")
+    resolved = ResolvedPlan(
+        method=spec.method.type,
+        strategy=strategy.name,
+        world_size=strategy.place.world_size,
+        precision="bfloat16" if low else "float32",
+        learning_rate=course.peak_rate,
+        batch_size=course.batch_size,
+        micro_batch_tokens=layout.max_tokens,
+        total_steps=course.total_steps,
+        parameters=_count(network, trainable=False),
+        trainable_parameters=_count(network, trainable=True),
+        model_revision=local.revision,
+        train_rows=len(data.train),
+        trained_tokens_per_epoch=data.train.trained_tokens,
+    )
+    reporter.resolved = resolved
+    reporter.steps_per_epoch = steps_per_epoch(len(data.train), batch_size=course.batch_size)
+    reporter.say(model.describe())
+    reporter.say(_describe(resolved, attached))
+    for line in data.statistics.lines():
+        reporter.say(line)
+    trainer = Trainer(
+        course=course,
+        model=model,
+        weights=weights,
+        train=data.train,
+        validation=data.validation if data.validation is not None and len(data.validation) else None,
+        layout=layout,
+        strategy=strategy,
+        keeper=_keeper(plan, strategy, output),
+        reporter=reporter,
+        stop_requested=lambda: run_dir.stop_requested,
+    )
+    return Setup(plan, local, data, attached, trainer, resolved)
+
+
+def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
+    if spec.training.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return spec.training.precision == "bfloat16"
+
+
+def _layout(spec: FineTuneJobSpec, data: Datasets, device: torch.device, *, isolates: bool) -> Layout:
+    longest = int(data.train.lengths.max(initial=1))
+    default = max(_MICRO_BATCH_TOKENS.get(device.type, 1024), longest)
+    return Layout(
+        max_tokens=spec.training.micro_batch_tokens or default,
+        sequence_length=spec.data.sequence_length,
+        packing=spec.data.packing and isolates,
+        pad_id=data.pad_id,
+    )
+
+
+def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int, adapter: bool) -> Course:
+    training = spec.training
+    total = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
+    stopping = training.early_stopping
+    return Course(
+        total_steps=total,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        peak_rate=training.learning_rate or default_peak(adapter=adapter, hidden_size=hidden_size),
+        warmup_ratio=training.warmup_ratio,
+        schedule=training.schedule,
+        max_grad_norm=training.max_grad_norm,
+        evaluate_every=training.evaluate_every or max(1, total // _EVALUATIONS),
+        patience=stopping.patience if stopping else None,
+        min_delta=stopping.min_delta if stopping else 0.0,
+    )
+
+
+def _keeper(plan: RunPlan, strategy: Strategy, output: Folder) -> Keeper:
+    every = plan.spec.checkpoint.every
+    return Keeper(
+        strategy=strategy,
+        store=CheckpointStore(output, plan.job) if strategy.place.first else None,
+        keep=plan.spec.checkpoint.keep,
+        every_steps=every if isinstance(every, int) else None,
+        every_seconds=None if isinstance(every, int) else durations.seconds(every),
+    )
+
+
+def _base(local: LocalModel, stored: torch.dtype) -> Base:
+    uri = uris.parse(local.uri)
+    loadable = {"hf": f"{uri.authority}/{uri.path}", "file": f"/{uri.path.lstrip('/')}"}
+    return Base(loadable.get(uri.scheme, local.uri), stored, local.revision)
+
+
+def _count(network: torch.nn.Module, *, trainable: bool) -> int:
+    """Parameters that train, or those of the untouched model."""
+    return sum(
+        p.numel() for name, p in network.named_parameters() if (p.requires_grad if trainable else "lora_" not in name)
+    )
+
+
+def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
+    return (
+        f"{resolved.method}: {resolved.trainable_parameters:,} of {resolved.parameters:,} parameters train, "
+        f"from layer {attached.lowest_layer}; {resolved.total_steps} steps of {resolved.batch_size} rows "
+        f"at {resolved.learning_rate:.2e} on {resolved.world_size} processes"
+    )
