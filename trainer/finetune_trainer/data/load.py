@@ -29,7 +29,7 @@ from .corpus import Corpus
 from .encode import Limits, encode
 from .formats import FORMATS, Format, detect
 from .read import Row, read_rows
-from .split import count_known, hold_out
+from .split import fingerprint, hold_out
 from .statistics import SplitStatistics, Statistics
 from .tokenizer import FILES, Tokenizer
 
@@ -88,10 +88,11 @@ class _Build:
         form = self._format(given)
         rows = self._split(given)
         splits = {name: self._encode(folder, name, split, form) for name, split in rows.items()}
+        known = {fingerprint(form.identity(row)) for row in rows["train"]}
         for name, split in rows.items():
             if name not in ("train", "general"):
-                known = count_known(split, rows["train"], identity=form.identity)
-                splits[name] = splits[name].model_copy(update={"duplicates": known})
+                copies = sum(fingerprint(form.identity(row)) in known for row in split)
+                splits[name] = splits[name].model_copy(update={"duplicates": copies})
         labels = form.labels if isinstance(form, Classification) else ()
         statistics = Statistics(
             format=form.name, labels=labels, splits=splits, digests=digests, tokenizer=tokenizer_digest

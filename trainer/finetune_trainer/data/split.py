@@ -1,10 +1,10 @@
-"""Held-out rows out of the training rows, and rows that should not be in two sets."""
+"""Held-out rows out of the training rows, and how to tell rows that should not be in two sets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import Validation
@@ -58,11 +58,6 @@ def _group(row: Row, key: str | None) -> str:
     return json.dumps(row.fields[key], sort_keys=True)
 
 
-def count_known(rows: Sequence[Row], known: Sequence[Row], *, identity: Callable[[Row], str]) -> int:
-    """How many of `rows` are among the `known` ones, but for case and white space."""
-    keys = {_key(identity(row)) for row in known}
-    return sum(_key(identity(row)) in keys for row in rows)
-
-
-def _key(text: str) -> bytes:
+def fingerprint(text: str) -> bytes:
+    """The same for texts that differ in case and white space only."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
