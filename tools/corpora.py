@@ -38,7 +38,7 @@ DOMAINS = {
     "nyt": "nytEditorialSnippets_GroundTruth.txt",
 }
 CLEAR = 1.0
-"""Mean rating on -4..+4 beyond which twenty people agree well enough to call a text positive or negative."""
+"""Mean rating on -4..+4 beyond which its raters agree well enough to call a text positive or negative."""
 HELD_OUT_SHARE = 0.1
 """Of the movie rows, for validation and for test each."""
 SCREENFUL = 800
@@ -48,7 +48,7 @@ Row = dict[str, str]
 
 SOURCES = """# Sources
 
-- `movie-*.jsonl`, `tweets.jsonl`, `amazon.jsonl`, `nyt.jsonl`: ratings by 20 people each, from the source archive of
+- `movie-*.jsonl`, `tweets.jsonl`, `amazon.jsonl`, `nyt.jsonl`: each rated by 15 to 125 people; from the source archive of
   the Python package vaderSentiment 3.3.2 (MIT licence). Cite: Hutto, C.J. & Gilbert, E.E. (2014). VADER: A
   Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text. Eighth International Conference on Weblogs
   and Social Media (ICWSM-14), Ann Arbor, MI. Kept: texts whose mean rating is beyond +1 or below -1, as many of each
