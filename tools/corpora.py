@@ -48,7 +48,7 @@ Row = dict[str, str]
 
 SOURCES = """# Sources
 
-- `movie-*.jsonl`, `tweets.jsonl`, `amazon.jsonl`, `nyt.jsonl`: rated by 15 to 125 people each; from the source of
+- `movie-*.jsonl`, `tweets.jsonl`, `amazon.jsonl`, `nyt.jsonl`: rated by 15 to 99 people each; from the source of
   the Python package vaderSentiment 3.3.2 (MIT licence). Cite: Hutto, C.J. & Gilbert, E.E. (2014). VADER: A
   Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text. Eighth International Conference on Weblogs
   and Social Media (ICWSM-14), Ann Arbor, MI. Kept: texts whose mean rating is beyond +1 or below -1, as many of each
