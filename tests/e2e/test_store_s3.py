@@ -6,7 +6,6 @@ bucket      a new bucket and the environment that reaches it
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import socket
@@ -14,7 +13,6 @@ import subprocess
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +28,12 @@ from finetune_trainer.store.fetch import fetch_file, fetch_folder
 from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of, open_folder
 from finetune_trainer.store.models import resolve_model
 from tests.cluster.rig.s3 import S3
+from tests.cluster.rig.state import cache_dir
 
-MINIO = Path(os.environ.get("FINETUNE_CACHE_DIR", Path.home() / ".cache" / "finetune-operator")) / "bin" / "minio"
-pytestmark = pytest.mark.skipif(not MINIO.exists(), reason=f"there is no {MINIO}: `python -m tests.cluster.rig build`")
+MINIO = cache_dir() / "bin" / "minio"
+pytestmark = pytest.mark.skipif(
+    not MINIO.exists(), reason=f"there is no {MINIO}: `python -m tests.cluster.rig build minio`"
+)
 
 RUN = JobIdentity(namespace="team", name="cardiology", uid="uid-1")
 
@@ -49,6 +50,10 @@ class Server:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def s3(self) -> S3:
+        return S3(endpoint=self.endpoint, key=self.key, secret=self.secret)
+
     def start(self) -> None:
         environ = {"HOME": str(self.folder), "MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret}
         environ |= {"MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
@@ -58,7 +63,7 @@ class Server:
             self.process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log)
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"{self.endpoint}/minio/health/live", timeout=1).close()
+                self.s3.bucket("ready")  # its health page says yes before it takes requests
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -91,8 +96,7 @@ class Bucket:
 
 @pytest.fixture
 def bucket(server: Server) -> Bucket:
-    s3 = S3(endpoint=server.endpoint, key=server.key, secret=server.secret)
-    name = s3.bucket()
+    name = server.s3.bucket()
     keys = {"AWS_ACCESS_KEY_ID": server.key, "AWS_SECRET_ACCESS_KEY": server.secret}
     environ = {"FINETUNE_OUTPUT_" + k: v for k, v in keys.items()} | {"AWS_ENDPOINT_URL": server.endpoint}
     return Bucket(f"s3://{name}/models/a", environ, server.folder / "data" / name)

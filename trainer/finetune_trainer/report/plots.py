@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 MOST_POINTS = 400
 """Drawn per line; longer curves are averaged in buckets, as the screen would do anyway."""
 MOST_TITLES = 100
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 12, 40
 
 
 class Point(NamedTuple):
