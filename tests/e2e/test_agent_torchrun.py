@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,19 +68,7 @@ def gang(
     folder: Path, behaviours: dict[int, str], *, nodes: int = 1, ranks: int = 2, grace: int = 20
 ) -> Iterator[list[Node]]:
     """Agents of one attempt; none of them outlives the block."""
-    spec = FineTuneJobSpec(
-        model=ModelSource(uri="file:///m"),
-        data=Data(train=(DataSource(uri="file:///d"),)),
-        output=Output(uri="file:///o"),
-    )
-    plan = RunPlan(
-        job=JobIdentity(namespace="default", name="gang", uid="u"),
-        nodes=nodes,
-        processes_per_node=ranks,
-        master_port=free_port(),
-        grace_seconds=grace,
-        spec=spec,
-    )
+    plan = _plan(nodes=nodes, ranks=ranks, grace=grace)
     folder.mkdir(parents=True, exist_ok=True)
     plan_file = folder / "plan.json"
     plan_file.write_text(json.dumps(plan.to_json()))
@@ -93,6 +82,22 @@ def gang(
             if node.process.poll() is None:
                 node.process.send_signal(signal.SIGQUIT)
                 node.process.wait(30)
+
+
+def _plan(*, nodes: int, ranks: int, grace: int) -> RunPlan:
+    spec = FineTuneJobSpec(
+        model=ModelSource(uri="file:///m"),
+        data=Data(train=(DataSource(uri="file:///d"),)),
+        output=Output(uri="file:///o"),
+    )
+    return RunPlan(
+        job=JobIdentity(namespace="default", name="gang", uid="u"),
+        nodes=nodes,
+        processes_per_node=ranks,
+        master_port=free_port(),
+        grace_seconds=grace,
+        spec=spec,
+    )
 
 
 def _agent(folder: Path, node: int, plan: Path, behaviours: dict[int, str]) -> Node:
@@ -217,3 +222,42 @@ def test_the_agent_is_small(tmp_path: Path) -> None:
         node.until_ranks_run(2)
         resident = node.process.memory_info().rss
     assert resident <= 60 << 20, f"{resident >> 20} MiB"
+
+
+def test_a_hang_is_told_with_the_rank_and_the_stacks_are_in_the_logs(tmp_path: Path) -> None:
+    program = f"""
+import json, subprocess, sys
+from pathlib import Path
+from finetune_trainer.agent import children
+from finetune_trainer.agent.stopping import Stop
+from finetune_trainer.agent.watch import Limits, run_to_end
+from finetune_trainer.rundir import RunDir
+
+children.adopt_orphans()
+folder = Path({str(tmp_path)!r})
+command = [sys.executable, "-m", "finetune_trainer.agent.launch", "--plan", str(folder / "plan.json"), "--node", "0"]
+process = subprocess.Popen([*command, "--run-dir", str(folder), "--program", "rank_programs"])
+limits = Limits(grace_seconds=60, stall_seconds=2)
+words = run_to_end(process, run_dir=RunDir(folder), stop=Stop(), limits=limits, log=print)
+(folder / "words").write_text(words.encode())
+"""
+    (tmp_path / "plan.json").write_text(json.dumps(_plan(nodes=1, ranks=2, grace=60).to_json()))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONFAULTHANDLER": "1"}
+    environment |= {"BEHAVIOUR_0": "never_stop", "BEHAVIOUR_1": "never_stop", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=90)
+    words = LastWords.model_validate_json((tmp_path / "words").read_bytes())
+    assert (words.reason, words.exit_code, words.step) == (Reason.NoProgress, ExitCode.HANG, 1)
+    assert words.rank in (0, 1)
+    for rank in (0, 1):
+        assert "in never_stop" in (tmp_path / "logs" / f"{rank}.err").read_text()
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(_plan(nodes=1, ranks=1, grace=60).to_json()))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "finetune_trainer.cli.main", "agent", "--plan", str(tmp_path / "plan.json")]
+        command += ["--run-dir", str(tmp_path), "--listen", f"127.0.0.1:{taken.getsockname()[1]}"]
+        environment = os.environ | {names.ENV_TERMINATION_LOG: str(tmp_path / "words")}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True)
+    assert done.returncode == ExitCode.UNAVAILABLE
+    assert "Address already in use" in LastWords.model_validate_json((tmp_path / "words").read_bytes()).message

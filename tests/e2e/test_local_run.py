@@ -300,6 +300,10 @@ def taken_output(desk: Desk) -> Json:
     return {"output": {"uri": folder.as_uri()}}
 
 
+def unwritable_output(desk: Desk) -> Json:
+    return {"output": {"uri": (desk.files / "model" / "config.json" / "below-a-file").as_uri()}}
+
+
 def bucket_out_of_reach(desk: Desk) -> Json:
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
     desk.environ.update(keys | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"})
@@ -317,6 +321,7 @@ BAD: list[tuple[Callable[[Desk], Json], Reason, int, str]] = [
     (no_causal_model, Reason.ModelUnsupported, ExitCode.CONFIG, "BertForMaskedLM"),
     (little_memory, Reason.InsufficientMemory, ExitCode.CONFIG, "64.0 MiB"),
     (taken_output, Reason.OutputExists, ExitCode.CONFIG, "taken"),
+    (unwritable_output, Reason.InvalidSpec, ExitCode.CONFIG, "below-a-file"),
     (bucket_out_of_reach, Reason.StorageUnavailable, ExitCode.UNAVAILABLE, "corp"),
 ]
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -61,21 +62,26 @@ def run_agent(options: AgentOptions) -> int:
         return _speak(words, options)
     agent = Agent(options=options, plan=plan, stop=stop)
     with ExitStack() as stack:
-        if options.listen is not None:
-            from finetune_trainer.agent.serve import serving
-
-            host, port = options.listen
-            actual = stack.enter_context(
-                serving(host, port, plan=plan, run_dir=agent.run_dir, phase=lambda: agent.phase)
-            )
-            agent.log(f"listening on {host}:{actual}")
-        words = agent.attend()
+        words = _whatever_happens(agent, stack)
         status = _speak(words, options)
         agent.phase = "done" if status == 0 else "failed"
         agent.log(_farewell(words))
         if words.reason is Reason.PeerLost and not stop.requested:
             agent.pause(CULPRIT_SECONDS)
     return status
+
+
+def _whatever_happens(agent: Agent, stack: ExitStack) -> LastWords:
+    """The agent's work, while /metrics and /progress answer. Its own errors become last words too."""
+    try:
+        agent.serve(stack)
+        return agent.attend()
+    except Exception as error:
+        traceback.print_exc()
+        children.end_all()
+        message = f"the agent failed: {type(error).__name__}: {error}"
+        reason = Reason.PodFailed if isinstance(error, OSError) else Reason.UnexpectedError
+        return say(reason, message, time=now()).model_copy(update={"node": agent.options.node})
 
 
 @dataclass(kw_only=True)
@@ -88,6 +94,16 @@ class Agent:
     @property
     def run_dir(self) -> RunDir:
         return RunDir(self.options.run_dir)
+
+    def serve(self, stack: ExitStack) -> None:
+        """Answer until the stack unwinds; OSError where the port is taken."""
+        if self.options.listen is None:
+            return
+        from finetune_trainer.agent.serve import serving
+
+        host, port = self.options.listen
+        answers = serving(host, port, plan=self.plan, run_dir=self.run_dir, phase=lambda: self.phase)
+        self.log(f"listening on {host}:{stack.enter_context(answers)}")
 
     def attend(self) -> LastWords:
         """Preflight, wait for the master, torchrun, verdict."""

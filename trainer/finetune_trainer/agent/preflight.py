@@ -61,7 +61,9 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     from finetune_trainer.store.models import resolve_model
 
     spec = plan.spec
-    check_output(open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT), plan.job, overwrite=spec.output.overwrite)
+    output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
+    check_output(output, plan.job, overwrite=spec.output.overwrite)
+    output.check_writable()
     model = resolve_model(spec.model, cache=cache)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     check_memory(plan, _shape(model.path))

@@ -28,6 +28,9 @@ POLL_SECONDS = 0.2
 SAVE_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 
+_AFTER_A_STOP = (Reason.Interrupted, Reason.PeerLost, Reason.PodFailed)
+"""How a gang may end that was asked to: PodFailed is an agent that had no ear for signals yet."""
+
 
 def run_file(file: str, *, home: Home, fresh: bool) -> int:
     """The exit status of the contract."""
@@ -44,7 +47,8 @@ def run_file(file: str, *, home: Home, fresh: bool) -> int:
         stop = Stop()
         stop.install()
         with view_of(job.metadata.name) as view:
-            view.say("resuming" if resumed else f"run {job.metadata.uid}: logs in {home.run(job.metadata.name)}")
+            begins = "continuing" if resumed else "starting"
+            view.say(f"{begins} run {job.metadata.uid}; logs in {home.run(job.metadata.name)}")
             return Run(job=job, home=home, stop=stop, view=view).to_the_end().tell()
 
 
@@ -161,7 +165,7 @@ class Run:
             self._finish(Phase.Succeeded, words)
             print(f"\n{_outcome(self.job)}")
             return ExitCode.OK
-        if self.stop.requested:
+        if self.stop.requested and words.reason in _AFTER_A_STOP:
             self._status(phase=Phase.Suspended)
             self.view.say("stopped; run again to resume")
             return ExitCode.INTERRUPTED
