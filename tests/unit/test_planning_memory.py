@@ -11,7 +11,7 @@ import pytest
 from finetune_api.spec import Lora, Method
 from finetune_trainer.planning.batch import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens
 from finetune_trainer.planning.memory import Precision, estimate, human, trained_parameters
-from finetune_trainer.planning.model import ModelShape, read_shape
+from finetune_trainer.planning.model import ModelShape, find_shape, read_shape
 
 MIB = 1 << 20
 FULL = Method(type="full")
@@ -89,10 +89,19 @@ def test_states_of_lora_are_the_base_and_16_bytes_for_each_adapter_weight() -> N
     assert need.least == 2 * SMOLLM2.parameters + 16 * adapters
 
 
-def test_fp32_adapters_on_a_bf16_base_cost_a_copy_of_each_input() -> None:
-    # MemTracker: 1361 MiB of activations for SmolLM2 with LoRA on all linears, T = 1024, logits (288 MiB) included.
-    need = estimate(SMOLLM2, LORA, precision="bfloat16", device="cuda", tokens=1024)
-    assert need.activations / MIB + 288 == pytest.approx(1361, rel=0.2)
+@pytest.mark.parametrize(
+    ("dropout", "mib"),
+    [
+        # MemTracker, SmolLM2, LoRA on all linears, T = 1024, logits (288 MiB) included. With fp32 adapters PEFT keeps
+        # an fp32 copy of each input; with bf16 adapters there is none, as in our fused layers.
+        (0.1, 1361),
+        (0.0, 927),
+    ],
+)
+def test_activations_of_lora_on_a_bf16_base(dropout: float, mib: float) -> None:
+    method = Method(type="lora", lora=Lora(dropout=dropout))
+    need = estimate(SMOLLM2, method, precision="bfloat16", device="cuda", tokens=1024)
+    assert need.activations / MIB + 288 == pytest.approx(mib, rel=0.2)
 
 
 def test_a_step_on_a_cpu_is_within_30_percent_of_what_was_measured() -> None:
@@ -138,6 +147,13 @@ def test_micro_batches_on_a_gpu_fill_it() -> None:
     assert 256 <= small < large <= huge == GPU_TOKENS
     need = estimate(LLAMA_3B, LORA, precision="bfloat16", device="cuda", tokens=small)
     assert need.total <= 0.86 * (24 << 30)
+
+
+def test_a_model_of_unknown_sizes_trains_unplanned(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"width": 8}')
+    assert find_shape(tmp_path) is None
+    known = {"precision": "bfloat16", "longest_row": 10, "device": "cuda", "device_memory": 80 << 30}
+    assert micro_batch_tokens(None, LORA, **known) == GPU_TOKENS // 2  # type: ignore[arg-type]
 
 
 def test_at_least_one_row_whatever_fits() -> None:

@@ -19,10 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import Field
+
 from finetune_api.base import ApiModel
 from finetune_api.failures import LastWords
 from finetune_api.plan import ProgressReport
-from pydantic import Field
 
 M = TypeVar("M", bound=ApiModel)
 

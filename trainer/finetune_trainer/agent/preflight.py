@@ -22,7 +22,7 @@ from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
-from finetune_trainer.planning.model import ModelShape, read_shape
+from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.rundir import now, write_atomic
 
 BENEFIT_OF_THE_DOUBT = 0.8
@@ -66,17 +66,13 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     output.check_writable()
     model = resolve_model(spec.model, cache=cache)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
-    check_memory(plan, _shape(model.path))
+    if (shape := find_shape(model.path)) is not None:
+        check_memory(plan, shape)
+    else:
+        _tell("memory: not planned, for config.json names its sizes in an unknown way")
     datasets = load_datasets(spec.data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
-
-
-def _shape(folder: Path) -> ModelShape:
-    try:
-        return read_shape(folder)
-    except (ValueError, KeyError) as error:
-        raise FinetuneError(Reason.ModelUnsupported, f"the model's sizes cannot be read: {error}") from error
 
 
 def check_memory(plan: RunPlan, shape: ModelShape) -> None:

@@ -18,7 +18,7 @@ GPU_SHARE = 0.85
 
 
 def micro_batch_tokens(
-    shape: ModelShape,
+    shape: ModelShape | None,
     method: Method,
     *,
     precision: Precision,
@@ -27,8 +27,10 @@ def micro_batch_tokens(
     device_memory: int | None = None,
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength."""
-    if device == "cpu" or device_memory is None:
+    if device == "cpu":
         return max(longest_row, CPU_TOKENS)
+    if shape is None or device_memory is None:
+        return max(longest_row, GPU_TOKENS // 2)
     empty = estimate(shape, method, precision=precision, device=device, tokens=0)
     per_token = estimate(shape, method, precision=precision, device=device, tokens=1).activations * OVERHEAD
     room = GPU_SHARE * device_memory - empty.total

@@ -4,7 +4,8 @@
                  in bf16 a fully trained model keeps fp32 weights and autocasts: 4 + 4 + 8, and 2 for the copies
     activations  T·L·(16h + 4(h + 2k) + 8f) for a Llama block with SDPA in bf16, no recomputation; twice that in fp32.
                  h hidden, k width of keys, f intermediate, L layers, T tokens at once
-    adapters     fp32 adapters on a bf16 base keep an fp32 copy of each adapted layer's input: 4·T·d_in
+    adapters     with dropout PEFT's own layers run: on a bf16 base each keeps an fp32 copy of its input, 4·T·d_in;
+                 the fused layers share their input with the base
     loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains
 
 Against a memory tracker (SmolLM2-135M, T = 1024, bf16): activations without logits 742 MiB where 705 were measured.
@@ -62,7 +63,7 @@ def estimate(
         weights = shape.parameters * width + 4 * trained
     h, k, f = shape.hidden, shape.key_value, shape.intermediate
     per_token = shape.layers * (16 * h + 4 * (h + 2 * k) + 8 * f) * width // 2
-    if not full and precision == "bfloat16":
+    if not full and precision == "bfloat16" and method.lora is not None and method.lora.dropout > 0:
         per_token += sum(4 * d_in for _, d_in in shape.adapted(_targets(method)))
     head_gradient = 4 * h * shape.vocabulary if full else 0
     return Estimate(

@@ -58,6 +58,14 @@ def read_shape(folder: Path) -> ModelShape:
     )
 
 
+def find_shape(folder: Path) -> ModelShape | None:
+    """None for a model whose sizes go by names that we do not know: it may still train, only unplanned."""
+    try:
+        return read_shape(folder)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _first(config: Mapping[str, Any], aliases: tuple[str, ...]) -> int:
     for alias in aliases:
         if isinstance(value := config.get(alias), int):

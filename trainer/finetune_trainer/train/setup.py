@@ -17,6 +17,8 @@ from finetune_trainer.data.order import steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.planning.batch import micro_batch_tokens
+from finetune_trainer.planning.model import find_shape
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
@@ -28,9 +30,6 @@ from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
 from .optimizer import FlatAdamW, default_peak
 from .reporter import Reporter
-
-_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""A CPU is busy with a thousand tokens; a GPU wants more, and has the memory."""
 
 _EVALUATIONS = 10
 """Of the validation rows in a run, where the manifest does not say."""
@@ -81,7 +80,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     model = LanguageModel(network, device, torch.bfloat16 if low and not adapter else None, abilities)
     weights = FlatAdamW(attached.trainable, weight_decay=training.weight_decay)
 
-    layout = _layout(spec, data, device, isolates=abilities.isolates)
+    layout = _layout(spec, data, local, device, low=low, isolates=abilities.isolates)
     course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size, adapter=attached.kind == "adapter")
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -125,9 +124,18 @@ def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
     return spec.training.precision == "bfloat16"
 
 
-def _layout(spec: FineTuneJobSpec, data: Datasets, device: torch.device, *, isolates: bool) -> Layout:
-    longest = int(data.train.lengths.max(initial=1))
-    default = max(_MICRO_BATCH_TOKENS.get(device.type, 1024), longest)
+def _layout(
+    spec: FineTuneJobSpec, data: Datasets, local: LocalModel, device: torch.device, *, low: bool, isolates: bool
+) -> Layout:
+    on_gpu = device.type == "cuda"
+    default = micro_batch_tokens(
+        find_shape(local.path),
+        spec.method,
+        precision="bfloat16" if low else "float32",
+        longest_row=int(data.train.lengths.max(initial=1)),
+        device="cuda" if on_gpu else "cpu",
+        device_memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+    )
     return Layout(
         max_tokens=spec.training.micro_batch_tokens or default,
         sequence_length=spec.data.sequence_length,
