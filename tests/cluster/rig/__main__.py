@@ -26,7 +26,9 @@ def main() -> int:
         ("down", "stop it, keep its data"),
         ("wipe", "stop it, remove its data"),
     ):
-        commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text)
+        if name != "status":
+            command.add_argument("--force", action="store_true", help="although somebody uses or keeps it")
     chosen = parser.parse_args()
     try:
         return _do(chosen, Paths())
@@ -50,11 +52,11 @@ def _do(chosen: argparse.Namespace, paths: Paths) -> int:
     elif chosen.command == "status":
         print(status(paths))
     elif chosen.command == "down":
-        down(paths)
+        down(paths, force=chosen.force)
         print(f"rig: down in {time.monotonic() - began:.1f} s; its data stay in {paths.state}")
     else:
-        wipe(paths)
-        print("rig: gone")
+        wipe(paths, force=chosen.force)
+        print(f"rig: gone, with {paths.state}")
     return 0
 
 

@@ -28,15 +28,20 @@ def up(paths: Paths, *, with_node: bool, kept: bool, say: Callable[[str], None] 
         return _up(paths, with_node=with_node, kept=kept)
 
 
-def down(paths: Paths) -> None:
-    """Stops everything of the rig; its data stay."""
+def down(paths: Paths, *, force: bool = False) -> None:
+    """Stops everything of the rig; its data stay. Refused while a test session uses it, unless forced."""
     with _lock(paths):
+        _refuse_while_used(paths, force=force)
         _down(paths)
 
 
-def wipe(paths: Paths) -> None:
-    """Stops everything and removes what the rig wrote."""
+def wipe(paths: Paths, *, force: bool = False) -> None:
+    """Stops everything and removes what the rig wrote. Refused while a test session uses it or it is kept, unless
+    forced: a kept rig may hold what somebody else applied; `down` ends the keeping."""
     with _lock(paths):
+        _refuse_while_used(paths, force=force)
+        if _kept(paths) and not force:
+            raise RigError(f"somebody keeps the rig in {paths.state}: `down` first, or `wipe --force`")
         _wipe(paths)
 
 
@@ -64,8 +69,15 @@ def leave(paths: Paths) -> None:
     """A test session ends. Nobody else uses the rig and nobody keeps it: it goes, with all that it wrote."""
     with _lock(paths):
         _session_file(paths).unlink(missing_ok=True)
-        if not _sessions(paths) and not _kept(paths):
+        if _sessions(paths):
+            return
+        state = State.load(paths)
+        if state is None or not state.kept:
             _wipe(paths)
+        elif not state.node_kept:  # found without a node, left without one
+            processes = Processes(state=paths.state)
+            node.stop(paths, processes)
+            processes.stop("minio")
 
 
 def status(paths: Paths) -> str:
@@ -81,8 +93,8 @@ def status(paths: Paths) -> str:
 
 def _up(paths: Paths, *, with_node: bool, kept: bool) -> Rig:
     state = State.load(paths) or State.draw(kept=kept)
-    if kept and not state.kept:
-        state = dataclasses.replace(state, kept=True)
+    if kept:
+        state = dataclasses.replace(state, kept=True, node_kept=with_node or state.node_kept)
     paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.save(paths)
     rig = Rig.own(paths, state)
@@ -99,7 +111,7 @@ def _down(paths: Paths) -> None:
     for name in (*[name for name in processes.known() if name not in STOP_ORDER], *STOP_ORDER):
         processes.stop(name)
     if state := State.load(paths):
-        dataclasses.replace(state, kept=False).save(paths)
+        dataclasses.replace(state, kept=False, node_kept=False).save(paths)
 
 
 def _wipe(paths: Paths) -> None:
@@ -123,6 +135,12 @@ def _control_plane_healthy(paths: Paths) -> bool:
     if state is None or not all(processes.pid(name) for name in ("etcd", "apiserver", "controller-manager")):
         return False
     return answers(f"{control_plane.server(state)}/readyz", ca=paths.pki / "ca.crt")
+
+
+def _refuse_while_used(paths: Paths, *, force: bool) -> None:
+    if (users := _sessions(paths)) and not force:
+        pids = ", ".join(map(str, users))
+        raise RigError(f"test sessions use the rig in {paths.state} (pid {pids}); `--force` stops it all the same")
 
 
 def _kept(paths: Paths) -> bool:

@@ -99,6 +99,7 @@ class State:
     features: str = ""
     runtime_config: str = ""
     kept: bool = False  # a developer started it with `up`: sessions leave it running
+    node_kept: bool = False  # and its node, with `up --node`
 
     @staticmethod
     def draw(*, kept: bool) -> State:
