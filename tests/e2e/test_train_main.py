@@ -1,0 +1,273 @@
+"""`train.main` as torchrun starts it, from a plan to an artifact: real processes, real files, a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api import names
+from finetune_api.failures import ExitCode, LastWords, Reason
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.load import load_datasets
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.report.record import decode
+from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.artifact import verify
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.folder import open_folder
+from finetune_trainer.train.model import LanguageModel, probe
+from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests.tiny import tiny_corpus, tiny_model
+
+JOB = JobIdentity(namespace="test", name="tiny", uid="u-1")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_model(folder / "model")
+    tiny_corpus(folder / "data")
+    return folder
+
+
+def _spec(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    spec = {
+        "model": {"uri": f"file://{inputs}/model"},
+        "data": {
+            "train": [{"uri": f"file://{inputs}/data/train.jsonl"}],
+            "validation": {"fraction": 0.2},
+            "test": {"uri": f"file://{inputs}/data/heldout.jsonl"},
+            "slices": [{"name": "again", "uri": f"file://{inputs}/data/heldout.jsonl"}],
+        },
+        "output": {"uri": f"file://{output}"},
+        "training": {"epochs": 5, "batchSize": 8, "learningRate": 0.003},
+        "checkpoint": {"every": 5},
+    }
+    return {**spec, **changes}
+
+
+class Gang:
+    """The ranks of one attempt, each a process."""
+
+    def __init__(self, folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> None:
+        self.folder, self.ranks, self.run_dir = folder, ranks, RunDir(folder / "run")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_dir.clear()
+        typed = FineTuneJobSpec.model_validate(spec, strict=False)
+        plan = RunPlan(job=JOB, spec=typed, processes_per_node=ranks)
+        (folder / "plan.json").write_text(plan.model_dump_json(by_alias=True, exclude_none=True))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = [self._start(rank, port) for rank in range(ranks)]
+
+    def _start(self, rank: int, port: int) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks), "OMP_NUM_THREADS": "1"},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            names.ENV_CACHE: str(self.folder.parent / "cache"),
+        }
+        command = [sys.executable, "-m", "finetune_trainer.train.main", "--plan", str(self.folder / "plan.json")]
+        command += ["--run-dir", str(self.run_dir.path)]
+        log = (self.folder / f"log.{rank}").open("w")
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    def wait(self) -> list[int]:
+        return [process.wait(timeout=240) for process in self.processes]
+
+    def log(self, rank: int = 0) -> str:
+        return (self.folder / f"log.{rank}").read_text()
+
+    def at_step(self, step: int, act: Callable[[], None]) -> None:
+        """Act once rank 0 has done `step` steps."""
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            if (beat := self.run_dir.heartbeats().get(0)) and beat.step >= step:
+                act()
+                return
+            assert self.processes[0].poll() is None, self.log()
+            time.sleep(0.005)
+        raise AssertionError(f"step {step} was never reached:\n{self.log()}")
+
+
+def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[Gang, LastWords]:
+    gang = Gang(folder, spec, ranks=ranks)
+    assert gang.wait() == [0] * ranks, "\n".join(gang.log(rank) for rank in range(ranks))
+    result = gang.run_dir.result()
+    assert result is not None
+    return gang, result
+
+
+def _adapter(output: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(output / "adapter_model.safetensors")
+
+
+def _difference(left: Path, right: Path) -> float:
+    one, other = _adapter(left), _adapter(right)
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gang, LastWords]:
+    """One undisturbed run of one rank."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder / "out", *_succeeded(folder / "run", _spec(inputs, folder / "out"))
+
+
+def test_the_artifact_is_whole_and_says_what_it_is(finished: tuple[Path, Gang, LastWords]) -> None:
+    output, _, words = finished
+    folder = open_folder(f"file://{output}", prefix="")
+    assert words.artifact is not None
+    assert verify(folder, words.artifact.digest).ok
+    files = {entry.path for entry in folder.list()}
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files >= wanted | {"run.json", "report.html", "README.md", "manifest.json"}
+    assert not {name for name in files if name.startswith(".finetune/")}
+    record = decode((output / "run.json").read_bytes())
+    assert record.steps == words.step == 35
+    assert record.evaluation == words.evaluation
+    assert record.attempts[0].outcome == "finished"
+    assert "<svg" in (output / "report.html").read_text()
+
+
+def test_plain_peft_gives_the_loss_that_was_reported(
+    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    output, _, words = finished
+    assert words.evaluation is not None
+    assert words.evaluation.tuned.test is not None
+    assert words.evaluation.base.test is not None
+    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss - 0.2
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs / "model"), output)
+    assert _test_loss(loaded.get_base_model(), inputs, output, tmp_path) == pytest.approx(
+        words.evaluation.tuned.test.loss, abs=1e-5
+    )
+
+
+def _test_loss(network: torch.nn.Module, inputs: Path, output: Path, cache: Path) -> float:
+    spec = FineTuneJobSpec.model_validate(_spec(inputs, output), strict=False)
+    data = load_datasets(spec.data, tokenizer_path=output, cache=cache, seed=1)
+    assert data.test is not None
+    device = torch.device("cpu")
+    scorer = LanguageModel(network.eval(), device, None, probe(network, device))
+    layout = Layout(max_tokens=256, sequence_length=2048, packing=False, pad_id=0)
+    with torch.no_grad():
+        return evaluate(scorer, data.test, layout=layout, strategy=Single(), going_on=lambda: True).loss
+
+
+def test_two_ranks_commit_what_one_commits(
+    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+) -> None:
+    output, _, words = finished
+    _, together = _succeeded(tmp_path / "run", _spec(inputs, tmp_path / "out"), ranks=2)
+    assert _difference(output, tmp_path / "out") < 2e-5
+    assert together.evaluation is not None
+    assert words.evaluation is not None
+    assert together.evaluation.tuned.test is not None
+    assert words.evaluation.tuned.test is not None
+    assert together.evaluation.tuned.test.loss == pytest.approx(words.evaluation.tuned.test.loss, abs=1e-5)
+    assert together.plan is not None
+    assert (together.plan.strategy, together.plan.world_size) == ("ddp", 2)
+
+
+def test_a_killed_rank_is_a_lost_peer_to_the_other_and_a_new_attempt_ends_the_same(
+    inputs: Path, tmp_path: Path
+) -> None:
+    _succeeded(tmp_path / "whole", _spec(inputs, tmp_path / "expected"), ranks=2)
+    spec = _spec(inputs, tmp_path / "out")
+    gang = Gang(tmp_path / "cut", spec, ranks=2)
+    gang.at_step(12, lambda: gang.processes[1].send_signal(signal.SIGKILL))
+    assert gang.wait() == [ExitCode.PEER_LOST, -signal.SIGKILL], gang.log()
+    assert gang.run_dir.errors()[0].reason is Reason.PeerLost
+    assert CheckpointStore(open_folder(f"file://{tmp_path}/out", prefix=""), JOB).steps()
+    again, words = _succeeded(tmp_path / "cut", spec, ranks=2)
+    assert "resuming after step " in again.log()
+    assert words.step == 35
+    assert _difference(tmp_path / "out", tmp_path / "expected") == 0.0
+
+
+def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
+    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+) -> None:
+    spec = _spec(inputs, tmp_path / "out")
+    gang = Gang(tmp_path / "run", spec)
+    gang.at_step(7, lambda: gang.run_dir.request_stop("test"))
+    assert gang.wait() == [ExitCode.INTERRUPTED], gang.log()
+    assert gang.run_dir.errors()[0].reason is Reason.Interrupted
+    assert gang.run_dir.result() is None
+    _succeeded(tmp_path / "run", spec)
+    assert _difference(tmp_path / "out", finished[0]) == 0.0
+
+
+def test_a_committed_run_says_so_and_trains_no_more(inputs: Path, tmp_path: Path) -> None:
+    spec = _spec(inputs, tmp_path / "out", training={"epochs": 1, "batchSize": 32})
+    _, first = _succeeded(tmp_path / "run", spec)
+    gang, second = _succeeded(tmp_path / "run", spec)
+    assert second.artifact == first.artifact
+    assert second.evaluation == first.evaluation
+    assert "step " not in gang.log()
+
+
+def test_full_fine_tuning_commits_a_model_that_transformers_loads(inputs: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    spec = _spec(inputs, tmp_path / "out", method={"type": "full"})
+    _, words = _succeeded(tmp_path / "run", spec)
+    assert words.artifact is not None
+    assert words.artifact.kind == "model"
+    assert words.evaluation is not None
+    assert words.evaluation.tuned.test is not None
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert _test_loss(loaded, inputs, tmp_path / "out", tmp_path) == pytest.approx(
+        words.evaluation.tuned.test.loss, abs=1e-5
+    )
+
+
+def test_classification_is_scored_by_accuracy(inputs: Path, tmp_path: Path) -> None:
+    kinds = (("aaa", "up"), ("zzz", "down"))
+    rows = [{"text": f"{word} {i}", "label": label} for i in range(24) for word, label in kinds]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = {"train": [{"uri": f"file://{tmp_path}/rows.jsonl"}], "test": {"uri": f"file://{tmp_path}/rows.jsonl"}}
+    training = {"epochs": 12, "batchSize": 8, "learningRate": 0.005}
+    spec = _spec(inputs, tmp_path / "out", data=data, training=training, method={"type": "full"})
+    _, words = _succeeded(tmp_path / "run", spec)
+    assert words.evaluation is not None
+    assert words.evaluation.tuned.test is not None
+    assert words.evaluation.tuned.test.accuracy == 1.0
+
+
+FAILURES = [
+    ("a missing file", {"data": {"train": [{"uri": "file:///nowhere/train.jsonl"}]}}, Reason.DataNotFound),
+    ("a missing model", {"model": {"uri": "file:///nowhere/model"}}, Reason.ModelNotFound),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES])
+def test_failures_have_a_reason_and_its_exit_code(
+    inputs: Path, tmp_path: Path, changes: dict[str, Any], reason: Reason
+) -> None:
+    gang = Gang(tmp_path / "run", _spec(inputs, tmp_path / "out", **changes))
+    (code,) = gang.wait()
+    words = gang.run_dir.errors()[0]
+    assert words.reason is reason
+    assert words.exit_code == code
+    assert words.hint
