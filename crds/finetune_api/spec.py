@@ -12,6 +12,7 @@ from pydantic import Field
 
 from . import durations, uris
 from .base import ApiModel, Rule
+from .methods import Method
 from .rules import MODEL_RULES, SPEC_RULES, exactly_one
 
 LIST_MAP = "x-kubernetes-list-type"
@@ -135,32 +136,6 @@ class Data(ApiModel):
             cel="!has(self.classification) || !has(self.format) || self.format in ['auto', 'classification']",
             message="data.classification is only for format classification (or auto): remove it or change data.format",
             holds=lambda new, _: "classification" not in new or new.get("format", "auto") in ("auto", "classification"),
-        ),
-    )
-
-
-class Lora(ApiModel):
-    rank: int = Field(16, ge=1, le=1024, description="Of the update matrices.")
-    alpha: Annotated[float, Field(gt=0, le=65536)] | None = Field(
-        None, description="Scale; the update counts alpha/rank. Default: twice the rank."
-    )
-    targets: Literal["all-linear", "attention", "mlp"] = Field(
-        "all-linear", description="Which linear layers of the decoder blocks get an adapter; the head never does."
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input.")
-
-
-class Method(ApiModel):
-    type: Literal["full", "lora"] = Field(
-        "lora", description="full: all weights. lora: low-rank adapters on a frozen base."
-    )
-    lora: Lora | None = Field(None, description="For type lora.")
-
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            cel="!has(self.lora) || !has(self.type) || self.type == 'lora'",
-            message="method.lora is only for type lora: remove it or set method.type: lora",
-            holds=lambda new, _: "lora" not in new or new.get("type", "lora") == "lora",
         ),
     )
 

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Lora, Method
+from finetune_api.methods import Lora, Method
 from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
 
 LORA = Knobs(method=Method(type="lora", lora=Lora(rank=4)), steps=6, checkpoint_steps=2, rate=1e-3)

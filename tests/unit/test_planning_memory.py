@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.spec import Lora, Method
+from finetune_api.methods import Lora, Method
 from finetune_trainer.planning.batch import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens
 from finetune_trainer.planning.memory import Precision, estimate, human, trained_parameters
 from finetune_trainer.planning.model import ModelShape, find_shape, read_shape

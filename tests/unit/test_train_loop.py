@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Lora, Method
+from finetune_api.methods import Lora, Method
 from finetune_trainer.train.state import State
 from tests.train_helpers import LENGTHS, Knobs, Run, documents, largest_difference, make_run
 

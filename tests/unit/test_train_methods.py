@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Lora, Method
+from finetune_api.methods import Lora, Method
 from finetune_trainer.methods.base import Base, decoder_layers
 from finetune_trainer.methods.fused import FusedLinear
 from finetune_trainer.methods.lora import LoraAttached, target_suffixes

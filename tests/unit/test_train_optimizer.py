@@ -34,9 +34,9 @@ def test_rates(schedule: str, warmup: float, total: int, rates: list[float]) -> 
 
 def test_default_rates() -> None:
     """Llama-3.1-8B and SmolLM2-135M, as tinker-cookbook gives them for LoRA; all weights take a tenth."""
-    assert default_peak(adapter=True, hidden_size=4096) == pytest.approx(2.9e-4, rel=0.02)
-    assert default_peak(adapter=True, hidden_size=576) == pytest.approx(1.3e-3, rel=0.03)
-    assert default_peak(adapter=False, hidden_size=576) == pytest.approx(1.3e-4, rel=0.03)
+    assert default_peak(method="lora", hidden_size=4096) == pytest.approx(2.9e-4, rel=0.02)
+    assert default_peak(method="lora", hidden_size=576) == pytest.approx(1.3e-3, rel=0.03)
+    assert default_peak(method="full", hidden_size=576) == pytest.approx(1.3e-4, rel=0.03)
 
 
 def _network() -> nn.Module:

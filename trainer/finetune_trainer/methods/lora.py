@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Lora as Settings
+from finetune_api.methods import Lora as Settings
 
 from .base import Base, Layers, decoder_layers, lowest_layer
 from .fused import fuse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from finetune_api.spec import Lora as LoraSettings
-from finetune_api.spec import Method as Settings
+from finetune_api.methods import Lora as LoraSettings
+from finetune_api.methods import Method as Settings
 
 from .base import Method
 from .full import Full

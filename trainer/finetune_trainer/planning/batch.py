@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finetune_api.spec import Method
+from finetune_api.methods import Method
 from finetune_trainer.planning.memory import OVERHEAD, Precision, estimate
 from finetune_trainer.planning.model import ModelShape
 

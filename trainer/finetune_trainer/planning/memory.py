@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.spec import Method
+from finetune_api.methods import Method
 from finetune_trainer.planning.model import ModelShape
 
 Precision = Literal["float32", "bfloat16"]

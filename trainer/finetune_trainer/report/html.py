@@ -11,8 +11,8 @@ from html import escape
 
 import yaml
 
+from finetune_api.methods import Lora
 from finetune_api.names import API_VERSION, KIND
-from finetune_api.spec import Lora
 
 from .compare import Change, Metric, Row, Verdict, compare, difference, headline, number, sentences
 from .plots import Axis, Point, Series, plot, smooth

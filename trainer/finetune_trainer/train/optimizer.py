@@ -15,7 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-_LORA_OVER_FULL = 10.0
+_OVER_FULL = {
+    "full": 1.0,
+    "lora": 10.0,
+}
+"""Peak rate of each method, as a multiple of the one for all weights."""
 
 
 def learning_rate(
@@ -31,11 +35,11 @@ def learning_rate(
     return peak * (1 - done) if schedule == "linear" else peak
 
 
-def default_peak(*, adapter: bool, hidden_size: int) -> float:
-    """For AdamW: 5e-5 * 10 * (2000/width)^0.781 for adapters (an empirical fit over Llama models, public in
-    tinker-cookbook), a tenth of it for all weights."""
-    peak: float = 5e-5 * _LORA_OVER_FULL * (2000 / hidden_size) ** 0.781
-    return peak if adapter else peak / _LORA_OVER_FULL
+def default_peak(*, method: str, hidden_size: int) -> float:
+    """For AdamW: 5e-5 * (2000/width)^0.781 for all weights and ten times as much for LoRA (an empirical fit over Llama
+    models, public in tinker-cookbook); the other methods by `_OVER_FULL`."""
+    peak: float = 5e-5 * (2000 / hidden_size) ** 0.781
+    return peak * _OVER_FULL[method]
 
 
 @dataclass(frozen=True)

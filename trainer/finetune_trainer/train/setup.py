@@ -70,18 +70,19 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     reporter.alive()
 
     low = _low_precision(spec, device)
-    adapter = spec.method.type != "full"
-    network, stored = load_network(local.path, dtype=torch.bfloat16 if low and adapter else torch.float32)
+    frozen_base = not spec.method.trains_the_model
+    network, stored = load_network(local.path, dtype=torch.bfloat16 if low and frozen_base else torch.float32)
     network.to(device)
+    parameters = sum(p.numel() for p in network.parameters())
     reporter.alive()
     abilities = probe(network, device)
     attached = method_of(spec.method).attach(network, seed=training.seed, base=_base(local, stored))
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
-    model = LanguageModel(network, device, torch.bfloat16 if low and not adapter else None, abilities)
+    model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities)
     weights = FlatAdamW(attached.trainable, weight_decay=training.weight_decay)
 
     layout = _layout(spec, data, local, device, low=low, isolates=abilities.isolates)
-    course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size, adapter=attached.kind == "adapter")
+    course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
         strategy=strategy.name,
@@ -91,8 +92,8 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         batch_size=course.batch_size,
         micro_batch_tokens=layout.max_tokens,
         total_steps=course.total_steps,
-        parameters=_count(network, trainable=False),
-        trainable_parameters=_count(network, trainable=True),
+        parameters=parameters,
+        trainable_parameters=sum(p.numel() for p in attached.trainable.values()),
         model_revision=local.revision,
         train_rows=len(data.train),
         trained_tokens_per_epoch=data.train.trained_tokens,
@@ -144,7 +145,7 @@ def _layout(
     )
 
 
-def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int, adapter: bool) -> Course:
+def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int) -> Course:
     training = spec.training
     total = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     stopping = training.early_stopping
@@ -152,7 +153,7 @@ def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int, adapter: bool
         total_steps=total,
         batch_size=training.batch_size,
         seed=training.seed,
-        peak_rate=training.learning_rate or default_peak(adapter=adapter, hidden_size=hidden_size),
+        peak_rate=training.learning_rate or default_peak(method=spec.method.type, hidden_size=hidden_size),
         warmup_ratio=training.warmup_ratio,
         schedule=training.schedule,
         max_grad_norm=training.max_grad_norm,
@@ -177,13 +178,6 @@ def _base(local: LocalModel, stored: torch.dtype) -> Base:
     uri = uris.parse(local.uri)
     loadable = {"hf": f"{uri.authority}/{uri.path}", "file": f"/{uri.path.lstrip('/')}"}
     return Base(loadable.get(uri.scheme, local.uri), stored, local.revision)
-
-
-def _count(network: torch.nn.Module, *, trainable: bool) -> int:
-    """Parameters that train, or those of the untouched model."""
-    return sum(
-        p.numel() for name, p in network.named_parameters() if (p.requires_grad if trainable else "lora_" not in name)
-    )
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:

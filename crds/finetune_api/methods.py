@@ -1,0 +1,54 @@
+"""FineTuneJob.spec.method: which way a model is adapted, and the settings of each way.
+
+A method is a word of `Method.type`, a class with its settings, and an optional field of that name; `only_for` says that
+settings belong to their type.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+
+DEFAULT: Final = "lora"
+
+
+def only_for(method: str) -> Rule:
+    """Settings of one method are refused beside the type of another."""
+    return Rule(
+        cel=f"!has(self.{method}) || "
+        + (
+            f"!has(self.type) || self.type == '{method}'"
+            if method == DEFAULT
+            else f"(has(self.type) && self.type == '{method}')"
+        ),
+        message=f"method.{method} is only for type {method}: remove it or set method.type: {method}",
+        holds=lambda new, _: method not in new or new.get("type", DEFAULT) == method,
+    )
+
+
+class Lora(ApiModel):
+    rank: int = Field(16, ge=1, le=1024, description="Of the update matrices.")
+    alpha: Annotated[float, Field(gt=0, le=65536)] | None = Field(
+        None, description="Scale; the update counts alpha/rank. Default: twice the rank."
+    )
+    targets: Literal["all-linear", "attention", "mlp"] = Field(
+        "all-linear", description="Which linear layers of the decoder blocks get an adapter; the head never does."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input.")
+
+
+class Method(ApiModel):
+    type: Literal["full", "lora"] = Field(
+        DEFAULT, description="full: all weights. lora: low-rank adapters on a frozen base."
+    )
+    lora: Lora | None = Field(None, description="For type lora.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (only_for("lora"),)
+
+    @property
+    def trains_the_model(self) -> bool:
+        """Whether the model's own weights train, and so keep full precision."""
+        return self.type == "full"
