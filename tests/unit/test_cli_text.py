@@ -109,7 +109,12 @@ def test_status_shows_all_that_is_known() -> None:
         artifact=Artifact(uri="s3://b/out", digest="sha", size_bytes=2048, kind="adapter"),
         last_failure=FAILURE,
         conditions=(
-            Condition(type="Failed", status="True", reason="RestartsExhausted", last_transition_time="2026-01-01"),
+            Condition(
+                type="Failed",
+                status="True",
+                reason="RestartsExhausted",
+                last_transition_time="2026-01-01T10:00:00.123456Z",
+            ),
         ),
     )
     text = status_text("tiny", status, logs="the.log")
@@ -145,7 +150,7 @@ class Watched:
     def show(self, **known: object) -> list[str]:
         """The lines that this report gives."""
         before = len(self.out.getvalue())
-        self.lines.show(TrainerReport(attempt=1, **known), ranks="2 of 2 ranks")  # type: ignore[arg-type]
+        self.lines.show(TrainerReport(attempt=1, **known), ranks="2 of 2")  # type: ignore[arg-type]
         return self.out.getvalue()[before:].splitlines()
 
 
@@ -171,6 +176,6 @@ def test_the_screen_shows_bar_losses_speed_and_ranks() -> None:
     progress = Progress(step=5, total_steps=10, loss=1.5, eval_loss=1.25, tokens_per_second=900, eta_seconds=65)
     report = TrainerReport(attempt=1, phase="training", progress=progress, learning_rate=1e-4, last_checkpoint_step=4)
     with console.capture() as drawn:
-        console.print(screen._drawn(report, "2 of 2 ranks"))
-    for word in ("tiny", "training", "5/10 (50 %)", "1m05s left", "1.5000", "1.2500", "900", "step 4", "2 of 2 ranks"):
+        console.print(screen._drawn(report, "2 of 2"))
+    for word in ("tiny", "training", "5/10 (50 %)", "1m05s left", "1.5000", "1.2500", "900", "step 4", "2 of 2"):
         assert word in drawn.get()

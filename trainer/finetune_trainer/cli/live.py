@@ -50,7 +50,7 @@ class Lines:
     def _events(self, report: TrainerReport, ranks: str) -> Iterator[str]:
         last = self._last
         if last is None or last.phase != report.phase:
-            yield progress_line(report.phase, report.progress) + f"  ({ranks})"
+            yield progress_line(report.phase, report.progress) + f"  ({ranks} ranks)"
             self._told_at = self.clock()
         elif report.progress.eval_loss != last.progress.eval_loss and report.progress.eval_loss is not None:
             yield progress_line("evaluated", report.progress)
@@ -94,8 +94,8 @@ class Screen:
             f"{done.step}/{done.total_steps or '?'} ({percent(done)} %)",
             f"{span(done.eta_seconds)} left" if done.eta_seconds is not None else "",
         )
-        facts = Table.grid(padding=(0, 3))
-        facts.add_row(*(Text.assemble((f"{label} ", "dim"), value) for label, value in _facts(report, ranks)))
+        pairs = [Text.assemble((f"{label} ", "dim"), value) for label, value in _facts(report, ranks)]
+        facts = Text("   ").join(pairs)
         note = Text(report.message or "Ctrl-C: checkpoint and stop; run again to resume", style="dim")
         return Group(head, facts, note)
 

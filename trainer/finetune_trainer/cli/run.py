@@ -49,7 +49,8 @@ def run_file(file: str, *, home: Home, fresh: bool) -> int:
         with view_of(job.metadata.name) as view:
             begins = "continuing" if resumed else "starting"
             view.say(f"{begins} run {job.metadata.uid}; logs in {home.run(job.metadata.name)}")
-            return Run(job=job, home=home, stop=stop, view=view).to_the_end().tell()
+            run = Run(job=job, home=home, stop=stop, view=view).to_the_end()
+        return run.tell()
 
 
 def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob, bool]:
@@ -167,7 +168,7 @@ class Run:
             return ExitCode.OK
         if self.stop.requested and words.reason in _AFTER_A_STOP:
             self._status(phase=Phase.Suspended)
-            self.view.say("stopped; run again to resume")
+            print(f"{self.job.metadata.name}: stopped; run again to resume", file=sys.stderr)
             return ExitCode.INTERRUPTED
         self._finish(Phase.Failed, words)
         log = self.home.log(self.job.metadata.name, node=words.node, attempt=attempt)
@@ -202,9 +203,9 @@ def _failure(words: LastWords, attempt: int) -> LastFailure:
 
 
 def _ranks(gang: Gang) -> str:
-    """`2 of 2 ranks` that have told a heartbeat."""
+    """`2 of 2`: how many have told a heartbeat."""
     seen = {rank for node in range(gang.plan.nodes) for rank in gang.run_dir(node).heartbeats()}
-    return f"{len(seen)} of {gang.plan.world_size} ranks"
+    return f"{len(seen)} of {gang.plan.world_size}"
 
 
 def _outcome(job: FineTuneJob) -> str:

@@ -154,7 +154,7 @@ def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
     if status.conditions:
         text.append(table(
             ("condition", "status", "reason", "since"),
-            [(c.type, c.status, c.reason, c.last_transition_time) for c in status.conditions],
+            [(c.type, c.status, c.reason, f"{c.last_transition_time[:19]}Z") for c in status.conditions],
         ))  # fmt: skip
     if status.evaluation is not None and (scores := evaluation_table(status.evaluation)):
         text.append(scores)

@@ -17,5 +17,8 @@ def verify_uri(uri: str) -> int:
         print(f"{uri}: {problem}", file=sys.stderr)
     if report.problems or report.manifest is None:
         return ExitCode.DATA
-    print(f"{uri}: intact")
+    manifest = report.manifest
+    print(
+        f"{uri}: intact ({len(manifest.files)} files, {manifest.size_bytes} bytes, {manifest.kind}, {manifest.digest})"
+    )
     return ExitCode.OK
