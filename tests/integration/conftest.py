@@ -7,3 +7,4 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.rig_fixtures")
+    config.pluginmanager.import_plugin("tests.operator_harness")

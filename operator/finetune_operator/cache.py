@@ -1,0 +1,138 @@
+"""What the API server last said about our objects, as typed views.
+
+Fed by the watches and by the answers to our own writes: a view is replaced only by a newer resourceVersion of the same
+object, so a decision never falls back behind a write that was already made. Watches can miss a deletion while they are
+down; `replace` drops what a list no longer holds, and a uid that was dropped never comes back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from finetune_api.plan import ProgressReport
+
+from .resources import FINETUNEJOBS, JOBS, PODS, Key, Raw, Resource
+from .views import ChildJob, JobView, Pod, view_child_job, view_job, view_pod
+
+BURIED_SECONDS = 600.0
+"""For how long a late event of a dropped object could still arrive."""
+
+
+class View(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def owner(self) -> Key: ...
+
+
+V = TypeVar("V", bound=View)
+
+
+class Store(Generic[V]):
+    """All objects of one kind, found by the FineTuneJob that they belong to."""
+
+    def __init__(self, view: Callable[[Raw], V]) -> None:
+        self._view = view
+        self._by_owner: dict[Key, dict[str, V]] = {}
+        self._buried: dict[str, float] = {}
+
+    def of(self, owner: Key) -> tuple[V, ...]:
+        return tuple(self._by_owner.get(owner, {}).values())
+
+    def __iter__(self) -> Iterator[V]:
+        for views in list(self._by_owner.values()):
+            yield from views.values()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_owner.values()))
+
+    def put(self, raw: Raw) -> Key | None:
+        """The key whose picture changed; None if this was no news."""
+        meta = raw["metadata"]
+        if meta["uid"] in self._buried:
+            return None
+        version = int(meta["resourceVersion"])
+        new = self._view(raw)
+        known = self._by_owner.get(new.owner, {}).get(new.name)
+        if known is not None and known.version >= version:
+            return None
+        self._by_owner.setdefault(new.owner, {})[new.name] = new
+        return new.owner
+
+    def remove(self, raw: Raw) -> Key | None:
+        """It was deleted."""
+        gone = self._view(raw)
+        self._buried[gone.uid] = time.monotonic()
+        known = self._by_owner.get(gone.owner, {}).get(gone.name)
+        if known is None or known.uid != gone.uid:
+            return None
+        self._drop(known)
+        return gone.owner
+
+    def replace(self, raws: Iterable[Raw], *, namespace: str | None, version: int) -> set[Key]:
+        """A full list as of `version`: takes what is newer and drops what the list does not hold. Keys that changed."""
+        changed: set[Key] = set()
+        listed: set[str] = set()
+        for raw in raws:
+            listed.add(raw["metadata"]["uid"])
+            if key := self.put(raw):
+                changed.add(key)
+        for known in list(self):
+            here = namespace is None or known.namespace == namespace
+            if here and known.uid not in listed and known.version <= version:
+                self._buried[known.uid] = time.monotonic()
+                self._drop(known)
+                changed.add(known.owner)
+        horizon = time.monotonic() - BURIED_SECONDS
+        self._buried = {uid: when for uid, when in self._buried.items() if when > horizon}
+        return changed
+
+    def _drop(self, view: V) -> None:
+        views = self._by_owner[view.owner]
+        del views[view.name]
+        if not views:
+            del self._by_owner[view.owner]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The latest answer of node 0, and whose it was."""
+
+    job_uid: str
+    progress: ProgressReport
+
+
+@dataclass
+class Cache:
+    jobs: Store[JobView] = field(default_factory=lambda: Store(view_job))
+    children: Store[ChildJob] = field(default_factory=lambda: Store(view_child_job))
+    pods: Store[Pod] = field(default_factory=lambda: Store(view_pod))
+    reports: dict[Key, Report] = field(default_factory=dict)
+
+    def store(self, resource: Resource) -> Store[JobView] | Store[ChildJob] | Store[Pod]:
+        match resource.plural:
+            case FINETUNEJOBS.plural:
+                return self.jobs
+            case JOBS.plural:
+                return self.children
+            case PODS.plural:
+                return self.pods
+        raise KeyError(resource.plural)
+
+    @property
+    def stores(self) -> tuple[Store[JobView], Store[ChildJob], Store[Pod]]:
+        return self.jobs, self.children, self.pods
+
+    def feed(self, resource: Resource, kind: str | None, raw: Raw) -> Key | None:
+        """One event of a watch. The key to look at, if it told something new."""
+        store = self.store(resource)
+        return store.remove(raw) if kind == "DELETED" else store.put(raw)

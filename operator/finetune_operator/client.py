@@ -1,0 +1,209 @@
+"""Requests to the API server: a small protocol, and its implementation on one aiohttp session.
+
+Objects are plain dicts. Children are created and never replaced: their names are deterministic, so a repeated creation
+finds its own work. Status goes by server-side apply under our field manager, so fields that others own stay theirs.
+
+Errors are typed. A request that the API server did not answer, or answered with 429 or 5xx, is repeated a few times
+with jitter (a repeated creation then meets AlreadyExists, a repeated deletion NotFound); what remains is raised, and
+the queue's longer back-off takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+import orjson
+
+from finetune_api.names import FIELD_MANAGER
+
+from .resources import FINETUNEJOBS, Key, Raw, Resource
+
+TRIES = 3
+FIRST_PAUSE = 0.2
+REQUEST_SECONDS = 30.0
+PAGE = 500
+
+
+class ApiError(Exception):
+    """An answer of the API server that is no success."""
+
+    def __init__(self, message: str, *, status: int = 0, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that the server asks us to wait."""
+
+
+class NotFound(ApiError): ...
+
+
+class AlreadyExists(ApiError): ...
+
+
+class Conflict(ApiError): ...
+
+
+class Gone(ApiError): ...
+
+
+class Invalid(ApiError):
+    """The object breaks a rule of the API server's: sending it again cannot help."""
+
+
+class Forbidden(ApiError):
+    """RBAC, a quota or an admission policy says no."""
+
+
+class Unauthorized(ApiError): ...
+
+
+class TooManyRequests(ApiError): ...
+
+
+class Unavailable(ApiError):
+    """No answer, or 5xx."""
+
+
+PASSING = (Unavailable, TooManyRequests)
+
+
+@dataclass(frozen=True)
+class Listing:
+    items: list[Raw]
+    version: str
+    """resourceVersion of the list as a whole."""
+
+
+class Client(Protocol):
+    """What the operator asks of the API server. `writes` are the calls that change something."""
+
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> Listing: ...
+
+    async def get(self, resource: Resource, key: Key) -> Raw: ...
+
+    async def create(self, resource: Resource, body: Raw) -> Raw: ...
+
+    async def apply_status(self, body: Raw) -> Raw: ...
+
+    async def merge(self, resource: Resource, key: Key, body: Raw) -> Raw: ...
+
+    async def delete(self, resource: Resource, key: Key, *, uid: str) -> Raw | None: ...
+
+
+class HttpClient:
+    """The protocol over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, server: str) -> None:
+        self._session = session
+        self._server = server
+
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> Listing:
+        """All pages. Gone (410) means that the list expired between two pages: start again."""
+        items: list[Raw] = []
+        query = {"limit": str(PAGE), "labelSelector": selector or resource.selector}
+        while True:
+            page = await self._request("GET", resource.path(namespace), query=query)
+            items += page.get("items", [])
+            following = page["metadata"].get("continue", "")
+            if not following:
+                return Listing(items, page["metadata"].get("resourceVersion", "0"))
+            query["continue"] = following
+
+    async def get(self, resource: Resource, key: Key) -> Raw:
+        return await self._request("GET", resource.path(*key))
+
+    async def create(self, resource: Resource, body: Raw) -> Raw:
+        """Raises AlreadyExists, Invalid, Forbidden."""
+        path = resource.path(body["metadata"]["namespace"])
+        return await self._request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER})
+
+    async def apply_status(self, body: Raw) -> Raw:
+        """Server-side apply of a FineTuneJob's whole status. Conflict: another object has the name now."""
+        meta = body["metadata"]
+        path = FINETUNEJOBS.path(meta["namespace"], meta["name"], "status")
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", path, body=body, query=query, content="application/apply-patch+yaml")
+
+    async def merge(self, resource: Resource, key: Key, body: Raw) -> Raw:
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._request(
+            "PATCH", resource.path(*key), body=body, query=query, content="application/merge-patch+json"
+        )
+
+    async def delete(self, resource: Resource, key: Key, *, uid: str) -> Raw | None:
+        """In the foreground: the object stays, marked as deleting, until all that it owns is gone.
+
+        Returns the object as it is then; None when it was gone already, or when another one has the name."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Foreground",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            answer = await self._request("DELETE", resource.path(*key), body=body)
+        except (NotFound, Conflict):
+            return None
+        return answer if answer.get("kind") == resource.kind else None
+
+    async def _request(
+        self, method: str, path: str, *, body: Raw | None = None, query: dict[str, str] | None = None, content: str = ""
+    ) -> Raw:
+        url = f"{self._server}{path}" + (f"?{urlencode({k: v for k, v in query.items() if v})}" if query else "")
+        data = None if body is None else orjson.dumps(body)
+        headers = {"Content-Type": content or "application/json"} if data is not None else {}
+        for remaining in reversed(range(TRIES)):
+            try:
+                return await self._once(method, url, data, headers)
+            except PASSING as error:
+                if not remaining:
+                    raise
+                pause = FIRST_PAUSE * 2 ** (TRIES - 1 - remaining) * random.uniform(0.5, 1.5)
+                if error.retry_after > REQUEST_SECONDS:
+                    raise
+                await asyncio.sleep(max(pause, error.retry_after))
+        raise AssertionError("the last try returns or raises")
+
+    async def _once(self, method: str, url: str, data: bytes | None, headers: dict[str, str]) -> Raw:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        try:
+            async with self._session.request(method, url, data=data, headers=headers, timeout=timeout) as response:
+                text = await response.read()
+                if response.status < 300:
+                    answer: Raw = orjson.loads(text)
+                    return answer
+                raise _error(response.status, text, response.headers.get("Retry-After", ""))
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError) as error:
+            raise Unavailable(f"{method} {url.partition('?')[0]}: {error or type(error).__name__}") from error
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: Invalid,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
+}
+
+
+def _error(status: int, text: bytes, retry_after: str) -> ApiError:
+    """The API server's Status object as an exception."""
+    try:
+        told: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        told = {}
+    kind = _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)
+    if kind is Conflict and told.get("reason") == "AlreadyExists":
+        kind = AlreadyExists
+    wait = float(retry_after) if retry_after.isdigit() else 0.0
+    message = str(told.get("message") or text[:300].decode("utf-8", "replace"))
+    return kind(message, status=status, retry_after=wait)

@@ -1,0 +1,103 @@
+"""How to reach the API server: kubeconfig or the pod's service account, read by the official client.
+
+One aiohttp session serves requests and one (in kopf's thread) serves watches; a middleware puts the present token on
+every request, so a rotated service account token or an exec plugin's new one is used without a new session.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from . import __version__
+
+Seen = Callable[[str, str, bool, int], None]
+"""Told of each answer: method, path, whether it is a watch, HTTP status (0: none came)."""
+
+TOKEN_LIFETIME = 60.0
+"""Seconds for which a token is used before the client library is asked again."""
+
+
+class NotConfigured(Exception):
+    """No kubeconfig and no service account was found, or it cannot be used."""
+
+
+@dataclass(eq=False)
+class Connection:
+    server: str
+    ssl_context: ssl.SSLContext | None
+    configuration: Any
+    """kubernetes.aio's Configuration; its hook refreshes tokens."""
+    exec_loader: Any = None
+    """The kubeconfig loader, if it runs a plugin for tokens."""
+    _token: str | None = field(default=None, repr=False)
+    _token_until: float = 0.0
+
+    def session(self, seen: Seen) -> aiohttp.ClientSession:
+        """A session of the running event loop. The caller closes it."""
+
+        async def authorize(
+            request: aiohttp.ClientRequest,
+            handler: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]],
+        ) -> aiohttp.ClientResponse:
+            if token := await self.token():
+                request.headers["Authorization"] = token
+            watch = request.url.query.get("watch") == "true"
+            try:
+                response = await handler(request)
+            except (aiohttp.ClientError, TimeoutError):
+                seen(request.method, request.url.path, watch, 0)
+                raise
+            if response.status == 401:
+                self._token_until = 0.0
+            seen(request.method, request.url.path, watch, response.status)
+            return response
+
+        connector = aiohttp.TCPConnector(limit=0, ssl=self.ssl_context if self.ssl_context is not None else True)
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": f"finetune-operator/{__version__}"},
+            middlewares=(authorize,),
+            proxy=getattr(self.configuration, "proxy", None),
+            trust_env=False,  # else aiohttp reads ~/.netrc in a thread for each request
+            read_bufsize=2**20,
+        )
+
+    async def token(self) -> str | None:
+        """The Authorization header, or None with client certificates. An exec plugin runs at most once a minute."""
+        if time.monotonic() >= self._token_until:
+            if self.exec_loader is not None:
+                await self.exec_loader.load_and_set(self.configuration)
+            self._token = await self.configuration.get_api_key_with_prefix("BearerToken")
+            self._token_until = time.monotonic() + TOKEN_LIFETIME
+        return self._token
+
+
+async def connect(kubeconfig: str | None = None) -> Connection:
+    """By the kubeconfig named, else the service account when in a pod, else $KUBECONFIG or ~/.kube/config.
+
+    Raises NotConfigured."""
+    # The package pulls in every part of the official client; it is needed only here.
+    from kubernetes.aio.client import Configuration
+    from kubernetes.aio.client.rest import RESTClientObject
+    from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+    configuration, loader = Configuration(), None
+    try:
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            load_incluster_config(client_configuration=configuration)
+        else:
+            path = kubeconfig or os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
+            loader = await load_kube_config(config_file=path, client_configuration=configuration)
+    except (ConfigException, OSError) as error:
+        raise NotConfigured(str(error)) from error
+    rest = RESTClientObject(configuration)
+    context = rest.ssl_context if configuration.host.startswith("https://") else None
+    plugin = loader if "exec" in (getattr(loader, "_user", None) or {}) else None
+    return Connection(configuration.host.rstrip("/"), context, configuration, plugin)

@@ -1,0 +1,22 @@
+"""What should happen to one job now. PURE: the same observation at the same time gives the same decision.
+
+finished?  → invalid?  → suspended?  → failed attempt?  → start an attempt?  → running
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from .decision import Decision
+from .observe import Observed
+from .policies import STORY
+from .status import change
+
+
+def decide(seen: Observed, now: datetime) -> Decision:
+    if seen.job.deleting:
+        return Decision(status=seen.status)  # what it owns goes with it
+    decision = next((d for policy in STORY if (d := policy(seen, now)) is not None), None)
+    if decision is None:
+        decision = Decision(status=seen.status)
+    return decision.but(status=change(decision.status, observed_generation=seen.job.generation))

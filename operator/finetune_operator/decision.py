@@ -1,0 +1,44 @@
+"""What a policy answers: the status to be, and what to do to the children."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from finetune_api.failures import Reason
+from finetune_api.status import FineTuneJobStatus
+
+from .resources import Resource
+from .views import ChildJob
+
+
+@dataclass(frozen=True)
+class Event:
+    """For `kubectl describe`. One object per job, reason and attempt; repetitions are counted."""
+
+    reason: Reason
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+
+
+@dataclass(frozen=True)
+class Create:
+    resource: Resource
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Carried out in this order: status, deletions, creations, events."""
+
+    status: FineTuneJobStatus
+    delete: tuple[ChildJob, ...] = ()
+    create: tuple[Create, ...] = ()
+    alone: bool = False
+    """Create only if the API server itself says that no pod of an earlier attempt is left: there was one."""
+    events: tuple[Event, ...] = ()
+    look_again_in: float | None = None
+    """Seconds; None: the next event will tell."""
+
+    def but(self, **changes: Any) -> Decision:
+        return replace(self, **changes)

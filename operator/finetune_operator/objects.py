@@ -1,0 +1,251 @@
+"""The Service of a FineTuneJob and the Indexed Job of one attempt. Pure: spec in, objects out.
+
+Pods satisfy the `restricted` Pod Security Standard and carry no API token. What a pod must know is the plan, an
+annotation on the pod template that a downwardAPI volume shows as a file: attempt and configuration cannot part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api import names, uris
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.spec import Credentials, EnvVar, FineTuneJobSpec, Volume
+from finetune_api.spec import Pod as PodSpec
+
+from .observe import Defaults
+from .views import JobView
+
+WRITABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("finetune-tmp", "/tmp", {}),
+    ("finetune-run", names.RUN_DIR, {}),
+    ("finetune-cache", names.CACHE_DIR, {}),
+)
+"""The root file system is read-only; these are not."""
+
+NAME_LABELS = {names.LABEL_NAME: names.APP_NAME, names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
+
+
+def service(job: JobView) -> dict[str, Any]:
+    """Gives each pod of the gang a name in DNS, also before it is ready: `<job>-<attempt>-<index>.<job>`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, job.name, {}),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {names.LABEL_JOB: job.name, names.LABEL_UID: job.uid},
+            "ports": [
+                {"name": names.AGENT_PORT_NAME, "port": names.AGENT_PORT, "targetPort": names.AGENT_PORT_NAME},
+                {"name": "master", "port": names.MASTER_PORT, "targetPort": names.MASTER_PORT},
+            ],
+        },
+    }
+
+
+def attempt_job(job: JobView, spec: FineTuneJobSpec, *, attempt: int, defaults: Defaults) -> dict[str, Any]:
+    """One gang. Nothing inside it restarts anything: a failed pod fails the Job, and the next is our decision."""
+    own = {names.LABEL_ATTEMPT: str(attempt)}
+    plan = run_plan(job, spec, attempt=attempt)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(job, names.attempt_name(job.name, attempt), own),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": spec.nodes,
+            "parallelism": spec.nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {
+                    "labels": {**spec.pod.labels, **_labels(job), **own},
+                    "annotations": {
+                        **spec.pod.annotations,
+                        names.ANNOTATION_PLAN: plan.model_dump_json(by_alias=True, exclude_none=True),
+                    },
+                },
+                "spec": pod_spec(job.name, spec, defaults=defaults, grace_seconds=plan.grace_seconds),
+            },
+        },
+    }
+
+
+def run_plan(job: JobView, spec: FineTuneJobSpec, *, attempt: int) -> RunPlan:
+    """What every pod of the attempt reads. The pod's own settings are left out: it cannot see them, nor need to."""
+    return RunPlan(
+        job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
+        attempt=attempt,
+        nodes=spec.nodes,
+        processes_per_node=spec.processes,
+        master_address=f"{names.attempt_name(job.name, attempt)}-0.{job.name}",
+        spec=spec.model_copy(update={"pod": PodSpec()}),
+    )
+
+
+def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace_seconds: int) -> dict[str, Any]:
+    pod = spec.pod
+    volumes, mounts = _volumes(spec)
+    optional = {
+        "serviceAccountName": pod.service_account_name,
+        "nodeSelector": dict(pod.node_selector),
+        "tolerations": [toleration.to_json() for toleration in pod.tolerations],
+        "affinity": pod.affinity,
+        "priorityClassName": pod.priority_class_name,
+        "runtimeClassName": pod.runtime_class_name,
+        "schedulerName": pod.scheduler_name,
+        "imagePullSecrets": [secret.to_json() for secret in pod.image_pull_secrets],
+    }
+    return {
+        "restartPolicy": "Never",
+        "subdomain": subdomain,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": pod.run_as_user,
+            "runAsGroup": pod.run_as_user,
+            "fsGroup": pod.run_as_user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": names.CONTAINER,
+                "image": spec.image or defaults.image,
+                "command": list(defaults.trainer_command),
+                "env": _environment(pod.env),
+                "envFrom": _secrets(spec),
+                "resources": spec.resources.to_json(),
+                "ports": [{"name": names.AGENT_PORT_NAME, "containerPort": names.AGENT_PORT}],
+                "volumeMounts": mounts,
+                "terminationMessagePath": names.TERMINATION_LOG,
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                },
+            }
+        ],
+        "volumes": volumes,
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def _environment(extra: tuple[EnvVar, ...]) -> list[dict[str, Any]]:
+    """Ours, less what the user sets too; then the user's."""
+    fields = {
+        names.ENV_POD_NAME: "metadata.name",
+        names.ENV_POD_IP: "status.podIP",
+        names.ENV_NODE_NAME: "spec.nodeName",
+    }
+    ours = {
+        names.ENV_RUN_DIR: names.RUN_DIR,
+        names.ENV_CACHE: names.CACHE_DIR,
+        names.ENV_PVC_ROOT: names.PVC_ROOT,
+        names.ENV_TERMINATION_LOG: names.TERMINATION_LOG,
+        "HOME": "/tmp",
+    }
+    theirs = {variable.name for variable in extra}
+    env: list[dict[str, Any]] = [
+        {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for name, path in fields.items()
+        if name not in theirs
+    ]
+    env += [{"name": name, "value": value} for name, value in ours.items() if name not in theirs]
+    for variable in extra:
+        if variable.secret_key_ref is not None:
+            env.append({"name": variable.name, "valueFrom": {"secretKeyRef": variable.secret_key_ref.to_json()}})
+        else:
+            env.append({"name": variable.name, "value": variable.value or ""})
+    return env
+
+
+def _secrets(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
+    sections: tuple[tuple[str, Credentials | None], ...] = (
+        (names.PREFIX_MODEL, spec.model.credentials),
+        (names.PREFIX_DATA, spec.data.credentials),
+        (names.PREFIX_OUTPUT, spec.output.credentials),
+    )
+    return [
+        {"prefix": prefix, "secretRef": {"name": credentials.secret_name}}
+        for prefix, credentials in sections
+        if credentials is not None
+    ]
+
+
+def _volumes(spec: FineTuneJobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes of the pod and mounts of its container."""
+    plan = {"path": names.PLAN_FILE, "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_PLAN}']"}}
+    memory: dict[str, Any] = {"medium": "Memory"}
+    if spec.pod.shm_size is not None:
+        memory["sizeLimit"] = spec.pod.shm_size
+    volumes: list[dict[str, Any]] = [
+        {"name": "finetune-plan", "downwardAPI": {"items": [plan]}},
+        {"name": "finetune-shm", "emptyDir": memory},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "finetune-plan", "mountPath": names.PLAN_DIR, "readOnly": True},
+        {"name": "finetune-shm", "mountPath": "/dev/shm"},
+    ]
+    for name, path, source in WRITABLE:
+        if path not in {volume.mount_path for volume in spec.pod.volumes}:
+            volumes.append({"name": name, "emptyDir": source})
+            mounts.append({"name": name, "mountPath": path})
+    for index, (claim, writable) in enumerate(claims(spec).items()):
+        volumes.append({"name": f"finetune-claim-{index}", "persistentVolumeClaim": {"claimName": claim}})
+        mount = {"name": f"finetune-claim-{index}", "mountPath": f"{names.PVC_ROOT}/{claim}"}
+        mounts.append(mount if writable else {**mount, "readOnly": True})
+    for volume in spec.pod.volumes:
+        volumes.append({"name": volume.name, **_source(volume)})
+        mount = {"name": volume.name, "mountPath": volume.mount_path}
+        mounts.append({**mount, "readOnly": True} if volume.read_only else mount)
+    return volumes, mounts
+
+
+def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
+    """Claims named by pvc:// URIs, in order; True where the output goes, the others are only read."""
+    data = spec.data
+    sources = [source.uri for source in data.train]
+    sources += [each.uri for each in (data.validation, data.test, data.general, *data.slices) if each and each.uri]
+    found: dict[str, bool] = {}
+    for text, writable in [(spec.model.uri, False), *((uri, False) for uri in sources), (spec.output.uri, True)]:
+        uri = uris.parse(text)
+        if uri.scheme == "pvc":
+            found[uri.authority] = found.get(uri.authority, False) or writable
+    return found
+
+
+def _source(volume: Volume) -> dict[str, Any]:
+    if volume.persistent_volume_claim is not None:
+        return {"persistentVolumeClaim": volume.persistent_volume_claim.to_json()}
+    if volume.config_map is not None:
+        return {"configMap": {"name": volume.config_map.name}}
+    if volume.secret is not None:
+        return {"secret": {"secretName": volume.secret.name}}
+    return {"emptyDir": volume.empty_dir.to_json() if volume.empty_dir else {}}
+
+
+def _labels(job: JobView) -> dict[str, str]:
+    return {**NAME_LABELS, names.LABEL_JOB: job.name, names.LABEL_UID: job.uid}
+
+
+def _metadata(job: JobView, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": {**_labels(job), **labels},
+        "ownerReferences": [
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": job.name,
+                "uid": job.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }

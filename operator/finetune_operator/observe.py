@@ -1,0 +1,98 @@
+"""All that a decision may use: one FineTuneJob, its attempts, the latest progress. Read from the cache alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+from pydantic import ValidationError
+
+from finetune_api import manifest, names
+from finetune_api.plan import ProgressReport
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+from .cache import Cache
+from .resources import Key
+from .views import ChildJob, JobView, Pod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What the operator's arguments say about every job."""
+
+    image: str = ""
+    trainer_command: tuple[str, ...] = ("finetune", "agent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    job: JobView
+    spec: FineTuneJobSpec | None
+    """None if it cannot be read: `problem` says why."""
+    problem: str = ""
+    children: tuple[ChildJob, ...] = ()
+    """Jobs of all attempts, also of those that are being deleted."""
+    pods: tuple[Pod, ...] = ()
+    report: ProgressReport | None = None
+    """Of the present attempt."""
+    defaults: Defaults = field(default_factory=Defaults)
+
+    @property
+    def status(self) -> FineTuneJobStatus:
+        return self.job.status
+
+    @property
+    def attempt(self) -> int:
+        """Number of the present attempt; 0 before the first. Jobs count if the status was lost."""
+        if self.status.attempt is not None:
+            return self.status.attempt
+        return max((child.attempt for child in self.children), default=0)
+
+    @property
+    def child(self) -> ChildJob | None:
+        """The present attempt's Job."""
+        return next((c for c in self.children if c.attempt == self.attempt), None)
+
+    @property
+    def gang(self) -> tuple[Pod, ...]:
+        """The present attempt's pods, in order of their index."""
+        return tuple(sorted((p for p in self.pods if p.attempt == self.attempt), key=lambda p: p.index))
+
+
+def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
+    """None if there is no such job. Children of an earlier job of the same name are not its own."""
+    job = next(iter(cache.jobs.of(key)), None)
+    if job is None:
+        return None
+    spec, problem = _read(job)
+    report = cache.reports.get(key)
+    seen = Observed(
+        job=job,
+        spec=spec,
+        problem=problem,
+        children=tuple(c for c in cache.children.of(key) if c.job_uid == job.uid),
+        pods=tuple(p for p in cache.pods.of(key) if p.job_uid == job.uid),
+        defaults=defaults,
+    )
+    if report is None or report.job_uid != job.uid or report.progress.attempt != seen.attempt:
+        return seen
+    return Observed(**{**vars(seen), "report": report.progress})
+
+
+def _read(job: JobView) -> tuple[FineTuneJobSpec | None, str]:
+    """The spec, or why it cannot be used. The API server has checked it; this is for what slipped through."""
+    try:
+        spec = FineTuneJobSpec.model_validate_json(orjson.dumps(job.raw_spec))
+        _ = spec.processes
+    except ValidationError:
+        raw = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {"name": job.name},
+            "spec": job.raw_spec,
+        }
+        return None, "; ".join(map(str, manifest.validate(raw))) or "the spec cannot be read"
+    except ValueError as error:
+        return None, f"spec.processesPerNode: {error}"
+    return spec, ""

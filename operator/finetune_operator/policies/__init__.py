@@ -1,0 +1,26 @@
+"""The story of a job, one policy a file: the first that has something to say decides.
+
+A policy is a pure function of what was observed and the time. None means: not my case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from finetune_operator.decision import Decision
+from finetune_operator.observe import Observed
+
+from . import failure, finish, running, start, suspend
+
+Policy = Callable[[Observed, datetime], Decision | None]
+
+STORY: tuple[Policy, ...] = (
+    finish.already,
+    finish.succeeded,
+    failure.invalid,
+    suspend.suspended,
+    failure.failed,
+    start.started,
+    running.running,
+)

@@ -1,0 +1,79 @@
+"""The gang exists and nothing failed: how far is it?"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_api.failures import Reason
+from finetune_api.plan import ProgressReport
+from finetune_api.status import FineTuneJobStatus, Phase, Progress
+from finetune_operator.decision import Decision
+from finetune_operator.observe import Observed
+from finetune_operator.status import Stamp, change, condition, finite, rfc3339, sound
+from finetune_operator.views import parse_time
+
+SETTLED = timedelta(seconds=2)
+"""Pods that are scheduled for so long and do not run yet are worth a write: `Starting`."""
+
+PROGRESS_INTERVAL = 15.0
+"""Seconds between two writes of progress, at least."""
+
+
+def running(seen: Observed, now: datetime) -> Decision | None:
+    child = seen.child
+    if child is None:
+        return None
+    up = sum(pod.phase in ("Running", "Succeeded") for pod in seen.gang)
+    if seen.status.phase is Phase.Running or up >= child.nodes:
+        return _with_progress(_running(seen, child.nodes, now), seen.report, now)
+    return _starting(seen, child.nodes, now)
+
+
+def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
+    status = change(seen.status, phase=Phase.Running)
+    pods = "the pod runs" if nodes == 1 else f"all {nodes} pods run"
+    return condition(
+        status,
+        "Running",
+        true=True,
+        reason=Reason.GangRunning,
+        message=f"Attempt {seen.attempt}: {pods}",
+        stamp=Stamp(seen.job.generation, now),
+    )
+
+
+def _starting(seen: Observed, nodes: int, now: datetime) -> Decision:
+    """Pending → Starting, once all pods have had a node for a moment. A restart keeps its name until it runs."""
+    status = seen.status
+    scheduled = [pod.scheduled for pod in seen.gang if pod.scheduled is not None]
+    if status.phase in (Phase.Restarting, Phase.Starting) or len(scheduled) < nodes:
+        return Decision(status=status)
+    wait = (max(scheduled) + SETTLED - now).total_seconds()
+    if wait > 0:
+        return Decision(status=status, look_again_in=wait)
+    return Decision(status=change(status, phase=Phase.Starting))
+
+
+def _with_progress(status: FineTuneJobStatus, report: ProgressReport | None, now: datetime) -> Decision:
+    """The report, if it tells something new and the last write is not too recent."""
+    if report is None or not _news(status, report):
+        return Decision(status=status)
+    last = parse_time(status.progress.last_update_time) if status.progress else None
+    wait = PROGRESS_INTERVAL - (now - last).total_seconds() if last else 0.0
+    if wait > 0:
+        return Decision(status=status, look_again_in=wait)
+    status = change(
+        status,
+        progress=finite(report.progress).model_copy(update={"last_update_time": rfc3339(now)}),
+        plan=sound(report.plan) or status.plan,
+        evaluation=sound(report.evaluation) or status.evaluation,
+    )
+    return Decision(status=status)
+
+
+def _news(status: FineTuneJobStatus, report: ProgressReport) -> bool:
+    """Rates and estimates move at every look: they are written along with something else, not for themselves."""
+    old, new = status.progress or Progress(), finite(report.progress)
+    moved = (old.step, old.total_steps, old.eval_loss) != (new.step, new.total_steps, new.eval_loss)
+    learned = sound(report.plan) not in (None, status.plan) or sound(report.evaluation) not in (None, status.evaluation)
+    return moved or learned

@@ -1,0 +1,90 @@
+"""The Job of the present attempt, made when it may be: after its number is in the status, and when no pod of an earlier
+attempt runs any more.
+
+An old Job is over when it is gone, when the Job controller calls it finished, or when it is being deleted (no pod is
+started for it any more) and none of its pods is unfinished.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_api.failures import Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus, Phase, Restarts
+from finetune_operator.decision import Create, Decision, Event
+from finetune_operator.objects import attempt_job, service
+from finetune_operator.observe import Observed
+from finetune_operator.resources import JOBS, SERVICES
+from finetune_operator.status import Stamp, change, condition, find, rfc3339
+from finetune_operator.views import parse_time
+
+LONGEST_PAUSE = 60
+"""Seconds before an attempt, at most."""
+
+STILL_ENDING = 10.0
+"""Events tell when the old pods have ended; this is for an event that was lost."""
+
+
+def started(seen: Observed, now: datetime) -> Decision | None:
+    spec = seen.spec
+    resuming = seen.status.phase is Phase.Suspended
+    if spec is None or (seen.child is not None and not resuming and seen.status.attempt is not None):
+        return None
+    status, events = _numbered(seen, spec, resuming=resuming, now=now)
+    number = status.attempt or 1
+    if seen.child is not None and seen.child.attempt == number:
+        return Decision(status=status, look_again_in=0.0)  # its status was lost; the Job was not
+    leftovers = tuple(child for child in seen.children if not child.deleting and child.attempt != number)
+    decision = Decision(status=status, delete=leftovers, events=events)
+    if not _over(seen):
+        return decision.but(look_again_in=STILL_ENDING)
+    if (pause := _pause(status, now)) > 0:
+        return decision.but(look_again_in=pause)
+    job = attempt_job(seen.job, spec, attempt=number, defaults=seen.defaults)
+    children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
+    return decision.but(create=children, alone=number > 1)
+
+
+def _numbered(
+    seen: Observed, spec: FineTuneJobSpec, *, resuming: bool, now: datetime
+) -> tuple[FineTuneJobStatus, tuple[Event, ...]]:
+    """The status with the attempt's number in it, as it must stand before the Job exists."""
+    status = seen.status
+    if status.attempt is not None and not resuming:
+        return status, ()
+    again = resuming and seen.attempt > 0
+    number = seen.attempt + 1 if again else max(seen.attempt, 1)
+    restarts = status.restarts or Restarts()
+    status = change(
+        status,
+        phase=Phase.Pending,
+        attempt=number,
+        restarts=restarts.model_copy(update={"free": restarts.free + 1}) if again else restarts,
+        nodes=spec.nodes,
+        start_time=rfc3339(now),
+    )
+    stamp = Stamp(seen.job.generation, now)
+    pods = "1 pod" if spec.nodes == 1 else f"{spec.nodes} pods"
+    message = f"Attempt {number} with {pods} starts"
+    status = condition(status, "Running", true=False, reason=Reason.GangCreated, message=message, stamp=stamp)
+    if find(status, "Suspended") is None:
+        return status, ()
+    status = condition(status, "Suspended", true=False, reason=Reason.Resumed, message=message, stamp=stamp)
+    return status, (Event(Reason.Resumed, message),)
+
+
+def _over(seen: Observed) -> bool:
+    jobs_over = all(child.finished or child.deleting for child in seen.children)
+    return jobs_over and not any(pod.unfinished for pod in seen.pods)
+
+
+def _pause(status: FineTuneJobStatus, now: datetime) -> float:
+    """Seconds to wait: none before the first restart, then 1, 2, 4, ... up to a minute after the failure."""
+    restarts = status.restarts or Restarts()
+    number = restarts.counted + restarts.free
+    failed_at = parse_time(status.last_failure.time) if status.last_failure else None
+    if status.phase is not Phase.Restarting or failed_at is None or number < 2:
+        return 0.0
+    pause = min(LONGEST_PAUSE, 2 ** min(number - 2, 10))
+    return (failed_at + timedelta(seconds=pause) - now).total_seconds()

@@ -1,0 +1,90 @@
+"""Which job to look at next: a queue that holds each key at most once.
+
+A key that is added while a worker has it comes back after the worker is done, so no two workers ever look at one job
+and no event is lost. `add_after` is how policies ask for a look at a later time; each look sets that time anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+
+FIRST_RETRY = 0.25
+LONGEST_RETRY = 60.0
+
+
+class WorkQueue(Generic[K]):
+    """For one event loop. Ages are seconds of `clock`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ready: dict[K, float] = {}  # key → since when; a dict keeps the order of arrival
+        self._taken: dict[K, bool] = {}  # key → added again meanwhile
+        self._later: dict[K, asyncio.TimerHandle] = {}
+        self._failures: dict[K, int] = {}
+        self._arrived = asyncio.Event()
+        self.retries = 0
+
+    def add(self, key: K) -> None:
+        if key in self._taken:
+            self._taken[key] = True
+        elif key not in self._ready:
+            self._ready[key] = self._clock()
+            self._arrived.set()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """The earliest of several times counts."""
+        loop = asyncio.get_running_loop()
+        known = self._later.get(key)
+        if known is not None:
+            if known.when() <= loop.time() + seconds:
+                return
+            known.cancel()
+        self._later[key] = loop.call_later(max(0.0, seconds), self._due, key)
+
+    def _due(self, key: K) -> None:
+        self._later.pop(key, None)
+        self.add(key)
+
+    async def get(self) -> K:
+        """Wait for a key and take it; `done` gives it back."""
+        while not self._ready:
+            self._arrived.clear()
+            await self._arrived.wait()
+        key = next(iter(self._ready))
+        del self._ready[key]
+        self._taken[key] = False
+        if timer := self._later.pop(key, None):
+            timer.cancel()
+        return key
+
+    def done(self, key: K) -> None:
+        if self._taken.pop(key, False):
+            self.add(key)
+
+    def retry(self, key: K, at_least: float = 0.0) -> float:
+        """Look again after a pause that doubles with each failure in a row. Returns the pause in seconds."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        self.retries += 1
+        pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(count - 1, 16))
+        pause = max(pause * random.uniform(0.75, 1.25), at_least)
+        self.add_after(key, pause)
+        return pause
+
+    def forget(self, key: K) -> None:
+        """The last look went well."""
+        self._failures.pop(key, None)
+
+    @property
+    def depth(self) -> int:
+        return len(self._ready)
+
+    def oldest_seconds(self) -> float:
+        """How long the first key has been waiting for a worker."""
+        first = next(iter(self._ready.values()), None)
+        return 0.0 if first is None else self._clock() - first

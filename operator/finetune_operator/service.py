@@ -1,0 +1,264 @@
+"""The operator as a whole: watches feed the cache and the queue, workers observe, decide and apply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from finetune_api.failures import Reason
+from finetune_api.status import FineTuneJobStatus, Phase
+
+from .apply import Applier, Refused
+from .cache import Cache
+from .client import ApiError, Client, Forbidden, Gone, HttpClient, NotFound
+from .connection import Connection
+from .decide import decide
+from .decision import Decision
+from .health import OLDEST_KEY, OLDEST_WATCH, serve
+from .metrics import Counters, State
+from .observe import Defaults, Observed, observe
+from .policies.failure import refuse
+from .progress import Poller
+from .queue import WorkQueue
+from .resources import FINETUNEJOBS, WATCHED, Key, Raw, Resource
+from .status import Stamp, condition, terminal
+from .views import JobView
+from .watch import Watcher
+
+logger = logging.getLogger(__name__)
+
+RESYNC_SECONDS = 600.0
+"""Between two comparisons of the whole cache with lists, for whatever a watch may have lost."""
+
+CRD_SECONDS = 5.0
+"""Between two looks for the CRD, while it is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    namespaces: tuple[str, ...] = ()
+    """Empty: all."""
+    defaults: Defaults = field(default_factory=Defaults)
+    listen: str = ""
+    """`host:port` of /metrics and the probes; empty: none."""
+    workers: int = 16
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Service:
+    """One operator. `wrap` may put something around its client: tests count and break writes there."""
+
+    def __init__(
+        self, connection: Connection, options: Options, *, wrap: Callable[[Client], Client] = lambda client: client
+    ) -> None:
+        self.options = options
+        self.cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.counters = Counters()
+        self.poller = Poller(self.cache, news=self.queue.add)
+        self.synced = asyncio.Event()
+        self._connection = connection
+        self._wrap = wrap
+        self._missing = {(r, n) for r in WATCHED for n in options.namespaces or (None,)}
+        self._watcher = Watcher(
+            connection, options.namespaces, fed=self._fed, listed=self._listed, seen=self.counters.request
+        )
+        self.counters.registry.register(State(self.cache, self.queue, self._watcher))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. What is under way then is finished; what is not is decided anew after the next start."""
+        async with self._connection.session(self.counters.request) as session, self._health():
+            self._client = self._wrap(HttpClient(session, self._connection.server))
+            self._applier = Applier(self._client, self.cache, utc_now, self._written)
+            stopped = asyncio.create_task(stop.wait())
+            try:
+                if await self._crd_installed(stopped):
+                    await self._work(stopped)
+            finally:
+                stopped.cancel()
+
+    async def _work(self, stopped: asyncio.Task[bool]) -> None:
+        self._watcher.start()
+        tasks = [asyncio.create_task(self._worker()) for _ in range(self.options.workers)]
+        tasks += [asyncio.create_task(self.poller.run()), asyncio.create_task(self._resync_for_ever())]
+        try:
+            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._watcher.stop()
+
+    async def _crd_installed(self, stopped: asyncio.Task[bool]) -> bool:
+        """Wait for it; False if told to stop before."""
+        while not stopped.done():
+            for namespace in self.options.namespaces or (None,):
+                try:
+                    await self._client.list(FINETUNEJOBS, namespace)
+                except NotFound:
+                    logger.warning("the CRD finetunejobs.finetune.dev is not installed; waiting for it")
+                except ApiError as error:
+                    logger.warning("the FineTuneJobs cannot be listed yet: %s", error)
+                else:
+                    return True
+            await asyncio.wait([stopped], timeout=CRD_SECONDS * random.uniform(0.8, 1.2))
+        return False
+
+    # what the watches bring
+
+    def _fed(self, resource: Resource, kind: str | None, raw: Raw) -> None:
+        try:
+            key = self.cache.feed(resource, kind, raw)
+        except (KeyError, ValueError) as error:
+            logger.error("a %s that cannot be understood is left alone: %s", resource.kind, error)
+            return
+        if key is not None:
+            self.queue.add(key)
+
+    def _listed(self, resource: Resource, namespace: str | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._resync_patiently(resource, namespace))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _resync_patiently(self, resource: Resource, namespace: str | None) -> None:
+        for pause in (0.5, 1, 2, 5, 10, 30, 60):
+            try:
+                await self.resync(resource, namespace)
+                return
+            except ApiError as error:
+                logger.warning("%s could not be listed: %s", resource.plural, error)
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+
+    async def resync(self, resource: Resource, namespace: str | None) -> None:
+        """Compare the cache with a list of our own: what is not in it has gone while nobody watched.
+
+        A watch from before the list is open by now, so nothing between the two is missed. The first round of lists is
+        also what the workers wait for."""
+        listing = await self._client.list(resource, namespace)
+        store = self.cache.store(resource)
+        for key in store.replace(listing.items, namespace=namespace, version=int(listing.version)):
+            self.queue.add(key)
+        self._missing.discard((resource, namespace))
+        if not self._missing and not self.synced.is_set():
+            logger.info("in sync: %d jobs, %d attempts, %d pods", *(len(store) for store in self.cache.stores))
+            self.synced.set()
+
+    async def _resync_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_SECONDS * random.uniform(0.9, 1.1))
+            for namespace in self.options.namespaces or (None,):
+                for resource in WATCHED:
+                    with contextlib.suppress(Gone):
+                        await self._resync_patiently(resource, namespace)
+
+    # what is done about it
+
+    async def _worker(self) -> None:
+        await self.synced.wait()
+        while True:
+            key = await self.queue.get()
+            start = time.perf_counter()
+            result = "error"
+            try:
+                await self.reconcile(key)
+                self.queue.forget(key)
+                result = "done"
+            except ApiError as error:
+                pause = self.queue.retry(key, at_least=error.retry_after)
+                logger.info("%s/%s: %s; again in %.1f s", *key, error, pause)
+            except Exception:
+                pause = self.queue.retry(key)
+                logger.exception("%s/%s: unexpected; again in %.1f s", *key, pause)
+            finally:
+                self.queue.done(key)
+                self.counters.reconciles.labels(result).inc()
+                self.counters.reconcile_seconds.observe(time.perf_counter() - start)
+
+    async def reconcile(self, key: Key) -> None:
+        """One look at one job."""
+        seen = observe(self.cache, key, self.options.defaults)
+        if seen is None:
+            self.poller.follow(key, None)
+            return
+        decision = decide(seen, utc_now())
+        try:
+            await self._applier.carry_out(seen, decision)
+        except Refused as refused:
+            await self._end(key, str(refused))
+            return
+        except Forbidden as forbidden:
+            await self._tell(key, forbidden.message)
+            raise
+        if decision.look_again_in is not None:
+            self.queue.add_after(key, decision.look_again_in)
+        self.poller.follow(key, observe(self.cache, key, self.options.defaults))
+
+    async def _end(self, key: Key, problem: str) -> None:
+        if seen := observe(self.cache, key, self.options.defaults):
+            await self._applier.carry_out(seen, refuse(seen, problem, utc_now()))
+
+    async def _tell(self, key: Key, problem: str) -> None:
+        """A quota or a policy says no for now: people should see that where they look first."""
+        seen = observe(self.cache, key, self.options.defaults)
+        if seen is not None and not terminal(seen.status) and seen.attempt:
+            await self._applier.carry_out(seen, Decision(status=_refused_for_now(seen, problem)))
+
+    def _written(self, job: JobView, status: FineTuneJobStatus) -> None:
+        if status.phase is not job.status.phase:
+            was = job.status.phase.value if job.status.phase else "new"
+            logger.info("%s/%s: %s → %s", *job.owner, was, status.phase.value if status.phase else "-")
+        failure = status.last_failure
+        if failure is not None and failure != job.status.last_failure:
+            self.counters.failures.labels(failure.failure_class.value, failure.reason).inc()
+        if terminal(status) and not terminal(job.status):
+            ended = "Failed" if status.phase is Phase.Failed else "Complete"
+            reason = next((c.reason for c in status.conditions if c.type == ended), "")
+            self.counters.finished.labels(status.phase.value if status.phase else "", reason).inc()
+
+    # how it is
+
+    @contextlib.asynccontextmanager
+    async def _health(self) -> AsyncIterator[None]:
+        if not self.options.listen:
+            yield
+            return
+        runner = await serve(
+            self.options.listen, registry=self.counters.registry, healthy=self.unhealthy, ready=self.unready
+        )
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+    def unhealthy(self) -> str:
+        """What is wrong; empty if nothing is."""
+        for (plural, namespace), age in self._watcher.age_seconds().items():
+            if age > OLDEST_WATCH:
+                return f"the watch of {plural} in {namespace or 'all namespaces'} is silent for {age:.0f} s"
+        if (age := self.queue.oldest_seconds()) > OLDEST_KEY and self.synced.is_set():
+            return f"a job waits for {age:.0f} s"
+        return ""
+
+    def unready(self) -> str:
+        return "" if self.synced.is_set() else "not in sync with the API server yet"
+
+
+def _refused_for_now(seen: Observed, problem: str) -> FineTuneJobStatus:
+    return condition(
+        seen.status,
+        "Running",
+        true=False,
+        reason=Reason.Accepted,
+        message=f"The API server does not let attempt {seen.attempt} be made yet: {problem}",
+        stamp=Stamp(seen.job.generation, utc_now()),
+    )

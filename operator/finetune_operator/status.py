@@ -1,0 +1,100 @@
+"""Pure steps from one status to the next. Times change only when what they belong to changes."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from finetune_api.base import ApiModel
+from finetune_api.failures import Reason
+from finetune_api.status import Condition, FineTuneJobStatus, Progress
+
+P = TypeVar("P", bound=ApiModel)
+
+MESSAGE = 4000
+"""Characters of a message; the CRD allows 4096 in most places."""
+
+
+class Stamp(NamedTuple):
+    """When something was decided, and which generation of the spec it was decided on."""
+
+    generation: int
+    now: datetime
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def clip(text: str) -> str:
+    return text if len(text) <= MESSAGE else f"{text[: MESSAGE // 2]} … {text[-MESSAGE // 2 + 3 :]}"
+
+
+def change(status: FineTuneJobStatus, **fields: Any) -> FineTuneJobStatus:
+    """A copy with some fields replaced; None removes one."""
+    return status.model_copy(update=fields)
+
+
+def condition(
+    status: FineTuneJobStatus,
+    type: Literal["Complete", "Failed", "Suspended", "Running"],
+    *,
+    true: bool,
+    reason: Reason,
+    message: str,
+    stamp: Stamp,
+) -> FineTuneJobStatus:
+    """With one condition set. An equal one stays as it is; the transition time moves only when True and False swap."""
+    word: Literal["True", "False"] = "True" if true else "False"
+    message = clip(message)
+    old = find(status, type)
+    if old and (old.status, old.reason, old.message) == (word, reason.value, message):
+        return status
+    new = Condition(
+        type=type,
+        status=word,
+        reason=reason.value,
+        message=message,
+        last_transition_time=old.last_transition_time if old and old.status == word else rfc3339(stamp.now),
+        observed_generation=stamp.generation,
+    )
+    others = tuple(c for c in status.conditions if c.type != type)
+    return change(status, conditions=(*others, new) if old is None else _in_place(status.conditions, new))
+
+
+def _in_place(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
+    return tuple(new if c.type == new.type else c for c in conditions)
+
+
+def sound(part: P | None) -> P | None:
+    """None for a part with NaN or infinity in it: JSON has no such numbers, and the API server takes no nulls."""
+    if part is None:
+        return None
+    try:
+        json.dumps(part.to_json(), allow_nan=False)
+    except ValueError:
+        return None
+    return part
+
+
+def finite(progress: Progress) -> Progress:
+    """Without numbers that are none."""
+    fields = ("loss", "eval_loss", "tokens_per_second")
+    broken = {f: None for f in fields if (value := getattr(progress, f)) is not None and not math.isfinite(value)}
+    return progress.model_copy(update=broken) if broken else progress
+
+
+def find(status: FineTuneJobStatus, type: str) -> Condition | None:
+    return next((c for c in status.conditions if c.type == type), None)
+
+
+def is_true(status: FineTuneJobStatus, type: str) -> bool:
+    found = find(status, type)
+    return found is not None and found.status == "True"
+
+
+def terminal(status: FineTuneJobStatus) -> bool:
+    """Nothing happens to the job any more."""
+    return status.phase is not None and status.phase.terminal

@@ -1,0 +1,222 @@
+"""Raw objects of the API server as small typed views: only what decisions and metrics use.
+
+A pod's view is a fiftieth of the pod. Times are aware datetimes in UTC, to the second, as the API server gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_api.failures import LastWords
+from finetune_api.status import FineTuneJobStatus
+
+from .resources import Key, Raw
+
+TAIL = 2000
+"""Characters kept of a container's message that is not our JSON."""
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """RFC 3339 → UTC. None for nothing, and for what is no time."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """A FineTuneJob."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    generation: int
+    created: datetime | None
+    deleting: bool
+    raw_spec: dict[str, Any]
+    status: FineTuneJobStatus
+
+    @property
+    def owner(self) -> Key:
+        return self.namespace, self.name
+
+    @property
+    def suspended(self) -> bool:
+        return self.raw_spec.get("suspend") is True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildJob:
+    """The Indexed Job of one attempt."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    owner: Key
+    job_uid: str
+    """uid of the FineTuneJob for which it was made."""
+    attempt: int
+    nodes: int
+    created: datetime | None
+    deleting: bool
+    complete: bool
+    failing: bool
+    """It failed or is about to: the Job controller starts no more pods."""
+    finished: bool
+    """Complete or Failed: the Job controller says so only when no pod runs any more."""
+    message: str
+    """Why it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the trainer's container ended."""
+
+    exit_code: int
+    signal: int
+    reason: str
+    """The kubelet's: Completed, Error, OOMKilled, StartError, ..."""
+    at: datetime | None
+    words: LastWords | None
+    text: str
+    """Its message, if that is not ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    owner: Key
+    job_uid: str
+    attempt: int
+    index: int
+    phase: str
+    reason: str
+    """Of the pod's status: Evicted, OutOfcpu, NodeLost, ..."""
+    message: str
+    node: str
+    ip: str
+    created: datetime | None
+    scheduled: datetime | None
+    deleting: bool
+    disruption: str
+    """Reason of a true DisruptionTarget condition: PreemptionByScheduler, EvictionByEvictionAPI, ..."""
+    disrupted: datetime | None
+    ended: Ended | None
+
+    @property
+    def unfinished(self) -> bool:
+        return self.phase not in ("Succeeded", "Failed")
+
+
+def view_job(raw: Raw) -> JobView:
+    """ValidationError if the status was written by a version that we do not know."""
+    meta = raw["metadata"]
+    status = raw.get("status") or {}
+    return JobView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        version=int(meta["resourceVersion"]),
+        generation=meta.get("generation", 0),
+        created=parse_time(meta.get("creationTimestamp")),
+        deleting="deletionTimestamp" in meta,
+        raw_spec=raw.get("spec") or {},
+        status=FineTuneJobStatus.model_validate_json(orjson.dumps(status)),
+    )
+
+
+def view_child_job(raw: Raw) -> ChildJob:
+    meta, spec = raw["metadata"], raw["spec"]
+    labels = meta.get("labels", {})
+    true = {c["type"]: c for c in raw.get("status", {}).get("conditions", ()) if c["status"] == "True"}
+    failed = true.get("Failed") or true.get("FailureTarget")
+    return ChildJob(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        version=int(meta["resourceVersion"]),
+        owner=(meta["namespace"], labels.get(names.LABEL_JOB, "")),
+        job_uid=labels.get(names.LABEL_UID, ""),
+        attempt=_number(labels.get(names.LABEL_ATTEMPT)),
+        nodes=spec.get("completions") or 1,
+        created=parse_time(meta.get("creationTimestamp")),
+        deleting="deletionTimestamp" in meta,
+        complete="Complete" in true,
+        failing=failed is not None,
+        finished="Complete" in true or "Failed" in true,
+        message=failed.get("message", "") if failed else "",
+    )
+
+
+def view_pod(raw: Raw) -> Pod:
+    meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+    labels = meta.get("labels", {})
+    conditions = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "True"}
+    scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
+    return Pod(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        version=int(meta["resourceVersion"]),
+        owner=(meta["namespace"], labels.get(names.LABEL_JOB, "")),
+        job_uid=labels.get(names.LABEL_UID, ""),
+        attempt=_number(labels.get(names.LABEL_ATTEMPT)),
+        index=_number(labels.get(names.LABEL_COMPLETION_INDEX)),
+        phase=status.get("phase", "Pending"),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        node=spec.get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        created=parse_time(meta.get("creationTimestamp")),
+        scheduled=parse_time(scheduled.get("lastTransitionTime")) if scheduled else None,
+        deleting="deletionTimestamp" in meta,
+        disruption=disrupted.get("reason", "DisruptionTarget") if disrupted else "",
+        disrupted=parse_time(disrupted.get("lastTransitionTime")) if disrupted else None,
+        ended=_ended(status),
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _ended(status: dict[str, Any]) -> Ended | None:
+    for container in status.get("containerStatuses", ()):
+        state = container.get("state", {}).get("terminated")
+        if container.get("name") == names.CONTAINER and state:
+            text = state.get("message", "")
+            words = _words(text)
+            return Ended(
+                exit_code=state.get("exitCode", 0),
+                signal=state.get("signal", 0),
+                reason=state.get("reason", ""),
+                at=parse_time(state.get("finishedAt")),
+                words=words,
+                text="" if words else text[-TAIL:],
+            )
+    return None
+
+
+def _words(text: str) -> LastWords | None:
+    """None if the message is not the agent's: the container died before it could speak."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        return LastWords.model_validate_json(text)
+    except ValidationError:
+        return None

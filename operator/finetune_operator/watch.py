@@ -1,0 +1,189 @@
+"""Watches, by kopf, and nothing else: what it sees it hands over to the operator's own loop.
+
+kopf runs in a thread with an event loop of its own, because it ends every task of its loop when it ends, and it ends
+for some faults that pass (a watch that answers 500, an expired token). Here it is started again, for ever, with a
+jittered pause; the cache lives on meanwhile. Each list that kopf makes is reported, because a deletion that happened
+while a watch was down is seen only by comparing lists (see Service.resync).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import kopf
+
+from .connection import Connection
+from .resources import WATCHED, Raw, Resource
+
+logger = logging.getLogger(__name__)
+
+SERVER_TIMEOUT = 120
+"""Seconds after which a watch is renewed: so often at least the API server has to answer."""
+
+LONGEST_PAUSE = 30.0
+
+Fed = Callable[[Resource, str | None, Raw], None]
+Listed = Callable[[Resource, str | None], None]
+Seen = Callable[[str, str, bool, int], None]
+Place = tuple[str, str | None]
+"""Plural and namespace of one watch."""
+
+
+class Backoff:
+    """1, 2, 4, ... 30 seconds and so on without end, each with jitter. kopf iterates over it anew for each request."""
+
+    def __iter__(self) -> Iterator[float]:
+        pause = 0.5
+        while True:
+            pause = min(LONGEST_PAUSE, pause * 2)
+            yield pause * random.uniform(0.5, 1.0)
+
+
+@dataclass(eq=False)
+class Watcher:
+    """`fed` and `listed` are called in the event loop that called `start`; `seen` in any thread."""
+
+    connection: Connection
+    namespaces: tuple[str, ...]
+    """Empty: all."""
+    fed: Fed
+    listed: Listed
+    seen: Seen
+    heard: dict[Place, float] = field(default_factory=dict)
+    """When each watch was last answered or brought an event (monotonic seconds)."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _inbox: deque[tuple[Resource, str | None, Raw]] = field(default_factory=deque)
+    _listing: set[Place] = field(default_factory=set)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._home = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 15.0)
+
+    def age_seconds(self) -> dict[Place, float]:
+        now = time.monotonic()
+        return {place: now - when for place, when in dict(self.heard).items()}
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._for_ever())
+
+    async def _for_ever(self) -> None:
+        for pause in Backoff():
+            try:
+                await kopf.operator(
+                    registry=self._registry(),
+                    settings=_settings(),
+                    clusterwide=not self.namespaces,
+                    namespaces=self.namespaces,
+                    stop_flag=self._stop,
+                )
+            except Exception as error:
+                logger.warning(
+                    "the watches ended (%s: %s); they start again in %.0f s", type(error).__name__, error, pause
+                )
+            if self._stop.is_set():
+                return
+            await asyncio.to_thread(self._stop.wait, pause)
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+        for resource in WATCHED:
+
+            async def on_event(event: dict[str, Any], resource: Resource = resource, **_: Any) -> None:
+                self._hand_over(resource, event["type"], event["object"])
+
+            where = (resource.group, resource.version, resource.plural)
+            kopf.on.event(*where, id=resource.plural, registry=registry)(on_event)
+
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            return kopf.AiohttpSession(
+                server=self.connection.server, aiohttp_session=self.connection.session(self._observe)
+            )
+
+        kopf.on.login(registry=registry)(login)
+        return registry
+
+    def _hand_over(self, resource: Resource, kind: str | None, raw: Raw) -> None:
+        namespace = raw["metadata"].get("namespace") if self.namespaces else None
+        self.heard[resource.plural, namespace] = time.monotonic()
+        self._inbox.append((resource, kind, raw))
+        if len(self._inbox) == 1:
+            self._call_home(self._deliver)
+
+    def _deliver(self) -> None:
+        """In the operator's loop."""
+        while self._inbox:
+            self.fed(*self._inbox[0])
+            self._inbox.popleft()  # only now, so that `_hand_over` knows that somebody is at it
+
+    def _observe(self, method: str, path: str, watch: bool, status: int) -> None:
+        """Each answer to kopf's requests: a list, then a watch from there on."""
+        self.seen(method, path, watch, status)
+        place = self._place(path)
+        if place is None or status >= 300 or not status:
+            return
+        resource = next(r for r in WATCHED if r.plural == place[0])
+        if not watch:
+            self._listing.add(place)
+            return
+        self.heard[place] = time.monotonic()
+        if place in self._listing:
+            self._listing.discard(place)
+            self._call_home(self.listed, resource, place[1])
+
+    def _place(self, path: str) -> Place | None:
+        for resource in WATCHED:
+            for namespace in self.namespaces or (None,):
+                if path == resource.path(namespace):
+                    return resource.plural, namespace
+        return None
+
+    def _call_home(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the operator's loop has closed: it is ending
+            self._home.call_soon_threadsafe(call, *args)
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.process.ultimate_exiting_timeout = None
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = Backoff()
+    settings.watching.server_timeout = SERVER_TIMEOUT
+    settings.watching.client_timeout = SERVER_TIMEOUT + 30
+    settings.watching.chunk_size = 500
+    settings.queueing.worker_limit = None
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.2
+    for resource in WATCHED:
+        if resource.selector:
+            where = (resource.group, resource.version, resource.plural)
+            settings.watching.label_selectors[where] = resource.selector
+    return settings
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
