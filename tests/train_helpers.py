@@ -17,6 +17,7 @@ from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Corpus, corpus_of
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.registry import method_of
+from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Place, Strategy
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.report.record import AttemptRecord
@@ -137,6 +138,8 @@ def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, co
     net = network(knobs.kind)
     language_model = model(net)
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
+    prompt = attached if isinstance(attached, SoftAttached) else None
+    train = corpus or documents(LENGTHS)
     weights = FlatAdamW(attached.trainable, weight_decay=0.01)
     output = open_folder(f"file://{folder}/output", prefix="")
     run_dir = RunDir(folder / "run")
@@ -155,7 +158,7 @@ def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, co
         ),
         model=language_model,
         weights=weights,
-        train=corpus or documents(LENGTHS),
+        train=train.after(prompt.ids) if prompt else train,
         validation=documents([9, 13, 21, 6], seed=9),
         layout=Layout(max_tokens=knobs.max_tokens, sequence_length=64, packing=knobs.packing, pad_id=0),
         strategy=strategy,
@@ -168,6 +171,7 @@ def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, co
         ),
         reporter=Reporter(run_dir, plan_for(folder), strategy.place, ResolvedPlan(total_steps=knobs.steps)),
         stop_requested=lambda: run_dir.stop_requested,
+        prompt=prompt,
     )
     return Run(trainer, attached, net)
 

@@ -40,13 +40,47 @@ class Lora(ApiModel):
     dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input.")
 
 
+VirtualTokens = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Prompt(ApiModel):
+    virtual_tokens: VirtualTokens = Field(20, description="Learned tokens in front of every row.")
+    init_text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="They start as this text's tokens, repeated or cut. Default: tokens drawn from the vocabulary.",
+    )
+
+
+class PTuning(ApiModel):
+    virtual_tokens: VirtualTokens = Field(20, description="Learned tokens in front of every row.")
+    hidden: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None, description="Width of the network that makes them. Default: the model's width."
+    )
+
+
+class Prefix(ApiModel):
+    virtual_tokens: VirtualTokens = Field(20, description="Learned keys and values in every layer.")
+
+
 class Method(ApiModel):
-    type: Literal["full", "lora"] = Field(
-        DEFAULT, description="full: all weights. lora: low-rank adapters on a frozen base."
+    type: Literal["full", "lora", "prompt", "ptuning", "prefix"] = Field(
+        DEFAULT,
+        description="full: all weights. lora: low-rank adapters on a frozen base. prompt: learned tokens in front of "
+        "every row. ptuning: the same, made by a small network. prefix: learned keys and values in every layer.",
     )
     lora: Lora | None = Field(None, description="For type lora.")
+    prompt: Prompt | None = Field(None, description="For type prompt.")
+    ptuning: PTuning | None = Field(None, description="For type ptuning.")
+    prefix: Prefix | None = Field(None, description="For type prefix.")
 
-    RULES: ClassVar[tuple[Rule, ...]] = (only_for("lora"),)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        only_for("lora"),
+        only_for("prompt"),
+        only_for("ptuning"),
+        only_for("prefix"),
+    )
 
     @property
     def trains_the_model(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.methods import Lora, Method
+from finetune_api.methods import Lora, Method, Prefix, Prompt, PTuning
 from finetune_trainer.planning.batch import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens
 from finetune_trainer.planning.memory import Precision, estimate, human, trained_parameters
 from finetune_trainer.planning.model import ModelShape, find_shape, read_shape
@@ -44,6 +44,23 @@ def llama(
 
 SMOLLM2 = llama(hidden=576, layers=30, intermediate=1536, key_value=192, vocabulary=49152)
 LLAMA_3B = llama(hidden=3072, layers=28, intermediate=8192, key_value=1024, vocabulary=128256)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        # PEFT's method comparison on Llama-3.2-3B.
+        (Method(type="prompt", prompt=Prompt(virtual_tokens=200)), 614_400),
+        (Method(type="ptuning", ptuning=PTuning(virtual_tokens=20)), 28_382_208),
+        (Method(type="prefix", prefix=Prefix(virtual_tokens=50)), 2_867_200),
+        (Method(type="prefix", prefix=Prefix(virtual_tokens=200)), 11_468_800),
+    ],
+)
+def test_learned_inputs_have_as_many_parameters_as_published(method: Method, expected: int) -> None:
+    assert trained_parameters(LLAMA_3B, method) == expected
+    need = estimate(LLAMA_3B, method, precision="bfloat16", device="cuda", tokens=1024)
+    assert need.weights == 2 * LLAMA_3B.parameters + 4 * expected
+    assert need.optimizer == 12 * expected
 
 
 def test_parameter_counts_are_the_published_ones() -> None:

@@ -7,7 +7,7 @@ wrong. The first token of a row has nothing before it and is never trained, so `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,8 @@ class Corpus:
     """(rows,): UTF-8 bytes of the trained text, without special tokens: for bits per byte."""
     choices: Choices | None = None
     """Of classification."""
+    before: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
+    """In front of every row, and in no file: the tokens of a learned prompt."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,7 +62,7 @@ class Corpus:
     @cached_property
     def lengths(self) -> Numbers:
         """(rows,): tokens of each row."""
-        return np.diff(self.offsets)
+        return np.diff(self.offsets) + len(self.before)
 
     @property
     def trained_tokens(self) -> int:
@@ -68,7 +70,19 @@ class Corpus:
 
     def row(self, index: int) -> CorpusRow:
         where = slice(self.offsets[index], self.offsets[index + 1])
-        return CorpusRow(self.tokens[where], self.trained[where])
+        if not len(self.before):
+            return CorpusRow(self.tokens[where], self.trained[where])
+        return CorpusRow(
+            np.concatenate([self.before, self.tokens[where]]),
+            np.concatenate([np.zeros(len(self.before), np.bool_), self.trained[where]]),
+        )
+
+    def after(self, tokens: Tokens) -> Corpus:
+        """The same rows with `tokens` in front of each; they are never trained."""
+        if not len(tokens):
+            return self
+        choices = self.choices and replace(self.choices, prompts=self.choices.prompts + np.int32(len(tokens)))
+        return replace(self, before=np.concatenate([tokens, self.before]).astype(np.int32), choices=choices)
 
     def head(self, rows: int) -> Corpus:
         """The first rows: a cheaper estimate of the whole."""

@@ -43,6 +43,8 @@ class Base:
     """Of its files; in memory it may be another."""
     revision: str | None = None
     """Commit of a hub model."""
+    folder: Path | None = None
+    """Where its files are now."""
 
 
 class Method(Protocol):

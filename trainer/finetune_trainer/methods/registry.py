@@ -6,14 +6,23 @@ from collections.abc import Callable
 
 from finetune_api.methods import Lora as LoraSettings
 from finetune_api.methods import Method as Settings
+from finetune_api.methods import Prefix as PrefixSettings
+from finetune_api.methods import Prompt as PromptSettings
+from finetune_api.methods import PTuning as PTuningSettings
 
 from .base import Method
 from .full import Full
 from .lora import Lora
+from .prefix import Prefix
+from .prompt import Prompt
+from .ptuning import PTuning
 
 METHODS: dict[str, Callable[[Settings], Method]] = {
     "full": lambda _: Full(),
     "lora": lambda settings: Lora(settings.lora or LoraSettings()),
+    "prompt": lambda settings: Prompt(settings.prompt or PromptSettings()),
+    "ptuning": lambda settings: PTuning(settings.ptuning or PTuningSettings()),
+    "prefix": lambda settings: Prefix(settings.prefix or PrefixSettings()),
 }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_api.methods import Method
+from finetune_api.methods import Method, Prefix, Prompt, PTuning
 from finetune_trainer.planning.model import ModelShape
 
 Precision = Literal["float32", "bfloat16"]
@@ -65,6 +65,8 @@ def estimate(
     per_token = shape.layers * (16 * h + 4 * (h + 2 * k) + 8 * f) * width // 2
     if not full and precision == "bfloat16" and method.lora is not None and method.lora.dropout > 0:
         per_token += sum(4 * d_in for _, d_in in shape.adapted(_targets(method)))
+    if method.type == "prefix":  # each layer joins the prefix and a row's keys and values into new tensors
+        per_token += 2 * shape.layers * 2 * k * width
     head_gradient = 4 * h * shape.vocabulary if full else 0
     return Estimate(
         weights=weights,
@@ -76,9 +78,17 @@ def estimate(
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
-    """All, or r·(d_in + d_out) for each adapted matrix."""
+    """All; r·(d_in + d_out) for each adapted matrix; of n virtual tokens n·h, and for a prefix n·2·L·k."""
     if method.type == "full":
         return shape.parameters
+    if method.type == "prompt":
+        return (method.prompt or Prompt()).virtual_tokens * shape.hidden
+    if method.type == "prefix":
+        return (method.prefix or Prefix()).virtual_tokens * 2 * shape.layers * shape.key_value
+    if method.type == "ptuning":
+        settings = method.ptuning or PTuning()
+        h, inner = shape.hidden, settings.hidden or shape.hidden
+        return settings.virtual_tokens * h + (h + 1) * inner + (inner + 1) * inner + (inner + 1) * h
     rank = method.lora.rank if method.lora else 16
     return sum(rank * (d_out + d_in) for d_out, d_in in shape.adapted(_targets(method)))
 

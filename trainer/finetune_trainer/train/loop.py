@@ -15,15 +15,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import Scores
-from finetune_trainer.data.corpus import Corpus, Numbers
+from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
 from finetune_trainer.data.order import share, step_rows
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.transfer.evaluate import Layout, Stopped, evaluate
@@ -52,6 +53,16 @@ class Course:
     min_delta: float
 
 
+class Prompt(Protocol):
+    """A learned input: tokens that belong in front of every row, or a prefix that has none."""
+
+    @property
+    def ids(self) -> Tokens: ...
+
+    def off(self) -> AbstractContextManager[None]:
+        """Inside, the network is the base model."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Everything that stays the same from step to step."""
@@ -60,12 +71,14 @@ class Trainer:
     model: LanguageModel
     weights: FlatAdamW
     train: Corpus
+    """With the prompt in front of its rows, where there is one; every other corpus comes without."""
     validation: Corpus | None
     layout: Layout
     strategy: Strategy
     keeper: Keeper
     reporter: Reporter
     stop_requested: Callable[[], bool]
+    prompt: Prompt | None = None
 
     def run(self, state: State) -> State:
         """From `state` to the last step, or to the step at which validation has stopped improving.
@@ -91,6 +104,14 @@ class Trainer:
 
     def measure(self, corpus: Corpus) -> Scores:
         """Of the model as it is now. Collective; Stopped when a rank was asked to stop."""
+        return self._measure(corpus.after(self.prompt.ids) if self.prompt else corpus)
+
+    def measure_base(self, corpus: Corpus) -> Scores:
+        """The same of the untouched model, before step 1: methods that begin as the base model, or without a prompt."""
+        with self.prompt.off() if self.prompt else nullcontext():
+            return self._measure(corpus)
+
+    def _measure(self, corpus: Corpus) -> Scores:
         self.model.network.eval()
         try:
             with torch.no_grad():

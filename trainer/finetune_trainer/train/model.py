@@ -34,6 +34,14 @@ class Abilities:
     shares_prompts: bool
     """A mask of our own is honoured, so several continuations may share one prompt."""
 
+    def common(self, other: Abilities) -> Abilities:
+        """What holds for both."""
+        return Abilities(
+            self.fused_head and other.fused_head,
+            self.isolates and other.isolates,
+            self.shares_prompts and other.shares_prompts,
+        )
+
 
 @dataclass(frozen=True)
 class LanguageModel:

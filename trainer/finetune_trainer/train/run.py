@@ -8,7 +8,7 @@ run whose artifact is committed says so and ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, LastWords, Reason
@@ -57,7 +57,7 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
         reporter.say(f"resuming after step {state.step} of {trainer.course.total_steps}")
     if state.base is None:
         reporter.phase("evaluating", "measuring the base model")
-        state = state.update(base=_measure(setup, state))
+        state = state.update(base=_measure(setup, state, trainer.measure_base))
     base = state.base or {}
     reporter.evaluation = evaluation_of(base, {})
     reporter.phase("training")
@@ -65,7 +65,7 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
     trainer.keeper.restore_best(state, trainer.weights)
     setup.attached.settle()
     reporter.phase("evaluating", "measuring the tuned model")
-    evaluation = evaluation_of(base, _measure(setup, state))
+    evaluation = evaluation_of(base, _measure(setup, state, trainer.measure))
     reporter.evaluation = evaluation
     reporter.phase("saving", f"committing the artifact to {output.uri}")
     record = record_of(setup, state.ended("finished"), evaluation)
@@ -79,10 +79,10 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
     return done
 
 
-def _measure(setup: Setup, state: State) -> dict[str, Scores]:
+def _measure(setup: Setup, state: State, measure: Callable[[Corpus], Scores]) -> dict[str, Scores]:
     """Every held-out data set, by name. Interrupted when a rank was asked to stop."""
     try:
-        return {name: setup.trainer.measure(corpus) for name, corpus in _held_out(setup)}
+        return {name: measure(corpus) for name, corpus in _held_out(setup)}
     except Stopped:
         setup.trainer.keeper.wait()
         raise FinetuneError(

@@ -12,10 +12,12 @@ from finetune_api import durations, names, uris
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
+from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.registry import method_of
+from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.batch import micro_batch_tokens
 from finetune_trainer.planning.model import find_shape
@@ -77,11 +79,15 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     reporter.alive()
     abilities = probe(network, device)
     attached = method_of(spec.method).attach(network, seed=training.seed, base=_base(local, stored))
+    prompt = attached if isinstance(attached, SoftAttached) else None
+    if prompt:  # a prefix takes over the masks
+        abilities = abilities.common(probe(network, device))
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities)
     weights = FlatAdamW(attached.trainable, weight_decay=training.weight_decay)
 
-    layout = _layout(spec, data, local, device, low=low, isolates=abilities.isolates)
+    train = data.train.after(prompt.ids) if prompt else data.train
+    layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates)
     course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -108,13 +114,14 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         course=course,
         model=model,
         weights=weights,
-        train=data.train,
+        train=train,
         validation=data.validation if data.validation is not None and len(data.validation) else None,
         layout=layout,
         strategy=strategy,
         keeper=_keeper(plan, strategy, output),
         reporter=reporter,
         stop_requested=lambda: run_dir.stop_requested,
+        prompt=prompt,
     )
     return Setup(plan, local, data, attached, trainer, resolved)
 
@@ -126,14 +133,21 @@ def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
 
 
 def _layout(
-    spec: FineTuneJobSpec, data: Datasets, local: LocalModel, device: torch.device, *, low: bool, isolates: bool
+    spec: FineTuneJobSpec,
+    data: Datasets,
+    train: Corpus,
+    local: LocalModel,
+    device: torch.device,
+    *,
+    low: bool,
+    isolates: bool,
 ) -> Layout:
     on_gpu = device.type == "cuda"
     default = micro_batch_tokens(
         find_shape(local.path),
         spec.method,
         precision="bfloat16" if low else "float32",
-        longest_row=int(data.train.lengths.max(initial=1)),
+        longest_row=int(train.lengths.max(initial=1)),
         device="cuda" if on_gpu else "cpu",
         device_memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
     )
@@ -177,7 +191,7 @@ def _keeper(plan: RunPlan, strategy: Strategy, output: Folder) -> Keeper:
 def _base(local: LocalModel, stored: torch.dtype) -> Base:
     uri = uris.parse(local.uri)
     loadable = {"hf": f"{uri.authority}/{uri.path}", "file": f"/{uri.path.lstrip('/')}"}
-    return Base(loadable.get(uri.scheme, local.uri), stored, local.revision)
+    return Base(loadable.get(uri.scheme, local.uri), stored, local.revision, local.path)
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
