@@ -82,12 +82,12 @@ class Place:
 
     def story(self, name: str) -> str:
         status = yaml.safe_dump(self.status(name))
-        described = self.rig.kubectl("describe", "pods", "-n", self.namespace, check=False)[-3000:]
+        events = self.rig.kubectl("get", "events", "-n", self.namespace, "--sort-by=.lastTimestamp", check=False)[-3000:]
         logs = "\n".join(
             self.rig.kubectl("logs", pod["metadata"]["name"], "-n", self.namespace, "--tail=40", check=False)
             for pod in self.pods(name)
         )
-        return f"{status}\n{described}\n{logs}"
+        return f"{status}\n{events}\n{logs}"
 
     def download(self, prefix: str, target: Path) -> Path:
         store = self.s3.store(self.bucket)

@@ -37,6 +37,10 @@ class Operator:
         rig.install_crd(CHECKOUT / "crds" / "finetunejobs.finetune.dev.yaml")
         kubeconfig = rig.service_account_kubeconfig(SYSTEM, ACCOUNT)
         rig.apply(CHECKOUT / "operator" / "rbac.yaml")
+        account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": SYSTEM}
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ACCOUNT}
+        kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding"}
+        rig.apply({**kind, "metadata": {"name": ACCOUNT}, "roleRef": role, "subjects": [account]})
         return Operator(rig, kubeconfig, folder / "operator.log", scope or ("--all-namespaces",))
 
     def start(self) -> None:

@@ -26,7 +26,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     for path in (folder, *folder.parents[:3]):
         path.chmod(path.stat().st_mode | 0o055)
-    tiny_model(folder / "model")
+    for file in tiny_model(folder / "model").iterdir():
+        file.chmod(0o644)
     tiny_corpus(folder / "corpus", rows=256)
     return folder
 
