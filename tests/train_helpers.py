@@ -27,7 +27,6 @@ from finetune_trainer.store.folder import open_folder
 from finetune_trainer.train.keeper import Keeper
 from finetune_trainer.train.loop import Course, Trainer
 from finetune_trainer.train.model import LanguageModel, probe
-from finetune_trainer.train.optimizer import FlatAdamW
 from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.state import State
 from finetune_trainer.transfer.evaluate import Layout
@@ -136,11 +135,11 @@ def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, co
     strategy = strategy or Single()
     folder.mkdir(parents=True, exist_ok=True)
     net = network(knobs.kind)
-    language_model = model(net)
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
     prompt = attached if isinstance(attached, SoftAttached) else None
     train = corpus or documents(LENGTHS)
-    weights = FlatAdamW(attached.trainable, weight_decay=0.01)
+    weights = strategy.weights(net, attached.trainable, weight_decay=0.01)
+    language_model = model(net)
     output = open_folder(f"file://{folder}/output", prefix="")
     run_dir = RunDir(folder / "run")
     trainer = Trainer(

@@ -12,6 +12,7 @@ import torch
 from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
 from finetune_trainer.parallel.base import Place
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.parallel.whole import Whole
 from finetune_trainer.train.model import Abilities, LanguageModel
 from finetune_trainer.transfer.evaluate import Layout, Stopped, answer_nats, evaluate
 from tests.train_helpers import CPU, documents, model, network
@@ -76,7 +77,7 @@ def test_bits_per_byte_count_the_trained_text() -> None:
 
 
 @dataclass
-class Gang:
+class Gang(Whole):
     """The counters of ranks that run one after another."""
 
     place: Place

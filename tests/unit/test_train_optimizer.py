@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_trainer.train.optimizer import FlatAdamW, default_peak, learning_rate
+from finetune_trainer.parallel.flat import FlatAdamW
+from finetune_trainer.train.optimizer import default_peak, learning_rate
 
 RATES = [
     # schedule, warm-up, total: rates of the steps, peak 1
@@ -92,7 +93,7 @@ def test_a_loaded_state_goes_on_to_the_bit() -> None:
     saved = {name: tensor.clone() for name, tensor in part.tensors().items()}
     third = _network()
     resumed = FlatAdamW(dict(third.named_parameters()), weight_decay=0.1)
-    resumed.load(saved, steps=3)
+    resumed.restore(saved, steps=3)
     _train(resumed, third, range(3, 6))
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name

@@ -115,18 +115,18 @@ def _ours(model: Path, steps: int) -> tuple[list[float], list[float]]:
     from finetune_trainer.data.corpus import corpus_of
     from finetune_trainer.methods.base import Base
     from finetune_trainer.methods.registry import method_of
+    from finetune_trainer.parallel.flat import FlatAdamW
     from finetune_trainer.parallel.single import Single
     from finetune_trainer.rundir import RunDir
     from finetune_trainer.train.keeper import Keeper
     from finetune_trainer.train.loop import Course, Trainer
     from finetune_trainer.train.model import LanguageModel, load_network, probe
-    from finetune_trainer.train.optimizer import FlatAdamW
     from finetune_trainer.train.reporter import Reporter
     from finetune_trainer.train.state import State
     from finetune_trainer.transfer.evaluate import Layout
 
     device = torch.device("cpu")
-    network, stored = load_network(model, dtype=torch.float32)
+    network, stored = load_network(model, dtype=torch.float32, strategy=Single(), device=torch.device("cpu"))
     abilities = probe(network, device)
     method = Method(type="lora", lora=Lora(rank=RANK))
     attached = method_of(method).attach(network, seed=1, base=Base("model", stored))

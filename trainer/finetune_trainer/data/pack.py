@@ -48,6 +48,18 @@ class MicroBatch:
         return int(np.count_nonzero(self.targets != IGNORED))
 
 
+def idle() -> MicroBatch:
+    """Nothing to train: for a rank that has no work while others do."""
+    shape = (1, 2)
+    return MicroBatch(
+        np.zeros(shape, np.int64),
+        np.arange(2)[None],
+        np.full(shape, PADDING, np.int64),
+        np.full(shape, IGNORED, np.int64),
+        np.zeros(0, np.int64),
+    )
+
+
 def micro_batches(
     corpus: Corpus,
     rows: Numbers,

@@ -1,12 +1,22 @@
-"""What training needs from a gang of processes. A new strategy is one file beside this one and one line in `join`."""
+"""What training needs from a gang of processes. A new strategy is one file beside this one and one line in `join`.
+
+Gang       how ranks talk: sums, broadcasts, a barrier
+Weights    what trains, with its optimizer, as one rank holds it
+Strategy   a gang that also says where weights lie: how a network is built, run, trained and taken out again
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -16,6 +26,8 @@ class Place:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes on this node."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Place:
@@ -23,6 +35,7 @@ class Place:
             rank=int(environ.get("RANK", "0")),
             local_rank=int(environ.get("LOCAL_RANK", "0")),
             world_size=int(environ.get("WORLD_SIZE", "1")),
+            local_world_size=int(environ.get("LOCAL_WORLD_SIZE", "1")),
         )
 
     @property
@@ -30,14 +43,15 @@ class Place:
         return self.rank == 0
 
 
-class Strategy(Protocol):
+class Gang(Protocol):
     """Every call but `place` is collective: all ranks make it, in the same order."""
 
     @property
     def place(self) -> Place: ...
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As status.plan shows it."""
 
     def sum_gradients(self, flat: Sequence[Tensor]) -> None:
         """Sum each flat gradient buffer over the ranks, in place."""
@@ -56,3 +70,51 @@ class Strategy(Protocol):
 
     def close(self) -> None:
         """Leave the gang."""
+
+
+class Weights(Protocol):
+    """What trains. Every call is collective. Whole tensors go by the names `weights/…`, `moments/….first` and
+    `moments/….second` (moments once a step was made), whatever the ranks hold: so a checkpoint fits any gang."""
+
+    def backward(self, nats: Tensor, *, last: bool) -> None:
+        """Add the gradients of a micro-batch to those of the step; `last`: no other follows in this step."""
+
+    def step(self, rate: float, *, divisor: float, max_norm: float) -> float:
+        """Sum the gradients over the ranks, divide them, clip them, update the weights, forget the gradients. Answers
+        the norm before clipping; where that is not finite nothing is updated."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, whole, on rank 0; others may get nothing. They may be views of what the next step changes."""
+
+    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+        """What rank 0's `tensors` held after `steps` steps, for everybody; None: rank 0's weights as they are."""
+
+    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """The weights alone, of rank 0's `tensors`, for everybody."""
+
+    def editable(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, what is done element by element to each trainable parameter is done to what counts."""
+
+
+class Strategy(Gang, Protocol):
+    def build(self, kind: Any, path: Path, *, device: torch.device, **options: Any) -> nn.Module:
+        """The network of a class `…ForCausalLM` from the files in `path`; `options` are those of `from_pretrained`.
+
+        What is attached to it afterwards lies whole on every rank."""
+
+    def weights(self, network: nn.Module, trainable: Mapping[str, nn.Parameter], *, weight_decay: float) -> Weights:
+        """Take over what trains, once everything is attached."""
+
+    def inside(self, network: nn.Module, work: Callable[[], T]) -> T:
+        """Run `work`, which may use the network's embeddings and head, and run its body. Collective where weights are
+        sharded: every rank does as many passes."""
+
+    def in_step(self, work: Sequence[T], idle: T) -> Sequence[T]:
+        """This rank's pieces of work, one pass each. Where passes are collective, ranks with fewer get `idle` too."""
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether some rank wishes it. Where passes are not collective nobody else is asked."""
+
+    def collect(self, network: nn.Module, *, everything: bool) -> None:
+        """Collective, and the end of training: rank 0's network becomes one that can be written. `everything`: not
+        only what was attached, but the model as well."""

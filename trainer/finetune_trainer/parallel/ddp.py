@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .base import Place
+from .whole import Whole
 
 _BUCKET_BYTES = 64 << 20
 """gloo keeps a copy of what it reduces, so a bucket bounds that memory; bigger ones gain nothing."""
 
 
 @dataclass(frozen=True)
-class Ddp:
+class Ddp(Whole):
     place: Place
     device: torch.device
     name: str = "ddp"

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from .base import Place
+from .whole import Whole
 
 
 @dataclass(frozen=True)
-class Single:
+class Single(Whole):
     place: Place = field(default_factory=Place)
     name: str = "single"
 

@@ -9,11 +9,10 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.base import Gang, Weights
 from finetune_trainer.store.checkpoints import CheckpointStore
 
 from .checkpoint import CheckpointWriter, Snapshot, load
-from .optimizer import FlatAdamW
 from .state import State
 
 _log = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Keeper:
-    strategy: Strategy
+    strategy: Gang
     store: CheckpointStore | None
     """Of rank 0; None elsewhere."""
     keep: int
@@ -48,45 +47,43 @@ class Keeper:
             return False
         return time.monotonic() - self._last_time >= self.every_seconds
 
-    def save(self, state: State, weights: FlatAdamW) -> None:
-        """Hand the present state to the background writer, once. Raises what went wrong in the save before."""
+    def save(self, state: State, weights: Weights) -> None:
+        """Collective: hand the state to the background writer, once. Raises what went wrong in the save before."""
         self._last_time = time.monotonic()
-        if self._writer is None or self._last == state:
+        if self._last == state:
             return
         self._last = state
-        snapshot = Snapshot(weights.tensors(), state.to_json())
-        self._writer.submit(state.step, snapshot, best_step=state.best.step if state.best else None)
+        tensors = weights.tensors()
+        if self._writer is not None:
+            snapshot = Snapshot(tensors, state.to_json())
+            self._writer.submit(state.step, snapshot, best_step=state.best.step if state.best else None)
 
     def wait(self) -> None:
         """Until what was handed over is safe."""
         if self._writer is not None:
             self._writer.wait()
 
-    def resume(self, weights: FlatAdamW) -> State:
+    def resume(self, weights: Weights) -> State:
         """Collective: the newest whole checkpoint into `weights`, or a fresh state where there is none."""
-        found: dict[str, object] | None = None
+        snapshot = None
         if self.store is not None and (checkpoint := self.store.latest()):
             snapshot = load(self.store, checkpoint)
-            found = dict(snapshot.state)
-            weights.load(snapshot.tensors, steps=State.model_validate(found, strict=False).step)
-        found = self.strategy.broadcast_json(found)
-        self.strategy.broadcast(weights.flat_state if found else weights.weights)
+        found = self.strategy.broadcast_json(dict(snapshot.state) if snapshot else None)
+        state = State() if found is None else State.model_validate(found, strict=False)
+        weights.restore(snapshot.tensors if snapshot else None, steps=state.step)
         if found is None:
-            return State()
-        state = State.model_validate(found, strict=False)
-        weights.settle(state.step)
+            return state
         self._last = state
         _log.info("continuing after step %d", state.step)
         return state
 
-    def restore_best(self, state: State, weights: FlatAdamW) -> None:
+    def restore_best(self, state: State, weights: Weights) -> None:
         """Collective: the weights of the best validation, if they are not the present ones."""
         if state.best is None or state.best.step == state.step:
             return
         self.wait()
-        if self.store is not None:
-            weights.load_weights(load(self.store, self.store.get(state.best.step)).tensors)
-        self.strategy.broadcast(weights.weights)
+        best = load(self.store, self.store.get(state.best.step)).tensors if self.store is not None else None
+        weights.restore_weights(best)
 
     def clear(self) -> None:
         """Nothing is needed any more: the artifact is committed."""

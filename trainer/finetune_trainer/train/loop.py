@@ -6,7 +6,7 @@ number of trained tokens of the whole step comes last. So neither the size of a 
 changes the result. The numbers that ranks must agree on (losses, token counts, who was asked to stop, whether a
 checkpoint is due) ride on one small all-reduce a step.
 
-A run is resumable to the bit: what it needs is `State` and the tensors of `FlatAdamW`. Rows and random numbers are
+A run is resumable to the bit: what it needs is `State` and the tensors of `Weights`. Rows and random numbers are
 functions of the seed and the step.
 """
 
@@ -26,12 +26,13 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
 from finetune_trainer.data.order import share, step_rows
-from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.data.pack import idle
+from finetune_trainer.parallel.base import Strategy, Weights
 from finetune_trainer.transfer.evaluate import Layout, Stopped, evaluate
 
 from .keeper import Keeper
 from .model import LanguageModel
-from .optimizer import FlatAdamW, learning_rate
+from .optimizer import learning_rate
 from .reporter import Reporter
 from .state import CURVE_POINTS, State, Step
 
@@ -69,7 +70,7 @@ class Trainer:
 
     course: Course
     model: LanguageModel
-    weights: FlatAdamW
+    weights: Weights
     train: Corpus
     """With the prompt in front of its rows, where there is one; every other corpus comes without."""
     validation: Corpus | None
@@ -139,7 +140,6 @@ class Trainer:
             warmup_ratio=course.warmup_ratio,
             schedule=course.schedule,
         )
-        self.strategy.sum_gradients(self.weights.gradients)
         norm = self.weights.step(rate, divisor=max(1, tokens), max_norm=course.max_grad_norm)
         if not math.isfinite(norm):
             raise self._non_finite("gradient", step, rows)
@@ -160,10 +160,11 @@ class Trainer:
         """(nats, trained tokens) of this rank's rows; their gradients are added to those in `weights`."""
         total = torch.zeros((), dtype=torch.float64, device=self.model.device)
         tokens = 0
-        for index, batch in enumerate(self.layout.batches(self.train, rows)):
+        batches = self.strategy.in_step(self.layout.batches(self.train, rows), idle())
+        for index, batch in enumerate(batches):
             self._seed(step, index)
             nats = self.model.nats(batch)
-            nats.backward()  # type: ignore[no-untyped-call]
+            self.weights.backward(nats, last=index == len(batches) - 1)
             total += nats.detach()
             tokens += batch.target_count
             self.reporter.alive()

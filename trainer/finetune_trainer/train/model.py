@@ -7,7 +7,7 @@ each other, or logits are more than hidden states times one matrix, the slower w
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.pack import MicroBatch
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.single import Single
 
 from .loss import IGNORE, linear_cross_entropy, logits_cross_entropy, token_nats
 
@@ -51,10 +53,12 @@ class LanguageModel:
     autocast: torch.dtype | None
     """Of the products, where it is not that of the parameters."""
     abilities: Abilities
+    strategy: Strategy = field(default_factory=Single)
+    """Knows where the weights lie, and brings embeddings and head where they are used."""
 
     @property
     def hidden_size(self) -> int:
-        return int(self.head.shape[1])
+        return int(cast(Any, self.network).config.get_text_config().hidden_size)
 
     @property
     def head(self) -> Tensor:
@@ -69,34 +73,34 @@ class LanguageModel:
         """Summed over the batch's targets, with gradients where the network trains."""
         tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
         targets = self._tensor(batch.targets).view(-1)
-        with self._autocast():
+
+        def work() -> Tensor:
             if not self.abilities.fused_head:
                 logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
                 return logits_cross_entropy(logits.view(-1, logits.shape[-1]), targets)
             hidden = hidden_states(self.network, tokens, positions)
             return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head, targets)
 
+        with self._autocast():
+            return self.strategy.inside(self.network, work)
+
     @torch.no_grad()
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
         """Of each token, 0 where there is no target; all (rows, length). mask: (rows, length, length), True = sees."""
         seen = None if mask is None else self._tensor(mask)[:, None]
-        wanted = self._tensor(targets)
+        given, places, wanted = self._tensor(tokens), self._tensor(positions), self._tensor(targets)
         out = torch.zeros(targets.shape, dtype=torch.float32, device=self.device)
         chosen = wanted != IGNORE
-        with self._autocast():
+
+        def work() -> Tensor:
             if self.abilities.fused_head:
-                hidden = hidden_states(self.network, self._tensor(tokens), self._tensor(positions), seen)
-                out[chosen] = token_nats(hidden[chosen], self.head, wanted[chosen])
-            else:
-                answer = self.network(
-                    input_ids=self._tensor(tokens),
-                    position_ids=self._tensor(positions),
-                    attention_mask=seen,
-                    use_cache=False,
-                )
-                out[chosen] = nn.functional.cross_entropy(
-                    answer.logits[chosen].float(), wanted[chosen], reduction="none"
-                )
+                hidden = hidden_states(self.network, given, places, seen)
+                return token_nats(hidden[chosen], self.head, wanted[chosen])
+            answer = self.network(input_ids=given, position_ids=places, attention_mask=seen, use_cache=False)
+            return nn.functional.cross_entropy(answer.logits[chosen].float(), wanted[chosen], reduction="none")
+
+        with self._autocast():
+            out[chosen] = self.strategy.inside(self.network, work)
         return out.cpu().numpy()
 
     def describe(self) -> str:
@@ -134,7 +138,9 @@ def hidden_states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: T
     return cast(Tensor, answer.last_hidden_state)
 
 
-def load_network(path: Path, *, dtype: torch.dtype) -> tuple[nn.Module, torch.dtype]:
+def load_network(
+    path: Path, *, dtype: torch.dtype, strategy: Strategy, device: torch.device
+) -> tuple[nn.Module, torch.dtype]:
     """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class."""
     import transformers
 
@@ -149,20 +155,27 @@ def load_network(path: Path, *, dtype: torch.dtype) -> tuple[nn.Module, torch.dt
     # sdpa cannot cap attention scores (Gemma 2).
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:
-        network = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
+        network = strategy.build(kind, path, device=device, config=config, dtype=dtype, attn_implementation=attention)
     except ValueError as error:
         if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
             raise FinetuneError(Reason.ModelUnsupported, f"{name} cannot be loaded: {error}") from error
-        network = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation="eager")
-    network.config.use_cache = False
+        network = strategy.build(kind, path, device=device, config=config, dtype=dtype, attn_implementation="eager")
+    cast(Any, network).config.use_cache = False
     return network, stored
 
 
 @torch.no_grad()
-def probe(network: nn.Module, device: torch.device) -> Abilities:
+def probe(network: nn.Module, device: torch.device, *, strategy: Strategy | None = None) -> Abilities:
     """Run eight tokens through the network, in other arrangements, and see what stays the same."""
     was_training = network.training
     network.eval()
+    try:
+        return (strategy or Single()).inside(network, lambda: _probe(network, device))
+    finally:
+        network.train(was_training)
+
+
+def _probe(network: nn.Module, device: torch.device) -> Abilities:
     vocabulary = int(cast(Any, network).get_input_embeddings().weight.shape[0])
     tokens = (torch.arange(8, device=device) * 7919 + 13)[None] % vocabulary
     counted = torch.arange(8, device=device)[None]
@@ -182,7 +195,6 @@ def probe(network: nn.Module, device: torch.device) -> Abilities:
     logits = cast(Any, network)(input_ids=tokens, position_ids=counted, use_cache=False).logits
     head = cast(Any, network).get_output_embeddings().weight
     fused = _same(logits, _states(network, tokens, counted) @ head.T)
-    network.train(was_training)
     return Abilities(fused_head=fused, isolates=isolates, shares_prompts=shares)
 
 

@@ -63,7 +63,8 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
     reporter.phase("training")
     state = trainer.run(state)
     trainer.keeper.restore_best(state, trainer.weights)
-    setup.attached.settle()
+    with trainer.weights.editable():
+        setup.attached.settle()
     reporter.phase("evaluating", "measuring the tuned model")
     evaluation = evaluation_of(base, _measure(setup, state, trainer.measure))
     reporter.evaluation = evaluation
@@ -71,6 +72,7 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
     record = record_of(setup, state.ended("finished"), evaluation)
     trainer.keeper.wait()
     words = None
+    strategy.collect(trainer.model.network, everything=setup.attached.kind == "model")
     if strategy.place.first:
         words = last_words(record, commit(setup, record, output)).model_dump_json(by_alias=True, exclude_none=True)
         trainer.keeper.clear()

@@ -30,7 +30,7 @@ from finetune_trainer.transfer.evaluate import Layout
 from .keeper import Keeper
 from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
-from .optimizer import FlatAdamW, default_peak
+from .optimizer import default_peak
 from .reporter import Reporter
 
 _EVALUATIONS = 10
@@ -73,18 +73,20 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
 
     low = _low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
-    network, stored = load_network(local.path, dtype=torch.bfloat16 if low and frozen_base else torch.float32)
-    network.to(device)
+    network, stored = load_network(
+        local.path, dtype=torch.bfloat16 if low and frozen_base else torch.float32, strategy=strategy, device=device
+    )
     parameters = sum(p.numel() for p in network.parameters())
     reporter.alive()
-    abilities = probe(network, device)
     attached = method_of(spec.method).attach(network, seed=training.seed, base=_base(local, stored))
     prompt = attached if isinstance(attached, SoftAttached) else None
+    weights = strategy.weights(network, attached.trainable, weight_decay=training.weight_decay)
+    abilities = probe(network, device, strategy=strategy)
     if prompt:  # a prefix takes over the masks
-        abilities = abilities.common(probe(network, device))
+        with prompt.off():
+            abilities = abilities.common(probe(network, device, strategy=strategy))
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
-    model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities)
-    weights = FlatAdamW(attached.trainable, weight_decay=training.weight_decay)
+    model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities, strategy)
 
     train = data.train.after(prompt.ids) if prompt else data.train
     layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates)

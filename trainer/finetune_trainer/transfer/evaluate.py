@@ -17,7 +17,7 @@ import numpy as np
 from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Numbers
 from finetune_trainer.data.order import share
-from finetune_trainer.data.pack import IGNORED, PADDING, MicroBatch, micro_batches
+from finetune_trainer.data.pack import IGNORED, PADDING, MicroBatch, idle, micro_batches
 from finetune_trainer.parallel.base import Strategy
 
 Array = np.ndarray[Any, Any]
@@ -78,8 +78,8 @@ def evaluate(
     on any rank, every rank raises Stopped."""
     mine = share(np.arange(len(corpus)), corpus.lengths, rank=strategy.place.rank, world_size=strategy.place.world_size)
     sums = _Sums(rows=len(mine), bytes=float(corpus.bytes[mine].sum()))
-    for step in _parts(scorer, corpus, mine, layout):
-        if not going_on():
+    for step in strategy.in_step(list(_parts(scorer, corpus, mine, layout)), _loss_part(scorer, idle())):
+        if strategy.agreed(not going_on()):
             sums.stopped = 1.0
             break
         nats, tokens, right = step()
@@ -97,7 +97,7 @@ def evaluate(
 
 
 Part = Callable[[], tuple[float, int, int]]
-"""A piece of work: (nats, trained tokens, rows answered right)."""
+"""A piece of work, one pass through the model: (nats, trained tokens, rows answered right)."""
 
 
 def _parts(scorer: Scorer, corpus: Corpus, mine: Numbers, layout: Layout) -> Iterator[Part]:
@@ -174,22 +174,25 @@ def answer_nats(scorer: Scorer, prompts: list[Array], answers: tuple[Array, ...]
 
 
 def _separate_parts(scorer: Scorer, corpus: Corpus, layout: Layout) -> Iterator[Part]:
-    """Each answer behind a prompt of its own: for models that take no mask. The last part knows who was right."""
+    """Each answer behind a prompt of its own: for models that take no mask. The last pass knows who was right."""
     choices = corpus.choices
     assert choices is not None
     every = corpus.with_every_answer()
     nats = np.zeros(len(every))
 
-    def score(batch: MicroBatch) -> Part:
+    batches = layout.batches(every, np.arange(len(every)))
+
+    def score(index: int, batch: MicroBatch) -> Part:
         def work() -> tuple[float, int, int]:
             each = scorer.token_nats(batch.tokens, batch.positions, batch.targets)
             inside = batch.segments != PADDING
             nats[batch.documents] = np.bincount(
                 batch.segments[inside], weights=each[inside], minlength=len(batch.documents)
             )
-            return 0.0, 0, 0
+            if index < len(batches) - 1:
+                return 0.0, 0, 0
+            return 0.0, 0, int((nats.reshape(len(corpus), -1).argmin(axis=1) == choices.gold).sum())
 
         return work
 
-    yield from (score(batch) for batch in layout.batches(every, np.arange(len(every))))
-    yield lambda: (0.0, 0, int((nats.reshape(len(corpus), -1).argmin(axis=1) == choices.gold).sum()))
+    yield from (score(index, batch) for index, batch in enumerate(batches))

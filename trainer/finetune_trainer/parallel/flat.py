@@ -1,0 +1,143 @@
+"""AdamW over flat buffers, for weights that every rank holds.
+
+All trainable weights of one kind (decayed or not) lie one after another in one tensor, and so do their gradients and
+moments. So there is one kernel for the update, one for the norm, and nothing to copy for an all-reduce; a checkpoint
+sees each weight by name, as a view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import Gang
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Weights that share a flat tensor; `places` says where each of them lies."""
+
+    flat: nn.Parameter
+    gradient: Tensor
+    places: Mapping[str, tuple[int, torch.Size]]
+
+    def views(self, buffer: Tensor) -> Iterator[tuple[str, Tensor]]:
+        for name, (start, shape) in self.places.items():
+            yield name, buffer[start : start + shape.numel()].view(shape)
+
+
+class FlatAdamW:
+    """Owns the memory of the trainable weights: after construction they are views of its buffers, gradients too."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], *, weight_decay: float, gang: Gang | None = None) -> None:
+        """Every rank of `gang` holds all of `weights`; None: one process alone."""
+        self.steps = 0
+        self._gang = gang
+        decayed = {name: p for name, p in weights.items() if p.ndim > 1}  # norms and biases are vectors
+        kinds = [(decayed, weight_decay), ({n: p for n, p in weights.items() if n not in decayed}, 0.0)]
+        filled = [(members, decay) for members, decay in kinds if members]
+        self._groups = [_flatten(members) for members, _ in filled]
+        settings = [
+            {"params": [group.flat], "weight_decay": decay}
+            for group, (_, decay) in zip(self._groups, filled, strict=True)
+        ]
+        self._adamw = torch.optim.AdamW(settings, lr=0.0, fused=True)
+        for group in self._groups:
+            group.flat.grad = group.gradient
+            self._adamw.state[group.flat] = _fresh_state(group.flat)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return [group.gradient for group in self._groups]
+
+    @property
+    def _flat(self) -> list[Tensor]:
+        """Flat, without gradients: assigning into them changes the model."""
+        return [group.flat.data for group in self._groups]
+
+    def backward(self, nats: Tensor, *, last: bool) -> None:  # noqa: ARG002
+        nats.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, rate: float, *, divisor: float, max_norm: float) -> float:
+        if self._gang is not None:
+            self._gang.sum_gradients(self.gradients)
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in self.gradients])
+        norm = float(torch.linalg.vector_norm(norms)) / divisor
+        if not math.isfinite(norm):
+            return norm
+        clipped = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
+        for gradient in self.gradients:
+            gradient.mul_(clipped / divisor)
+        for settings in self._adamw.param_groups:
+            settings["lr"] = rate
+        self._adamw.step()
+        for gradient in self.gradients:
+            gradient.zero_()
+        self.steps += 1
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Views by name: `weights/…`, and once steps were made `moments/….first` and `moments/….second`."""
+        named = {f"weights/{name}": view for group in self._groups for name, view in group.views(group.flat.data)}
+        for group in self._groups if self.steps else ():
+            state = self._adamw.state[group.flat]
+            named |= {f"moments/{name}.first": view for name, view in group.views(state["exp_avg"])}
+            named |= {f"moments/{name}.second": view for name, view in group.views(state["exp_avg_sq"])}
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+        self.steps = steps
+        if tensors is not None:
+            for name, view in self.tensors().items():
+                view.copy_(tensors[name])
+        for state in self._adamw.state.values():
+            state["step"].fill_(float(steps))
+        if self._gang is not None:
+            self._gang.broadcast([*self._flat, *self._moments] if steps else self._flat)
+
+    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+        if tensors is not None:
+            for group in self._groups:
+                for name, view in group.views(group.flat.data):
+                    view.copy_(tensors[f"weights/{name}"])
+        if self._gang is not None:
+            self._gang.broadcast(self._flat)
+
+    def editable(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @property
+    def _moments(self) -> list[Tensor]:
+        return [self._adamw.state[g.flat][key] for g in self._groups for key in ("exp_avg", "exp_avg_sq")]
+
+
+def _flatten(members: Mapping[str, nn.Parameter]) -> _Group:
+    first = next(iter(members.values()))
+    size = sum(parameter.numel() for parameter in members.values())
+    flat = torch.empty(size, dtype=first.dtype, device=first.device)
+    places, start = {}, 0
+    for name, parameter in members.items():
+        places[name] = (start, parameter.shape)
+        start += parameter.numel()
+    group = _Group(nn.Parameter(flat), torch.zeros_like(flat), places)
+    gradients = dict(group.views(group.gradient))
+    for name, view in group.views(flat):
+        view.copy_(members[name].data)
+        members[name].data = view
+        members[name].grad = gradients[name]
+    return group
+
+
+def _fresh_state(flat: Tensor) -> dict[str, Tensor]:
+    # Made here and not at the first step, so that a resumed run writes into the same memory. The fused kernel wants the
+    # step count beside the weights, in fp32.
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+        "exp_avg": torch.zeros_like(flat),
+        "exp_avg_sq": torch.zeros_like(flat),
+    }

@@ -1,0 +1,44 @@
+"""Every rank holds the whole model: passes are its own affair, and ranks meet once a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .base import Gang, Weights
+from .flat import FlatAdamW
+
+T = TypeVar("T")
+
+
+class Whole:
+    """The half of a strategy that says where weights lie; `Single` and `Ddp` add the other."""
+
+    def build(self, kind: Any, path: Path, *, device: torch.device, **options: Any) -> nn.Module:
+        network: nn.Module = kind.from_pretrained(path, **options)
+        return network.to(device)
+
+    def weights(
+        self: Gang,
+        network: nn.Module,  # noqa: ARG002
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+    ) -> Weights:
+        return FlatAdamW(trainable, weight_decay=weight_decay, gang=self)
+
+    def inside(self, network: nn.Module, work: Callable[[], T]) -> T:  # noqa: ARG002
+        return work()
+
+    def in_step(self, work: Sequence[T], idle: T) -> Sequence[T]:  # noqa: ARG002
+        return work
+
+    def agreed(self, wish: bool) -> bool:
+        return wish
+
+    def collect(self, network: nn.Module, *, everything: bool) -> None:
+        pass
