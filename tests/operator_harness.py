@@ -33,6 +33,9 @@ from tests.cluster.rig import Rig
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 
+DISCOVERY = 90.0
+"""Seconds in which the garbage collector learns of a CRD that is new to a cluster (it looks twice a minute)."""
+
 
 class Loop:
     """An event loop in a thread; `call` runs a coroutine there and waits for it."""

@@ -60,7 +60,7 @@ class Verdict:
 def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verdict | None:
     """The culprit of an attempt; None while nothing failed."""
     pods = tuple(gang)
-    told = sorted((t for pod in pods if (t := testimony(pod))), key=lambda t: (t.echo, t.at))
+    told = sorted((t for pod in pods if (t := hear(pod))), key=lambda t: (t.echo, t.at))
     if told:
         first = told[0]
         all_ended = child is None or child.finished or sum(not p.unfinished for p in pods) >= child.nodes
@@ -79,7 +79,7 @@ def lost(child_name: str, *, attempt: int, now: datetime) -> LastFailure:
     return _failure(Reason.PodLost, f"the Job {child_name} was deleted while it ran", attempt=attempt, at=now)
 
 
-def testimony(pod: Pod) -> Testimony | None:
+def hear(pod: Pod) -> Testimony | None:
     """None if the pod did not fail."""
     ended = pod.ended
     if pod.phase != "Failed" and not (ended and ended.exit_code):

@@ -16,7 +16,7 @@ import pytest
 from finetune_api.failures import LastWords, Reason
 from finetune_api.status import Artifact, FailureClass
 from finetune_operator.resources import PODS
-from tests.operator_harness import Hands, Operator, Start, manifest, wait_for
+from tests.operator_harness import DISCOVERY, Hands, Operator, Start, manifest, wait_for
 
 DONE = LastWords(
     time="2026-01-01T00:00:00Z",
@@ -111,7 +111,7 @@ def test_a_crash_after_any_write_changes_nothing(
         finally:
             first = operators.end()
         hands.delete("j")
-        wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="clean")
+        wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="clean", seconds=DISCOVERY)
         return end, first
 
     undisturbed, operator = play(None)

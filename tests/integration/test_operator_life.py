@@ -12,7 +12,7 @@ from finetune_api.failures import CLASSES, LastWords, Reason, class_of
 from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, Evaluation, ResolvedPlan, Scores, Splits
 from finetune_operator.resources import EVENTS, JOBS, PODS, SERVICES
-from tests.operator_harness import Hands, Start, manifest, wait_for
+from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
 
 ARTIFACT = Artifact(uri="s3://corp/out", digest="sha256:0", size_bytes=5, kind="adapter")
 DONE = LastWords(
@@ -176,7 +176,7 @@ def test_deletion_leaves_nothing_behind(start: Start, hands: Hands) -> None:
     hands.create(manifest("a"))
     hands.run("a", 1)
     hands.delete("a")
-    wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="nothing is left")
+    wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="nothing is left", seconds=DISCOVERY)
     assert hands.get("a") is None
 
 
@@ -186,6 +186,7 @@ def test_a_name_used_again_at_once_is_another_job(start: Start, hands: Hands) ->
     hands.run("a", 1)
     hands.delete("a")
     uid = hands.create(manifest("a", nodes=1))["metadata"]["uid"]
+    wait_for(lambda: len(hands.gang("a", 1)) == 1, what="the other job's pod", seconds=DISCOVERY)
     (pod,) = hands.run("a", 1)
     assert pod["metadata"]["labels"][names.LABEL_UID] == uid
 

@@ -1,0 +1,191 @@
+"""Random histories: whatever happens to the pods, however often the operator dies, these hold.
+
+The little cluster below is meaner than a real one: pods fail at any time, deletions take as long as they like, people
+suspend, resume and delete Jobs, and the operator may die after any write of a decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api.failures import Reason
+from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.decide import decide
+from finetune_operator.observe import Observed
+from finetune_operator.resources import JOBS
+from finetune_operator.status import terminal
+from finetune_operator.views import ChildJob, JobView, Pod
+from tests.unit.operator_world import NOW, SPEC, child, ended, job, pod, seen, spec, words
+
+NODES = 2
+LIMIT = 1
+REASONS = (Reason.UnexpectedError, Reason.PeerLost, Reason.Interrupted, Reason.Evicted, Reason.DataEmpty)
+
+
+@dataclass
+class World:
+    view: JobView = field(default_factory=job)
+    children: dict[int, ChildJob] = field(default_factory=dict)
+    pods: dict[tuple[int, int], Pod] = field(default_factory=dict)
+    now: datetime = NOW
+    written: list[FineTuneJobStatus] = field(default_factory=list)
+
+    def observe(self) -> Observed:
+        known = spec(retry={"max_restarts": LIMIT}, suspend=self.view.suspended)
+        return seen(self.view, children=tuple(self.children.values()), pods=tuple(self.pods.values()), spec=known)
+
+    def look(self, survives: int = 100) -> int:
+        """The operator looks once and dies after so many writes. How many it made."""
+        decision = decide(self.observe(), self.now)
+        writes = 0
+        if decision.status != self.view.status:
+            if writes == survives:
+                return writes
+            writes += 1
+            self.view = replace(self.view, status=decision.status)
+            self.written.append(decision.status)
+        for each in decision.delete:
+            if writes == survives:
+                return writes
+            writes += 1
+            self.children[each.attempt] = replace(self.children[each.attempt], deleting=True)
+        if decision.create:
+            assert not any(p.unfinished for p in self.pods.values()), "another gang is seen to run"
+        for create in decision.create:
+            if writes == survives:
+                return writes
+            writes += 1
+            if create.resource is JOBS:
+                number = int(create.body["metadata"]["labels"]["finetune.dev/attempt"])
+                assert number == self.view.status.attempt, "a Job whose number is not in the status"
+                self.children.setdefault(number, child(number, nodes=NODES))
+        return writes
+
+    # what others do; each may come at any time
+
+    def job_controller(self) -> None:
+        for number, each in self.children.items():
+            own = [p for (attempt, _), p in self.pods.items() if attempt == number]
+            if not each.deleting and not each.failing and len(own) < NODES:
+                index = len(own)
+                self.pods[number, index] = pod(index, attempt=number)
+            if any(p.phase == "Failed" for p in own):
+                self.children[number] = replace(each, failing=True, finished=all(not p.unfinished for p in own))
+            if len(own) == NODES and all(p.phase == "Succeeded" for p in own):
+                self.children[number] = replace(each, complete=True, finished=True)
+
+    def garbage_collector(self) -> None:
+        for number, each in list(self.children.items()):
+            own = [key for key in self.pods if key[0] == number]
+            if each.deleting and own:
+                del self.pods[own[0]]
+            elif each.deleting:
+                del self.children[number]
+
+    def kubelet(self, reason: Reason | None) -> None:
+        """The first pod that can moves on, or fails."""
+        for key, each in self.pods.items():
+            if each.unfinished and (reason or each.phase == "Pending"):
+                last = words(reason) if reason else None
+                end = ended(last.exit_code, words=last) if last else None
+                self.pods[key] = replace(each, phase="Failed" if reason else "Running", ended=end)
+                return
+
+    def succeed(self) -> None:
+        for key, each in self.pods.items():
+            if each.phase == "Running":
+                self.pods[key] = replace(each, phase="Succeeded")
+
+    def suspend(self, value: bool) -> None:
+        self.view = replace(self.view, raw_spec=SPEC | {"suspend": value})
+
+    def somebody_deletes_the_job(self) -> None:
+        for number, each in self.children.items():
+            self.children[number] = replace(each, deleting=True)
+
+    # and what usually comes in a row
+
+    def goes_up(self) -> None:
+        for step in (self.look, self.job_controller, self.job_controller):
+            step()
+        for _ in range(NODES):
+            self.kubelet(None)
+        self.look()
+
+    def breaks_down(self, reason: Reason) -> None:
+        self.kubelet(reason)
+        self.time(10)
+        self.look()
+
+    def is_cleared(self) -> None:
+        for _ in range(NODES + 1):
+            self.garbage_collector()
+        self.time(100)
+        self.look()
+
+    def time(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+STEPS = st.one_of(
+    st.just(("look",)),
+    st.tuples(st.just("look"), st.integers(0, 4)),
+    st.just(("job_controller",)),
+    st.just(("garbage_collector",)),
+    st.just(("kubelet", None)),
+    st.tuples(st.just("kubelet"), st.sampled_from(REASONS)),
+    st.just(("succeed",)),
+    st.just(("goes_up",)),
+    st.just(("goes_up",)),
+    st.tuples(st.just("breaks_down"), st.sampled_from(REASONS)),
+    st.just(("is_cleared",)),
+    st.just(("is_cleared",)),
+    st.tuples(st.just("suspend"), st.booleans()),
+    st.just(("somebody_deletes_the_job",)),
+    st.tuples(st.just("time"), st.sampled_from([1, 10, 100])),
+)
+
+
+def settle(world: World) -> None:
+    """The operator looks, and the cluster does what was asked of it, until nothing changes."""
+    for _ in range(40):
+        world.time(100)
+        writes = world.look()
+        world.job_controller()
+        world.garbage_collector()
+        if not writes and not any(c.deleting for c in world.children.values()):
+            return
+
+
+@settings(max_examples=400)
+@given(st.lists(STEPS, max_size=60))
+def test_whatever_happens(history: list[tuple[str, object]]) -> None:
+    world = World()
+    for name, *args in history:
+        getattr(world, name)(*args)
+
+        alive = {attempt for (attempt, _), p in world.pods.items() if p.unfinished}
+        assert len(alive) <= 1, f"two attempts run at once: {alive}"
+
+    settle(world)
+    said = [status for status in world.written if status.attempt]
+    numbers = [status.attempt or 0 for status in said]
+    assert numbers == sorted(numbers), "attempts only go up"
+    assert all(s.restarts is not None and s.restarts.counted <= LIMIT for s in said), "the budget holds"
+    assert all(s.attempt == 1 + s.restarts.counted + s.restarts.free for s in said if s.restarts), (
+        "each is accounted for"
+    )
+    ends = [index for index, status in enumerate(world.written) if terminal(status)]
+    assert ends in ([], [len(world.written) - 1]), "nothing is written after the end"
+
+    writes = sum(world.look() for _ in range(3))
+    assert writes == 0, "at rest, nothing is written"
+    present = world.view.status
+    if present.phase in (Phase.Pending, Phase.Running, Phase.Starting, Phase.Restarting):
+        assert present.attempt in world.children, "a job that goes on has its Job"
+    if present.phase is Phase.Suspended:
+        assert not world.children, "a suspended job has none"
