@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from finetune_api.names import FIELD_MANAGER
 
@@ -155,7 +156,8 @@ class HttpClient:
     async def _request(
         self, method: str, path: str, *, body: Raw | None = None, query: dict[str, str] | None = None, content: str = ""
     ) -> Raw:
-        url = f"{self._server}{path}" + (f"?{urlencode({k: v for k, v in query.items() if v})}" if query else "")
+        text = f"{self._server}{path}" + (f"?{urlencode({k: v for k, v in query.items() if v})}" if query else "")
+        url = URL(text, encoded=True)
         data = None if body is None else orjson.dumps(body)
         headers = {"Content-Type": content or "application/json"} if data is not None else {}
         for remaining in reversed(range(TRIES)):
@@ -170,7 +172,7 @@ class HttpClient:
                 await asyncio.sleep(max(pause, error.retry_after))
         raise AssertionError("the last try returns or raises")
 
-    async def _once(self, method: str, url: str, data: bytes | None, headers: dict[str, str]) -> Raw:
+    async def _once(self, method: str, url: URL, data: bytes | None, headers: dict[str, str]) -> Raw:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         try:
             async with self._session.request(method, url, data=data, headers=headers, timeout=timeout) as response:
@@ -180,7 +182,7 @@ class HttpClient:
                     return answer
                 raise _error(response.status, text, response.headers.get("Retry-After", ""))
         except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError) as error:
-            raise Unavailable(f"{method} {url.partition('?')[0]}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{method} {url.path}: {error or type(error).__name__}") from error
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {

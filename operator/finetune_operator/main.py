@@ -99,6 +99,6 @@ def main() -> None:
     )
     for chatty in ("kopf", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         sys.exit(runner.run(serve(args)))

@@ -1,0 +1,152 @@
+"""The cache: newest wins, what is gone stays gone; views of what the API server sends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api import names
+from finetune_api.failures import Reason
+from finetune_api.plan import ProgressReport
+from finetune_operator.cache import Cache, Report
+from finetune_operator.observe import observe
+from finetune_operator.resources import FINETUNEJOBS, PODS
+from finetune_operator.views import view_child_job, view_pod
+from tests.unit.operator_world import DEFAULTS, SPEC, raw_job, raw_pod, words
+
+KEY = ("ml", "a")
+
+
+def test_an_event_names_the_job_it_belongs_to() -> None:
+    cache = Cache()
+    assert cache.feed(FINETUNEJOBS, "ADDED", raw_job()) == KEY
+    assert cache.feed(PODS, None, raw_pod()) == KEY
+
+
+def test_older_and_equal_versions_are_no_news() -> None:
+    cache = Cache()
+    cache.feed(PODS, "ADDED", raw_pod(5))
+    assert cache.feed(PODS, "MODIFIED", raw_pod(4)) is None
+    assert cache.feed(PODS, "MODIFIED", raw_pod(5)) is None
+    assert cache.feed(PODS, "MODIFIED", raw_pod(6)) == KEY
+
+
+def test_what_was_deleted_does_not_come_back_by_a_late_event() -> None:
+    cache = Cache()
+    cache.feed(PODS, "ADDED", raw_pod(1))
+    assert cache.feed(PODS, "DELETED", raw_pod(2)) == KEY
+    assert cache.feed(PODS, "MODIFIED", raw_pod(3)) is None
+    assert not cache.pods.of(KEY)
+
+
+def test_a_deletion_of_an_earlier_object_does_not_touch_its_namesake() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, "ADDED", raw_job(9, uid="new"))
+    assert cache.feed(FINETUNEJOBS, "DELETED", raw_job(8, uid="old")) is None
+    assert len(cache.jobs) == 1
+
+
+def test_a_list_drops_what_went_away_unseen_and_keeps_what_came_after_it() -> None:
+    cache = Cache()
+    for uid, version in (("gone", 3), ("kept", 4), ("newer", 9)):
+        raw = raw_pod(version, uid=uid)
+        raw["metadata"]["name"] = uid
+        cache.feed(PODS, "ADDED", raw)
+    kept = raw_pod(4, uid="kept")
+    kept["metadata"]["name"] = "kept"
+    assert cache.pods.replace([kept], namespace="ml", version=7) == {KEY}
+    assert sorted(pod.uid for pod in cache.pods) == ["kept", "newer"]
+
+
+def test_a_list_of_one_namespace_says_nothing_about_another() -> None:
+    cache = Cache()
+    cache.feed(PODS, "ADDED", raw_pod(1))
+    assert cache.pods.replace([], namespace="other", version=7) == set()
+    assert len(cache.pods) == 1
+
+
+def test_children_of_an_earlier_job_of_the_name_are_not_observed() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(uid="second"))
+    cache.feed(PODS, None, raw_pod())
+    seen = observe(cache, KEY, DEFAULTS)
+    assert seen is not None
+    assert seen.pods == ()
+
+
+def test_a_report_counts_for_the_attempt_that_made_it() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(status={"attempt": 2}))
+    for attempt, counts in ((1, False), (2, True)):
+        cache.reports[KEY] = Report("u", ProgressReport(attempt=attempt, phase="training"))
+        seen = observe(cache, KEY, DEFAULTS)
+        assert seen is not None
+        assert (seen.report is not None) is counts
+
+
+PROBLEMS: list[tuple[str, dict[str, Any], str]] = [
+    ("no model", {"data": SPEC["data"], "output": SPEC["output"]}, "spec.model: is required"),
+    ("wrong type", SPEC | {"nodes": "two"}, "spec.nodes"),
+    ("half a GPU", SPEC | {"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "processesPerNode"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS])
+def test_a_spec_that_slipped_through_is_told_and_not_raised(given: dict[str, Any], told: str) -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job() | {"spec": given})
+    seen = observe(cache, KEY, DEFAULTS)
+    assert seen is not None
+    assert seen.spec is None
+    assert told in seen.problem
+
+
+def test_fields_of_a_newer_version_are_ignored() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job() | {"spec": SPEC | {"teleport": True}})
+    seen = observe(cache, KEY, DEFAULTS)
+    assert seen is not None
+    assert seen.spec is not None
+
+
+def test_the_view_of_a_pod_that_ended() -> None:
+    last = words(Reason.LossNonFinite, rank=3)
+    ended = {"exitCode": 81, "reason": "Error", "finishedAt": "2026-01-02T03:04:05Z", "message": last.encode()}
+    status = {
+        "phase": "Failed",
+        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}],
+        "containerStatuses": [{"name": "sidecar"}, {"name": names.CONTAINER, "state": {"terminated": ended}}],
+    }
+    view = view_pod(raw_pod(status=status))
+    assert (view.node, view.phase, view.disruption) == ("n1", "Failed", "EvictionByEvictionAPI")
+    assert view.ended is not None
+    assert view.ended.words == last
+
+
+@pytest.mark.parametrize("text", ["Traceback: no", '{"class": "Nonsense"}', '{"half": '])
+def test_a_message_that_is_not_ours_is_kept_as_text(text: str) -> None:
+    ended = {"exitCode": 1, "message": text}
+    containers = [{"name": names.CONTAINER, "state": {"terminated": ended}}]
+    view = view_pod(raw_pod(status={"phase": "Failed", "containerStatuses": containers}))
+    assert view.ended is not None
+    assert (view.ended.words, view.ended.text) == (None, text)
+
+
+JOB_STATES = [
+    ({}, (False, False, False)),
+    ({"FailureTarget": "True"}, (False, True, False)),
+    ({"FailureTarget": "True", "Failed": "True"}, (False, True, True)),
+    ({"SuccessCriteriaMet": "True", "Complete": "True"}, (True, False, True)),
+    ({"Complete": "False"}, (False, False, False)),
+]
+
+
+@pytest.mark.parametrize(("conditions", "then"), JOB_STATES)
+def test_the_view_of_a_child_job(conditions: dict[str, str], then: tuple[bool, bool, bool]) -> None:
+    status = {"conditions": [{"type": kind, "status": value} for kind, value in conditions.items()]}
+    labels = {names.LABEL_JOB: "a", names.LABEL_UID: "u", names.LABEL_ATTEMPT: "2"}
+    meta = {"namespace": "ml", "name": "a-2", "uid": "c", "resourceVersion": "1", "labels": labels}
+    view = view_child_job({"metadata": meta, "spec": {"completions": 3}, "status": status})
+    assert (view.complete, view.failing, view.finished) == then
+    assert (view.attempt, view.nodes, view.owner) == (2, 3, KEY)

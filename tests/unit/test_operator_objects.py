@@ -1,0 +1,192 @@
+"""The Job and the Service of an attempt, as the API server will get them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api import names
+from finetune_api.plan import RunPlan
+from finetune_operator.objects import attempt_job, claims, service
+from tests.unit.operator_world import DEFAULTS, job, spec
+
+
+def built(attempt: int = 1, **fields: Any) -> dict[str, Any]:
+    return attempt_job(job(), spec(**fields), attempt=attempt, defaults=DEFAULTS)
+
+
+def pod_of(made: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = made["spec"]["template"]["spec"]
+    return pod
+
+
+def unrestricted(pod: dict[str, Any]) -> list[str]:
+    """What the `restricted` Pod Security Standard would refuse."""
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    wrong = [key for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if pod.get(key)]
+    wrong += [f"volume {v['name']}" for v in pod["volumes"] if not set(v) - {"name"} <= allowed]
+    shared = pod["securityContext"]
+    if not shared.get("runAsNonRoot") or shared.get("runAsUser") == 0:
+        wrong.append("root")
+    if shared.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        wrong.append("seccomp")
+    for container in pod["containers"]:
+        own = container["securityContext"]
+        if own.get("privileged") or own.get("allowPrivilegeEscalation") is not False:
+            wrong.append("privilege")
+        if own.get("capabilities") != {"drop": ["ALL"]}:
+            wrong.append("capabilities")
+        wrong += ["hostPort" for port in container["ports"] if port.get("hostPort")]
+    return wrong
+
+
+def test_nothing_inside_an_attempt_restarts_anything() -> None:
+    made = built()["spec"]
+    assert (made["backoffLimit"], made["podReplacementPolicy"], made["completionMode"]) == (0, "Failed", "Indexed")
+    assert (made["completions"], made["parallelism"]) == (2, 2)
+    assert made["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_plan_travels_with_the_pod_and_without_the_pods_own_settings() -> None:
+    made = built(attempt=3, pod={"env": [{"name": "TOKEN", "value": "canary"}]})
+    text = made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN]
+    plan = RunPlan.model_validate_json(text)
+    assert (plan.attempt, plan.nodes, plan.master_address) == (3, 2, "a-3-0.a")
+    assert "canary" not in text
+    assert pod_of(made)["terminationGracePeriodSeconds"] == plan.grace_seconds
+    (volume,) = [v for v in pod_of(made)["volumes"] if v["name"] == "finetune-plan"]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["path"] == names.PLAN_FILE
+    assert names.ANNOTATION_PLAN in item["fieldRef"]["fieldPath"]
+
+
+def test_the_pod_has_no_token_and_no_service_links() -> None:
+    pod = pod_of(built(pod={"service_account_name": "reader"}))
+    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
+    assert pod["serviceAccountName"] == "reader"
+
+
+def test_what_the_trainer_writes_to_is_writable_and_nothing_else_is() -> None:
+    (container,) = pod_of(built())["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert writable == {"/tmp", names.RUN_DIR, names.CACHE_DIR, "/dev/shm"}
+
+
+def test_a_users_volume_takes_the_place_of_ours() -> None:
+    volume = {"name": "big", "mount_path": names.CACHE_DIR, "persistent_volume_claim": {"claim_name": "disk"}}
+    pod = pod_of(built(pod={"volumes": [volume]}))
+    mounts = [m["name"] for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == names.CACHE_DIR]
+    assert mounts == ["big"]
+    assert "finetune-cache" not in {v["name"] for v in pod["volumes"]}
+
+
+def test_secrets_enter_the_environment_under_their_sections_prefix() -> None:
+    made = built(
+        model={"uri": "hf://org/model", "credentials": {"secret_name": "hub"}},
+        output={"uri": "s3://corp/out", "credentials": {"secret_name": "bucket"}},
+    )
+    assert pod_of(made)["containers"][0]["envFrom"] == [
+        {"prefix": names.PREFIX_MODEL, "secretRef": {"name": "hub"}},
+        {"prefix": names.PREFIX_OUTPUT, "secretRef": {"name": "bucket"}},
+    ]
+
+
+def test_a_users_variable_replaces_ours() -> None:
+    env = [{"name": "HOME", "value": "/home"}, {"name": "KEY", "secret_key_ref": {"name": "s", "key": "k"}}]
+    made = pod_of(built(pod={"env": env}))["containers"][0]["env"]
+    assert [e for e in made if e["name"] in ("HOME", "KEY")] == [
+        {"name": "HOME", "value": "/home"},
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+    ]
+
+
+CLAIMS = [
+    ("none", {}, {}),
+    ("read the data", {"data": {"train": [{"uri": "pvc://d/a.jsonl"}, {"uri": "pvc://d/b.jsonl"}]}}, {"d": False}),
+    ("write the output", {"output": {"uri": "pvc://disk/out"}}, {"disk": True}),
+    ("both on one", {"model": {"uri": "pvc://disk/model"}, "output": {"uri": "pvc://disk/out"}}, {"disk": True}),
+    ("validation by fraction names no file",
+     {"data": {"train": [{"uri": "pvc://d/a"}], "validation": {"fraction": 0.1}, "test": {"uri": "pvc://t/x"}}},
+     {"d": False, "t": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "then"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
+def test_claims_of_pvc_uris(fields: dict[str, Any], then: dict[str, bool]) -> None:
+    assert claims(spec(**fields)) == then
+    mounts = {m["mountPath"]: m for m in pod_of(built(**fields))["containers"][0]["volumeMounts"]}
+    for claim, writable in then.items():
+        assert mounts[f"{names.PVC_ROOT}/{claim}"].get("readOnly", False) is not writable
+
+
+def test_the_image_is_the_jobs_or_the_operators() -> None:
+    assert pod_of(built())["containers"][0]["image"] == DEFAULTS.image
+    assert pod_of(built(image="mine:1"))["containers"][0]["image"] == "mine:1"
+
+
+def test_children_belong_to_the_job_and_say_so() -> None:
+    for made in (built(), service(job())):
+        (owner,) = made["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["kind"], owner["controller"]) == ("u", names.KIND, True)
+        assert made["metadata"]["labels"][names.LABEL_UID] == "u"
+
+
+def test_a_users_label_does_not_hide_ours() -> None:
+    labels = built(pod={"labels": {"team": "x", names.LABEL_UID: "forged"}})["spec"]["template"]["metadata"]["labels"]
+    assert (labels["team"], labels[names.LABEL_UID]) == ("x", "u")
+
+
+def test_the_service_finds_pods_that_are_not_ready() -> None:
+    made = service(job())["spec"]
+    assert (made["clusterIP"], made["publishNotReadyAddresses"]) == ("None", True)
+    labels = built()["spec"]["template"]["metadata"]["labels"]
+    assert made["selector"].items() <= labels.items()
+
+
+names_ = st.from_regex(r"[a-z]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+volumes = st.lists(
+    st.fixed_dictionaries(
+        {"name": names_, "mount_path": names_.map(lambda n: f"/{n}"), "read_only": st.booleans()},
+    ).flatmap(
+        lambda base: st.sampled_from(
+            [{"empty_dir": {"medium": "Memory"}}, {"secret": {"name": "s"}}, {"config_map": {"name": "c"}},
+             {"persistent_volume_claim": {"claim_name": "p"}}]
+        ).map(lambda source: base | source)
+    ),
+    max_size=4,
+    unique_by=lambda v: v["name"],
+)  # fmt: skip
+pods = st.fixed_dictionaries(
+    {},
+    optional={
+        "volumes": volumes,
+        "run_as_user": st.integers(1, 2**31 - 1),
+        "shm_size": st.sampled_from(["1Gi", 1024]),
+        "tolerations": st.just([{"operator": "Exists"}]),
+        "affinity": st.just({"podAntiAffinity": {}}),
+        "runtime_class_name": names_,
+        "scheduler_name": names_,
+        "labels": st.dictionaries(names_, names_, max_size=3),
+    },
+)
+
+
+@given(pod=pods, nodes=st.integers(1, 1024), output=st.sampled_from(["s3://corp/o", "pvc://c/o", "file:///o"]))
+def test_every_pod_is_restricted(pod: dict[str, Any], nodes: int, output: str) -> None:
+    made = built(pod=pod, nodes=nodes, output={"uri": output})
+    assert unrestricted(pod_of(made)) == []
+    mounted = [m["name"] for m in pod_of(made)["containers"][0]["volumeMounts"]]
+    assert sorted(mounted) == sorted(v["name"] for v in pod_of(made)["volumes"])
