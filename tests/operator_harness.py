@@ -131,6 +131,10 @@ class Operator:
         return Counter(self.client.made if self.client else ())
 
     @property
+    def stopped(self) -> bool:
+        return bool(self._run.done())
+
+    @property
     def dead(self) -> bool:
         return self.client is not None and self.client.dead
 

@@ -176,7 +176,9 @@ def test_deletion_leaves_nothing_behind(start: Start, hands: Hands) -> None:
     hands.create(manifest("a"))
     hands.run("a", 1)
     hands.delete("a")
-    wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="nothing is left", seconds=DISCOVERY)
+    wait_for(
+        lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="nothing is left", seconds=DISCOVERY
+    )
     assert hands.get("a") is None
 
 
