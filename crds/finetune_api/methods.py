@@ -64,22 +64,38 @@ class Prefix(ApiModel):
     virtual_tokens: VirtualTokens = Field(20, description="Learned keys and values in every layer.")
 
 
+class Probe(ApiModel):
+    kind: Literal["ridge", "logistic"] = Field(
+        "ridge", description="ridge: least squares in closed form. logistic: the likeliest probabilities."
+    )
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1024)], ...], Field(min_length=1, max_length=32)] | None = (
+        Field(
+            None,
+            description="Layers to choose from, by cross-validation; 0 are the embeddings. Default: six of them.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        )
+    )
+
+
 class Method(ApiModel):
-    type: Literal["full", "lora", "prompt", "ptuning", "prefix"] = Field(
+    type: Literal["full", "lora", "prompt", "ptuning", "prefix", "probe"] = Field(
         DEFAULT,
         description="full: all weights. lora: low-rank adapters on a frozen base. prompt: learned tokens in front of "
-        "every row. ptuning: the same, made by a small network. prefix: learned keys and values in every layer.",
+        "every row. ptuning: the same, made by a small network. prefix: learned keys and values in every layer. "
+        "probe: a linear classifier on the frozen model, for format classification.",
     )
     lora: Lora | None = Field(None, description="For type lora.")
     prompt: Prompt | None = Field(None, description="For type prompt.")
     ptuning: PTuning | None = Field(None, description="For type ptuning.")
     prefix: Prefix | None = Field(None, description="For type prefix.")
+    probe: Probe | None = Field(None, description="For type probe.")
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         only_for("lora"),
         only_for("prompt"),
         only_for("ptuning"),
         only_for("prefix"),
+        only_for("probe"),
     )
 
     @property

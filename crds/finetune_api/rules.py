@@ -46,6 +46,11 @@ def _processes_hold(new: dict[str, Any]) -> bool:
     return value == "auto" if isinstance(value, str) else 1 <= value <= 64
 
 
+def _probe_has_labels(new: dict[str, Any]) -> bool:
+    is_probe = (new.get("method") or {}).get("type") == "probe"
+    return not is_probe or (new.get("data") or {}).get("format", "auto") in ("auto", "classification")
+
+
 MODEL_RULES = (
     Rule(
         cel="!has(self.revision) || self.uri.startsWith('hf://')",
@@ -60,6 +65,12 @@ SPEC_RULES = (
         "self.processesPerNode >= 1 && self.processesPerNode <= 64 : self.processesPerNode == 'auto')",
         message="processesPerNode must be auto or a number from 1 to 64",
         holds=lambda new, _: _processes_hold(new),
+    ),
+    Rule(
+        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data.format) || "
+        "self.data.format in ['auto', 'classification']",
+        message="method.type probe is only for data.format classification: it tells labels apart",
+        holds=lambda new, _: _probe_has_labels(new),
     ),
     *(_unchanged(field) for field in IMMUTABLE),
     *(_unchanged_unless_suspended(field) for field in MUTABLE_WHILE_SUSPENDED),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from finetune_api.methods import Lora as LoraSettings
 from finetune_api.methods import Method as Settings
 from finetune_api.methods import Prefix as PrefixSettings
+from finetune_api.methods import Probe as ProbeSettings
 from finetune_api.methods import Prompt as PromptSettings
 from finetune_api.methods import PTuning as PTuningSettings
 
@@ -14,6 +15,7 @@ from .base import Method
 from .full import Full
 from .lora import Lora
 from .prefix import Prefix
+from .probe import Probe
 from .prompt import Prompt
 from .ptuning import PTuning
 
@@ -23,6 +25,7 @@ METHODS: dict[str, Callable[[Settings], Method]] = {
     "prompt": lambda settings: Prompt(settings.prompt or PromptSettings()),
     "ptuning": lambda settings: PTuning(settings.ptuning or PTuningSettings()),
     "prefix": lambda settings: Prefix(settings.prefix or PrefixSettings()),
+    "probe": lambda settings: Probe(settings.probe or ProbeSettings()),
 }
 
 

@@ -46,7 +46,7 @@ class FlatAdamW:
             {"params": [group.flat], "weight_decay": decay}
             for group, (_, decay) in zip(self._groups, filled, strict=True)
         ]
-        self._adamw = torch.optim.AdamW(settings, lr=0.0, fused=True)
+        self._adamw = torch.optim.AdamW(settings or [{"params": []}], lr=0.0, fused=True)
         for group in self._groups:
             group.flat.grad = group.gradient
             self._adamw.state[group.flat] = _fresh_state(group.flat)

@@ -67,6 +67,8 @@ def estimate(
         per_token += sum(4 * d_in for _, d_in in shape.adapted(_targets(method)))
     if method.type == "prefix":  # each layer joins the prefix and a row's keys and values into new tensors
         per_token += 2 * shape.layers * 2 * k * width
+    if method.type == "probe":  # forward alone: what one block holds at once, and the states that are kept
+        per_token = (16 * h + 4 * (h + 2 * k) + 8 * f) * width // 2 + 4 * 6 * h
     head_gradient = 4 * h * shape.vocabulary if full else 0
     return Estimate(
         weights=weights,
@@ -85,6 +87,8 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
         return (method.prompt or Prompt()).virtual_tokens * shape.hidden
     if method.type == "prefix":
         return (method.prefix or Prefix()).virtual_tokens * 2 * shape.layers * shape.key_value
+    if method.type == "probe":
+        return 0
     if method.type == "ptuning":
         settings = method.ptuning or PTuning()
         h, inner = shape.hidden, settings.hidden or shape.hidden

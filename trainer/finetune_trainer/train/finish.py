@@ -77,6 +77,8 @@ def record_of(setup: Setup, state: State, evaluation: Evaluation) -> RunRecord:
 
 def _notes(setup: Setup) -> Iterator[str]:
     """Of every data set that has something a reader should know."""
+    if setup.spec.method.type == "probe":
+        yield "losses are nats for each row, of the right label among all labels; the base model's by their likelihoods"
     for name, split in setup.data.statistics.splits.items():
         if split.overlong or split.untrained or split.duplicates:
             yield f"{name}: {split.line()}"

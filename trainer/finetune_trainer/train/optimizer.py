@@ -32,6 +32,8 @@ def learning_rate(
 def default_peak(*, method: str, hidden_size: int) -> float:
     """For AdamW: 5e-5 * (2000/width)^0.781 for all weights and ten times as much for LoRA (an empirical fit over Llama
     models, public in tinker-cookbook); the other methods by `_OVER_FULL` and `_PROMPTS`."""
+    if method == "probe":
+        return 0.0  # no step is made
     if method in _PROMPTS:
         return _PROMPTS[method]
     peak: float = 5e-5 * (2000 / hidden_size) ** 0.781

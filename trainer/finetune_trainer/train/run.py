@@ -9,12 +9,14 @@ run whose artifact is committed says so and ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, LastWords, Reason
 from finetune_api.plan import RunPlan
-from finetune_api.status import Scores
+from finetune_api.status import Evaluation, Scores
 from finetune_trainer.data.corpus import Corpus
+from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.parallel.base import Place, Strategy
 from finetune_trainer.parallel.join import join
 from finetune_trainer.report.record import RECORD_FILE, AttemptRecord, decode
@@ -24,6 +26,7 @@ from finetune_trainer.store.folder import Folder, NotFound, open_folder
 from finetune_trainer.transfer.evaluate import Stopped
 
 from .finish import commit, evaluation_of, last_words, record_of
+from .probing import Probing, probed
 from .setup import Setup, choose_device, prepare
 from .state import State
 
@@ -40,7 +43,7 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     done = _committed(plan, output, strategy)
     if done is None:
         setup = prepare(plan, strategy=strategy, device=device, output=output, run_dir=run_dir)
-        done = _work(setup, output, strategy)
+        done = _work(setup, output)
         setup.trainer.reporter.phase("done")
     if place.first:
         run_dir.write_result(done)
@@ -48,7 +51,9 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     strategy.close()
 
 
-def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
+def _work(setup: Setup, output: Folder) -> LastWords:
+    if isinstance(setup.attached, ProbeAttached):
+        return _probe(setup, setup.attached, output)
     trainer, reporter = setup.trainer, setup.trainer.reporter
     state = trainer.keeper.resume(trainer.weights)
     state = state.begun(_attempt(setup, state))
@@ -66,7 +71,26 @@ def _work(setup: Setup, output: Folder, strategy: Strategy) -> LastWords:
     with trainer.weights.editable():
         setup.attached.settle()
     reporter.phase("evaluating", "measuring the tuned model")
-    evaluation = evaluation_of(base, _measure(setup, state, trainer.measure))
+    return _finish(setup, state, evaluation_of(base, _measure(setup, state, trainer.measure)), output)
+
+
+def _probe(setup: Setup, attached: ProbeAttached, output: Folder) -> LastWords:
+    """No steps, and no checkpoints: a fit."""
+    trainer, state = setup.trainer, State()
+    state = state.begun(_attempt(setup, state))
+    probing = Probing(trainer, attached, setup.data.labels)
+    base, tuned, seconds = probed(probing, dict(_held_out(setup)), trainer.measure_base)
+    assert attached.classifier is not None
+    parameters = attached.classifier.weight.size + attached.classifier.bias.size
+    setup = replace(setup, resolved=setup.resolved.model_copy(update={"trainable_parameters": parameters}))
+    trainer.reporter.resolved = setup.resolved
+    state = state.update(base=base, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
+    return _finish(setup, state, evaluation_of(base, tuned), output)
+
+
+def _finish(setup: Setup, state: State, evaluation: Evaluation, output: Folder) -> LastWords:
+    """Describe and commit what is there now."""
+    trainer, reporter, strategy = setup.trainer, setup.trainer.reporter, setup.trainer.strategy
     reporter.evaluation = evaluation
     reporter.phase("saving", f"committing the artifact to {output.uri}")
     record = record_of(setup, state.ended("finished"), evaluation)

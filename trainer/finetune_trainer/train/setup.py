@@ -164,6 +164,8 @@ def _layout(
 def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int) -> Course:
     training = spec.training
     total = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
+    if spec.method.type == "probe":
+        total = 0
     stopping = training.early_stopping
     return Course(
         total_steps=total,
@@ -197,6 +199,8 @@ def _base(local: LocalModel, stored: torch.dtype) -> Base:
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
+    if not attached.trainable:
+        return f"{resolved.method}: all {resolved.parameters:,} parameters stay as they are"
     return (
         f"{resolved.method}: {resolved.trainable_parameters:,} of {resolved.parameters:,} parameters train, "
         f"from layer {attached.lowest_layer}; {resolved.total_steps} steps of {resolved.batch_size} rows "

@@ -96,6 +96,9 @@ def evaluate(
     )
 
 
+_ROWS_AT_ONCE = 64
+"""Between two signs of life."""
+
 Part = Callable[[], tuple[float, int, int]]
 """A piece of work, one pass through the model: (nats, trained tokens, rows answered right)."""
 
@@ -171,6 +174,27 @@ def answer_nats(scorer: Scorer, prompts: list[Array], answers: tuple[Array, ...]
         here = slice(len(prompt) - 1, len(prompt) - 1 + len(owner))
         out[line] = np.bincount(owner, weights=nats[line, here], minlength=len(answers))
     return out
+
+
+def choice_nats(scorer: Scorer, corpus: Corpus, layout: Layout) -> Iterator[tuple[Numbers, Array]]:
+    """(rows, their nats (rows, labels) of each label's answer) piece by piece, of a corpus of classifications."""
+    choices = corpus.choices
+    assert choices is not None
+    if scorer.shares_prompts:
+        for rows in _tree_groups(choices, np.arange(len(corpus)), layout):
+            prompts = [corpus.row(int(i)).tokens[: choices.prompts[i]] for i in rows]
+            yield rows, answer_nats(scorer, prompts, choices.answers)
+        return
+    for start in range(0, len(corpus), _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(corpus)))
+        every = corpus.take(rows).with_every_answer()
+        nats = np.zeros(len(every))
+        for batch in layout.batches(every, np.arange(len(every))):
+            each, inside = scorer.token_nats(batch.tokens, batch.positions, batch.targets), batch.segments != PADDING
+            nats[batch.documents] = np.bincount(
+                batch.segments[inside], weights=each[inside], minlength=len(batch.documents)
+            )
+        yield rows, nats.reshape(len(rows), -1)
 
 
 def _separate_parts(scorer: Scorer, corpus: Corpus, layout: Layout) -> Iterator[Part]:
