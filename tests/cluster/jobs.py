@@ -82,7 +82,9 @@ class Place:
 
     def story(self, name: str) -> str:
         status = yaml.safe_dump(self.status(name))
-        events = self.rig.kubectl("get", "events", "-n", self.namespace, "--sort-by=.lastTimestamp", check=False)[-3000:]
+        events = self.rig.kubectl("get", "events", "-n", self.namespace, "--sort-by=.lastTimestamp", check=False)[
+            -3000:
+        ]
         logs = "\n".join(
             self.rig.kubectl("logs", pod["metadata"]["name"], "-n", self.namespace, "--tail=40", check=False)
             for pod in self.pods(name)
