@@ -98,6 +98,7 @@ class Knobs:
     rate: float = 5e-3
     seed: int = 1
     kind: str = "Llama"
+    hidden: int = 32
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, co
     """A trainer over random documents with real checkpoints in `folder`."""
     strategy = strategy or Single()
     folder.mkdir(parents=True, exist_ok=True)
-    net = network(knobs.kind)
+    net = network(knobs.kind) if knobs.hidden == 32 else network(hidden_size=knobs.hidden, intermediate_size=128)
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
     prompt = attached if isinstance(attached, SoftAttached) else None
     train = corpus or documents(LENGTHS)

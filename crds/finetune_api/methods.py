@@ -6,13 +6,14 @@ settings belong to their type.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from .base import ApiModel, Rule
 
 DEFAULT: Final = "lora"
+WITH_SETTINGS = ("partial", "lora", "dora", "qlora", "adapter", "prompt", "ptuning", "prefix", "probe")
 
 
 def only_for(method: str) -> Rule:
@@ -64,6 +65,36 @@ class Prefix(ApiModel):
     virtual_tokens: VirtualTokens = Field(20, description="Learned keys and values in every layer.")
 
 
+def _is_count_or_auto(new: dict[str, Any]) -> bool:
+    value = new.get("layers", "auto")
+    return value == "auto" if isinstance(value, str) else 1 <= value <= 1024
+
+
+class Partial(ApiModel):
+    layers: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
+        "auto",
+        description="How many of the last decoder layers train. auto: the fewest that hold four fifths of the squared "
+        "relative gradient, measured before the first step; status.plan shows it.",
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.layers) || (type(self.layers) == int ? self.layers >= 1 && self.layers <= 1024 : "
+            "self.layers == 'auto')",
+            message="method.partial.layers must be auto or a number from 1 to 1024",
+            holds=lambda new, _: _is_count_or_auto(new),
+        ),
+    )
+
+
+class Adapter(ApiModel):
+    bottleneck: int = Field(64, ge=1, le=65536, description="Width between the two projections of an adapter.")
+    placement: Literal["houlsby", "pfeiffer"] = Field(
+        "houlsby", description="houlsby: after attention and after feed-forward. pfeiffer: after feed-forward alone."
+    )
+    activation: Literal["relu", "gelu", "silu"] = Field("gelu", description="Between the two projections.")
+
+
 class Probe(ApiModel):
     kind: Literal["ridge", "logistic"] = Field(
         "ridge", description="ridge: least squares in closed form. logistic: the likeliest probabilities."
@@ -78,27 +109,35 @@ class Probe(ApiModel):
 
 
 class Method(ApiModel):
-    type: Literal["full", "lora", "prompt", "ptuning", "prefix", "probe"] = Field(
-        DEFAULT,
-        description="full: all weights. lora: low-rank adapters on a frozen base. prompt: learned tokens in front of "
-        "every row. ptuning: the same, made by a small network. prefix: learned keys and values in every layer. "
-        "probe: a linear classifier on the frozen model, for format classification.",
+    type: Literal["full", "partial", "lora", "dora", "qlora", "adapter", "prompt", "ptuning", "prefix", "probe"] = (
+        Field(
+            DEFAULT,
+            description="full: all weights. partial: the last decoder layers. lora: low-rank adapters on a frozen base. "
+            "dora: lora whose magnitudes train apart from directions. qlora: lora on a base in 4 bits. "
+            "adapter: small bottleneck layers between frozen ones. prompt: learned tokens in front of every row. "
+            "ptuning: the same, made by a small network. prefix: learned keys and values in every layer. "
+            "probe: a linear classifier on the frozen model, for format classification.",
+        )
     )
+    partial: Partial | None = Field(None, description="For type partial.")
     lora: Lora | None = Field(None, description="For type lora.")
+    dora: Lora | None = Field(None, description="For type dora.")
+    qlora: Lora | None = Field(None, description="For type qlora; the base is NF4 with double quantisation.")
+    adapter: Adapter | None = Field(None, description="For type adapter.")
     prompt: Prompt | None = Field(None, description="For type prompt.")
     ptuning: PTuning | None = Field(None, description="For type ptuning.")
     prefix: Prefix | None = Field(None, description="For type prefix.")
     probe: Probe | None = Field(None, description="For type probe.")
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        only_for("lora"),
-        only_for("prompt"),
-        only_for("ptuning"),
-        only_for("prefix"),
-        only_for("probe"),
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = tuple(only_for(method) for method in WITH_SETTINGS)
 
     @property
     def trains_the_model(self) -> bool:
-        """Whether the model's own weights train, and so keep full precision."""
-        return self.type == "full"
+        """Whether weights of the model itself train, and so keep full precision."""
+        return self.type in ("full", "partial")
+
+    @property
+    def low_rank(self) -> Lora | None:
+        """The settings of a method that adds low-rank updates; None for the others."""
+        chosen = {"lora": self.lora, "dora": self.dora, "qlora": self.qlora}
+        return chosen[self.type] or Lora() if self.type in chosen else None

@@ -86,6 +86,7 @@ class ResolvedPlan(ApiModel):
     total_steps: int | None = None
     parameters: int | None = Field(None, description="Of the model.")
     trainable_parameters: int | None = None
+    trained_layers: int | None = Field(None, description="Of method partial: decoder layers, counted from the last.")
     model_revision: str | None = Field(None, max_length=256)
     train_rows: int | None = None
     trained_tokens_per_epoch: int | None = None
@@ -123,11 +124,19 @@ class Evaluation(ApiModel):
     )
 
 
+Servable = Literal["lora", "merged", "hf-only"]
+
+
 class Artifact(ApiModel):
     uri: str = Field(max_length=2048)
     digest: str = Field(max_length=128, description="sha256 of the manifest, which holds the digest of every file.")
     size_bytes: int
-    kind: Literal["adapter", "model"] = Field(description="adapter: PEFT layout. model: whole weights.")
+    kind: Literal["adapter", "model"] = Field(description="adapter: for a base model. model: whole weights.")
+    servable: Servable | None = Field(
+        None,
+        description="What serves it. lora: any server of LoRA adapters, beside others on one base. merged: any server "
+        "of whole models. hf-only: transformers and our own code.",
+    )
 
 
 class LastFailure(ApiModel):

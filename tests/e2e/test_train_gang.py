@@ -12,11 +12,13 @@ import torch
 import torch.multiprocessing as mp
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.methods import Lora, Method
+from finetune_api.methods import Adapter, Lora, Method, Partial
 from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
 
 LORA = Knobs(method=Method(type="lora", lora=Lora(rank=4)), steps=6, checkpoint_steps=2, rate=1e-3)
 FULL = replace(LORA, method=Method(type="full"))
+PARTIAL = replace(LORA, method=Method(type="partial", partial=Partial(layers=1)))
+ADAPTER = replace(LORA, method=Method(type="adapter", adapter=Adapter(bottleneck=8)))
 
 
 def _rank(rank: int, world_size: int, port: int, folder: str, knobs: Knobs, stop_at: int | None) -> None:
@@ -65,8 +67,11 @@ def _alone(folder: Path, knobs: Knobs) -> dict[str, Any]:
     return {"losses": [point.loss for point in state.curve], "tensors": run.tensors(), "state": state.to_json()}
 
 
-@pytest.mark.parametrize("knobs", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("world_size", [2, 3], ids=lambda n: f"{n} ranks")
+@pytest.mark.parametrize(
+    ("knobs", "world_size"),
+    [(LORA, 2), (LORA, 3), (FULL, 2), (FULL, 3), (PARTIAL, 2), (ADAPTER, 2)],
+    ids=lambda value: f"{value} ranks" if isinstance(value, int) else value.method.type,
+)
 def test_ranks_with_uneven_shares_learn_what_one_learns(tmp_path: Path, knobs: Knobs, world_size: int) -> None:
     """Five rows of other lengths a step, the last step of an epoch has two: with three ranks one has nothing to do."""
     alone = _alone(tmp_path / "alone", knobs)

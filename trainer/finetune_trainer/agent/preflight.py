@@ -21,6 +21,7 @@ from finetune_trainer.agent import machine
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
+from finetune_trainer.methods.needs import check as check_method
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
 from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.rundir import now, write_atomic
@@ -66,7 +67,9 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     output.check_writable()
     model = resolve_model(spec.model, cache=cache)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
-    if (shape := find_shape(model.path)) is not None:
+    shape = find_shape(model.path)
+    check_method(spec.method, layers=shape.layers if shape else None)
+    if shape is not None:
         check_memory(plan, shape)
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")

@@ -124,7 +124,7 @@ def size(count: float) -> str:
 def artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
     uri = artifact.uri.rstrip("/")
     report = f"{uri}/report.html".removeprefix("file://")
-    kind = f"{artifact.kind}, {size(artifact.size_bytes)}, {artifact.digest[:19]}"
+    kind = f"{artifact.servable or artifact.kind}, {size(artifact.size_bytes)}, {artifact.digest[:19]}"
     return [("artifact", f"{uri} ({kind})"), ("report", report)]
 
 
@@ -144,7 +144,8 @@ def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
     if status.progress is not None:
         rows.append(("progress", progress_line("", status.progress).strip()))
     if (plan := status.plan) is not None:
-        parts = [plan.method, plan.strategy, plan.precision]
+        layers = f" of the last {plan.trained_layers} layers" if plan.trained_layers else ""
+        parts = [f"{plan.method}{layers}", plan.strategy, plan.precision]
         parts += [f"{plan.world_size} process(es)"] if plan.world_size else []
         parts += [f"rate {plan.learning_rate:g}"] if plan.learning_rate else []
         parts += [f"{plan.trainable_parameters:,} trained parameters"] if plan.trainable_parameters else []

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -21,9 +21,7 @@ from finetune_api.methods import Lora as Settings
 
 from .base import Base, Layers, decoder_layers, lowest_layer
 from .fused import fuse
-
-_WORDS = {"attention": ("attn", "attention"), "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "fc1", "fc2")}
-"""How models call the two halves of a block, in the names of its children."""
+from .halves import half_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class LoraAttached:
 @dataclass(frozen=True)
 class Lora:
     settings: Settings
+    name: ClassVar[str] = "lora"
+    """As in the manifest."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Of PEFT's configuration, in which a variant differs."""
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
         from peft import LoraConfig, get_peft_model
@@ -59,10 +61,11 @@ class Lora:
             r=self.settings.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.settings.dropout,
-            target_modules=target_suffixes(network, layers, self.settings.targets),
+            target_modules=target_suffixes(network, layers, self.settings.targets, method=self.name),
             task_type="CAUSAL_LM",
             bias="none",
             revision=base.revision,
+            **self.options,
         )
         network.requires_grad_(False)
         torch.manual_seed(seed)
@@ -88,7 +91,7 @@ class Lora:
         return loaded
 
 
-def target_suffixes(network: nn.Module, layers: Layers, targets: str) -> list[str]:
+def target_suffixes(network: nn.Module, layers: Layers, targets: str, *, method: str = "lora") -> list[str]:
     """The shortest endings of names that select the wanted linear layers and no others: `["down_proj", "q_proj", …]`.
 
     ModelUnsupported where the blocks have no such layers.
@@ -99,8 +102,8 @@ def target_suffixes(network: nn.Module, layers: Layers, targets: str) -> list[st
     if not wanted:
         raise FinetuneError(
             Reason.ModelUnsupported,
-            f"{type(network).__name__} has no linear layers that method.lora.targets {targets} would name",
-            "Set method.lora.targets: all-linear, or method.type: full.",
+            f"{type(network).__name__} has no linear layers that method.{method}.targets {targets} would name",
+            f"Set method.{method}.targets: all-linear, or method.type: full.",
         )
     every_name = [name for name, _ in network.named_modules()]
     return sorted({_shortest_ending(name, set(wanted), every_name) for name in wanted})
@@ -108,11 +111,7 @@ def target_suffixes(network: nn.Module, layers: Layers, targets: str) -> list[st
 
 def _half(name: str, layers: Layers) -> str | None:
     """attention or mlp, from the part of the name inside the block."""
-    inside = name[len(layers.prefix) + 1 :].split(".")[1:]
-    for half, words in _WORDS.items():
-        if any(word in part.lower() for part in inside for word in words):
-            return half
-    return None
+    return half_of(name[len(layers.prefix) + 1 :].partition(".")[2])
 
 
 def _shortest_ending(name: str, wanted: set[str], every_name: list[str]) -> str:

@@ -32,9 +32,11 @@ class ModelShape:
     """Width of keys (and of values): key-value heads times head size."""
     parameters: int
     linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    blocks: tuple[int, ...] = ()
+    """Parameters of each decoder block, norms and biases too."""
 
     def adapted(self, targets: str) -> list[tuple[int, int]]:
-        """The matrices that `method.lora.targets` means."""
+        """The matrices that `targets` of a low-rank method means."""
         return [shape for name, shape in self.linears.items() if targets == "all-linear" or _part(name) == targets]
 
 
@@ -55,6 +57,7 @@ def read_shape(folder: Path) -> ModelShape:
         key_value=(config.get("num_key_value_heads") or heads) * head_size,
         parameters=sum(math.prod(shape) for shape in tensors.values()),
         linears=linears,
+        blocks=_blocks(tensors),
     )
 
 
@@ -64,6 +67,14 @@ def find_shape(folder: Path) -> ModelShape | None:
         return read_shape(folder)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _blocks(tensors: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    counted: dict[int, int] = {}
+    for name, shape in tensors.items():
+        if found := _BLOCK.search(name):
+            counted[int(found[1])] = counted.get(int(found[1]), 0) + math.prod(shape)
+    return tuple(counted[index] for index in sorted(counted))
 
 
 def _first(config: Mapping[str, Any], aliases: tuple[str, ...]) -> int:

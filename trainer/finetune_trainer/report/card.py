@@ -13,7 +13,7 @@ import yaml
 from .compare import Metric, Row, compare, difference, headline, number, sentences
 from .record import REPORT_FILE, RunRecord
 
-_LIBRARIES = {"lora": "peft"}
+_LIBRARIES = {"lora": "peft", "dora": "peft", "qlora": "peft", "adapter": "finetune-operator"}
 """Method → library that loads the artifact; transformers otherwise."""
 
 
@@ -85,12 +85,18 @@ def _table_row(row: Row, metrics: list[Metric]) -> str:
 
 
 def _usage(record: RunRecord, base: str) -> Iterator[str]:
+    revision = f", revision={record.provenance.revision!r}" if record.provenance.revision else ""
     if _library(record) == "peft":
-        revision = f", revision={record.provenance.revision!r}" if record.provenance.revision else ""
         yield "from peft import PeftModel"
         yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         yield f"base = AutoModelForCausalLM.from_pretrained({base!r}{revision})"
         yield 'model = PeftModel.from_pretrained(base, "path/of/this/folder")'
+    elif _library(record) == "finetune-operator":
+        yield "from pathlib import Path\n"
+        yield "from finetune_trainer.methods.adapter import load"
+        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        yield f"base = AutoModelForCausalLM.from_pretrained({base!r}{revision})"
+        yield 'model = load(base, Path("path/of/this/folder"))'
     else:
         yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         yield 'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")'

@@ -11,7 +11,6 @@ from html import escape
 
 import yaml
 
-from finetune_api.methods import Lora
 from finetune_api.names import API_VERSION, KIND
 
 from .compare import Change, Metric, Row, Verdict, compare, difference, headline, number, sentences
@@ -184,9 +183,10 @@ def _cells(change: Change | None) -> str:
 def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     plan, training = report.plan, report.spec.training
     yield "method", _method(report)
-    if _method(report) == "lora":
-        lora = report.spec.method.lora or Lora()
+    if lora := report.spec.method.low_rank:
         yield "adapter", f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+    if plan.trained_layers:
+        yield "trained layers", f"the last {plan.trained_layers}"
     yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
     yield "precision", plan.precision or training.precision
     yield "batch size", f"{plan.batch_size or training.batch_size:,} rows a step"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Artifact
+from finetune_api.status import Artifact, Servable
 
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
@@ -73,14 +73,21 @@ def check_output(folder: Folder, run: JobIdentity, overwrite: bool) -> None:
 
 
 def commit_artifact(
-    folder: Folder, files: Mapping[str, bytes | Path], *, run: JobIdentity, kind: Kind, overwrite: bool
+    folder: Folder,
+    files: Mapping[str, bytes | Path],
+    *,
+    run: JobIdentity,
+    kind: Kind,
+    overwrite: bool,
+    servable: Servable | None = None,
 ) -> Artifact:
     """Makes `files` (name in the folder → content) the artifact of the folder. OutputExists as in check_output."""
     for name in files:
         if name == MANIFEST or safe_path(name).startswith(".finetune/"):
             raise ValueError(f"{name} is a name of the store's own")
     check_output(folder, run, overwrite)
-    manifest = Manifest(run=run, kind=kind, files=entries({name: digest_of(data) for name, data in files.items()}))
+    digests = {name: digest_of(data) for name, data in files.items()}
+    manifest = Manifest(run=run, kind=kind, servable=servable, files=entries(digests))
     _withdraw(folder)
     at_once(lambda item: folder.put(*item), sorted(files.items(), key=_largest_first))
     _clear_replaced(folder, manifest)
@@ -90,7 +97,13 @@ def commit_artifact(
 
 def describe(folder: Folder, manifest: Manifest) -> Artifact:
     """As status shows it."""
-    return Artifact(uri=folder.uri, digest=manifest.digest, size_bytes=manifest.size_bytes, kind=manifest.kind)
+    return Artifact(
+        uri=folder.uri,
+        digest=manifest.digest,
+        size_bytes=manifest.size_bytes,
+        kind=manifest.kind,
+        servable=manifest.servable,
+    )
 
 
 def read_manifest(folder: Folder) -> Manifest:

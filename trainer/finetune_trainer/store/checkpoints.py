@@ -2,6 +2,7 @@
 
     .finetune/<uid>/blobs/<sha256>              a file of one or more checkpoints; what did not change is stored once
     .finetune/<uid>/checkpoints/000000040.json  what step 40 consists of; written last, with a digest of itself
+    .finetune/<uid>/notes/<name>.json           what a run decided before its first step, and every attempt keeps to
 
 A checkpoint exists when its manifest does. Nothing is trusted unread: `latest` reads every blob, and falls back, with a
 warning, to the checkpoint before one that is broken. Only one process of a run saves and prunes.
@@ -116,13 +117,32 @@ class CheckpointStore:
                 self._stored.pop(sha256, None)
                 self.folder.delete(entry.path)
 
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a decision (JSON) for the attempts to come."""
+        self.folder.put(f"{self._notes}/{name}.json", canonical(value))
+
+    def noted(self, name: str) -> Any:
+        """The decision of an earlier attempt; None where there is none."""
+        try:
+            return json.loads(self.folder.read(f"{self._notes}/{name}.json"))
+        except NotFound:
+            return None
+        except ValueError as error:
+            raise Broken(f"the note {name} in {self.folder.uri} is damaged") from error
+
     def clear(self) -> None:
         """Removes everything: for a run whose artifact is committed."""
         self.prune(keep=0)
+        for entry in self.folder.list(self._notes):
+            self.folder.delete(entry.path)
 
     @property
     def _root(self) -> str:
         return f".finetune/{self.run.uid}"
+
+    @property
+    def _notes(self) -> str:
+        return f"{self._root}/notes"
 
     @property
     def _blobs(self) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from finetune_api.base import ApiModel
 from finetune_api.plan import JobIdentity
+from finetune_api.status import Servable
 
 from .folder import Digest
 
@@ -34,6 +35,7 @@ class Manifest(ApiModel):
     version: Annotated[int, Field(ge=1, le=VERSION)] = VERSION
     run: JobIdentity
     kind: Kind
+    servable: Servable | None = None
     files: dict[str, FileEntry]
 
     def encode(self) -> bytes:

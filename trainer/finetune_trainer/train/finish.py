@@ -13,6 +13,7 @@ import torch
 
 from finetune_api.failures import LastWords, Reason
 from finetune_api.status import Artifact, Evaluation, Scores, SliceScores, Splits
+from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
 from finetune_trainer.report.record import CARD_FILE, RECORD_FILE, REPORT_FILE, Provenance, RunRecord
@@ -71,17 +72,18 @@ def record_of(setup: Setup, state: State, evaluation: Evaluation) -> RunRecord:
         best_step=last if last != state.step else None,
         stop_reason=state.stopped_early or f"all {state.step} steps done",
         notes=tuple(_notes(setup)),
-        servable="lora" if setup.attached.kind == "adapter" else "merged",
     )
 
 
 def _notes(setup: Setup) -> Iterator[str]:
-    """Of every data set that has something a reader should know."""
+    """What a reader should know."""
     if setup.spec.method.type == "probe":
         yield "losses are nats for each row, of the right label among all labels; the base model's by their likelihoods"
     for name, split in setup.data.statistics.splits.items():
         if split.overlong or split.untrained or split.duplicates:
             yield f"{name}: {split.line()}"
+    if setup.spec.method.type == "qlora":
+        yield "base and tuned model were measured with the base in 4 bits"
 
 
 def commit(setup: Setup, record: RunRecord, output: Folder) -> Artifact:
@@ -89,6 +91,9 @@ def commit(setup: Setup, record: RunRecord, output: Folder) -> Artifact:
     with tempfile.TemporaryDirectory(prefix="finetune-artifact-") as temporary:
         folder = Path(temporary)
         setup.attached.export(folder)
+        servable, reasons = judge(folder)
+        notes = (*record.notes, *(f"servable as {servable} only: {reason}" for reason in reasons))
+        record = record.model_copy(update={"servable": servable, "notes": notes})
         files: dict[str, bytes | Path] = {
             str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()
         }
@@ -100,7 +105,12 @@ def commit(setup: Setup, record: RunRecord, output: Folder) -> Artifact:
             CARD_FILE: model_card(record).encode(),
         }
         return commit_artifact(
-            output, files, run=setup.plan.job, kind=setup.attached.kind, overwrite=setup.spec.output.overwrite
+            output,
+            files,
+            run=setup.plan.job,
+            kind=setup.attached.kind,
+            overwrite=setup.spec.output.overwrite,
+            servable=servable,
         )
 
 

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None, environ: Mapping[str, str] = os.environ)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it advertises another package
     # Ctrl-C reaches every process of a terminal; it is the agent that asks us to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_dir, rank = RunDir(options.run_dir), int(environ.get("RANK", "0"))

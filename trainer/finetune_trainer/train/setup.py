@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from finetune_api import durations, names, uris
+from finetune_api.methods import Method
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
@@ -16,6 +17,7 @@ from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
+from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
@@ -27,6 +29,7 @@ from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
 from finetune_trainer.transfer.evaluate import Layout
 
+from .choose import is_open, settled
 from .keeper import Keeper
 from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
@@ -73,18 +76,31 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
 
     low = _low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
+    in_four_bits = spec.method.type == "qlora"
     network, stored = load_network(
-        local.path, dtype=torch.bfloat16 if low and frozen_base else torch.float32, strategy=strategy, device=device
+        local.path,
+        dtype=torch.bfloat16 if low and frozen_base else torch.float32,
+        strategy=strategy,
+        device=torch.device("cpu") if in_four_bits else device,
     )
     parameters = sum(p.numel() for p in network.parameters())
     reporter.alive()
-    attached = method_of(spec.method).attach(network, seed=training.seed, base=_base(local, stored))
+    keeper = _keeper(plan, strategy, output)
+    if is_open(spec.method):
+        spec = _settle(spec, network, data, device, low=low, strategy=strategy, store=keeper.store, reporter=reporter)
+    method = method_of(spec.method)
+    if isinstance(method, QLora):
+        method.quantise(network, device=device)
+        network.to(device)
+    attached = method.attach(network, seed=training.seed, base=_base(local, stored))
     prompt = attached if isinstance(attached, SoftAttached) else None
     weights = strategy.weights(network, attached.trainable, weight_decay=training.weight_decay)
     abilities = probe(network, device, strategy=strategy)
     if prompt:  # a prefix takes over the masks
         with prompt.off():
             abilities = abilities.common(probe(network, device, strategy=strategy))
+    if low and spec.method.type == "partial":
+        _as_stored(network, stored)
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities, strategy)
 
@@ -102,6 +118,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         total_steps=course.total_steps,
         parameters=parameters,
         trainable_parameters=sum(p.numel() for p in attached.trainable.values()),
+        trained_layers=_trained_layers(spec.method),
         model_revision=local.revision,
         train_rows=len(data.train),
         trained_tokens_per_epoch=data.train.trained_tokens,
@@ -120,12 +137,57 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         validation=data.validation if data.validation is not None and len(data.validation) else None,
         layout=layout,
         strategy=strategy,
-        keeper=_keeper(plan, strategy, output),
+        keeper=keeper,
         reporter=reporter,
         stop_requested=lambda: run_dir.stop_requested,
         prompt=prompt,
     )
     return Setup(plan, local, data, attached, trainer, resolved)
+
+
+def _settle(
+    spec: FineTuneJobSpec,
+    network: torch.nn.Module,
+    data: Datasets,
+    device: torch.device,
+    *,
+    low: bool,
+    strategy: Strategy,
+    store: CheckpointStore | None,
+    reporter: Reporter,
+) -> FineTuneJobSpec:
+    """With what the method leaves open decided by the data."""
+    model = LanguageModel(network, device, torch.bfloat16 if low else None, probe(network, device), strategy)
+    method = settled(
+        spec.method,
+        model,
+        data.train,
+        layout=Layout(
+            max_tokens=spec.data.sequence_length,
+            sequence_length=spec.data.sequence_length,
+            packing=False,
+            pad_id=data.pad_id,
+        ),
+        seed=spec.training.seed,
+        batch_size=spec.training.batch_size,
+        gang=strategy,
+        store=store,
+        alive=reporter.alive,
+    )
+    return spec.model_copy(update={"method": method})
+
+
+def _as_stored(network: torch.nn.Module, stored: torch.dtype) -> None:
+    """Frozen weights of a model in 16 bits take 16 bits again: nothing is lost."""
+    if stored is torch.bfloat16:
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(stored)
+
+
+def _trained_layers(method: Method) -> int | None:
+    layers = method.partial.layers if method.type == "partial" and method.partial else None
+    return layers if isinstance(layers, int) else None
 
 
 def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:

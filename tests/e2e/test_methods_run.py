@@ -1,0 +1,136 @@
+"""Every frozen method, from a manifest to an artifact that is whole and computes what was measured."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api import names
+from finetune_api.failures import LastWords
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.load import load_datasets
+from finetune_trainer.methods.registry import method_of
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.report.record import decode
+from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.artifact import verify
+from finetune_trainer.store.folder import open_folder
+from finetune_trainer.train.model import LanguageModel, load_network, probe
+from finetune_trainer.train.run import run
+from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests.tiny import tiny_corpus, tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_model(folder / "model", layers=3)
+    tiny_corpus(folder / "data", rows=48)
+    from transformers import LlamaForCausalLM
+
+    tiny_model(folder / "half", layers=3)
+    LlamaForCausalLM.from_pretrained(folder / "half", dtype=torch.bfloat16).save_pretrained(folder / "half")
+    return folder
+
+
+def _spec(inputs: Path, folder: Path, **changes: Any) -> FineTuneJobSpec:
+    spec: dict[str, Any] = {
+        "model": {"uri": f"file://{inputs}/model"},
+        "data": {
+            "train": [{"uri": f"file://{inputs}/data/train.jsonl"}],
+            "test": {"uri": f"file://{inputs}/data/heldout.jsonl"},
+            "sequenceLength": 128,
+        },
+        "output": {"uri": f"file://{folder}/output"},
+        "training": {"epochs": 2, "batchSize": 8, "learningRate": 0.003},
+    }
+    return FineTuneJobSpec.model_validate(spec | changes, strict=False)
+
+
+def _run(folder: Path, spec: FineTuneJobSpec, monkeypatch: pytest.MonkeyPatch) -> LastWords:
+    monkeypatch.setenv(names.ENV_CACHE, str(folder / "cache"))
+    run_dir = RunDir(folder / "run")
+    run_dir.clear()
+    job = JobIdentity(namespace="test", name="tiny", uid=f"u-{spec.method.type}")
+    run(RunPlan(job=job, spec=spec), run_dir, dict(os.environ))
+    words = run_dir.result()
+    assert words is not None
+    return words
+
+
+METHODS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "partial"}, "merged"),
+    ({"type": "dora", "dora": {"rank": 4}}, "hf-only"),
+    ({"type": "qlora", "qlora": {"rank": 4}}, "lora"),
+    ({"type": "adapter", "adapter": {"bottleneck": 8}}, "hf-only"),
+]
+
+
+@pytest.mark.parametrize(("method", "servable"), METHODS, ids=[m["type"] for m, _ in METHODS])
+def test_from_a_manifest_to_a_measured_artifact(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], servable: str
+) -> None:
+    spec = _spec(inputs, tmp_path, method=method)
+    words = _run(tmp_path, spec, monkeypatch)
+    assert words.artifact is not None
+    assert words.plan is not None
+    assert words.evaluation is not None
+    assert words.evaluation.base.test is not None
+    assert words.evaluation.tuned.test is not None
+    assert (words.plan.method, words.artifact.servable) == (method["type"], servable)
+    assert (words.plan.trained_layers is not None) == (method["type"] == "partial")
+    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss
+    output = open_folder(spec.output.uri, prefix="")
+    assert verify(output, words.artifact.digest).ok
+    record = decode(output.read("run.json"))
+    assert record.servable == servable
+    assert any("hf-only" in note for note in record.notes) == (servable == "hf-only")
+    measured = _loss_of(tmp_path / "output", inputs, spec, words)
+    assert measured == pytest.approx(words.evaluation.tuned.test.loss, rel=1e-5)
+
+
+def _loss_of(artifact: Path, inputs: Path, spec: FineTuneJobSpec, words: LastWords) -> float:
+    """Of the artifact, loaded as a user would, on the test rows."""
+    assert words.plan is not None
+    base, _ = load_network(inputs / "model", dtype=torch.float32, strategy=Single(), device=CPU)
+    settings = spec.method
+    if words.plan.trained_layers:
+        settings = settings.model_validate({"type": "partial", "partial": {"layers": words.plan.trained_layers}})
+    loaded: Any = method_of(settings).load(base, artifact)
+    network = (
+        loaded.get_base_model() if hasattr(loaded, "peft_config") and hasattr(loaded, "get_base_model") else loaded
+    )
+    network.eval()
+    data = load_datasets(spec.data, tokenizer_path=inputs / "model", cache=artifact.parent / "cache", seed=1)
+    assert data.test is not None
+    layout = Layout(max_tokens=1024, sequence_length=128, packing=True, pad_id=data.pad_id)
+    model = LanguageModel(network, CPU, None, probe(network, CPU))
+    with torch.no_grad():
+        return evaluate(model, data.test, layout=layout, strategy=Single(), going_on=lambda: True).loss
+
+
+def test_partial_in_low_precision_keeps_what_is_frozen_as_it_is_stored(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    training = {"epochs": 1, "batchSize": 8, "learningRate": 0.003, "precision": "bfloat16"}
+    half = {"uri": f"file://{inputs}/half"}
+    spec = _spec(inputs, tmp_path, model=half, training=training, method={"type": "partial", "partial": {"layers": 1}})
+    words = _run(tmp_path, spec, monkeypatch)
+    assert words.evaluation is not None
+    assert words.evaluation.tuned.test is not None
+    assert words.evaluation.base.test is not None
+    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss
+    before, after = (load_file(folder / "model.safetensors") for folder in (inputs / "half", tmp_path / "output"))
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, before[name]) == (".layers.2." not in name), name

@@ -1,0 +1,79 @@
+"""How many layers `partial` trains, where the manifest leaves it to the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.methods import Method, Partial
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.folder import open_folder
+from finetune_trainer.train.choose import is_open, settled
+from finetune_trainer.transfer.evaluate import Layout
+from tests.train_helpers import JOB, LENGTHS, documents, model, network
+
+AUTO = Method(type="partial")
+LAYOUT = Layout(max_tokens=64, sequence_length=64, packing=False, pad_id=0)
+
+OPEN = [
+    (AUTO, True),
+    (Method(type="partial", partial=Partial(layers="auto")), True),
+    (Method(type="partial", partial=Partial(layers=3)), False),
+    (Method(type="lora"), False),
+]
+
+
+@pytest.mark.parametrize(("method", "expected"), OPEN)
+def test_what_is_left_open(method: Method, expected: bool) -> None:
+    assert is_open(method) is expected
+
+
+def _store(folder: Path) -> CheckpointStore:
+    return CheckpointStore(open_folder(f"file://{folder}", prefix=""), JOB)
+
+
+def _choose(store: CheckpointStore | None, *, gang: Single | None = None, seed: int = 1) -> int:
+    beats: list[int] = []
+    method = settled(
+        AUTO,
+        model(network(layers=6)),
+        documents(LENGTHS),
+        layout=LAYOUT,
+        seed=seed,
+        batch_size=5,
+        gang=gang or Single(),
+        store=store,
+        alive=lambda: beats.append(1),
+    )
+    assert method.partial is not None
+    layers = method.partial.layers
+    assert isinstance(layers, int)
+    assert len(beats) in (0, 8)
+    return layers
+
+
+def test_the_choice_is_a_function_of_model_data_and_seed() -> None:
+    assert 1 <= _choose(None) <= 6
+    assert _choose(None) == _choose(None)
+
+
+def test_an_attempt_keeps_to_what_the_first_decided(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    chosen = _choose(store)
+    assert store.noted("partial-layers") == chosen
+    store.note("partial-layers", 5 if chosen != 5 else 4)  # as if other hardware had decided
+    assert _choose(store) != chosen
+    store.clear()
+    assert store.noted("partial-layers") is None
+    assert _choose(store) == chosen
+
+
+def test_shards_cannot_be_measured() -> None:
+    with pytest.raises(FinetuneError, match="strategy fsdp shards them") as error:
+        _choose(None, gang=replace(Single(), name="fsdp"))
+    assert error.value.reason is Reason.InvalidSpec
+    assert "a number" in error.value.hint
