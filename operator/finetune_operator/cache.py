@@ -7,6 +7,7 @@ down; `replace` drops what a list no longer holds, and a uid that was dropped ne
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from finetune_api.plan import ProgressReport
 
 from .resources import FINETUNEJOBS, JOBS, PODS, Key, Raw, Resource
 from .views import ChildJob, JobView, Pod, view_child_job, view_job, view_pod
+
+logger = logging.getLogger(__name__)
 
 BURIED_SECONDS = 600.0
 """For how long a late event of a dropped object could still arrive."""
@@ -57,20 +60,22 @@ class Store(Generic[V]):
 
     def put(self, raw: Raw) -> Key | None:
         """The key whose picture changed; None if this was no news."""
-        meta = raw["metadata"]
-        if meta["uid"] in self._buried:
+        if raw["metadata"].get("uid") in self._buried:
             return None
-        version = int(meta["resourceVersion"])
-        new = self._view(raw)
+        new = self._read(raw)
+        if new is None:
+            return None
         known = self._by_owner.get(new.owner, {}).get(new.name)
-        if known is not None and known.version >= version:
+        if known is not None and known.version >= new.version:
             return None
         self._by_owner.setdefault(new.owner, {})[new.name] = new
         return new.owner
 
     def remove(self, raw: Raw) -> Key | None:
         """It was deleted."""
-        gone = self._view(raw)
+        gone = self._read(raw)
+        if gone is None:
+            return None
         self._buried[gone.uid] = time.monotonic()
         known = self._by_owner.get(gone.owner, {}).get(gone.name)
         if known is None or known.uid != gone.uid:
@@ -96,6 +101,15 @@ class Store(Generic[V]):
         self._buried = {uid: when for uid, when in self._buried.items() if when > horizon}
         return changed
 
+    def _read(self, raw: Raw) -> V | None:
+        """None for what no version that we know has written: it is left alone."""
+        try:
+            return self._view(raw)
+        except (KeyError, TypeError, ValueError) as error:
+            meta = raw.get("metadata", {})
+            logger.error("%s/%s cannot be understood: %s", meta.get("namespace"), meta.get("name"), error)
+            return None
+
     def _drop(self, view: V) -> None:
         views = self._by_owner[view.owner]
         del views[view.name]
@@ -111,12 +125,21 @@ class Report:
     progress: ProgressReport
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why the Job controller could not make pods, in the API server's words."""
+
+    child_uid: str
+    message: str
+
+
 @dataclass
 class Cache:
     jobs: Store[JobView] = field(default_factory=lambda: Store(view_job))
     children: Store[ChildJob] = field(default_factory=lambda: Store(view_child_job))
     pods: Store[Pod] = field(default_factory=lambda: Store(view_pod))
     reports: dict[Key, Report] = field(default_factory=dict)
+    refusals: dict[Key, Refusal] = field(default_factory=dict)
 
     def store(self, resource: Resource) -> Store[JobView] | Store[ChildJob] | Store[Pod]:
         match resource.plural:

@@ -84,7 +84,9 @@ class Listing:
 class Client(Protocol):
     """What the operator asks of the API server. `writes` are the calls that change something."""
 
-    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> Listing: ...
+    async def list(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> Listing: ...
 
     async def get(self, resource: Resource, key: Key) -> Raw: ...
 
@@ -104,10 +106,12 @@ class HttpClient:
         self._session = session
         self._server = server
 
-    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> Listing:
+    async def list(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
+    ) -> Listing:
         """All pages. Gone (410) means that the list expired between two pages: start again."""
         items: list[Raw] = []
-        query = {"limit": str(PAGE), "labelSelector": selector or resource.selector}
+        query = {"limit": str(PAGE), "labelSelector": selector or resource.selector, "fieldSelector": fields}
         while True:
             page = await self._request("GET", resource.path(namespace), query=query)
             items += page.get("items", [])

@@ -70,12 +70,17 @@ class Connection:
         )
 
     async def token(self) -> str | None:
-        """The Authorization header, or None with client certificates. An exec plugin runs at most once a minute."""
+        """The Authorization header, or None with client certificates. An exec plugin runs at most once a minute;
+        whoever asks while it runs gets the token before."""
         if time.monotonic() >= self._token_until:
-            if self.exec_loader is not None:
-                await self.exec_loader.load_and_set(self.configuration)
-            self._token = await self.configuration.get_api_key_with_prefix("BearerToken")
             self._token_until = time.monotonic() + TOKEN_LIFETIME
+            try:
+                if self.exec_loader is not None:
+                    await self.exec_loader.load_and_set(self.configuration)
+                self._token = await self.configuration.get_api_key_with_prefix("BearerToken")
+            except Exception:
+                self._token_until = 0.0
+                raise
         return self._token
 
 
@@ -100,4 +105,6 @@ async def connect(kubeconfig: str | None = None) -> Connection:
     rest = RESTClientObject(configuration)
     context = rest.ssl_context if configuration.host.startswith("https://") else None
     plugin = loader if "exec" in (getattr(loader, "_user", None) or {}) else None
-    return Connection(configuration.host.rstrip("/"), context, configuration, plugin)
+    connection = Connection(configuration.host.rstrip("/"), context, configuration, plugin)
+    await connection.token()
+    return connection

@@ -23,6 +23,15 @@ PATIENCE = timedelta(seconds=5)
 
 LATEST = datetime.max.replace(tzinfo=UTC)
 
+DISRUPTIONS = {
+    "PreemptionByScheduler": "a pod of higher priority took its place",
+    "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
+    "DeletionByTaintManager": "its node got a taint that it does not tolerate",
+    "DeletionByPodGC": "its node is gone",
+    "TerminationByKubelet": "its node shut down, or ran short of memory or disk",
+}
+"""What the reasons of a DisruptionTarget condition mean."""
+
 GIVEN_BACK = frozenset({"Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost"})
 """Reasons in a pod's status by which a node takes its place back."""
 
@@ -61,6 +70,8 @@ def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verd
     """The culprit of an attempt; None while nothing failed."""
     pods = tuple(gang)
     told = sorted((t for pod in pods if (t := hear(pod))), key=lambda t: (t.echo, t.at))
+    if (told and told[0].echo) or any(pod.unreachable and pod.deleting for pod in pods):
+        told = [*_unreachable(pods), *told]
     if told:
         first = told[0]
         all_ended = child is None or child.finished or sum(not p.unfinished for p in pods) >= child.nodes
@@ -72,6 +83,16 @@ def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verd
         what = f"the Job {child.name} failed and no pod is left to tell why: {child.message}"
         return Verdict(_failure(Reason.PodLost, what, attempt=child.attempt, at=now), 0.0)
     return None
+
+
+def _unreachable(pods: Iterable[Pod]) -> list[Testimony]:
+    """For pods whose node is silent: they cannot speak, and explain what the others tell."""
+    found = []
+    for pod in pods:
+        if pod.unreachable and pod.unfinished:
+            message = f"the node {pod.node} of pod {pod.name} does not report any more"
+            found.append(Testimony(failure=_of(pod, Reason.NodeLost, message), at=pod.disrupted or LATEST, echo=0))
+    return found
 
 
 def lost(child_name: str, *, attempt: int, now: datetime) -> LastFailure:
@@ -90,8 +111,11 @@ def hear(pod: Pod) -> Testimony | None:
 
     taken = pod.disruption or (pod.reason if pod.reason in GIVEN_BACK else "")
     if taken and spoken in (None, FailureClass.Preemption, FailureClass.PeerLost, FailureClass.Internal):
-        message = f"pod {pod.name} was taken off its node ({taken}): {pod.message}".rstrip(": ")
-        return Testimony(failure=_of(pod, Reason.Evicted, message), at=pod.disrupted or at, echo=0)
+        why = "; ".join(part for part in (DISRUPTIONS.get(taken, ""), pod.message.strip()) if part)
+        message = f"pod {pod.name} was taken off its node ({taken}): {why}".rstrip(": ")
+        # Over its own limit it would be again at once, so that is not free.
+        reason = Reason.DiskLimitExceeded if "exceeds the" in pod.message else Reason.Evicted
+        return Testimony(failure=_of(pod, reason, message), at=pod.disrupted or at, echo=0)
 
     if words and words.reason and spoken:
         failure = LastFailure(
@@ -122,10 +146,14 @@ def _silent(pod: Pod, ended: Ended | None) -> tuple[Reason, str]:
     text = f": {ended.text.strip()}" if ended.text.strip() else ""
     if ended.reason == "OOMKilled":
         return Reason.OutOfMemory, f"pod {pod.name}: the kernel killed a process that went over the memory limit{text}"
+    if ended.reason in ("StartError", "ContainerCannotRun"):
+        lacking = any(sign in ended.text for sign in ("executable file not found", "no such file or directory"))
+        what = f"the container of pod {pod.name} could not be started{text}"
+        return (Reason.CommandMissing if lacking else Reason.PodFailed), what
     if ended.exit_code in BY_EXIT_CODE:
         return BY_EXIT_CODE[ended.exit_code], f"pod {pod.name} ended with exit code {ended.exit_code}{text}"
     number = ended.signal or ended.exit_code - 128
-    if ended.reason != "StartError" and number in {int(s) for s in signal.Signals}:
+    if number in {int(s) for s in signal.Signals}:
         return Reason.PodFailed, f"pod {pod.name} was killed by {signal.Signals(number).name}{text}"
     return Reason.PodFailed, f"pod {pod.name} ended with exit code {ended.exit_code} ({ended.reason}){text}"
 

@@ -97,8 +97,8 @@ def main() -> None:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    for chatty in ("kopf", "asyncio"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))
+    logging.getLogger("kopf").setLevel(max(logging.ERROR, logging.root.level))  # its ends are told by watch
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.root.level))
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         sys.exit(runner.run(serve(args)))

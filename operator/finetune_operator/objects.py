@@ -213,9 +213,9 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     sources += [each.uri for each in (data.validation, data.test, data.general, *data.slices) if each and each.uri]
     found: dict[str, bool] = {}
     for text, writable in [(spec.model.uri, False), *((uri, False) for uri in sources), (spec.output.uri, True)]:
-        uri = uris.parse(text)
-        if uri.scheme == "pvc":
-            found[uri.authority] = found.get(uri.authority, False) or writable
+        if text.startswith("pvc://"):
+            claim = uris.parse(text).authority
+            found[claim] = found.get(claim, False) or writable
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 from pydantic import ValidationError
@@ -36,6 +36,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     report: ProgressReport | None = None
     """Of the present attempt."""
+    refusal: str = ""
+    """Why the present attempt's Job cannot make all its pods."""
     defaults: Defaults = field(default_factory=Defaults)
 
     @property
@@ -65,34 +67,34 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     job = next(iter(cache.jobs.of(key)), None)
     if job is None:
         return None
-    spec, problem = _read(job)
     report = cache.reports.get(key)
     seen = Observed(
         job=job,
-        spec=spec,
-        problem=problem,
+        spec=None,
         children=tuple(c for c in cache.children.of(key) if c.job_uid == job.uid),
         pods=tuple(p for p in cache.pods.of(key) if p.job_uid == job.uid),
         defaults=defaults,
     )
-    if report is None or report.job_uid != job.uid or report.progress.attempt != seen.attempt:
-        return seen
-    return Observed(**{**vars(seen), "report": report.progress})
+    current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt
+    spec, problem = read_spec(job, thoroughly=seen.attempt == 0)
+    return replace(seen, spec=spec, problem=problem, report=report.progress if report and current else None)
 
 
-def _read(job: JobView) -> tuple[FineTuneJobSpec | None, str]:
-    """The spec, or why it cannot be used. The API server has checked it; this is for what slipped through."""
+def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:
+    """The spec, or why it cannot be used. The API server has checked it; this is for what slipped through.
+
+    `thoroughly`: the rules too, before the first pods are made of it. Fields that we do not know are ignored."""
+    head = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": job.name}}
     try:
         spec = FineTuneJobSpec.model_validate_json(orjson.dumps(job.raw_spec))
         _ = spec.processes
     except ValidationError:
-        raw = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {"name": job.name},
-            "spec": job.raw_spec,
-        }
-        return None, "; ".join(map(str, manifest.validate(raw))) or "the spec cannot be read"
+        problems = manifest.validate(head | {"spec": job.raw_spec})
+        return None, "; ".join(map(str, problems)) or "the spec cannot be read"
     except ValueError as error:
         return None, f"spec.processesPerNode: {error}"
+    if thoroughly:
+        known = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if problems := manifest.validate(head | {"spec": known}):
+            return None, "; ".join(map(str, problems))
     return spec, ""

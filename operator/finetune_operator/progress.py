@@ -71,7 +71,7 @@ class Poller:
             while True:
                 now = self.clock()
                 due = [(key, target) for key, target in self._targets.items() if target.due <= now]
-                await asyncio.gather(*(self._ask(session, gate, key, target) for key, target in due))
+                await asyncio.gather(*(self._ask(session, gate, *each) for each in due), return_exceptions=True)
                 await asyncio.sleep(1.0)
 
     async def _ask(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore, key: Key, target: _Target) -> None:

@@ -16,7 +16,7 @@ from finetune_api.status import FineTuneJobStatus, Phase
 
 from .apply import Applier, Refused
 from .cache import Cache
-from .client import ApiError, Client, Forbidden, Gone, HttpClient, NotFound
+from .client import ApiError, Client, Forbidden, HttpClient, NotFound
 from .connection import Connection
 from .decide import decide
 from .decision import Decision
@@ -29,7 +29,7 @@ from .queue import WorkQueue
 from .resources import FINETUNEJOBS, WATCHED, Key, Raw, Resource
 from .status import Stamp, condition, terminal
 from .views import JobView
-from .watch import Watcher
+from .watch import Backoff, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Service:
         self.counters = Counters()
         self.poller = Poller(self.cache, news=self.queue.add)
         self.synced = asyncio.Event()
+        self._resyncs: set[asyncio.Task[None]] = set()
         self._connection = connection
         self._wrap = wrap
         self._missing = {(r, n) for r in WATCHED for n in options.namespaces or (None,)}
@@ -95,10 +96,11 @@ class Service:
             for task in done - {stopped}:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await self._watcher.stop()
+            ending = [*tasks, *self._resyncs]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
 
     async def _crd_installed(self, stopped: asyncio.Task[bool]) -> bool:
         """Wait for it; False if told to stop before."""
@@ -118,26 +120,22 @@ class Service:
     # what the watches bring
 
     def _fed(self, resource: Resource, kind: str | None, raw: Raw) -> None:
-        try:
-            key = self.cache.feed(resource, kind, raw)
-        except (KeyError, ValueError) as error:
-            logger.error("a %s that cannot be understood is left alone: %s", resource.kind, error)
-            return
-        if key is not None:
+        if key := self.cache.feed(resource, kind, raw):
             self.queue.add(key)
 
     def _listed(self, resource: Resource, namespace: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._resync_patiently(resource, namespace))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._resyncs.add(task)
+        task.add_done_callback(self._resyncs.discard)
 
     async def _resync_patiently(self, resource: Resource, namespace: str | None) -> None:
-        for pause in (0.5, 1, 2, 5, 10, 30, 60):
+        for pause in Backoff():
             try:
                 await self.resync(resource, namespace)
                 return
             except ApiError as error:
-                logger.warning("%s could not be listed: %s", resource.plural, error)
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+                logger.warning("%s could not be listed: %s; again in %.0f s", resource.plural, error, pause)
+                await asyncio.sleep(pause)
 
     async def resync(self, resource: Resource, namespace: str | None) -> None:
         """Compare the cache with a list of our own: what is not in it has gone while nobody watched.
@@ -158,8 +156,7 @@ class Service:
             await asyncio.sleep(RESYNC_SECONDS * random.uniform(0.9, 1.1))
             for namespace in self.options.namespaces or (None,):
                 for resource in WATCHED:
-                    with contextlib.suppress(Gone):
-                        await self._resync_patiently(resource, namespace)
+                    await self._resync_patiently(resource, namespace)
 
     # what is done about it
 

@@ -94,6 +94,14 @@ class Ended:
     """Its message, if that is not ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why the trainer's container does not run yet, in the kubelet's words: ImagePullBackOff, ..."""
+
+    reason: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     namespace: str
@@ -117,6 +125,11 @@ class Pod:
     """Reason of a true DisruptionTarget condition: PreemptionByScheduler, EvictionByEvictionAPI, ..."""
     disrupted: datetime | None
     ended: Ended | None
+    waiting: Waiting | None = None
+    unschedulable: str = ""
+    """The scheduler's words on why no node takes it."""
+    unreachable: bool = False
+    """Its container runs for all that is known, but its node does not report any more."""
 
     @property
     def unfinished(self) -> bool:
@@ -167,7 +180,9 @@ def view_pod(raw: Raw) -> Pod:
     meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     labels = meta.get("labels", {})
     conditions = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "True"}
+    missing = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "False"}
     scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
+    homeless, container = missing.get("PodScheduled"), _trainer(status)
     return Pod(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -187,29 +202,41 @@ def view_pod(raw: Raw) -> Pod:
         deleting="deletionTimestamp" in meta,
         disruption=disrupted.get("reason", "DisruptionTarget") if disrupted else "",
         disrupted=parse_time(disrupted.get("lastTransitionTime")) if disrupted else None,
-        ended=_ended(status),
+        ended=_ended(container),
+        waiting=_waiting(container),
+        unschedulable=homeless.get("message", "") if homeless and homeless.get("reason") == "Unschedulable" else "",
+        unreachable="Ready" in missing and bool(container.get("ready")),
     )
+
+
+def _trainer(status: dict[str, Any]) -> dict[str, Any]:
+    """Status of the container that counts; empty while there is none."""
+    return next((c for c in status.get("containerStatuses", ()) if c.get("name") == names.CONTAINER), {})
+
+
+def _waiting(container: dict[str, Any]) -> Waiting | None:
+    state = container.get("state", {}).get("waiting")
+    return Waiting(state.get("reason", ""), state.get("message", "")[-TAIL:]) if state else None
 
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-def _ended(status: dict[str, Any]) -> Ended | None:
-    for container in status.get("containerStatuses", ()):
-        state = container.get("state", {}).get("terminated")
-        if container.get("name") == names.CONTAINER and state:
-            text = state.get("message", "")
-            words = _words(text)
-            return Ended(
-                exit_code=state.get("exitCode", 0),
-                signal=state.get("signal", 0),
-                reason=state.get("reason", ""),
-                at=parse_time(state.get("finishedAt")),
-                words=words,
-                text="" if words else text[-TAIL:],
-            )
-    return None
+def _ended(container: dict[str, Any]) -> Ended | None:
+    state = container.get("state", {}).get("terminated")
+    if not state:
+        return None
+    text = state.get("message", "")
+    words = _words(text)
+    return Ended(
+        exit_code=state.get("exitCode", 0),
+        signal=state.get("signal", 0),
+        reason=state.get("reason", ""),
+        at=parse_time(state.get("finishedAt")),
+        words=words,
+        text="" if words else text[-TAIL:],
+    )
 
 
 def _words(text: str) -> LastWords | None:

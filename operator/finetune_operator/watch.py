@@ -29,7 +29,13 @@ logger = logging.getLogger(__name__)
 SERVER_TIMEOUT = 120
 """Seconds after which a watch is renewed: so often at least the API server has to answer."""
 
+INACTIVITY = 70.0
+"""Seconds without an event or a bookmark (these come every minute) after which a watch counts as dead."""
+
 LONGEST_PAUSE = 30.0
+
+SETTLED = 60.0
+"""Watches that lasted so many seconds were good: the next pause is a short one again."""
 
 Fed = Callable[[Resource, str | None, Raw], None]
 Listed = Callable[[Resource, str | None], None]
@@ -84,7 +90,9 @@ class Watcher:
             runner.run(self._for_ever())
 
     async def _for_ever(self) -> None:
-        for pause in Backoff():
+        pauses = iter(Backoff())
+        while True:
+            started = time.monotonic()
             try:
                 await kopf.operator(
                     registry=self._registry(),
@@ -93,12 +101,15 @@ class Watcher:
                     namespaces=self.namespaces,
                     stop_flag=self._stop,
                 )
-            except Exception as error:
-                logger.warning(
-                    "the watches ended (%s: %s); they start again in %.0f s", type(error).__name__, error, pause
-                )
+                problem = "no error"
+            except (Exception, asyncio.CancelledError) as error:
+                problem = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
+            if time.monotonic() - started > SETTLED:
+                pauses = iter(Backoff())
+            pause = next(pauses)
+            logger.warning("the watches ended (%s); they start again in %.0f s", problem, pause)
             await asyncio.to_thread(self._stop.wait, pause)
 
     def _registry(self) -> kopf.OperatorRegistry:
@@ -129,7 +140,10 @@ class Watcher:
     def _deliver(self) -> None:
         """In the operator's loop."""
         while self._inbox:
-            self.fed(*self._inbox[0])
+            try:
+                self.fed(*self._inbox[0])
+            except Exception:
+                logger.exception("an event was lost")
             self._inbox.popleft()  # only now, so that `_hand_over` knows that somebody is at it
 
     def _observe(self, method: str, path: str, watch: bool, status: int) -> None:
@@ -169,6 +183,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = Backoff()
     settings.watching.server_timeout = SERVER_TIMEOUT
     settings.watching.client_timeout = SERVER_TIMEOUT + 30
+    settings.watching.inactivity_timeout = INACTIVITY
     settings.watching.chunk_size = 500
     settings.queueing.worker_limit = None
     settings.queueing.idle_timeout = 1.0

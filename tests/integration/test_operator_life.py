@@ -254,6 +254,7 @@ def test_a_quota_is_told_and_waited_for(start: Start, hands: Hands) -> None:
     wait_for(lambda: "exceeded quota" in hands.condition("a", "Running").get("message", ""), what="told")
     hands.rig.kubectl("delete", "resourcequota", "q", "-n", hands.namespace)
     hands.await_gang("a", 1)
+    wait_for(lambda: hands.condition("a", "Running")["reason"] == "GangCreated", what="taken back")
 
 
 def test_finished_and_running_jobs_cost_no_writes(start: Start, hands: Hands) -> None:

@@ -59,6 +59,13 @@ def test_a_list_drops_what_went_away_unseen_and_keeps_what_came_after_it() -> No
     assert sorted(pod.uid for pod in cache.pods) == ["kept", "newer"]
 
 
+def test_what_cannot_be_understood_is_left_alone_and_stops_nothing() -> None:
+    cache = Cache()
+    strange = raw_job(status={"phase": "Levitating"})
+    assert cache.feed(FINETUNEJOBS, "ADDED", strange) is None
+    assert cache.jobs.replace([strange, raw_job(uid="v")], namespace="ml", version=9) == {KEY}
+
+
 def test_a_list_of_one_namespace_says_nothing_about_another() -> None:
     cache = Cache()
     cache.feed(PODS, "ADDED", raw_pod(1))
@@ -88,6 +95,7 @@ def test_a_report_counts_for_the_attempt_that_made_it() -> None:
 PROBLEMS: list[tuple[str, dict[str, Any], str]] = [
     ("no model", {"data": SPEC["data"], "output": SPEC["output"]}, "spec.model: is required"),
     ("wrong type", SPEC | {"nodes": "two"}, "spec.nodes"),
+    ("a broken rule", SPEC | {"method": {"type": "full", "lora": {}}}, "method.lora is only for type lora"),
     ("half a GPU", SPEC | {"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "processesPerNode"),
 ]
 

@@ -1,0 +1,105 @@
+"""Why a gang does not start: what pods that wait, or that nobody lets be made, show of the reason. Pure.
+
+Nothing here ends a job: what is missing may come. The startup deadline does (policies.deadline).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.status import LastFailure
+
+from .observe import Observed
+from .status import clip, rfc3339
+from .views import Pod
+
+PATIENCE = timedelta(seconds=10)
+"""In which pods usually are made and find a node."""
+
+PREPARATION = timedelta(seconds=60)
+"""In which a container usually is made on its node. Pulling a large image takes longer; it is worth a word then."""
+
+REASONS: dict[str, Reason] = {
+    "ErrImagePull": Reason.ImageUnavailable,
+    "ImagePullBackOff": Reason.ImageUnavailable,
+    "InvalidImageName": Reason.ImageUnavailable,
+    "ErrImageNeverPull": Reason.ImageUnavailable,
+    "ImageInspectError": Reason.ImageUnavailable,
+    "RegistryUnavailable": Reason.ImageUnavailable,
+    "SignatureValidationFailed": Reason.ImageUnavailable,
+    "CreateContainerConfigError": Reason.ReferenceMissing,
+    "CreateContainerError": Reason.SlowStart,
+    "RunContainerError": Reason.SlowStart,
+}
+"""By the kubelet's reason for a container that waits."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    failure: LastFailure | None
+    wait: float | None = None
+    """Seconds until there may be one to tell."""
+
+
+def trouble(seen: Observed, now: datetime) -> Trouble:
+    """What keeps the present attempt from running, worst first: the container, the scheduler, the API server."""
+    gang = [pod for pod in seen.gang if pod.unfinished and pod.phase != "Running"]
+    for pod in gang:
+        if pod.waiting and (reason := REASONS.get(pod.waiting.reason)):
+            message = f"pod {pod.name} waits: {pod.waiting.reason}: {_plain(pod.waiting.message)}".rstrip(": ")
+            return Trouble(_failure(pod, reason, message, now))
+    waits = []
+    for pod in gang:
+        if pod.unschedulable and (wait := _left(pod.created, PATIENCE, now)) <= 0:
+            return Trouble(_failure(pod, Reason.Unschedulable, f"no node takes pod {pod.name}: {pod.unschedulable}", now))
+        elif pod.unschedulable:
+            waits.append(wait)
+    for pod in gang:
+        if pod.scheduled and (wait := _left(pod.scheduled, PREPARATION, now)) <= 0:
+            message = f"pod {pod.name} is still being prepared on node {pod.node}: its image, its volumes or its network"
+            return Trouble(_failure(pod, Reason.SlowStart, message, now))
+        elif pod.scheduled:
+            waits.append(wait)
+    child = seen.child
+    if child is not None and not child.deleting and len(seen.gang) < child.nodes:
+        if seen.refusal:
+            message = f"{len(seen.gang)} of {child.nodes} pods could be made: {seen.refusal}"
+            return Trouble(_of(seen.attempt, Reason.PodsRefused, message, now))
+        if (wait := _left(child.created, PATIENCE, now)) > 0:
+            waits.append(wait)
+    return Trouble(None, min(waits, default=None))
+
+
+def lacks_pods(seen: Observed, now: datetime) -> bool:
+    """The Job has had time, and not all of its pods are there: its events tell why."""
+    child = seen.child
+    unfinished = child is not None and not (child.deleting or child.failing or child.finished)
+    return unfinished and len(seen.gang) < child.nodes and _left(child.created, PATIENCE, now) <= 0
+
+
+def _left(since: datetime | None, patience: timedelta, now: datetime) -> float:
+    return (since + patience - now).total_seconds() if since else 0.0
+
+
+def _plain(message: str) -> str:
+    """Without what the kubelet puts in front between two tries: the cause stays the same."""
+    _, found, cause = message.partition(": ErrImagePull: ")
+    return cause if found else message
+
+
+def _failure(pod: Pod, reason: Reason, message: str, now: datetime) -> LastFailure:
+    failure = _of(pod.attempt, reason, message, now)
+    return failure.model_copy(update={"node": pod.node or None})
+
+
+def _of(attempt: int, reason: Reason, message: str, now: datetime) -> LastFailure:
+    return LastFailure(
+        failure_class=class_of(reason),
+        reason=reason.value,
+        message=clip(message),
+        hint=hint_of(reason),
+        attempt=attempt,
+        time=rfc3339(now),
+    )
