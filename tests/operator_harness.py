@@ -69,9 +69,9 @@ class Dying:
     writes: int | None = None
     made: list[str] = field(default_factory=list)
 
-    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "") -> Listing:
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = "") -> Listing:
         self._alive()
-        return await self.inner.list(resource, namespace, selector=selector)
+        return await self.inner.list(resource, namespace, selector=selector, fields=fields)
 
     async def get(self, resource: Resource, key: Key) -> Raw:
         self._alive()

@@ -58,6 +58,14 @@ class Reason(StrEnum):
     StorageUnavailable = "StorageUnavailable"
     PodFailed = "PodFailed"
     PodLost = "PodLost"
+    NodeLost = "NodeLost"
+    DiskLimitExceeded = "DiskLimitExceeded"
+    CommandMissing = "CommandMissing"
+    ImageUnavailable = "ImageUnavailable"
+    ReferenceMissing = "ReferenceMissing"
+    Unschedulable = "Unschedulable"
+    PodsRefused = "PodsRefused"
+    SlowStart = "SlowStart"
     Interrupted = "Interrupted"
     Evicted = "Evicted"
     UnexpectedError = "UnexpectedError"
@@ -137,6 +145,32 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     ),
     Reason.PodFailed: (FailureClass.Infrastructure, "Look at the pod's events and log."),
     Reason.PodLost: (FailureClass.Infrastructure, "The pod went away without a word: look at its node."),
+    Reason.NodeLost: (FailureClass.Infrastructure, "The node fell silent: look at it, and take it out if it repeats."),
+    Reason.DiskLimitExceeded: (
+        FailureClass.Infrastructure,
+        "Raise ephemeral-storage in resources.limits, or mount a volume of your own at /var/cache/finetune.",
+    ),
+    Reason.CommandMissing: (FailureClass.Config, "The image lacks the trainer: use one made for this operator."),
+    Reason.ImageUnavailable: (
+        FailureClass.Infrastructure,
+        "Check spec.image, and pod.imagePullSecrets if the registry is private.",
+    ),
+    Reason.ReferenceMissing: (
+        FailureClass.Config,
+        "Create the Secret or ConfigMap with the key that the message names: the pods start by themselves then.",
+    ),
+    Reason.Unschedulable: (
+        FailureClass.Infrastructure,
+        "Lower resources, change pod.nodeSelector, pod.tolerations or pod.affinity, or add nodes.",
+    ),
+    Reason.PodsRefused: (
+        FailureClass.Infrastructure,
+        "Make room in the namespace's ResourceQuota, or change what its policy refuses.",
+    ),
+    Reason.SlowStart: (
+        FailureClass.Infrastructure,
+        "A large image, a volume that does not attach, or the network: see `kubectl describe pod`.",
+    ),
     Reason.Interrupted: (FailureClass.Preemption, "Nothing to do: the run continues from its last checkpoint."),
     Reason.Evicted: (FailureClass.Preemption, "Nothing to do: the run continues from its last checkpoint."),
     Reason.UnexpectedError: (FailureClass.Internal, "Read the traceback in the log; please report it."),

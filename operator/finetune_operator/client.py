@@ -106,9 +106,7 @@ class HttpClient:
         self._session = session
         self._server = server
 
-    async def list(
-        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = ""
-    ) -> Listing:
+    async def list(self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = "") -> Listing:
         """All pages. Gone (410) means that the list expired between two pages: start again."""
         items: list[Raw] = []
         query = {"limit": str(PAGE), "labelSelector": selector or resource.selector, "fieldSelector": fields}

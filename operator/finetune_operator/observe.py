@@ -67,7 +67,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     job = next(iter(cache.jobs.of(key)), None)
     if job is None:
         return None
-    report = cache.reports.get(key)
+    report, refusal = cache.reports.get(key), cache.refusals.get(key)
     seen = Observed(
         job=job,
         spec=None,
@@ -77,7 +77,9 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     )
     current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt
     spec, problem = read_spec(job, thoroughly=seen.attempt == 0)
-    return replace(seen, spec=spec, problem=problem, report=report.progress if report and current else None)
+    refused = refusal.message if refusal and seen.child and refusal.child_uid == seen.child.uid else ""
+    known = report.progress if report and current else None
+    return replace(seen, spec=spec, problem=problem, report=known, refusal=refused)
 
 
 def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:

@@ -11,23 +11,25 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from finetune_api.failures import Reason
-from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
 
+from . import refusals
 from .apply import Applier, Refused
 from .cache import Cache
 from .client import ApiError, Client, Forbidden, HttpClient, NotFound
 from .connection import Connection
 from .decide import decide
-from .decision import Decision
 from .health import OLDEST_KEY, OLDEST_WATCH, serve
 from .metrics import Counters, State
 from .observe import Defaults, Observed, observe
 from .policies.failure import refuse
+from .policies.waiting import told
 from .progress import Poller
 from .queue import WorkQueue
 from .resources import FINETUNEJOBS, WATCHED, Key, Raw, Resource
-from .status import Stamp, condition, terminal
+from .status import clip, rfc3339, terminal
+from .troubles import lacks_pods
 from .views import JobView
 from .watch import Backoff, Watcher
 
@@ -80,6 +82,7 @@ class Service:
         async with self._connection.session(self.counters.request) as session, self._health():
             self._client = self._wrap(HttpClient(session, self._connection.server))
             self._applier = Applier(self._client, self.cache, utc_now, self._written)
+            self._refusals = refusals.Refusals(self._client, self.cache)
             stopped = asyncio.create_task(stop.wait())
             try:
                 if await self._crd_installed(stopped):
@@ -185,8 +188,12 @@ class Service:
         """One look at one job."""
         seen = observe(self.cache, key, self.options.defaults)
         if seen is None:
-            self.poller.follow(key, None)
+            self._forget(key)
             return
+        if lacks_pods(seen, utc_now()):
+            self.queue.add_after(key, refusals.INTERVAL)
+            if await self._refusals.ask(seen):
+                seen = observe(self.cache, key, self.options.defaults) or seen
         decision = decide(seen, utc_now())
         try:
             await self._applier.carry_out(seen, decision)
@@ -200,6 +207,10 @@ class Service:
             self.queue.add_after(key, decision.look_again_in)
         self.poller.follow(key, observe(self.cache, key, self.options.defaults))
 
+    def _forget(self, key: Key) -> None:
+        self.poller.follow(key, None)
+        self.cache.refusals.pop(key, None)
+
     async def _end(self, key: Key, problem: str) -> None:
         if seen := observe(self.cache, key, self.options.defaults):
             await self._applier.carry_out(seen, refuse(seen, problem, utc_now()))
@@ -208,14 +219,15 @@ class Service:
         """A quota or a policy says no for now: people should see that where they look first."""
         seen = observe(self.cache, key, self.options.defaults)
         if seen is not None and not terminal(seen.status) and seen.attempt:
-            await self._applier.carry_out(seen, Decision(status=_refused_for_now(seen, problem)))
+            await self._applier.carry_out(seen, told(seen, _refused(seen, problem), utc_now()))
 
     def _written(self, job: JobView, status: FineTuneJobStatus) -> None:
         if status.phase is not job.status.phase:
             was = job.status.phase.value if job.status.phase else "new"
             logger.info("%s/%s: %s → %s", *job.owner, was, status.phase.value if status.phase else "-")
         failure = status.last_failure
-        if failure is not None and failure != job.status.last_failure:
+        failed = terminal(status) or status.attempt != job.status.attempt
+        if failure is not None and failed and failure != job.status.last_failure:
             self.counters.failures.labels(failure.failure_class.value, failure.reason).inc()
         if terminal(status) and not terminal(job.status):
             ended = "Failed" if status.phase is Phase.Failed else "Complete"
@@ -250,12 +262,12 @@ class Service:
         return "" if self.synced.is_set() else "not in sync with the API server yet"
 
 
-def _refused_for_now(seen: Observed, problem: str) -> FineTuneJobStatus:
-    return condition(
-        seen.status,
-        "Running",
-        true=False,
-        reason=Reason.Accepted,
-        message=f"The API server does not let attempt {seen.attempt} be made yet: {problem}",
-        stamp=Stamp(seen.job.generation, utc_now()),
+def _refused(seen: Observed, problem: str) -> LastFailure:
+    return LastFailure(
+        failure_class=class_of(Reason.PodsRefused),
+        reason=Reason.PodsRefused.value,
+        message=clip(f"the API server does not let it be made yet: {problem}"),
+        hint=hint_of(Reason.PodsRefused),
+        attempt=seen.attempt,
+        time=rfc3339(utc_now()),
     )

@@ -1,6 +1,6 @@
 """Why a gang does not start: what pods that wait, or that nobody lets be made, show of the reason. Pure.
 
-Nothing here ends a job: what is missing may come. The startup deadline does (policies.deadline).
+Nothing here ends a job: what is missing may come.
 """
 
 from __future__ import annotations
@@ -36,6 +36,16 @@ REASONS: dict[str, Reason] = {
 """By the kubelet's reason for a container that waits."""
 
 
+ORDER = (
+    Reason.ReferenceMissing,
+    Reason.ImageUnavailable,
+    Reason.PodsRefused,
+    Reason.Unschedulable,
+    Reason.SlowStart,
+)
+"""Which of several troubles is told: the one that surely stays."""
+
+
 @dataclass(frozen=True)
 class Trouble:
     failure: LastFailure | None
@@ -44,39 +54,59 @@ class Trouble:
 
 
 def trouble(seen: Observed, now: datetime) -> Trouble:
-    """What keeps the present attempt from running, worst first: the container, the scheduler, the API server."""
-    gang = [pod for pod in seen.gang if pod.unfinished and pod.phase != "Running"]
-    for pod in gang:
-        if pod.waiting and (reason := REASONS.get(pod.waiting.reason)):
-            message = f"pod {pod.name} waits: {pod.waiting.reason}: {_plain(pod.waiting.message)}".rstrip(": ")
-            return Trouble(_failure(pod, reason, message, now))
-    waits = []
-    for pod in gang:
-        if pod.unschedulable and (wait := _left(pod.created, PATIENCE, now)) <= 0:
-            return Trouble(_failure(pod, Reason.Unschedulable, f"no node takes pod {pod.name}: {pod.unschedulable}", now))
-        elif pod.unschedulable:
-            waits.append(wait)
-    for pod in gang:
-        if pod.scheduled and (wait := _left(pod.scheduled, PREPARATION, now)) <= 0:
-            message = f"pod {pod.name} is still being prepared on node {pod.node}: its image, its volumes or its network"
-            return Trouble(_failure(pod, Reason.SlowStart, message, now))
-        elif pod.scheduled:
-            waits.append(wait)
+    """What keeps the present attempt from running, the surest evidence first; else when there may be some."""
+    gang = [pod for pod in seen.gang if pod.phase == "Pending"]
+    found = [each for pod in gang for each in (_held(pod, now), _homeless(pod, now), _unprepared(pod, now)) if each]
+    if missing := _missing(seen, now):
+        found.append(missing)
+    told = [each for each in found if each.failure is not None]
+    if told:
+        return min(told, key=lambda each: ORDER.index(Reason(each.failure.reason)) if each.failure else 0)
+    return Trouble(None, min((each.wait for each in found if each.wait is not None), default=None))
+
+
+def _held(pod: Pod, now: datetime) -> Trouble | None:
+    reason = REASONS.get(pod.waiting.reason) if pod.waiting else None
+    if pod.waiting is None or reason is None:
+        return None
+    message = f"pod {pod.name} waits: {pod.waiting.reason}: {_plain(pod.waiting.message)}".rstrip(": ")
+    return Trouble(_failure(pod, reason, message, now))
+
+
+def _homeless(pod: Pod, now: datetime) -> Trouble | None:
+    if not pod.unschedulable:
+        return None
+    if (wait := _left(pod.created, PATIENCE, now)) > 0:
+        return Trouble(None, wait)
+    return Trouble(_failure(pod, Reason.Unschedulable, f"no node takes pod {pod.name}: {pod.unschedulable}", now))
+
+
+def _unprepared(pod: Pod, now: datetime) -> Trouble | None:
+    if pod.scheduled is None:
+        return None
+    if (wait := _left(pod.scheduled, PREPARATION, now)) > 0:
+        return Trouble(None, wait)
+    message = f"pod {pod.name} is still being prepared on node {pod.node}: its image, its volumes or its network"
+    return Trouble(_failure(pod, Reason.SlowStart, message, now))
+
+
+def _missing(seen: Observed, now: datetime) -> Trouble | None:
     child = seen.child
-    if child is not None and not child.deleting and len(seen.gang) < child.nodes:
-        if seen.refusal:
-            message = f"{len(seen.gang)} of {child.nodes} pods could be made: {seen.refusal}"
-            return Trouble(_of(seen.attempt, Reason.PodsRefused, message, now))
-        if (wait := _left(child.created, PATIENCE, now)) > 0:
-            waits.append(wait)
-    return Trouble(None, min(waits, default=None))
+    if child is None or child.deleting or len(seen.gang) >= child.nodes:
+        return None
+    if seen.refusal:
+        message = f"{len(seen.gang)} of {child.nodes} pods could be made: {seen.refusal}"
+        return Trouble(_of(seen.attempt, Reason.PodsRefused, message, now))
+    wait = _left(child.created, PATIENCE, now)
+    return Trouble(None, wait) if wait > 0 else None
 
 
 def lacks_pods(seen: Observed, now: datetime) -> bool:
     """The Job has had time, and not all of its pods are there: its events tell why."""
     child = seen.child
-    unfinished = child is not None and not (child.deleting or child.failing or child.finished)
-    return unfinished and len(seen.gang) < child.nodes and _left(child.created, PATIENCE, now) <= 0
+    if child is None or child.deleting or child.failing or child.finished:
+        return False
+    return len(seen.gang) < child.nodes and _left(child.created, PATIENCE, now) <= 0
 
 
 def _left(since: datetime | None, patience: timedelta, now: datetime) -> float:

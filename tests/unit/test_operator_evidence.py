@@ -19,6 +19,16 @@ ALONE = [
     ("a foreign exit code", pod(0, "Failed", ended=ended(3)), "Infrastructure", "PodFailed"),
     ("no such command", pod(0, "Failed", ended=ended(128, reason="StartError")), "Infrastructure", "PodFailed"),
     ("preempted", pod(0, "Failed", disruption="PreemptionByScheduler", disrupted=NOW), "Preemption", "Evicted"),
+    ("no such command, by the runtime's words",
+     pod(0, "Failed", ended=ended(128, reason="StartError", text='exec: "x": executable file not found in $PATH')),
+     "Config", "CommandMissing"),
+    ("drained", pod(0, "Failed", disruption="EvictionByEvictionAPI", disrupted=NOW), "Preemption", "Evicted"),
+    ("a taint", pod(0, "Failed", disruption="DeletionByTaintManager", disrupted=NOW), "Preemption", "Evicted"),
+    ("its node shut down", pod(0, "Failed", disruption="TerminationByKubelet", disrupted=NOW), "Preemption", "Evicted"),
+    ("its node is gone", pod(0, "Failed", disruption="DeletionByPodGC", disrupted=NOW), "Preemption", "Evicted"),
+    ("evicted for its own greed",
+     pod(0, "Failed", reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit of 1Gi."),
+     "Infrastructure", "DiskLimitExceeded"),
     ("evicted by its node", pod(0, "Failed", reason="Evicted", message="low on memory"), "Preemption", "Evicted"),
     ("refused by its node", pod(0, "Failed", reason="OutOfcpu"), "Infrastructure", "PodFailed"),
     ("asked to stop", failed_pod(0, Reason.Interrupted), "Preemption", "Interrupted"),
@@ -60,6 +70,22 @@ def test_an_echo_waits_for_the_culprit_but_not_for_ever() -> None:
     late = blame(gang, child(), now=later(6))
     assert late is not None
     assert (late.wait, late.failure.failure_class) == (0, FailureClass.PeerLost)
+
+
+def test_a_node_that_fell_silent_explains_the_lost_peers() -> None:
+    gang = [failed_pod(0, Reason.PeerLost), pod(1, "Running", node="gpu-7", unreachable=True)]
+    verdict = blame(gang, child(), now=later(1))
+    assert verdict is not None
+    assert (verdict.failure.reason, verdict.failure.node, verdict.wait) == ("NodeLost", "gpu-7", 0)
+
+
+def test_a_silent_node_is_lost_once_its_pods_are_given_up() -> None:
+    running, silent = pod(0, "Running"), pod(1, "Running", node="gpu-7", unreachable=True)
+    assert blame([running, silent], child(), now=NOW) is None
+    given_up = pod(1, "Running", node="gpu-7", unreachable=True, deleting=True, disruption="DeletionByTaintManager")
+    verdict = blame([running, given_up], child(), now=NOW)
+    assert verdict is not None
+    assert (verdict.failure.failure_class.value, verdict.failure.node) == ("Infrastructure", "gpu-7")
 
 
 def test_nobody_is_waited_for_when_all_have_ended() -> None:

@@ -9,8 +9,10 @@ from finetune_api.plan import ProgressReport
 from finetune_api.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, condition, find, finite, rfc3339, sound
+from finetune_operator.status import Stamp, change, condition, finite, rfc3339, sound
 from finetune_operator.views import parse_time
+
+from .waiting import relieved, waits
 
 SETTLED = timedelta(seconds=2)
 """Pods that are scheduled for so long and do not run yet are worth a write: `Starting`."""
@@ -30,7 +32,7 @@ def running(seen: Observed, now: datetime) -> Decision | None:
 
 
 def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
-    status = change(seen.status, phase=Phase.Running)
+    status = change(relieved(seen, now), phase=Phase.Running)
     pods = "the pod runs" if nodes == 1 else f"all {nodes} pods run"
     return condition(
         status,
@@ -44,29 +46,15 @@ def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
 
 def _starting(seen: Observed, nodes: int, now: datetime) -> Decision:
     """Pending → Starting, once all pods have had a node for a moment. A restart keeps its name until it runs."""
-    status = _let_in(seen, now)
+    waiting = waits(seen, now)
+    status = waiting.status
     scheduled = [pod.scheduled for pod in seen.gang if pod.scheduled is not None]
     if status.phase in (Phase.Restarting, Phase.Starting) or len(scheduled) < nodes:
-        return Decision(status=status)
+        return waiting
     wait = (max(scheduled) + SETTLED - now).total_seconds()
     if wait > 0:
-        return Decision(status=status, look_again_in=wait)
-    return Decision(status=change(status, phase=Phase.Starting))
-
-
-def _let_in(seen: Observed, now: datetime) -> FineTuneJobStatus:
-    """Takes back the word that the API server would not let the Job be made: there it is."""
-    told = find(seen.status, "Running")
-    if told is None or told.reason != Reason.Accepted:
-        return seen.status
-    return condition(
-        seen.status,
-        "Running",
-        true=False,
-        reason=Reason.GangCreated,
-        message=f"Attempt {seen.attempt} starts",
-        stamp=Stamp(seen.job.generation, now),
-    )
+        return waiting.but(look_again_in=wait)
+    return waiting.but(status=change(status, phase=Phase.Starting))
 
 
 def _with_progress(status: FineTuneJobStatus, report: ProgressReport | None, now: datetime) -> Decision:

@@ -1,0 +1,64 @@
+"""The gang exists and does not run yet: what keeps it from that is told, and taken back when it has passed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_api.failures import Reason
+from finetune_api.status import FineTuneJobStatus, LastFailure
+from finetune_operator.decision import Decision
+from finetune_operator.observe import Observed
+from finetune_operator.status import Stamp, change, condition, find
+from finetune_operator.troubles import trouble
+from finetune_operator.views import parse_time
+
+OFTEN = 60.0
+"""Seconds between two writes that tell the same trouble in other words, at least: the scheduler counts nodes."""
+
+PASSING = frozenset(
+    {
+        Reason.ImageUnavailable.value,
+        Reason.ReferenceMissing.value,
+        Reason.Unschedulable.value,
+        Reason.PodsRefused.value,
+        Reason.SlowStart.value,
+    }
+)
+"""Reasons for which an attempt waits, and has not failed."""
+
+
+def waits(seen: Observed, now: datetime) -> Decision:
+    found = trouble(seen, now)
+    if found.failure is None:
+        return Decision(status=relieved(seen, now), look_again_in=found.wait)
+    return told(seen, found.failure, now)
+
+
+def told(seen: Observed, failure: LastFailure, now: datetime) -> Decision:
+    """The status that says why, and what to do about it."""
+    old = seen.status.last_failure
+    if old is not None and (old.attempt, old.reason) == (failure.attempt, failure.reason):
+        since = parse_time(old.time)
+        wait = OFTEN - (now - since).total_seconds() if since else 0.0
+        if old.message == failure.message:
+            return Decision(status=seen.status)
+        if wait > 0:
+            return Decision(status=seen.status, look_again_in=wait)
+    status = change(seen.status, last_failure=failure)
+    message = f"Attempt {failure.attempt} waits: {failure.message} ({failure.hint})"
+    stamp = Stamp(seen.job.generation, now)
+    return Decision(
+        status=condition(status, "Running", true=False, reason=Reason(failure.reason), message=message, stamp=stamp)
+    )
+
+
+def relieved(seen: Observed, now: datetime) -> FineTuneJobStatus:
+    """Without a trouble of this attempt that was told and has passed."""
+    status, old = seen.status, seen.status.last_failure
+    if old is not None and old.attempt == seen.attempt and old.reason in PASSING:
+        status = change(status, last_failure=None)
+    running = find(status, "Running")
+    if running is None or running.reason not in PASSING:
+        return status
+    message, stamp = f"Attempt {seen.attempt} starts", Stamp(seen.job.generation, now)
+    return condition(status, "Running", true=False, reason=Reason.GangCreated, message=message, stamp=stamp)

@@ -1,0 +1,64 @@
+"""What goes wrong in a cluster, as its API server and controllers tell it."""
+
+from __future__ import annotations
+
+from finetune_operator.resources import PODS
+from tests.operator_harness import Hands, Start, manifest, wait_for
+
+
+def quota(hands: Hands, **hard: str) -> None:
+    body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
+    hands.rig.apply(body, namespace=hands.namespace)
+    wait_for(
+        lambda: hands.rig.get("resourcequota", "q", "-n", hands.namespace).get("status", {}).get("hard"), what="quota"
+    )
+
+
+def test_pods_that_a_quota_refuses_are_told_within_a_minute(start: Start, hands: Hands) -> None:
+    start()
+    quota(hands, pods="1")
+    hands.create(manifest("a"))
+    told = wait_for(lambda: hands.status("a").get("lastFailure"), what="told", seconds=60)
+    assert (told["reason"], told["class"]) == ("PodsRefused", "Infrastructure")
+    assert "1 of 2 pods could be made" in told["message"]
+    assert "exceeded quota" in told["message"]
+    assert "ResourceQuota" in hands.condition("a", "Running")["message"]
+
+    hands.rig.kubectl("delete", "resourcequota", "q", "-n", hands.namespace)
+    wait_for(lambda: len(hands.gang("a", 1)) == 2, what="the Job controller tries again", seconds=90)
+    hands.run("a", 1)
+    assert "lastFailure" not in hands.status("a")
+    assert hands.condition("a", "Running")["reason"] == "GangRunning"
+
+
+def test_a_missing_secret_is_told_at_once_and_the_job_goes_on_when_it_is_there(start: Start, hands: Hands) -> None:
+    start()
+    hands.create(manifest("a", nodes=1))
+    (pod,) = hands.await_gang("a", 1)
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "corp-s3" not found'}
+    hands.set_pod(pod, {"phase": "Pending", "containerStatuses": [container({"waiting": waiting}, ready=False)]})
+    told = wait_for(lambda: hands.status("a").get("lastFailure"), what="told")
+    assert (told["reason"], 'secret "corp-s3" not found' in told["message"]) == ("ReferenceMissing", True)
+    assert "Create the Secret" in told["hint"]
+    assert hands.phase("a") == "Pending"
+
+    hands.set_pod(pod, {"phase": "Running", "containerStatuses": [container({"running": {}}, ready=True)]})
+    wait_for(lambda: hands.phase("a") == "Running", what="running")
+    assert "lastFailure" not in hands.status("a")
+
+
+def container(state: dict[str, object], *, ready: bool) -> dict[str, object]:
+    return {
+        "name": "trainer", "image": "trainer:test", "imageID": "", "ready": ready, "restartCount": 0, "state": state,
+    }  # fmt: skip
+
+
+def test_the_schedulers_words_reach_the_status(start: Start, hands: Hands) -> None:
+    start()
+    hands.create(manifest("a", nodes=1))
+    (pod,) = hands.await_gang("a", 1)
+    words = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: no GPU"}
+    hands.set_pod(pod, {"conditions": [words]})
+    told = wait_for(lambda: hands.status("a").get("lastFailure"), what="told", seconds=60)
+    assert (told["reason"], "0/1 nodes: no GPU" in told["message"]) == ("Unschedulable", True)
+    assert len(hands.list(PODS)) == 1

@@ -1,0 +1,150 @@
+"""What keeps a gang from running is told within a minute, with what to do, and taken back when it has passed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from finetune_api.status import Phase
+from finetune_operator.cache import Cache
+from finetune_operator.client import Listing
+from finetune_operator.decide import decide
+from finetune_operator.refusals import INTERVAL, Refusals
+from finetune_operator.status import find, rfc3339
+from finetune_operator.troubles import lacks_pods
+from finetune_operator.views import Pod, Waiting, view_pod
+from tests.unit.operator_world import NOW, child, job, later, pod, raw_pod, seen, status
+
+QUOTA = "0 of 2 pods could be made: forbidden: exceeded quota"
+
+
+def held(reason: str, message: str = "") -> Pod:
+    return pod(0, scheduled=NOW, waiting=Waiting(reason, message))
+
+
+TROUBLES: list[tuple[str, tuple[Pod, ...], str, float, str | None, str]] = [
+    ("no image", (held("ErrImagePull", "x: not found"), pod(1)), "", 0, "ImageUnavailable", "x: not found"),
+    ("no image, between two tries",
+     (held("ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: x: not found'), pod(1)), "", 0,
+     "ImageUnavailable", "ImagePullBackOff: x: not found"),
+    ("no image by that name", (held("InvalidImageName", "invalid"), pod(1)), "", 0, "ImageUnavailable", "invalid"),
+    ("no Secret", (held("CreateContainerConfigError", 'secret "corp-s3" not found'), pod(1)), "", 0, "ReferenceMissing",
+     'secret "corp-s3" not found'),
+    ("no node, but the scheduler has only begun", (pod(0, unschedulable="0/3 nodes"), pod(1)), "", 5, None, ""),
+    ("no node", (pod(0, unschedulable="0/3 nodes are available"), pod(1)), "", 10, "Unschedulable", "0/3 nodes"),
+    ("being made", (held("ContainerCreating"), pod(1, scheduled=NOW)), "", 59, None, ""),
+    ("being made for a minute", (held("ContainerCreating"), pod(1)), "", 60, "SlowStart", "still being prepared"),
+    ("no pods, nobody knows why", (), "", 30, None, ""),
+    ("no pods, the namespace is full", (), "forbidden: exceeded quota", 10, "PodsRefused", QUOTA),
+    ("a missing Secret counts more than a full cluster",
+     (held("CreateContainerConfigError", "no key"), pod(1, unschedulable="0/3 nodes")), "", 60, "ReferenceMissing",
+     "no key"),
+    ("all is well", (pod(0, "Running"), pod(1, scheduled=NOW)), "", 5, None, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pods", "refusal", "at", "reason", "words"), [t[1:] for t in TROUBLES], ids=[t[0] for t in TROUBLES]
+)
+def test_what_is_told(pods: tuple[Pod, ...], refusal: str, at: float, reason: str | None, words: str) -> None:
+    given = seen(job(status(Phase.Pending)), children=(child(),), pods=pods, refusal=refusal)
+    after = decide(given, later(at)).status
+    running = find(after, "Running")
+    if reason is None:
+        assert (after.last_failure, running) == (None, None)
+        return
+    assert running is not None
+    assert after.last_failure is not None
+    assert (running.status, running.reason, after.last_failure.reason) == ("False", reason, reason)
+    assert words in running.message
+    assert after.last_failure.hint in running.message
+    assert after.phase in (Phase.Pending, Phase.Starting), "waiting is no failure"
+
+
+def test_it_is_looked_for_in_time() -> None:
+    for pods, wait in (((), 10), ((pod(0, unschedulable="full"), pod(1)), 10), ((pod(0, scheduled=NOW), pod(1)), 60)):
+        assert decide(seen(job(status(Phase.Pending)), children=(child(),), pods=pods), NOW).look_again_in == wait
+
+
+def test_other_words_for_the_same_are_written_once_a_minute() -> None:
+    def look(before: Any, words: str, at: float) -> Any:
+        pods = (pod(0, unschedulable=words), pod(1))
+        return decide(seen(job(before), children=(child(),), pods=pods), later(at))
+
+    first = look(status(Phase.Pending), "0/3 nodes", 10).status
+    assert look(first, "0/3 nodes", 300).status == first
+    soon = look(first, "0/4 nodes", 30)
+    assert (soon.status, soon.look_again_in) == (first, 40)
+    late = look(first, "0/4 nodes", 70).status.last_failure
+    assert (late.time, "0/4 nodes" in late.message) == (rfc3339(later(70)), True)
+
+
+def test_what_has_passed_is_taken_back() -> None:
+    told = decide(
+        seen(job(status(Phase.Pending)), children=(child(),), pods=(held("ErrImagePull"), pod(1))), NOW
+    ).status
+    pulled = decide(seen(job(told), children=(child(),), pods=(held("ContainerCreating"), pod(1))), NOW).status
+    running = find(pulled, "Running")
+    assert running is not None
+    assert (running.reason, pulled.last_failure) == ("GangCreated", None)
+    up = decide(seen(job(told), children=(child(),), pods=(pod(0, "Running"), pod(1, "Running"))), NOW).status
+    assert (up.phase, up.last_failure) == (Phase.Running, None)
+
+
+def test_a_jobs_events_are_asked_for_when_its_pods_do_not_come() -> None:
+    starting = seen(job(status(Phase.Pending)), children=(child(),), pods=(pod(0),))
+    assert not lacks_pods(starting, later(9))
+    assert lacks_pods(starting, later(10))
+    assert not lacks_pods(seen(job(status(Phase.Pending)), children=(child(),), pods=(pod(0), pod(1))), later(60))
+    assert not lacks_pods(seen(job(status(Phase.Pending)), children=(child(deleting=True),)), later(60))
+
+
+class Answers:
+    """A client that knows events."""
+
+    def __init__(self, *messages: str) -> None:
+        self.items = [{"message": text, "lastTimestamp": f"2026-01-02T03:04:0{n}Z"} for n, text in enumerate(messages)]
+        self.asked: list[str] = []
+
+    async def list(self, resource: Any, namespace: str, *, fields: str = "") -> Listing:
+        self.asked.append(f"{resource.plural} in {namespace}: {fields}")
+        return Listing(self.items, "1")
+
+
+def test_the_latest_refusal_is_kept_and_asked_for_now_and_then() -> None:
+    client, cache, clock = (
+        Answers("older", 'Error creating: pods "a-1-0-x7k2p" is forbidden: exceeded quota'),
+        Cache(),
+        [0.0],
+    )
+    refusals = Refusals(client, cache, lambda: clock[0])  # type: ignore[arg-type]
+    given = seen(job(status(Phase.Pending)), children=(child(),))
+
+    assert asyncio.run(refusals.ask(given))
+    assert cache.refusals[("ml", "a")].message == "Error creating: pods is forbidden: exceeded quota"
+    assert client.asked == ["events in ml: involvedObject.uid=c1,reason=FailedCreate"]
+    assert not asyncio.run(refusals.ask(given))
+    assert len(client.asked) == 1
+    clock[0] = INTERVAL
+    assert not asyncio.run(refusals.ask(given)), "asked again, and nothing new"
+    assert len(client.asked) == 2
+
+
+POD = [
+    ({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}]},
+     (None, "0/1", False)),
+    ({"containerStatuses": [{"name": "trainer", "state": {"waiting": {"reason": "ErrImagePull", "message": "m"}}}]},
+     (Waiting("ErrImagePull", "m"), "", False)),
+    ({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}],
+      "containerStatuses": [{"name": "trainer", "ready": True, "state": {"running": {}}}]}, (None, "", True)),
+    ({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+      "containerStatuses": [{"name": "trainer", "ready": True, "state": {"running": {}}}]}, (None, "", False)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("raw", "view"), POD)
+def test_what_a_pod_shows(raw: dict[str, Any], view: tuple[Any, ...]) -> None:
+    found = view_pod(raw_pod(status={"phase": "Pending"} | raw))
+    assert (found.waiting, found.unschedulable, found.unreachable) == view
