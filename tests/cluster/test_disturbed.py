@@ -44,9 +44,11 @@ def place(cluster: Rig, tiny: Path) -> Iterator[Place]:
 @pytest.fixture
 def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
     program = Operator.of(cluster, tmp_path)
-    program.start()
-    yield program
-    program.stop()
+    try:
+        program.start()
+        yield program
+    finally:
+        program.stop()
 
 
 def job(place: Place, tiny: Path, name: str) -> Json:
@@ -89,8 +91,8 @@ def adapter(place: Place, name: str, folder: Path) -> dict[str, object]:
 def undisturbed(place: Place, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The adapter of a run that nobody disturbed."""
     program = Operator.of(place.rig, tmp_path_factory.mktemp("undisturbed"))
-    program.start()
     try:
+        program.start()
         place.apply(job(place, tiny, "calm"))
         finish(place, "calm")
     finally:

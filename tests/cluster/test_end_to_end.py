@@ -21,9 +21,11 @@ pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
 @pytest.fixture
 def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
     program = Operator.of(cluster, tmp_path)
-    program.start()
-    yield program
-    program.stop()
+    try:
+        program.start()
+        yield program
+    finally:
+        program.stop()
 
 
 @pytest.fixture
