@@ -19,8 +19,8 @@ if [ ! -x "$uv" ]; then
 fi
 export UV_CACHE_DIR="$CACHE/uv" UV_PYTHON_DOWNLOADS=never
 echo "setup: installing the pinned packages into .venv (the first time fetches about 3 GB, mostly torch)"
-"$uv" venv -q --clear --seed --python "$("$PYTHON" -c 'import sys; print(sys.executable)')" .venv
-"$uv" pip install -q --python .venv/bin/python --require-hashes -r requirements.lock
+[ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$uv" venv -q --clear --seed --python "$("$PYTHON" -c 'import sys; print(sys.executable)')" .venv
+"$uv" pip sync -q --python .venv/bin/python --require-hashes requirements.lock
 "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
 .venv/bin/python -m compileall -q -j 2 .venv/lib >/dev/null 2>&1 || true
 echo "$stamp" >.venv/.stamp
