@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method, Partial
+from finetune_trainer.methods.needs import check_strategy, is_open
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import open_folder
-from finetune_trainer.train.choose import is_open, settled
+from finetune_trainer.train.choose import settled
 from finetune_trainer.transfer.evaluate import Layout
 from tests.train_helpers import JOB, LENGTHS, documents, model, network
 
@@ -36,16 +36,16 @@ def _store(folder: Path) -> CheckpointStore:
     return CheckpointStore(open_folder(f"file://{folder}", prefix=""), JOB)
 
 
-def _choose(store: CheckpointStore | None, *, gang: Single | None = None, seed: int = 1) -> int:
+def _choose(store: CheckpointStore | None) -> int:
     beats: list[int] = []
     method = settled(
         AUTO,
         model(network(layers=6)),
         documents(LENGTHS),
         layout=LAYOUT,
-        seed=seed,
+        seed=1,
         batch_size=5,
-        gang=gang or Single(),
+        gang=Single(),
         store=store,
         alive=lambda: beats.append(1),
     )
@@ -72,8 +72,20 @@ def test_an_attempt_keeps_to_what_the_first_decided(tmp_path: Path) -> None:
     assert _choose(store) == chosen
 
 
-def test_shards_cannot_be_measured() -> None:
-    with pytest.raises(FinetuneError, match="strategy fsdp shards them") as error:
-        _choose(None, gang=replace(Single(), name="fsdp"))
-    assert error.value.reason is Reason.InvalidSpec
-    assert "a number" in error.value.hint
+SHARDED = [
+    (AUTO, "method.partial.layers auto is measured on whole weights, and strategy fsdp shards them"),
+    (Method(type="qlora"), "method.type qlora keeps weights in 4 bits, which strategy fsdp cannot shard"),
+]
+
+
+@pytest.mark.parametrize(("method", "says"), SHARDED)
+def test_what_shards_would_get_wrong_is_refused(method: Method, says: str) -> None:
+    with pytest.raises(FinetuneError) as error:
+        check_strategy(method, "fsdp")
+    assert (error.value.reason, error.value.message) == (Reason.InvalidSpec, says)
+    check_strategy(method, "ddp")
+
+
+def test_shards_are_fine_for_the_others() -> None:
+    for method in (Method(type="full"), Method(), Method(type="partial", partial=Partial(layers=3))):
+        check_strategy(method, "fsdp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.methods import Method
+from finetune_api.methods import Method, Partial
 
 
 def check(method: Method, *, layers: int | None) -> None:
@@ -15,6 +15,35 @@ def check(method: Method, *, layers: int | None) -> None:
     wanted = method.partial.layers if method.type == "partial" and method.partial else None
     if isinstance(wanted, int) and layers is not None:
         check_layers(wanted, layers)
+    if method.type == "probe" and method.probe and method.probe.layers and layers is not None:
+        check_probed(method.probe.layers, layers)
+
+
+WHOLE = ("single", "ddp")
+"""Strategies by which every rank holds all weights."""
+
+
+def check_strategy(method: Method, strategy: str) -> None:
+    """InvalidSpec for what would be wrong, or never measured, on weights in shards."""
+    if strategy in WHOLE:
+        return
+    if method.type == "qlora":
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"method.type qlora keeps weights in 4 bits, which strategy {strategy} cannot shard",
+            "Use fewer weights on each rank with method.type: lora, or strategy ddp.",
+        )
+    if is_open(method):
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"method.partial.layers auto is measured on whole weights, and strategy {strategy} shards them",
+            "Give method.partial.layers a number.",
+        )
+
+
+def is_open(method: Method) -> bool:
+    """Whether something has to be measured before the method is known."""
+    return method.type == "partial" and not isinstance((method.partial or Partial()).layers, int)
 
 
 def check_four_bits() -> None:

@@ -12,7 +12,6 @@ from functools import partial
 
 from torch import Tensor
 
-from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method, Partial
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.order import step_rows
@@ -31,11 +30,6 @@ _ROWS = 4
 _NOTE = "partial-layers"
 
 
-def is_open(method: Method) -> bool:
-    """Whether something has to be measured."""
-    return method.type == "partial" and not isinstance((method.partial or Partial()).layers, int)
-
-
 def settled(
     method: Method,
     model: LanguageModel,
@@ -49,12 +43,6 @@ def settled(
     alive: Callable[[], None],
 ) -> Method:
     """`method` with numbers in place of auto. Collective; `store` is rank 0's."""
-    if gang.name not in ("single", "ddp"):
-        raise FinetuneError(
-            Reason.InvalidSpec,
-            f"method.partial.layers auto is measured on whole weights, and strategy {gang.name} shards them",
-            "Give method.partial.layers a number.",
-        )
     layers = gang.broadcast_json(store.noted(_NOTE) if store is not None else None)
     if layers is None:
         losses = _losses(model, train, layout=layout, seed=seed, batch_size=batch_size, alive=alive)

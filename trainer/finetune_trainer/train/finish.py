@@ -28,7 +28,7 @@ _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model",
     "*.tiktoken",
 )  # fmt: skip
-_PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
+_PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "numpy")
 
 
 def evaluation_of(base: Mapping[str, Scores], tuned: Mapping[str, Scores]) -> Evaluation:

@@ -17,6 +17,7 @@ from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
+from finetune_trainer.methods.needs import check_strategy, is_open
 from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
@@ -29,7 +30,7 @@ from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
 from finetune_trainer.transfer.evaluate import Layout
 
-from .choose import is_open, settled
+from .choose import settled
 from .keeper import Keeper
 from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
@@ -74,6 +75,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
+    check_strategy(spec.method, strategy.name)
     low = _low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
     in_four_bits = spec.method.type == "qlora"
