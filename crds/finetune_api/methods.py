@@ -112,8 +112,8 @@ class Method(ApiModel):
     type: Literal["full", "partial", "lora", "dora", "qlora", "adapter", "prompt", "ptuning", "prefix", "probe"] = (
         Field(
             DEFAULT,
-            description="full: all weights. partial: the last decoder layers. lora: low-rank adapters on a frozen base. "
-            "dora: lora whose magnitudes train apart from directions. qlora: lora on a base in 4 bits. "
+            description="full: all weights. partial: the last decoder layers. lora: low-rank adapters on a frozen "
+            "base. dora: lora whose magnitudes train apart from directions. qlora: lora on a base in 4 bits. "
             "adapter: small bottleneck layers between frozen ones. prompt: learned tokens in front of every row. "
             "ptuning: the same, made by a small network. prefix: learned keys and values in every layer. "
             "probe: a linear classifier on the frozen model, for format classification.",

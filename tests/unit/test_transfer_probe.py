@@ -16,6 +16,7 @@ from finetune_api.methods import Method
 from finetune_api.methods import Probe as Settings
 from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
 from finetune_trainer.data.pack import micro_batches
+from finetune_trainer.methods.needs import check, check_format, check_strategy
 from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.train.probing import Probing, probed
@@ -246,3 +247,22 @@ def test_a_probe_that_is_not_fitted_is_not_exported(tmp_path: Path) -> None:
     attached = method_of(Method(type="probe")).attach(network(), seed=1, base=BASE)
     with pytest.raises(ValueError, match="not fitted"):
         attached.export(tmp_path)
+
+
+def test_the_preflight_knows_before_anything_is_loaded() -> None:
+    probe = Method(type="probe", probe=Settings(layers=(0, 9)))
+    check(probe, layers=9)
+    check(probe, layers=None)
+    check_format(probe, "classification")
+    check_format(Method(), "chat")
+    with pytest.raises(FinetuneError, match="has 9, and the model has 8 decoder layers"):
+        check(probe, layers=8)
+    with pytest.raises(FinetuneError, match="and these are chat"):
+        check_format(probe, "chat")
+
+
+@pytest.mark.parametrize("kind", ["prompt", "ptuning", "prefix", "probe"])
+def test_weights_in_shards_are_refused(kind: str) -> None:
+    check_strategy(Method(type=kind), "ddp")
+    with pytest.raises(FinetuneError, match=f"method.type {kind} reads whole weights, and strategy fsdp shards them"):
+        check_strategy(Method(type=kind), "fsdp")

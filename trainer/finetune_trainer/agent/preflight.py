@@ -22,6 +22,7 @@ from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.methods.needs import check as check_method
+from finetune_trainer.methods.needs import check_format
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
 from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.rundir import now, write_atomic
@@ -74,6 +75,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
     datasets = load_datasets(spec.data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
+    check_format(spec.method, datasets.statistics.format)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
 

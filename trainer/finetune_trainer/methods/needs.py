@@ -22,6 +22,9 @@ def check(method: Method, *, layers: int | None) -> None:
 WHOLE = ("single", "ddp")
 """Strategies by which every rank holds all weights."""
 
+_READS_WEIGHTS = ("prompt", "ptuning", "prefix", "probe")
+"""Methods that look at embeddings or run blocks outside of the loop's passes."""
+
 
 def check_strategy(method: Method, strategy: str) -> None:
     """InvalidSpec for what would be wrong, or never measured, on weights in shards."""
@@ -38,6 +41,12 @@ def check_strategy(method: Method, strategy: str) -> None:
             Reason.InvalidSpec,
             f"method.partial.layers auto is measured on whole weights, and strategy {strategy} shards them",
             "Give method.partial.layers a number.",
+        )
+    if method.type in _READS_WEIGHTS:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"method.type {method.type} reads whole weights, and strategy {strategy} shards them",
+            "Use strategy ddp, or method.type: lora.",
         )
 
 
@@ -62,4 +71,23 @@ def check_layers(wanted: int, there: int) -> None:
             Reason.InvalidSpec,
             f"method.partial.layers is {wanted}, and the model has {there} decoder layers",
             f"Set it to at most {there}, or to auto.",
+        )
+
+
+def check_probed(wanted: tuple[int, ...], there: int) -> None:
+    if max(wanted) > there:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"method.probe.layers has {max(wanted)}, and the model has {there} decoder layers",
+            f"Name layers from 0 (the embeddings) to {there}, or leave the choice open.",
+        )
+
+
+def check_format(method: Method, form: str) -> None:
+    """InvalidSpec where the rows are not of the kind that the method learns from."""
+    if method.type == "probe" and form != "classification":
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"method.type probe needs rows of format classification, and these are {form}",
+            "Give rows of {text, label}, or choose another method.type.",
         )

@@ -57,7 +57,12 @@ class Probe:
         return ProbeAttached(self.settings, base, decoder_layers(network).count)
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        return Probed(network, Classifier.load(folder))
+        return load(network, folder)
+
+
+def load(network: nn.Module, folder: Path) -> Probed:
+    """`network`, the untouched base, with the classifier of `folder` on it."""
+    return Probed(network, Classifier.load(folder))
 
 
 class Probed(nn.Module):

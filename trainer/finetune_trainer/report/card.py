@@ -13,7 +13,8 @@ import yaml
 from .compare import Metric, Row, compare, difference, headline, number, sentences
 from .record import REPORT_FILE, RunRecord
 
-_LIBRARIES = {"lora": "peft", "dora": "peft", "qlora": "peft", "adapter": "finetune-operator"}
+_LIBRARIES = dict.fromkeys(("lora", "dora", "qlora", "prompt", "ptuning", "prefix"), "peft")
+_LIBRARIES |= dict.fromkeys(("adapter", "probe"), "finetune-operator")
 """Method → library that loads the artifact; transformers otherwise."""
 
 
@@ -93,7 +94,7 @@ def _usage(record: RunRecord, base: str) -> Iterator[str]:
         yield 'model = PeftModel.from_pretrained(base, "path/of/this/folder")'
     elif _library(record) == "finetune-operator":
         yield "from pathlib import Path\n"
-        yield "from finetune_trainer.methods.adapter import load"
+        yield f"from finetune_trainer.methods.{_method(record)} import load"
         yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         yield f"base = AutoModelForCausalLM.from_pretrained({base!r}{revision})"
         yield 'model = load(base, Path("path/of/this/folder"))'

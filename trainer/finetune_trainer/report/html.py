@@ -11,6 +11,7 @@ from html import escape
 
 import yaml
 
+from finetune_api.methods import Method, Prefix, Prompt, PTuning
 from finetune_api.names import API_VERSION, KIND
 
 from .compare import Change, Metric, Row, Verdict, compare, difference, headline, number, sentences
@@ -185,6 +186,7 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     yield "method", _method(report)
     if lora := report.spec.method.low_rank:
         yield "adapter", f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+    yield from _learned_input(report.spec.method)
     if plan.trained_layers:
         yield "trained layers", f"the last {plan.trained_layers}"
     yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
@@ -207,6 +209,16 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     yield "seed", str(training.seed)
     if report.servable:
         yield "servable as", report.servable
+
+
+def _learned_input(method: Method) -> Iterable[tuple[str, str]]:
+    inputs: dict[str, Prompt | PTuning | Prefix] = {
+        "prompt": method.prompt or Prompt(),
+        "ptuning": method.ptuning or PTuning(),
+        "prefix": method.prefix or Prefix(),
+    }
+    if method.type in inputs:
+        yield "virtual tokens", f"{inputs[method.type].virtual_tokens:,}"
 
 
 def _attempts(report: RunRecord) -> str:

@@ -22,6 +22,7 @@ from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Numbers, corpus_of
 from finetune_trainer.data.order import share
 from finetune_trainer.methods.base import decoder_layers
+from finetune_trainer.methods.needs import check_probed
 from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.transfer.evaluate import choice_nats
 from finetune_trainer.transfer.features import default_layers, features
@@ -84,12 +85,7 @@ class Probing:
     def _layers(self) -> tuple[int, ...]:
         there = decoder_layers(self.trainer.model.network).count
         wanted = self.attached.settings.layers or default_layers(there)
-        if max(wanted) > there:
-            raise FinetuneError(
-                Reason.InvalidSpec,
-                f"method.probe.layers has {max(wanted)}, and the model has {there} decoder layers",
-                f"Name layers from 0 (the embeddings) to {there}, or leave the choice open.",
-            )
+        check_probed(wanted, there)
         return tuple(sorted(set(wanted)))
 
     def _agreed_layer(self, layers: tuple[int, ...], found: Floats, gold: Numbers) -> int:
