@@ -87,15 +87,16 @@ class Rule(NamedTuple):
     exit_code: int
     retried: bool
     counted: bool
-    """Whether a retry uses up `retry.maxRestarts`."""
+    """Whether a retry uses up `retry.maxRestarts`. What is neither counted nor Preemption has a bound of its own:
+    see budget."""
 
 
 CLASSES: dict[FailureClass, Rule] = {
     FailureClass.Config: Rule(ExitCode.CONFIG, retried=False, counted=True),
     FailureClass.Data: Rule(ExitCode.DATA, retried=False, counted=True),
     FailureClass.Authentication: Rule(ExitCode.AUTHENTICATION, retried=False, counted=True),
-    FailureClass.OutOfMemory: Rule(ExitCode.OUT_OF_MEMORY, retried=True, counted=True),
-    FailureClass.NonFinite: Rule(ExitCode.NON_FINITE, retried=False, counted=True),
+    FailureClass.OutOfMemory: Rule(ExitCode.OUT_OF_MEMORY, retried=True, counted=False),
+    FailureClass.NonFinite: Rule(ExitCode.NON_FINITE, retried=True, counted=False),
     FailureClass.Hang: Rule(ExitCode.HANG, retried=True, counted=True),
     FailureClass.PeerLost: Rule(ExitCode.PEER_LOST, retried=True, counted=True),
     FailureClass.Infrastructure: Rule(ExitCode.UNAVAILABLE, retried=True, counted=True),

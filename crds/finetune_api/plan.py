@@ -26,11 +26,22 @@ class RunPlan(ApiModel):
     master_address: str = "127.0.0.1"
     master_port: int = MASTER_PORT
     grace_seconds: int = Field(120, description="From SIGTERM to SIGKILL.")
+    micro_batch_tokens: int | None = Field(
+        None, ge=8, description="Instead of the manifest's, after memory ran out. The batch stays what it is."
+    )
     spec: FineTuneJobSpec
 
     @property
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
+
+    @property
+    def spec_of_attempt(self) -> FineTuneJobSpec:
+        """The spec with what this attempt does differently."""
+        if self.micro_batch_tokens is None:
+            return self.spec
+        training = self.spec.training.model_copy(update={"micro_batch_tokens": self.micro_batch_tokens})
+        return self.spec.model_copy(update={"training": training})
 
 
 class ProgressReport(ApiModel):

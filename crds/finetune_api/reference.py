@@ -8,7 +8,7 @@ from typing import Any
 from . import schema
 from .failures import CLASSES, Reason, class_of, hint_of
 from .spec import FineTuneJobSpec
-from .status import FineTuneJobStatus
+from .status import FailureClass, FineTuneJobStatus
 
 Schema = dict[str, Any]
 
@@ -19,6 +19,11 @@ Generated from `finetune_api` by `make generate`; do not edit.
 `apiVersion: finetune.dev/v1alpha1`, `kind: FineTuneJob`, short name `ftj`. `model`, `data` and `output` are enough;
 everything else has the default told here. `finetune validate FILE` gives the API server's verdict without a cluster.
 """
+
+OWN_BUDGET = {
+    FailureClass.OutOfMemory: "with half the micro-batch, down to one row",
+    FailureClass.NonFinite: "once",
+}
 
 
 def markdown() -> str:
@@ -88,6 +93,8 @@ def _failures() -> str:
         except KeyError:
             continue
         rule = CLASSES[failure_class]
-        retried = "no" if not rule.retried else "yes, counted" if rule.counted else "yes, free"
+        retried = OWN_BUDGET.get(failure_class) or (
+            "no" if not rule.retried else "yes, counted" if rule.counted else "yes, free"
+        )
         lines.append(f"| {reason} | {failure_class} | {rule.exit_code} | {retried} | {hint_of(reason)} |")
     return "\n".join(lines)

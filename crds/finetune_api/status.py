@@ -60,6 +60,12 @@ class Condition(ApiModel):
 class Restarts(ApiModel):
     counted: int = Field(0, description="Against retry.maxRestarts.")
     free: int = Field(0, description="Preemptions and resumes.")
+    out_of_memory: int | None = Field(None, description="With half the micro-batch each.")
+    non_finite: int | None = Field(None, description="From the last checkpoint, once.")
+
+    @property
+    def total(self) -> int:
+        return self.counted + self.free + (self.out_of_memory or 0) + (self.non_finite or 0)
 
 
 class Progress(ApiModel):
@@ -83,6 +89,7 @@ class ResolvedPlan(ApiModel):
     learning_rate: float | None = None
     batch_size: int | None = None
     micro_batch_tokens: int | None = None
+    longest_row: int | None = Field(None, description="Tokens of the longest training row.")
     total_steps: int | None = None
     parameters: int | None = Field(None, description="Of the model.")
     trainable_parameters: int | None = None
@@ -160,6 +167,9 @@ class FineTuneJobStatus(ApiModel):
     attempt: int | None = Field(None, description="Raised before the attempt's Job exists.")
     restarts: Restarts | None = None
     nodes: int | None = Field(None, description="Pods of the present attempt.")
+    micro_batch_tokens: int | None = Field(
+        None, description="Of attempts after memory ran out, instead of what manifest or trainer choose."
+    )
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     progress: Progress | None = None

@@ -118,7 +118,7 @@ class State(Collector):
             nodes.add_metric(key, status.nodes or 0)
             if status.restarts:
                 restarts.add_metric((*key, "true"), status.restarts.counted)
-                restarts.add_metric((*key, "false"), status.restarts.free)
+                restarts.add_metric((*key, "false"), status.restarts.total - status.restarts.counted)
             for name, value in self._progress(job):
                 numbers[name].add_metric(key, value)
         yield from (info, phase, attempt, nodes, restarts, *numbers.values())

@@ -61,12 +61,12 @@ def _spec(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
 class Gang:
     """The ranks of one attempt, each a process."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> None:
+    def __init__(self, folder: Path, spec: dict[str, Any], *, ranks: int = 1, **plan_fields: Any) -> None:
         self.folder, self.ranks, self.run_dir = folder, ranks, RunDir(folder / "run")
         folder.mkdir(parents=True, exist_ok=True)
         self.run_dir.clear()
         typed = FineTuneJobSpec.model_validate(spec, strict=False)
-        plan = RunPlan(job=JOB, spec=typed, processes_per_node=ranks)
+        plan = RunPlan(job=JOB, spec=typed, processes_per_node=ranks, **plan_fields)
         (folder / "plan.json").write_text(plan.model_dump_json(by_alias=True, exclude_none=True))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -216,6 +216,19 @@ def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
     assert gang.run_dir.result() is None
     _succeeded(tmp_path / "run", spec)
     assert _difference(tmp_path / "out", finished[0]) == 0.0
+
+
+def test_a_plan_that_halves_the_micro_batch_is_obeyed_and_changes_no_result(
+    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+) -> None:
+    gang = Gang(tmp_path / "run", _spec(inputs, tmp_path / "out"), micro_batch_tokens=128)
+    assert gang.wait() == [ExitCode.OK], gang.log()
+    words = gang.run_dir.result()
+    assert words is not None
+    assert words.plan is not None
+    assert finished[2].plan is not None
+    assert (words.plan.micro_batch_tokens, words.plan.batch_size) == (128, finished[2].plan.batch_size)
+    assert _difference(tmp_path / "out", finished[0]) < 1e-5
 
 
 def test_a_committed_run_says_so_and_trains_no_more(inputs: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import Data, DataSource, FineTuneJobSpec, ModelSource, Output
 from finetune_api.status import Progress
 from finetune_trainer.agent import children, machine
-from finetune_trainer.agent.local import culprit, free_port, goes_on
+from finetune_trainer.agent.local import culprit, free_port
 from finetune_trainer.agent.preflight import quantity
 from finetune_trainer.agent.serve import serving
 from finetune_trainer.agent.stopping import Stop
@@ -245,20 +245,6 @@ def test_a_gang_ends_for_the_earliest_reason_that_is_not_about_another_node() ->
     assert culprit([peer, late, early, stopped]) is early
     assert culprit([peer, stopped]) is stopped
     assert culprit([peer]) is peer
-
-
-@pytest.mark.parametrize(
-    ("reason", "restarts", "again"),
-    [
-        (Reason.PodFailed, 0, True),
-        (Reason.PodFailed, 2, False),
-        (Reason.DataEmpty, 0, False),
-        (Reason.InvalidSpec, 0, False),
-        (Reason.Interrupted, 99, True),
-    ],
-)
-def test_attempts_follow_by_the_class(reason: Reason, restarts: int, again: bool) -> None:
-    assert goes_on(say(reason, ""), restarts=restarts, max_restarts=2) is again
 
 
 def test_the_agent_imports_neither_torch_nor_numpy() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.failures import LastWords, Reason
-from finetune_api.plan import ProgressReport
+from finetune_api.plan import ProgressReport, RunPlan
 from finetune_api.status import (
     Artifact,
     Evaluation,
@@ -16,6 +17,8 @@ from finetune_api.status import (
     LastFailure,
     Phase,
     Progress,
+    ResolvedPlan,
+    Restarts,
     Scores,
     SliceScores,
     Splits,
@@ -23,6 +26,7 @@ from finetune_api.status import (
 from finetune_operator.decide import decide
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
+from finetune_operator.resources import JOBS
 from finetune_operator.status import find, is_true, rfc3339
 from tests.unit.operator_world import (
     NOW,
@@ -175,7 +179,38 @@ def test_restarts_pause_longer_each_time() -> None:
         given = seen(job(status(Phase.Restarting, restarts + 1, counted=restarts, last_failure=failure)))
         return decide(given, NOW).look_again_in
 
-    assert [wait(n) for n in (1, 2, 3, 4, 20)] == [None, 1, 2, 4, 60]
+    assert [wait(n) for n in (1, 2, 3, 4, 20)] == [None, 10, 20, 40, 300]
+
+
+def test_memory_that_ran_out_halves_the_micro_batch_of_what_follows() -> None:
+    """From the last words of whoever knows; the next Job's plan has it, and so do those after it."""
+    told = words(Reason.OutOfMemory, rank=1).model_copy(
+        update={"plan": ResolvedPlan(micro_batch_tokens=1000, longest_row=100)}
+    )
+    pods = (pod(0, "Running"), pod(1, "Failed", ended=ended(80, words=told)))
+    after = decide(seen(job(status(Phase.Running)), children=(child(),), pods=pods), NOW).status
+    assert (after.attempt, after.micro_batch_tokens, after.restarts) == (2, 500, Restarts(out_of_memory=1))
+    restarting = find(after, "Running")
+    assert restarting is not None
+    assert "micro-batches of 500 tokens instead of 1000" in restarting.message
+    for later_on in (after, after.model_copy(update={"attempt": 3})):
+        made_job = next(c.body for c in decide(seen(job(later_on)), later(100)).create if c.resource is JOBS)
+        plan = made_job["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN]
+        assert RunPlan.model_validate_json(plan).micro_batch_tokens == 500
+
+
+def test_a_loss_that_is_not_finite_is_tried_once_more() -> None:
+    def end(before: FineTuneJobStatus) -> FineTuneJobStatus:
+        attempt = before.attempt or 1
+        pods = (failed_pod(0, Reason.LossNonFinite, attempt=attempt),)
+        return decide(seen(job(before), children=(child(attempt),), pods=pods), NOW).status
+
+    again = end(status(Phase.Running))
+    assert (again.phase, again.restarts) == (Phase.Restarting, Restarts(non_finite=1))
+    over = end(again.model_copy(update={"phase": Phase.Running}))
+    failed = find(over, "Failed")
+    assert failed is not None
+    assert (over.phase, failed.reason) == (Phase.Failed, "LossNonFinite")
 
 
 def test_exhausted_restarts_tell_the_last_failure() -> None:

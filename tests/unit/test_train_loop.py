@@ -98,6 +98,20 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Pa
     assert state.attempts[0].outcome == f"interrupted after step {cut}"
 
 
+def test_an_attempt_with_half_the_micro_batch_continues_the_same_curve(tmp_path: Path) -> None:
+    """After memory ran out: from the checkpoint, with other micro-batches of the same batch."""
+    knobs = Knobs(steps=8, max_tokens=64)
+    whole, whole_state = _finished(tmp_path / "whole", knobs)
+    first = make_run(tmp_path / "cut", knobs)
+    _stop_at(first, 3)
+    with pytest.raises(FinetuneError):
+        first.finish()
+    first.trainer.reporter.run_dir.clear()
+    second = make_run(tmp_path / "cut", replace(knobs, max_tokens=32))
+    assert _losses(second.finish()) == pytest.approx(_losses(whole_state), rel=1e-5)
+    assert largest_difference(second.tensors(), whole) < 1e-5
+
+
 def _stop_at(run: Run, step: int) -> None:
     """The stop file appears while this step runs."""
     seed = run.trainer._seed

@@ -1,8 +1,8 @@
 """What a failure means: another attempt, or the end.
 
-The failure's class decides (finetune_api.failures.CLASSES): some can never be helped by another try, preemption costs
-nothing, the rest counts against retry.maxRestarts. The whole gang restarts, by raising `status.attempt` first and
-deleting the old Job then; the new Job is made when no pod of the old one runs any more (see start).
+The failure's class decides, each with its own budget (finetune_api.budget). The whole gang restarts, by raising
+`status.attempt` first and deleting the old Job then; the new Job is made when no pod of the old one runs any more (see
+start).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_api import names
-from finetune_api.failures import CLASSES, Reason, class_of, hint_of
+from finetune_api.budget import Enough, next_attempt
+from finetune_api.failures import Reason, class_of, hint_of
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import LastFailure, Phase, Restarts
+from finetune_api.status import FineTuneJobStatus, LastFailure, Phase, ResolvedPlan, Restarts
 from finetune_operator.decision import Decision, Event
 from finetune_operator.evidence import blame, lost
 from finetune_operator.observe import Observed
@@ -60,45 +61,40 @@ def failed(seen: Observed, now: datetime) -> Decision | None:
 
 
 def _judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: datetime) -> Decision:
-    rule = CLASSES[failure.failure_class]
-    restarts, limit = seen.status.restarts or Restarts(), spec.retry.max_restarts
+    status = seen.status
+    verdict = next_attempt(
+        failure.failure_class,
+        status.restarts or Restarts(),
+        max_restarts=spec.retry.max_restarts,
+        plan=_plan(seen),
+        micro_batch_tokens=status.micro_batch_tokens,
+    )
     what = f"Attempt {seen.attempt} failed: {failure.reason}: {failure.message}"
-    if not rule.retried:
-        return _end(seen, failure, reason=Reason(failure.reason), message=what, now=now)
-    if rule.counted and restarts.counted >= limit:
-        message = f"{what}; all {limit} restarts are used up (retry.maxRestarts)"
-        return _end(seen, failure, reason=Reason.RestartsExhausted, message=message, now=now)
-    counted = _one_more(restarts, counted=rule.counted)
-    return _restart(seen, failure, restarts=counted, nodes=spec.nodes, what=what, now=now)
-
-
-def _one_more(restarts: Restarts, *, counted: bool) -> Restarts:
-    if counted:
-        return restarts.model_copy(update={"counted": restarts.counted + 1})
-    return restarts.model_copy(update={"free": restarts.free + 1})
-
-
-def _restart(
-    seen: Observed, failure: LastFailure, *, restarts: Restarts, nodes: int, what: str, now: datetime
-) -> Decision:
-    number = seen.attempt + 1
-    message = f"{what}; attempt {number} follows"
+    if isinstance(verdict, Enough):
+        message = f"{what}; {verdict.why}" if verdict.why else what
+        return _end(seen, failure, reason=verdict.reason or Reason(failure.reason), message=message, now=now)
     status = change(
-        seen.status,
+        status,
         phase=Phase.Restarting,
-        attempt=number,
-        restarts=restarts,
-        nodes=nodes,
+        attempt=seen.attempt + 1,
+        restarts=verdict.restarts,
+        micro_batch_tokens=verdict.micro_batch_tokens,
+        nodes=spec.nodes,
         last_failure=failure,
     )
-    status = condition(
-        status,
-        "Running",
-        true=False,
-        reason=Reason.Restarting,
-        message=message,
-        stamp=Stamp(seen.job.generation, now),
-    )
+    return _restart(seen, status, message=f"{what}; attempt {status.attempt} follows {verdict.change}".strip(), now=now)
+
+
+def _plan(seen: Observed) -> ResolvedPlan | None:
+    """What the failed attempt had come to: from its pods' last words, else as it was last reported."""
+    words = [pod.ended.words for pod in seen.gang if pod.ended and pod.ended.words]
+    told = next((each.plan for each in words if each.plan), None)
+    return told or (seen.report.plan if seen.report else None) or seen.status.plan
+
+
+def _restart(seen: Observed, status: FineTuneJobStatus, *, message: str, now: datetime) -> Decision:
+    stamp = Stamp(seen.job.generation, now)
+    status = condition(status, "Running", true=False, reason=Reason.Restarting, message=message, stamp=stamp)
     leftovers = tuple(child for child in seen.children if not child.deleting)
     event = Event(Reason.Restarting, message, "Warning")
     return Decision(status=status, delete=leftovers, events=(event,), look_again_in=0.0)

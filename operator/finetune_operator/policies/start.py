@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from finetune_api.failures import Reason
+from finetune_api.budget import pause_seconds
+from finetune_api.failures import CLASSES, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, Restarts
 from finetune_operator.decision import Create, Decision, Event
@@ -18,9 +19,6 @@ from finetune_operator.observe import Observed
 from finetune_operator.resources import JOBS, SERVICES
 from finetune_operator.status import Stamp, change, condition, find, rfc3339
 from finetune_operator.views import parse_time
-
-LONGEST_PAUSE = 60
-"""Seconds before an attempt, at most."""
 
 STILL_ENDING = 10.0
 """Events tell when the old pods have ended; this is for an event that was lost."""
@@ -41,7 +39,9 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         return decision.but(look_again_in=STILL_ENDING)
     if (pause := _pause(status, now)) > 0:
         return decision.but(look_again_in=pause)
-    job = attempt_job(seen.job, spec, attempt=number, defaults=seen.defaults)
+    job = attempt_job(
+        seen.job, spec, attempt=number, defaults=seen.defaults, micro_batch_tokens=status.micro_batch_tokens
+    )
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
     return decision.but(create=children, alone=number > 1)
 
@@ -80,11 +80,11 @@ def _over(seen: Observed) -> bool:
 
 
 def _pause(status: FineTuneJobStatus, now: datetime) -> float:
-    """Seconds to wait: none before the first restart, then 1, 2, 4, ... up to a minute after the failure."""
-    restarts = status.restarts or Restarts()
-    number = restarts.counted + restarts.free
-    failed_at = parse_time(status.last_failure.time) if status.last_failure else None
-    if status.phase is not Phase.Restarting or failed_at is None or number < 2:
+    """Seconds to wait until the next attempt may be made."""
+    failure = status.last_failure
+    failed_at = parse_time(failure.time) if failure else None
+    if status.phase is not Phase.Restarting or failure is None or failed_at is None:
         return 0.0
-    pause = min(LONGEST_PAUSE, 2 ** min(number - 2, 10))
+    counted = CLASSES[failure.failure_class].counted
+    pause = pause_seconds(status.restarts or Restarts(), counted=counted)
     return (failed_at + timedelta(seconds=pause) - now).total_seconds()

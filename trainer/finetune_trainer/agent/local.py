@@ -25,7 +25,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.failures import CLASSES, LastWords, Reason
+from finetune_api.failures import LastWords, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import FailureClass
@@ -94,6 +94,7 @@ def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
         processes_per_node=job.spec.processes,
         master_address="127.0.0.1",
         master_port=free_port(),
+        micro_batch_tokens=job.status.micro_batch_tokens,
         spec=job.spec,
     )
 
@@ -199,14 +200,6 @@ def culprit(words: Sequence[LastWords]) -> LastWords:
         return (later.get(w.failure_class, 0) if w.failure_class else 3, w.time)
 
     return min(failures, key=blame)
-
-
-def goes_on(words: LastWords, *, restarts: int, max_restarts: int) -> bool:
-    """Whether another attempt follows, by the class's rule; `restarts`: counted ones so far."""
-    if words.failure_class is None:
-        return False
-    rule = CLASSES[words.failure_class]
-    return rule.retried and (not rule.counted or restarts < max_restarts)
 
 
 def interrupted(words: LastWords) -> bool:

@@ -82,7 +82,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
 
 def check_memory(plan: RunPlan, shape: ModelShape) -> None:
     """InsufficientMemory if this node cannot hold its processes, by a margin that no estimate is wrong by."""
-    spec = plan.spec
+    spec = plan.spec_of_attempt
     gpus = machine.gpu_memory()
     if gpus:
         _require(_estimate(spec, shape, device="cuda"), min(gpus), processes=1, what="memory of a GPU")

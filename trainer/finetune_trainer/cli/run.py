@@ -1,6 +1,6 @@
 """`finetune run FILE`: what the operator does for a job, done for one machine and shown to the person in front of it.
 
-Attempts follow each other by the same rules (`finetune_api.failures.CLASSES`). The run's name in the output folder is
+Attempts follow each other by the same rules (`finetune_api.budget`). The run's name in the output folder is
 made from what it trains, so the same manifest resumes and a changed one starts anew.
 """
 
@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from finetune_api.budget import Enough, next_attempt
 from finetune_api.failures import ExitCode, FinetuneError, LastWords, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
-from finetune_trainer.agent.local import Gang, Home, goes_on, local_plan, run_uid
+from finetune_trainer.agent.local import Gang, Home, local_plan, run_uid
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.cli.live import View, view_of
 from finetune_trainer.cli.text import aligned, artifact_rows, evaluation_table, failure_block, problems_text
@@ -61,7 +62,9 @@ def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob,
     if before is not None and same and not fresh:
         kept = before.status.model_copy(update={"restarts": None})
         if kept.phase is not Phase.Succeeded:
-            kept = FineTuneJobStatus(attempt=kept.attempt, start_time=kept.start_time)
+            kept = FineTuneJobStatus(
+                attempt=kept.attempt, start_time=kept.start_time, micro_batch_tokens=kept.micro_batch_tokens
+            )
         return job.model_copy(update={"metadata": before.metadata, "status": kept}), True
     if fresh:
         uid = f"{uid}.{int(time.time()):x}"  # its checkpoints must not be found
@@ -101,25 +104,31 @@ class Run:
     words: LastWords | None = None
 
     def to_the_end(self) -> Run:
-        counted = free = 0
+        restarts = Restarts()
         first = (self.job.status.attempt or 0) + 1
         while True:
-            attempt = first + counted + free
+            attempt = first + restarts.total
             self._status(
-                phase=Phase.Starting, attempt=attempt, restarts=Restarts(counted=counted, free=free),
+                phase=Phase.Starting, attempt=attempt, restarts=restarts,
                 start_time=self.job.status.start_time or now(), nodes=self.job.spec.nodes,
             )  # fmt: skip
             self.words = words = self._attempt(attempt)
             if words.failure_class is None or self.stop.requested:
                 return self
-            if not goes_on(words, restarts=counted, max_restarts=self.job.spec.retry.max_restarts):
+            verdict = next_attempt(
+                words.failure_class, restarts, max_restarts=self.job.spec.retry.max_restarts,
+                plan=words.plan or self.job.status.plan, micro_batch_tokens=self.job.status.micro_batch_tokens,
+            )  # fmt: skip
+            if isinstance(verdict, Enough):
                 return self
-            counted, free = (
-                (counted, free + 1) if words.failure_class is FailureClass.Preemption else (counted + 1, free)
-            )
-            self._status(phase=Phase.Restarting, last_failure=_failure(words, attempt))
+            restarts = verdict.restarts
+            self._status(
+                phase=Phase.Restarting, last_failure=_failure(words, attempt),
+                micro_batch_tokens=verdict.micro_batch_tokens,
+            )  # fmt: skip
             self.view.say(f"attempt {attempt} failed: {words.reason}: {words.message}")
-            self.view.say(f"restarting (restart {counted} of {self.job.spec.retry.max_restarts})")
+            count = f"restart {restarts.counted} of {self.job.spec.retry.max_restarts}"
+            self.view.say(f"restarting ({verdict.change or count})")
             time.sleep(RETRY_SECONDS)
 
     def _attempt(self, attempt: int) -> LastWords:

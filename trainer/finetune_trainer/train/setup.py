@@ -67,7 +67,8 @@ def choose_device(local_rank: int) -> torch.device:
 
 def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
     """Collective in its errors only: every rank loads model and data by itself, from caches that a node shares."""
-    spec, training = plan.spec, plan.spec.training
+    spec = plan.spec_of_attempt
+    training = spec.training
     cache = Path(os.environ.get(names.ENV_CACHE) or names.CACHE_DIR)
     reporter = Reporter(run_dir, plan, strategy.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
@@ -117,6 +118,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         learning_rate=course.peak_rate,
         batch_size=course.batch_size,
         micro_batch_tokens=layout.max_tokens,
+        longest_row=int(train.lengths.max(initial=1)),
         total_steps=course.total_steps,
         parameters=parameters,
         trainable_parameters=sum(p.numel() for p in attached.trainable.values()),
