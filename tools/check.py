@@ -72,6 +72,8 @@ def suite(name: str) -> Outcome:
     print(f"== {name} tests", flush=True)
     began = time.monotonic()
     command = [BIN / "python", "-m", "pytest", folder, f"--junitxml={report}", "--durations=8", "--durations-min=5"]
+    if name == "unit":
+        command += ["-n", "2", "--dist", "loadgroup"]
     done = subprocess.run(command, cwd=ROOT, check=False)
     seconds = time.monotonic() - began
     if not report.exists():
