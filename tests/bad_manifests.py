@@ -162,6 +162,21 @@ BAD = (
     Bad("too many nodes", {"spec.nodes": 5000}, "spec.nodes", "at most 1024", "less than or equal to 1024"),
     Bad("no processes", {"spec.processesPerNode": 0}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
     Bad("processes by a word", {"spec.processesPerNode": "all"}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
+    Bad("a source of no weight", {"spec.data.train.0.weight": 0}, "spec.data.train[0].weight", "more than 0", "should be greater than 0"),
+    Bad("a weight for the test rows", {"spec.data.test": {"uri": "s3://corp/t.jsonl", "weight": 2}}, "spec.data.test.weight",
+        "unknown field", 'unknown field "spec.data.test.weight"'),
+    Bad("augmentation by an unknown way", {"spec.data.augmentation": [{"type": "synonyms", "probability": 0.1}]},
+        "spec.data.augmentation[0].type", "must be one of", "Unsupported value"),
+    Bad("augmentation of more than all", {"spec.data.augmentation": [{"type": "casing", "probability": 1.5}]},
+        "spec.data.augmentation[0].probability", "at most 1", "less than or equal to 1"),
+    Bad("templates without templates", {"spec.data.augmentation": [{"type": "templates", "probability": 0.1}]}, "spec.data.augmentation[0]",
+        "data.augmentation needs templates for type templates"),
+    Bad("templates without a place", {"spec.data.augmentation": [{"type": "templates", "probability": 0.1, "templates": ["a text"]}]},
+        "spec.data.augmentation[0]", "needs {text}, where the text goes"),
+    Bad("a rate for casing", {"spec.data.augmentation": [{"type": "casing", "probability": 0.1, "rate": 0.1}]}, "spec.data.augmentation[0]",
+        "rate is only for characterNoise and backoff"),
+    Bad("augmentation of plain text", {"spec.data.format": "text", "spec.data.augmentation": [{"type": "casing", "probability": 0.1}]},
+        "spec.data", "rows of format text are all answer"),
     Bad("sequences of one", {"spec.data.sequenceLength": 1}, "spec.data.sequenceLength", "at least 8", "greater than or equal to 8"),
     Bad("a checkpoint never", {"spec.checkpoint": {"every": "never"}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
     Bad("a checkpoint at step zero", {"spec.checkpoint": {"every": 0}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
@@ -173,7 +188,7 @@ BAD = (
     Bad("a model from the web", {"spec.model.uri": "https://host/model"}, "spec.model.uri", "hf://org/name", "should match"),
     Bad("a hub model without an owner", {"spec.model.uri": "hf://model"}, "spec.model.uri", "hf://org/name", "should match"),
     Bad("a relative file", {"spec.data.train.0.uri": "train.jsonl"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
-    Bad("data from the hub", {"spec.data.train.0.uri": "hf://a/b"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
+    Bad("data from a model on the hub", {"spec.data.train.0.uri": "hf://a/b"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
     Bad("a bucket with a space", {"spec.output.uri": "s3://my bucket/x"}, "spec.output.uri", "s3://bucket/path", "should match"),
     Bad("an output on the hub", {"spec.output.uri": "hf://org/name"}, "spec.output.uri", "s3://bucket/path", "should match"),
     Bad("a grace period without a unit", {"spec.pod": {"terminationGracePeriod": "120"}}, "spec.pod.terminationGracePeriod", "90s, 10m",
@@ -211,6 +226,27 @@ BAD = (
 
 GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the short form", {}, None),
+    (
+        "data of several files, weighted and augmented",
+        {
+            "spec.data": {
+                "train": [
+                    {"uri": "s3://corp/train/*.jsonl"},
+                    {"uri": "pvc://claim/more/", "weight": 0.5},
+                    {"uri": "hf://datasets/org/name@refs%2Fconvert%2Fparquet/default/train/*.parquet", "weight": 3},
+                ],
+                "test": {"uri": "hf://datasets/org/name"},
+                "allowDuplicates": True,
+                "augmentation": [
+                    {"type": "casing", "probability": 1},
+                    {"type": "characterNoise", "probability": 0.1, "rate": 0.1},
+                    {"type": "templates", "probability": 0.5, "templates": ["Text: {text}", "{text}?"]},
+                    {"type": "backoff", "probability": 0.1},
+                ],
+            }
+        },
+        None,
+    ),
     ("a checkpoint each 50 steps", {"spec.checkpoint": {"every": 50}}, None),
     ("a checkpoint each 90 seconds", {"spec.checkpoint": {"every": "1m30s"}}, None),
     (

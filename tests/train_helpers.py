@@ -12,7 +12,7 @@ from torch import nn
 
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, DataSource, FineTuneJobSpec, ModelSource, Output
+from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Corpus, corpus_of
 from finetune_trainer.methods.base import Attached, Base
@@ -125,7 +125,7 @@ def plan_for(folder: Path, **spec: Any) -> RunPlan:
     """A plan that names files in `folder`; `spec` overrides parts of the manifest."""
     made: dict[str, Any] = {
         "model": ModelSource(uri=f"file://{folder}/model"),
-        "data": Data(train=(DataSource(uri=f"file://{folder}/train.jsonl"),)),
+        "data": Data(train=(TrainSource(uri=f"file://{folder}/train.jsonl"),)),
         "output": Output(uri=f"file://{folder}/output"),
     }
     return RunPlan(job=JOB, spec=FineTuneJobSpec(**{**made, **spec}))

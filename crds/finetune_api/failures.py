@@ -46,6 +46,7 @@ class Reason(StrEnum):
     DataNotFound = "DataNotFound"
     DataEmpty = "DataEmpty"
     DataUnreadable = "DataUnreadable"
+    DataLeak = "DataLeak"
     LabelsMissing = "LabelsMissing"
     NothingToTrain = "NothingToTrain"
     SequenceTooLong = "SequenceTooLong"
@@ -118,6 +119,10 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.DataUnreadable: (
         FailureClass.Data,
         "Correct the row that the message names; the format is one JSON object a line.",
+    ),
+    Reason.DataLeak: (
+        FailureClass.Data,
+        "Take the rows out of one of the two sets, or set data.allowDuplicates: true and read the scores with care.",
     ),
     Reason.LabelsMissing: (FailureClass.Data, "Give every row a label, or choose another data.format."),
     Reason.NothingToTrain: (FailureClass.Data, "Every token is masked: rows need an assistant turn or a completion."),

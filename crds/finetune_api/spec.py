@@ -28,6 +28,8 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME
 Duration = Annotated[str, Field(min_length=2, max_length=32, pattern=durations.PATTERN)]
 Quantity = Annotated[int | str, Field(union_mode="left_to_right")]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.DATA)]
+OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.OUTPUT)]
+DEFAULT_SEQUENCE_LENGTH = 2048
 Label = Annotated[str, Field(max_length=256)]
 
 
@@ -57,7 +59,17 @@ class ModelSource(ApiModel):
 
 
 class DataSource(ApiModel):
-    uri: DataUri = Field(description="A .jsonl, .jsonl.gz or .txt file: s3://, gs://, az://, pvc:// or file:///.")
+    uri: DataUri = Field(
+        description="Files ending in .jsonl, .txt (both also .gz), .parquet, .arrow or .feather: s3://, gs://, az://, "
+        "pvc:// or file:///, or hf://datasets/org/name[@revision]/path. One file; a folder by a / at the end; or "
+        "several by a pattern, such as s3://bucket/train/*.jsonl."
+    )
+
+
+class TrainSource(DataSource):
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="How often an epoch sees each row: 2 is twice, 0.5 another half each epoch."
+    )
 
 
 class Validation(ApiModel):
@@ -98,8 +110,43 @@ class Classification(ApiModel):
     )
 
 
+class Augmentation(ApiModel):
+    """Changes what the model is asked (a text to classify, a prompt, the user's turns), never what it has to answer."""
+
+    type: Literal["casing", "characterNoise", "templates", "backoff"] = Field(
+        description="casing: lower case, capitals or title case. characterNoise: typing mistakes. templates: other "
+        "wordings around the text. backoff: words swapped for words of other training rows of the same label."
+    )
+    probability: float = Field(gt=0, le=1, description="Of each training row in each epoch, on its own.")
+    rate: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        None, description="Of characterNoise and backoff: share of the letters or words. Default 0.05."
+    )
+    templates: (
+        Annotated[tuple[Annotated[str, Field(min_length=6, max_length=1024)], ...], Field(min_length=1, max_length=32)]
+        | None
+    ) = Field(None, description="Of templates: wordings with {text} in them.", json_schema_extra={LIST_MAP: "set"})
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.templates) == (self.type == 'templates')",
+            message="data.augmentation needs templates for type templates, and for no other type",
+            holds=lambda new, _: ("templates" in new) == (new["type"] == "templates"),
+        ),
+        Rule(
+            cel="!has(self.templates) || self.templates.all(t, t.contains('{text}'))",
+            message="each of data.augmentation's templates needs {text}, where the text goes",
+            holds=lambda new, _: all("{text}" in template for template in new.get("templates", ())),
+        ),
+        Rule(
+            cel="!has(self.rate) || self.type in ['characterNoise', 'backoff']",
+            message="data.augmentation's rate is only for characterNoise and backoff: remove it",
+            holds=lambda new, _: "rate" not in new or new["type"] in ("characterNoise", "backoff"),
+        ),
+    )
+
+
 class Data(ApiModel):
-    train: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=64)] = Field(
+    train: Annotated[tuple[TrainSource, ...], Field(min_length=1, max_length=64)] = Field(
         description="Training rows.", json_schema_extra={LIST_MAP: "atomic"}
     )
     validation: Validation | None = Field(
@@ -123,10 +170,23 @@ class Data(ApiModel):
         "auto looks at the rows.",
     )
     classification: Classification | None = Field(None, description="For format classification.")
-    sequence_length: int = Field(2048, ge=8, le=1048576, description="The longest sequence, in tokens.")
+    sequence_length: int = Field(
+        DEFAULT_SEQUENCE_LENGTH,
+        ge=8,
+        le=1048576,
+        description="The longest sequence, in tokens; at most what the model can place, and so is the default.",
+    )
     overlong: Literal["fail", "drop", "truncate"] = Field(
         "fail",
         description="What to do with rows that are longer (text is split into windows instead). Always reported.",
+    )
+    augmentation: Annotated[tuple[Augmentation, ...], Field(max_length=16)] = Field(
+        (),
+        description="Variants of training rows, one after another in this order; never of rows that are measured.",
+        json_schema_extra={LIST_MAP: "atomic"},
+    )
+    allow_duplicates: bool = Field(
+        False, description="Train although validation or test rows are among the training rows too."
     )
     packing: bool = Field(True, description="Put several documents into one row, isolated from each other.")
     credentials: Credentials | None = Field(None, description="For private buckets.")
@@ -136,6 +196,12 @@ class Data(ApiModel):
             cel="!has(self.classification) || !has(self.format) || self.format in ['auto', 'classification']",
             message="data.classification is only for format classification (or auto): remove it or change data.format",
             holds=lambda new, _: "classification" not in new or new.get("format", "auto") in ("auto", "classification"),
+        ),
+        Rule(
+            cel="!has(self.augmentation) || self.augmentation.size() == 0 || !has(self.format) || "
+            "self.format != 'text'",
+            message="data.augmentation changes what is asked, and rows of format text are all answer: remove it",
+            holds=lambda new, _: not new.get("augmentation") or new.get("format") != "text",
         ),
     )
 
@@ -296,7 +362,7 @@ def _is_steps_or_duration(value: object) -> bool:
 
 
 class Output(ApiModel):
-    uri: DataUri = Field(description="Folder of the artifact: s3://, gs://, az://, pvc:// or file:///.")
+    uri: OutputUri = Field(description="Folder of the artifact: s3://, gs://, az://, pvc:// or file:///.")
     credentials: Credentials | None = Field(None, description="For private buckets.")
     overwrite: bool = Field(False, description="Replace the artifact of another run there.")
 

@@ -10,10 +10,11 @@ _OBJECTS = rf"(s3|gs|az)://{BUCKET}(/[^/\s][^\s]*)?"
 _FILE = r"file:///[^\s]+"
 _PVC = r"pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^\s]+)?"
 _HUB = r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_HUB_DATA = r"hf://datasets/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.%-]+)?(/[^\s]*)?"
 
 MODEL = rf"^({_HUB}|{_OBJECTS}|{_FILE}|{_PVC})$"
-DATA = rf"^({_OBJECTS}|{_FILE}|{_PVC})$"
-OUTPUT = DATA
+DATA = rf"^({_HUB_DATA}|{_OBJECTS}|{_FILE}|{_PVC})$"
+OUTPUT = rf"^({_OBJECTS}|{_FILE}|{_PVC})$"
 OBJECT_SCHEMES = frozenset({"s3", "gs", "az"})
 
 
@@ -38,7 +39,7 @@ class Uri(NamedTuple):
 def parse(text: str) -> Uri:
     """ValueError if it is no URI of ours. `hf://org/name` has authority `org` and path `name`."""
     match = re.match(r"^(hf|s3|gs|az|pvc|file)://([^/]*)/?(.*)$", text)
-    if not match or not re.match(MODEL, text):
+    if not match or not (re.match(MODEL, text) or re.match(DATA, text)):
         raise ValueError(f"{text!r} is not a URI that can be read: use hf://, s3://, gs://, az://, pvc:// or file:///")
     scheme, authority, path = match.groups()
     return Uri(scheme, authority, path)

@@ -20,7 +20,7 @@ import pytest
 from finetune_api import names
 from finetune_api.failures import ExitCode, LastWords, Reason
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, DataSource, FineTuneJobSpec, ModelSource, Output
+from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
 from finetune_trainer.agent.local import free_port
 from finetune_trainer.rundir import RunDir
 
@@ -87,7 +87,7 @@ def gang(
 def _plan(*, nodes: int, ranks: int, grace: int) -> RunPlan:
     spec = FineTuneJobSpec(
         model=ModelSource(uri="file:///m"),
-        data=Data(train=(DataSource(uri="file:///d"),)),
+        data=Data(train=(TrainSource(uri="file:///d"),)),
         output=Output(uri="file:///o"),
     )
     return RunPlan(

@@ -289,6 +289,14 @@ def no_causal_model(desk: Desk) -> Json:
     return {"model": {"uri": folder.as_uri()}}
 
 
+def measured_on_what_it_learned(desk: Desk) -> Json:
+    return {"data": {"train": [{"uri": desk.uri("train")}], "test": {"uri": desk.uri("train")}}}
+
+
+def longer_than_the_model(desk: Desk) -> Json:
+    return {"data": {"train": [{"uri": desk.uri("train")}], "sequenceLength": 4096}}
+
+
 def little_memory(_desk: Desk) -> Json:
     return {"resources": {"limits": {"memory": "64Mi"}}}
 
@@ -317,6 +325,8 @@ BAD: list[tuple[Callable[[Desk], Json], Reason, int, str]] = [
     (no_labels, Reason.LabelsMissing, ExitCode.DATA, "label"),
     (nothing_to_train, Reason.NothingToTrain, ExitCode.DATA, ""),
     (too_long, Reason.SequenceTooLong, ExitCode.DATA, "3"),
+    (measured_on_what_it_learned, Reason.DataLeak, ExitCode.DATA, "test: "),
+    (longer_than_the_model, Reason.InvalidSpec, ExitCode.CONFIG, "data.sequenceLength: 512"),
     (no_model, Reason.ModelNotFound, ExitCode.CONFIG, "nowhere"),
     (no_causal_model, Reason.ModelUnsupported, ExitCode.CONFIG, "BertForMaskedLM"),
     (little_memory, Reason.InsufficientMemory, ExitCode.CONFIG, "64.0 MiB"),

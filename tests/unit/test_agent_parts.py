@@ -19,7 +19,7 @@ import pytest
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, DataSource, FineTuneJobSpec, ModelSource, Output
+from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
 from finetune_api.status import Progress
 from finetune_trainer.agent import children, machine
 from finetune_trainer.agent.local import culprit, free_port
@@ -32,7 +32,7 @@ from finetune_trainer.agent.watch import Limits, _hung, _overdue
 from finetune_trainer.rundir import Heartbeat, RunDir, TrainerReport
 
 SPEC = FineTuneJobSpec(
-    model=ModelSource(uri="file:///m"), data=Data(train=(DataSource(uri="file:///d"),)), output=Output(uri="file:///o")
+    model=ModelSource(uri="file:///m"), data=Data(train=(TrainSource(uri="file:///d"),)), output=Output(uri="file:///o")
 )
 PLAN = RunPlan(job=JobIdentity(namespace="team", name="cardiology", uid="u"), attempt=3, spec=SPEC)
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.classification import Classification
-from finetune_trainer.data.corpus import Corpus
+from finetune_trainer.data.corpus import Corpus, Tokens
 from finetune_trainer.data.encode import Limits, encode, tokens_of
 from finetune_trainer.data.formats import Chat, Completion, Document, Format, Text, detect
 from finetune_trainer.data.read import Row
-from finetune_trainer.data.statistics import SplitStatistics
 from finetune_trainer.data.tokenizer import Tokenizer
+from finetune_trainer.data.writer import CorpusWriter
+from finetune_trainer.statistics import SplitStatistics
 from tests.unit.data_helpers import CHATML, row, sentencepiece_like, tiny
 
 SPM_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
@@ -50,7 +51,19 @@ def decoded(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
 def encoded(form: Format, *rows: Row, length: int = 1000, overlong: str = "fail") -> tuple[Corpus, SplitStatistics]:
     tokenizer: Tokenizer = form.tokenizer  # type: ignore[attr-defined]
     answers = form.answers if isinstance(form, Classification) else ()
-    return encode([form.document(r) for r in rows], tokenizer, Limits(length, overlong), answers=answers)
+    return written([form.document(r) for r in rows], tokenizer, Limits(length, overlong), answers)
+
+
+def written(
+    documents: list[Document], tokenizer: Tokenizer, limits: Limits, answers: tuple[Tokens, ...] = ()
+) -> tuple[Corpus, SplitStatistics]:
+    with tempfile.TemporaryDirectory() as folder:
+        with CorpusWriter(Path(folder), limits, answers=answers) as writer:
+            for outcome in encode(documents, tokenizer, limits):
+                writer.add(outcome)
+            writer.check()
+        corpus = Corpus.load(Path(folder))
+        return corpus, writer.facts().statistics(corpus)
 
 
 TRAINED: list[tuple[str, Format, Row, str, int]] = [
@@ -106,7 +119,7 @@ def test_the_begin_token_is_never_doubled() -> None:
 def test_windows_train_every_token_once_and_count_every_byte_once(text: str, length: int, with_bos: bool) -> None:
     tokenizer = bos_tokenizer() if with_bos else bytes_tokenizer()
     document = Text(tokenizer).document(row(text=text))
-    corpus, statistics = encode([document], tokenizer, Limits(length, "fail"))
+    corpus, statistics = written([document], tokenizer, Limits(length, "fail"))
     whole = tokens_of(document, tokenizer)
     windows = [corpus.row(index) for index in range(len(corpus))]
     assert [int(t) for w in windows for t in w.tokens[w.trained]] == whole.tokens[1:].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import Data, Validation
+from finetune_trainer.data import build
 from finetune_trainer.data import load as load_module
 from finetune_trainer.data.load import Datasets, load_datasets
+from finetune_trainer.data.order import Mixture
 from finetune_trainer.data.read import Row
-from finetune_trainer.data.split import hold_out
+from finetune_trainer.data.split import fingerprint, hold_out, key_of
 from tests.unit.data_helpers import tokenizer_folder, write_jsonl
+from tests.unit.hub_helpers import COMMIT, environ, serving
 
 
 def spec_of(train: str | list[str], **fields: Any) -> Data:
@@ -31,6 +35,13 @@ def load(tmp_path: Path, spec: Data, *, seed: int = 1) -> Datasets:
     if not model.exists():
         tokenizer_folder(model)
     return load_datasets(spec, tokenizer_path=model, cache=tmp_path / "cache", seed=seed)
+
+
+def split(rows: list[Row], validation: Validation | None, *, seed: int) -> tuple[list[Row], list[Row]]:
+    keys = np.array([key_of(row, validation, seed=seed) for row in rows], np.uint64)
+    twins = np.array([fingerprint(row.fields["text"]) for row in rows], np.uint64)
+    held = hold_out(keys, twins, validation)
+    return [row for row, out in zip(rows, held, strict=True) if not out], [rows[i] for i in np.flatnonzero(held)]
 
 
 def texts(count: int, start: int = 0) -> list[dict[str, object]]:
@@ -52,6 +63,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
         slices=({"name": "news", "uri": news},),
         general={"uri": general},
         sequenceLength=128,
+        allowDuplicates=True,
     )
     data = load(tmp_path, spec)
     assert data.labels == ("no", "yes")
@@ -88,7 +100,7 @@ def test_several_files_are_one_training_set(tmp_path: Path) -> None:
 def test_a_validation_file_leaves_all_rows_to_training(tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", *texts(10))
     dev = write_jsonl(tmp_path / "dev.jsonl", {"text": "ROW  3"}, *texts(2, start=90))
-    data = load(tmp_path, spec_of(train, validation={"uri": dev}))
+    data = load(tmp_path, spec_of(train, validation={"uri": dev}, allowDuplicates=True))
     assert data.validation is not None
     assert (len(data.train), len(data.validation)) == (10, 3)
     assert data.statistics.splits["validation"].duplicates == 1
@@ -124,20 +136,20 @@ def test_a_split_never_goes_through_a_group(groups: list[int], fraction: float, 
     validation = Validation(fraction=fraction, group_by="patient")
     if len(set(groups)) == 1:
         with pytest.raises(FinetuneError, match="they are one group"):
-            hold_out(rows, validation, seed=seed)
+            split(rows, validation, seed=seed)
         return
-    train, held = hold_out(rows, validation, seed=seed)
+    train, held = split(rows, validation, seed=seed)
     assert train
     assert held
     assert sorted(row.line for row in train + held) == list(range(len(rows)))
     assert not {row.fields["patient"] for row in train} & {row.fields["patient"] for row in held}
     shuffled = data.draw(st.permutations(rows))
-    assert {row.line for row in hold_out(shuffled, validation, seed=seed)[1]} == {row.line for row in held}
+    assert {row.line for row in split(shuffled, validation, seed=seed)[1]} == {row.line for row in held}
 
 
 def test_copies_of_a_row_stay_together() -> None:
     rows = [Row("a.jsonl", number, {"text": f"{number // 3}"}) for number in range(60)]
-    train, held = hold_out(rows, Validation(fraction=0.2), seed=3)
+    train, held = split(rows, Validation(fraction=0.2), seed=3)
     assert not {row.fields["text"] for row in train} & {row.fields["text"] for row in held}
     assert len(held) == 12
 
@@ -145,19 +157,19 @@ def test_copies_of_a_row_stay_together() -> None:
 @pytest.mark.parametrize(("rows", "held"), [(2, 1), (100, 5), (30_000, 500)])
 def test_the_default_holds_out_a_twentieth_but_never_more_than_500(rows: int, held: int) -> None:
     made = [Row("a.jsonl", number, {"text": f"{number}"}) for number in range(rows)]
-    assert len(hold_out(made, None, seed=1)[1]) == held
+    assert len(split(made, None, seed=1)[1]) == held
 
 
 def test_another_seed_holds_out_other_rows(tmp_path: Path) -> None:
     rows = [Row("a.jsonl", number, {"text": f"{number}"}) for number in range(100)]
-    held = [tuple(row.line for row in hold_out(rows, None, seed=seed)[1]) for seed in range(3)]
+    held = [tuple(row.line for row in split(rows, None, seed=seed)[1]) for seed in range(3)]
     assert len(set(held)) == 3
 
 
 def test_a_second_call_reads_what_the_first_one_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(write_jsonl(tmp_path / "train.jsonl", *texts(10)))
     first = load(tmp_path, spec)
-    monkeypatch.setattr(load_module, "read_rows", None)
+    monkeypatch.setattr(load_module, "Build", None)
     second = load(tmp_path, spec)
     np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
     assert first.statistics == second.statistics
@@ -244,3 +256,124 @@ def test_a_missing_file_is_named_by_its_uri(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match=f"file://{tmp_path}/none.jsonl") as caught:
         load(tmp_path, spec_of(f"file://{tmp_path}/none.jsonl"))
     assert caught.value.reason is Reason.DataNotFound
+
+
+def test_a_folder_a_pattern_and_a_file_are_sources(tmp_path: Path) -> None:
+    for number in range(3):
+        write_jsonl(tmp_path / "train" / f"{number}.jsonl", *texts(10, start=10 * number))
+    other = write_jsonl(tmp_path / "other.jsonl", *texts(5, start=50))
+    spec = spec_of([f"file://{tmp_path}/train/", other], validation={"uri": f"file://{tmp_path}/dev-*.jsonl"})
+    write_jsonl(tmp_path / "dev-1.jsonl", *texts(2, start=70))
+    data = load(tmp_path, spec)
+    assert [(source.files, source.rows, source.documents) for source in data.statistics.sources] == [
+        (3, 30, 30), (1, 5, 5),
+    ]  # fmt: skip
+    assert [uri.rpartition("/")[2] for uri in data.digests] == [
+        "0.jsonl", "1.jsonl", "2.jsonl", "other.jsonl", "dev-1.jsonl",
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "train" / "3.jsonl", *texts(10, start=30))
+    assert len(load(tmp_path, spec).train) == 45, "a file more is other data"
+
+
+def test_rows_of_the_hub_are_read_a_file_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"data/train-{n}.jsonl": "".join(f'{{"text": "{n} {r}"}}\n' for r in range(9)).encode() for n in range(4)}
+    most = 0
+    read = build.iter_rows
+
+    def watch(path: Path, *, name: str) -> Iterator[Row]:
+        nonlocal most
+        most = max(most, len(list((tmp_path / "cache").rglob("train-*.jsonl"))))
+        return read(path, name=name)
+
+    monkeypatch.setattr(build, "iter_rows", watch)
+    uri = "hf://datasets/org/name/data/train-*"
+    with serving("datasets/org/name", files) as hub:
+        for name, value in environ(hub).items():
+            monkeypatch.setenv(name, value)
+        data = load(tmp_path, spec_of(uri))
+        assert most == 1
+        assert list(data.digests) == [f"hf://datasets/org/name@{COMMIT}/data/train-{n}.jsonl" for n in range(4)]
+        assert [*data.digests.values()] == [hashlib.sha256(content).hexdigest() for content in files.values()]
+        asked = len([path for path in hub.asked if "/resolve/" in path])
+        assert load(tmp_path, spec_of(uri)).statistics == data.statistics
+        assert len([path for path in hub.asked if "/resolve/" in path]) == asked, "nothing is downloaded twice"
+    assert not list((tmp_path / "cache").rglob("*.jsonl"))
+
+
+LEAKS = ["test", "validation"]
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_measured_rows_that_are_trained_on_are_refused_unless_allowed(tmp_path: Path, name: str) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", *texts(20))
+    measured = write_jsonl(tmp_path / "m.jsonl", *texts(3, start=90), {"text": "ROW  3"}, {"text": "row 4"})
+    validation = {"validation": {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=80))}}
+    spec = spec_of(train, **{**validation, name: {"uri": measured}})
+    with pytest.raises(FinetuneError) as caught:
+        load(tmp_path, spec)
+    assert caught.value.reason is Reason.DataLeak
+    assert caught.value.exit_code == 65
+    assert caught.value.message == (
+        f"{name}: 2 of 5 rows are among the training rows too, the first is {measured} line 4"
+    )
+    assert "data.allowDuplicates: true" in caught.value.hint
+    data = load(tmp_path, spec.model_copy(update={"allow_duplicates": True}))
+    assert data.statistics.splits[name].duplicates == 2
+    assert "2 also among the training rows" in data.statistics.splits[name].line()
+
+
+def test_copies_in_slices_are_counted_and_not_refused(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", *texts(20))
+    uri = write_jsonl(tmp_path / "s.jsonl", {"text": "row 3"})
+    validation = {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=80))}
+    data = load(tmp_path, spec_of(train, slices=({"name": "s", "uri": uri},), validation=validation))
+    assert data.statistics.splits["slice:s"].duplicates == 1
+
+
+def test_a_copy_is_held_out_with_its_original(tmp_path: Path) -> None:
+    """Rows that differ in case or label only would make a split of its own a leak."""
+    rows = [{"text": text, "label": label} for n in range(20) for text, label in ((f"row {n}", "a"), (f"ROW {n}", "b"))]
+    data = load(tmp_path, spec_of(write_jsonl(tmp_path / "train.jsonl", *rows), validation={"fraction": 0.3}))
+    assert data.validation is not None
+    assert (len(data.validation), data.statistics.splits["validation"].duplicates) == (12, 0)
+
+
+def test_copies_across_the_groups_of_a_split_are_a_leak(tmp_path: Path) -> None:
+    rows = [{"text": f"row {n % 10}", "patient": n} for n in range(20)]
+    spec = spec_of(write_jsonl(tmp_path / "train.jsonl", *rows), validation={"fraction": 0.3, "groupBy": "patient"})
+    with pytest.raises(FinetuneError, match=r"validation: .* rows are among the training rows too"):
+        load(tmp_path, spec)
+
+
+def test_weights_make_a_mixture_and_no_new_tokens(tmp_path: Path) -> None:
+    one, two = (write_jsonl(tmp_path / f"{n}.jsonl", *texts(20, start=20 * n)) for n in range(2))
+    validation = {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=80))}
+    even = load(tmp_path, spec_of([one, two], validation=validation))
+    assert even.mixture == Mixture.even(40)
+    assert even.trained_tokens_per_epoch == even.train.trained_tokens
+    spec = Data.model_validate(
+        {"train": ({"uri": one, "weight": 2.0}, {"uri": two, "weight": 0.25}), "validation": validation}
+    )
+    data = load(tmp_path, spec)
+    assert data.mixture == Mixture((20, 20), (2.0, 0.25))
+    assert data.mixture.per_epoch == 45
+    counts = np.add.reduceat(data.train.trained, data.train.offsets[:-1], dtype=np.int64)
+    assert data.trained_tokens_per_epoch == round(2 * counts[:20].sum() + 0.25 * counts[20:].sum())
+    assert len([path for path in (tmp_path / "cache" / "tokenized").iterdir() if path.is_dir()]) == 1
+
+
+def test_what_became_of_long_rows_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": str(n), "completion": "b" * (99 if n < 3 else 9)} for n in range(20)]
+    validation = {"uri": write_jsonl(tmp_path / "v.jsonl", {"prompt": "v", "completion": "v"})}
+    train = write_jsonl(tmp_path / "train.jsonl", *rows)
+    counts = {}
+    for overlong in ("drop", "truncate"):
+        spec = spec_of(train, validation=validation, sequenceLength=50, overlong=overlong)
+        split = load(tmp_path, spec).statistics.splits["train"]
+        counts[overlong] = (split.rows, split.documents, split.overlong, split.dropped, split.truncated)
+    assert counts == {"drop": (20, 17, 3, 3, 0), "truncate": (20, 20, 3, 0, 3)}
+    long = write_jsonl(tmp_path / "long.jsonl", {"text": "a" * 120}, {"text": "b"}, {"text": "bc"})
+    dev = {"uri": write_jsonl(tmp_path / "w.jsonl", {"text": "other"})}
+    split = load(tmp_path, spec_of(long, validation=dev, sequenceLength=50)).statistics.splits["train"]
+    assert (split.rows, split.documents, split.split, split.untrained) == (3, 4, 1, 1)
+    assert "1 cut into windows, 1 with nothing to train" in split.line()

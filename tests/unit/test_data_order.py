@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.order import share, step_rows, steps_per_epoch, total_steps
+from finetune_trainer.data.order import Mixture, share, step_rows, steps_per_epoch, total_steps
 
 SIZES = st.integers(1, 200)
 BATCHES = st.integers(1, 50)
@@ -67,3 +67,45 @@ def test_the_example_of_the_docstring() -> None:
 
 def test_more_ranks_than_rows_leave_some_without_any() -> None:
     assert [len(share(np.array([7]), np.array([3]), rank=rank, world_size=3)) for rank in range(3)] == [1, 0, 0]
+
+
+MIXTURES = st.lists(st.tuples(st.integers(1, 40), st.floats(0.05, 4)), min_size=1, max_size=4)
+
+
+@given(sources=MIXTURES, batch=BATCHES, seed=st.integers(0, 99), epoch=st.integers(0, 4))
+def test_an_epoch_sees_each_source_as_often_as_its_weight_says(
+    sources: list[tuple[int, float]], batch: int, seed: int, epoch: int
+) -> None:
+    mixture = Mixture(tuple(rows for rows, _ in sources), tuple(weight for _, weight in sources))
+    steps = steps_per_epoch(mixture, batch_size=batch)
+    parts = [step_rows(mixture, batch_size=batch, seed=seed, step=epoch * steps + step) for step in range(steps)]
+    seen = np.bincount(np.concatenate(parts), minlength=sum(mixture.rows))
+    assert seen.sum() == mixture.per_epoch
+    for (rows, weight), counts in zip(sources, np.split(seen, np.cumsum(mixture.rows)[:-1]), strict=True):
+        assert set(counts.tolist()) <= {int(weight), int(weight) + 1}
+        assert counts.sum() == max(1, round(weight * rows)) or abs(counts.sum() - weight * rows) <= 0.5
+
+
+def test_weights_of_one_are_the_order_without_weights() -> None:
+    for step in range(9):
+        plain = step_rows(30, batch_size=7, seed=5, step=step)
+        assert plain.tolist() == step_rows(Mixture((10, 20), (1, 1)), batch_size=7, seed=5, step=step).tolist()
+
+
+def test_another_epoch_sees_another_half() -> None:
+    halves = [frozenset(Mixture((40,), (0.5,)).epoch(seed=1, epoch=epoch).tolist()) for epoch in range(4)]
+    assert all(len(half) == 20 for half in halves)
+    assert len(set(halves)) == 4
+
+
+def test_the_weighted_order_is_the_one_that_earlier_runs_saw() -> None:
+    """This may never change either."""
+    mixture = Mixture((4, 6), (1.5, 0.5))
+    assert step_rows(mixture, batch_size=9, seed=1, step=0).tolist() == [2, 0, 7, 2, 0, 8, 5, 3, 1]
+    assert step_rows(mixture, batch_size=9, seed=1, step=1).tolist() == [3, 5, 3, 0, 6, 2, 1, 0, 8]
+
+
+def test_sums_over_an_epoch_count_rows_by_their_weight() -> None:
+    mixture, per_row = Mixture((4, 6), (2, 0.5)), np.arange(10)
+    assert mixture.seen(per_row) == 2 * (0 + 1 + 2 + 3) + 0.5 * (4 + 5 + 6 + 7 + 8 + 9)
+    assert Mixture.even(10).seen(per_row) == 45

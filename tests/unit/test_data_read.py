@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.data.read import PASSAGE, read_rows
+from finetune_trainer.data.read import PASSAGE, Row, iter_rows
+
+
+def read_rows(path: Path, name: str | None = None) -> list[Row]:
+    return list(iter_rows(path, name=name))
 
 
 def test_rows_keep_the_line_numbers_of_an_editor(tmp_path: Path) -> None:
@@ -45,7 +49,7 @@ BAD = [
     ("half.jsonl", rb'{"text": "\ud83d"}', Reason.DataUnreadable, r"NAME line 1: a \ud… escape"),
     ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 99)[:-9], Reason.DataUnreadable, "NAME is not a whole gzip"),
     ("plain.jsonl.gz", b'{"text": "one"}\n', Reason.DataUnreadable, "NAME is not a whole gzip"),
-    ("table.csv", b"text,label\n", Reason.DataUnreadable, "NAME is neither .jsonl, .jsonl.gz nor .txt"),
+    ("table.csv", b"text,label\n", Reason.DataUnreadable, "NAME is none of .jsonl, .jsonl.gz, .txt"),
 ]
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import ModelSource
 from finetune_trainer.store.models import resolve_model
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.unit.hub_helpers import COMMIT, Hub, environ, serving
 
 
 def safetensors(size: int = 8) -> bytes:
@@ -95,74 +90,10 @@ def test_a_missing_folder_is_a_missing_model(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.ModelNotFound
 
 
-class Hub(ThreadingHTTPServer):
-    """As much of the hub's API as a snapshot needs: the commit of a revision, its files, their content."""
-
-    files: dict[str, bytes]
-    refuse: tuple[int, str] | None = None
-    """Status and X-Error-Code of every answer."""
-    asked: list[str]
-    tokens: set[str | None]
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
-        self.server.tokens.add(self.headers.get("authorization"))
-        if self.server.refuse:
-            status, code = self.server.refuse
-            self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
-        elif path in ("/api/models/org/model/revision/main", f"/api/models/org/model/revision/{COMMIT}"):
-            names = [{"rfilename": name} for name in self.server.files]
-            self.reply(200, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": names}).encode())
-        elif path == f"/api/models/org/model/tree/{COMMIT}":
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in self.server.files.items()
-            ]
-            self.reply(200, json.dumps(tree).encode())
-        elif path.startswith(f"/org/model/resolve/{COMMIT}/"):
-            data = self.server.files[path.removeprefix(f"/org/model/resolve/{COMMIT}/")]
-            etag = f'"{hashlib.sha1(data).hexdigest()}"'
-            self.reply(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT})
-        elif path.startswith("/api/models/org/model/revision/"):
-            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        else:
-            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    do_HEAD = do_GET
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None: ...
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub(("127.0.0.1", 0), HubHandler) as hub:
-        hub.files, hub.asked, hub.tokens = dict(MODEL), [], set()
-        thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
-        thread.start()
+    with serving("models/org/model", MODEL) as hub:
         yield hub
-        hub.shutdown()
-        thread.join()
-
-
-def environ(hub: Hub, token: str = "") -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        **({"FINETUNE_MODEL_HF_TOKEN": token} if token else {}),
-    }
 
 
 HUB_MODEL = ModelSource(uri="hf://org/model")

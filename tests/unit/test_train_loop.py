@@ -12,6 +12,8 @@ import torch
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
+from finetune_trainer.data.corpus import Corpus, Numbers
+from finetune_trainer.data.order import Mixture
 from finetune_trainer.train.state import State
 from tests.train_helpers import LENGTHS, Knobs, Run, documents, largest_difference, make_run
 
@@ -210,3 +212,29 @@ def test_resuming_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO):
         make_run(tmp_path, Knobs(steps=4)).start()
     assert "continuing after step 2" in caplog.text
+
+
+def test_a_run_over_weighted_sources_and_variants_resumes_to_the_bit(tmp_path: Path) -> None:
+    knobs = Knobs(steps=8, method=LORA)
+    whole = _weighted_and_varied(make_run(tmp_path / "whole", knobs))
+    losses = _losses(whole.finish())
+    stopped = _weighted_and_varied(make_run(tmp_path / "cut", knobs))
+    _stop_at(stopped, 3)
+    with pytest.raises(FinetuneError):
+        stopped.finish()
+    stopped.trainer.reporter.run_dir.clear()
+    resumed = _weighted_and_varied(make_run(tmp_path / "cut", knobs))
+    assert _losses(resumed.finish()) == losses
+    assert largest_difference(resumed.tensors(), whole.tensors()) == 0.0
+    assert losses != _losses(make_run(tmp_path / "plain", knobs).finish())
+
+
+def _weighted_and_varied(run: Run) -> Run:
+    """The first source half, the second twice; in each epoch another row of a step is seen as another one's copy."""
+    half = len(LENGTHS) // 2
+    mixture = Mixture((half, len(LENGTHS) - half), (0.5, 2.0))
+
+    def varied(rows: Numbers, epoch: int) -> tuple[Corpus, Numbers]:
+        return run.trainer.train.take((rows + epoch) % len(LENGTHS)), np.arange(len(rows))
+
+    return replace(run, trainer=replace(run.trainer, mixture=mixture, varied=varied))

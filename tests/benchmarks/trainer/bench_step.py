@@ -116,7 +116,7 @@ def _ours(model: Path, steps: int) -> tuple[list[float], list[float]]:
 
     from finetune_api.methods import Lora, Method
     from finetune_api.plan import JobIdentity, RunPlan
-    from finetune_api.spec import Data, DataSource, FineTuneJobSpec, ModelSource, Output
+    from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
     from finetune_trainer.data.corpus import corpus_of
     from finetune_trainer.methods.base import Base
     from finetune_trainer.methods.registry import method_of
@@ -139,7 +139,7 @@ def _ours(model: Path, steps: int) -> tuple[list[float], list[float]]:
     corpus = corpus_of(list(rows), [np.arange(LENGTH) > 0] * len(rows), [LENGTH] * len(rows))
     spec = FineTuneJobSpec(
         model=ModelSource(uri="file:///model"),
-        data=Data(train=(DataSource(uri="file:///data.jsonl"),)),
+        data=Data(train=(TrainSource(uri="file:///data.jsonl"),)),
         output=Output(uri="file:///out"),
     )
     strategy = Single()

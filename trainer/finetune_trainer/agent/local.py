@@ -32,7 +32,9 @@ from finetune_api.status import FailureClass
 from finetune_trainer.agent import machine
 from finetune_trainer.agent.main import LAST_WORDS_FILE
 from finetune_trainer.agent.verdict import died
+from finetune_trainer.data.read import ENDINGS
 from finetune_trainer.rundir import RunDir, now, write_atomic
+from finetune_trainer.store.sources import local_paths
 
 TRAINED = ("model", "data", "method", "training")
 """The parts of a spec that make a run what it is; the others may change and the run still resumes."""
@@ -82,7 +84,7 @@ def _local_files(job: FineTuneJob) -> list[Path]:
     data = job.spec.data
     sources = [s.uri for s in data.train] + [s.uri for s in data.slices]
     sources += [s.uri for s in (data.test, data.general, data.validation) if s is not None and s.uri is not None]
-    return [Path(uri.removeprefix("file://")) for uri in sources if uri.startswith("file:///")]
+    return [path for uri in sources if uri.startswith("file:///") for path in local_paths(uri, endings=ENDINGS)]
 
 
 def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:

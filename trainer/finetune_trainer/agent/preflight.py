@@ -25,6 +25,7 @@ from finetune_trainer.methods.needs import check as check_method
 from finetune_trainer.methods.needs import check_format
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
 from finetune_trainer.planning.model import ModelShape, find_shape
+from finetune_trainer.planning.positions import fitted
 from finetune_trainer.rundir import now, write_atomic
 
 BENEFIT_OF_THE_DOUBT = 0.8
@@ -74,7 +75,10 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_memory(plan, shape)
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
-    datasets = load_datasets(spec.data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
+    data = fitted(spec.data, model.path)
+    if data != spec.data:
+        _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
+    datasets = load_datasets(data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
     check_format(spec.method, datasets.statistics.format)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")

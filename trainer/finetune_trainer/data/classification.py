@@ -5,7 +5,7 @@ A model without a chat template gets `text\\nLabel: label` instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from finetune_api.failures import FinetuneError, Reason
@@ -94,7 +94,7 @@ def label_of(row: Row) -> str:
     return label
 
 
-def labels_of(rows: Sequence[Row]) -> tuple[str, ...]:
+def labels_of(rows: Iterable[Row]) -> tuple[str, ...]:
     """The distinct labels of the training rows, sorted. LabelsMissing with one, or with more than anybody can mean."""
     labels = sorted({label_of(row) for row in rows})
     if 2 <= len(labels) <= MOST_LABELS:

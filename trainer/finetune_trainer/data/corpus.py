@@ -118,11 +118,7 @@ class Corpus:
         for name in ("tokens", "offsets", "trained", "bytes"):
             np.save(folder / f"{name}.npy", getattr(self, name))
         if self.choices:
-            np.save(folder / "prompts.npy", self.choices.prompts)
-            np.save(folder / "gold.npy", self.choices.gold)
-            answers = corpus_of(self.choices.answers, [np.ones(len(a), bool) for a in self.choices.answers], [])
-            np.save(folder / "answers.npy", answers.tokens)
-            np.save(folder / "answer_offsets.npy", answers.offsets)
+            save_choices(self.choices, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Corpus:
@@ -133,6 +129,14 @@ class Corpus:
             answers = np.split(arrays["answers"], arrays["answer_offsets"][1:-1])
             choices = Choices(tuple(answers), arrays["prompts"], arrays["gold"])
         return cls(arrays["tokens"], arrays["offsets"], arrays["trained"], arrays["bytes"], choices)
+
+
+def save_choices(choices: Choices, folder: Path) -> None:
+    np.save(folder / "prompts.npy", choices.prompts)
+    np.save(folder / "gold.npy", choices.gold)
+    answers = corpus_of(choices.answers, [np.ones(len(a), bool) for a in choices.answers], [])
+    np.save(folder / "answers.npy", answers.tokens)
+    np.save(folder / "answer_offsets.npy", answers.offsets)
 
 
 def corpus_of(

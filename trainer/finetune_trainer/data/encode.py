@@ -8,22 +8,21 @@ learns from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.failures import FinetuneError, Reason
-
-from .corpus import Choices, Corpus, Flags, Tokens, corpus_of
+from .corpus import Flags, Tokens
 from .formats import Document
-from .statistics import SplitStatistics
 from .tokenizer import Encoded, Tokenizer
 
 AT_ONCE = 1000
 """Documents for each call of the tokenizer: enough for its threads, few enough for memory."""
+CHARACTERS = 1 << 20
+"""The same for long documents: a token takes some hundred bytes while it is looked at."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +55,34 @@ class Limits:
     """fail, drop or truncate."""
 
 
-def encode(
-    documents: Sequence[Document], tokenizer: Tokenizer, limits: Limits, *, answers: Sequence[Tokens] = ()
-) -> tuple[Corpus, SplitStatistics]:
-    """SequenceTooLong where that is to fail; NothingToTrain if no document is left.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row."""
 
-    `answers` are those of the labels, when the documents have labels.
-    """
-    kept: list[tuple[Document, Piece]] = []
-    overlong: list[tuple[Document, int]] = []
-    dropped = untrained = 0
+    document: Document
+    pieces: tuple[Piece, ...]
+    """What is kept of it: usually one, of a long text its windows."""
+    needed: int = 0
+    """Tokens of a row that is too long; else 0."""
+    dropped: bool = False
+    split: bool = False
+    untrained: bool = False
+    """No token of it is trained."""
+
+
+def encode(documents: Iterable[Document], tokenizer: Tokenizer, limits: Limits) -> Iterator[Outcome]:
+    """One outcome for each document, in their order; a few documents are in memory at a time."""
     for document, piece in _pieces(documents, tokenizer):
         parts = [piece]
+        needed, split = 0, False
         if document.splits:
             parts = list(_windows(piece, limits.sequence_length, begins=tokenizer.bos is not None))
-        elif (needed := len(piece) + document.reserve) > limits.sequence_length:
-            overlong.append((document, needed))
+            split = len(parts) > 1
+        elif len(piece) + document.reserve > limits.sequence_length:
+            needed = len(piece) + document.reserve
             parts = _cut(document, piece, tokenizer, limits) if limits.overlong == "truncate" else []
-            dropped += not parts
-        trainable = [part for part in parts if part.trained.any()]
-        untrained += len(parts) > 0 and not trainable
-        kept += [(document, part) for part in trainable]
-    if overlong and limits.overlong == "fail":
-        raise _too_long(overlong, len(documents), limits)
-    corpus = _corpus(kept, answers)
-    return corpus, SplitStatistics(
-        rows=len(documents),
-        documents=len(corpus),
-        tokens=len(corpus.tokens),
-        trained_tokens=corpus.trained_tokens,
-        trained_bytes=int(corpus.bytes.sum()),
-        longest=int(corpus.lengths.max(initial=0)),
-        overlong=len(overlong),
-        dropped=dropped,
-        untrained=untrained,
-    )
+        kept = tuple(part for part in parts if part.trained.any())
+        yield Outcome(document, kept, needed, dropped=not parts, split=split, untrained=len(parts) > 0 and not kept)
 
 
 def tokens_of(document: Document, tokenizer: Tokenizer) -> Piece:
@@ -98,13 +90,25 @@ def tokens_of(document: Document, tokenizer: Tokenizer) -> Piece:
     return next(_pieces([document], tokenizer))[1]
 
 
-def _pieces(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Piece]]:
-    for start in range(0, len(documents), AT_ONCE):
-        batch = documents[start : start + AT_ONCE]
+def _pieces(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Piece]]:
+    for batch in _batches(documents):
         for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
             if _crossed(document, encoded):
                 encoded = _apart(document, tokenizer)
             yield document, _piece(document, encoded, tokenizer)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) == AT_ONCE or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _crossed(document: Document, encoded: Encoded) -> bool:
@@ -181,36 +185,3 @@ def _cut(document: Document, piece: Piece, tokenizer: Tokenizer, limits: Limits)
         document = document.shortened(document.body[: int(body.spans[keep - 1, 1])])
         piece = tokens_of(document, tokenizer)
     return [piece]
-
-
-def _too_long(overlong: Sequence[tuple[Document, int]], total: int, limits: Limits) -> FinetuneError:
-    worst, needed = max(overlong, key=lambda pair: pair[1])
-    return worst.row.problem(
-        Reason.SequenceTooLong,
-        f"{needed} tokens are more than data.sequenceLength {limits.sequence_length}; "
-        f"so are {len(overlong)} of the {total} rows, of which this is the longest",
-    )
-
-
-def _corpus(kept: Sequence[tuple[Document, Piece]], answers: Sequence[Tokens]) -> Corpus:
-    pieces = [piece for _, piece in kept]
-    return corpus_of(
-        [piece.tokens for piece in pieces],
-        [piece.trained for piece in pieces],
-        [piece.trained_bytes for piece in pieces],
-        choices=_choices(kept, answers) if answers else None,
-    )
-
-
-def _choices(kept: Sequence[tuple[Document, Piece]], answers: Sequence[Tokens]) -> Choices:
-    prompts = np.zeros(len(kept), np.int32)
-    gold = np.zeros(len(kept), np.int32)
-    for index, (document, piece) in enumerate(kept):
-        assert document.label is not None, "documents with answers have labels"
-        prompts[index] = np.argmax(piece.trained)
-        gold[index] = document.label
-        if not np.array_equal(piece.tokens[piece.trained], answers[document.label]):
-            raise document.row.problem(
-                Reason.ModelUnsupported, "the model's tokenizer writes the label otherwise here than in other rows"
-            )
-    return Choices(tuple(answers), prompts, gold)

@@ -6,37 +6,39 @@ code. Later callers, and the other processes of the node, map it into memory.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tokenizers
 
-from finetune_api.failures import FinetuneError, Reason
 from finetune_api.names import PREFIX_DATA
 from finetune_api.spec import Data
-from finetune_trainer.store.fetch import fetch_file
+from finetune_trainer.statistics import Statistics
+from finetune_trainer.store.sources import SourceFile, find_files
 
-from .classification import Classification, labels_of
+from .augment import Variants
+from .build import SLICE, TEXTS, Build, sha256
+from .cache import kept
 from .corpus import Corpus
-from .encode import Limits, encode
-from .formats import FORMATS, Format, detect
-from .read import Row, read_rows
-from .split import fingerprint, hold_out
-from .statistics import SplitStatistics, Statistics
+from .order import Mixture
+from .read import ENDINGS
 from .tokenizer import FILES, Tokenizer
 
-RECIPE = 1
+RECIPE = 2
 """Raised when the same files would give other arrays."""
 
-SLICE = "slice:"
+_ELSEWHERE: dict[str, Any] = {
+    "credentials": True,
+    "packing": True,
+    "augmentation": True,
+    "train": {"__all__": {"weight": True}},
+}
+"""Settings that the arrays do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Datasets:
     test: Corpus | None
     general: Corpus | None
     slices: dict[str, Corpus]
+    mixture: Mixture
+    """How often an epoch sees the training rows."""
+    variants: Variants | None
+    """What augmentation makes of the training rows, if it is asked for."""
     statistics: Statistics
     pad_id: int
 
@@ -59,148 +65,80 @@ class Datasets:
         """sha256 of each file, by URI."""
         return self.statistics.digests
 
+    @property
+    def trained_tokens_per_epoch(self) -> int:
+        starts = self.train.offsets[:-1]
+        return round(self.mixture.seen(np.add.reduceat(self.train.trained, starts, dtype=np.int64)))
+
 
 def load_datasets(spec: Data, *, tokenizer_path: Path, cache: Path, seed: int) -> Datasets:
     """FinetuneError for everything that is wrong with the files, with file and line."""
-    files = {uri: fetch_file(uri, prefix=PREFIX_DATA, cache=cache) for uri in _uris(spec)}
-    digests = {uri: _sha256(path, uri) for uri, path in files.items()}
-    tokenizer_digest = _digest(*(_sha256(p) for name in FILES if (p := tokenizer_path / name).exists()))
-    settings = spec.model_dump_json(exclude={"credentials", "packing"})
-    key = _digest(settings, *digests.values(), tokenizer_digest, tokenizers.__version__, str(RECIPE), str(seed))
-    folder = cache / "tokenized" / key[:32]
-    with _locked(folder):
-        if not folder.exists():
-            tokenizer = Tokenizer.load(tokenizer_path)
-            build = _Build(spec, seed, tokenizer, files)
-            _write(folder, lambda into: build.write(into, digests=digests, tokenizer_digest=tokenizer_digest))
-    return _read(folder)
+    files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec)}
+    local = {f.uri: sha256(f.path, f.uri) for found in files.values() for f in found if f.path is not None}
+    tokenizer_digest = _digest(*(sha256(p) for name in FILES if (p := tokenizer_path / name).exists()))
+    settings = spec.model_dump_json(exclude=_ELSEWHERE)
+    content = [_version(file, local) for found in files.values() for file in found]
+    facts = [tokenizer_digest, tokenizers.__version__, str(RECIPE), str(seed), str(bool(spec.augmentation))]
+    key = _digest(settings, *content, *facts)
 
+    def fill(folder: Path) -> None:
+        Build(spec, seed, Tokenizer.load(tokenizer_path), files, tokenizer_digest, dict(local)).write(folder)
 
-@dataclass(frozen=True)
-class _Build:
-    spec: Data
-    seed: int
-    tokenizer: Tokenizer
-    files: Mapping[str, Path]
-
-    def write(self, folder: Path, *, digests: dict[str, str], tokenizer_digest: str) -> None:
-        given = [row for source in self.spec.train for row in self._read(source.uri)]
-        form = self._format(given)
-        rows = self._split(given)
-        splits = {name: self._encode(folder, name, split, form) for name, split in rows.items()}
-        known = {fingerprint(form.identity(row)) for row in rows["train"]}
-        for name, split in rows.items():
-            if name not in ("train", "general"):
-                copies = sum(fingerprint(form.identity(row)) in known for row in split)
-                splits[name] = splits[name].model_copy(update={"duplicates": copies})
-        labels = form.labels if isinstance(form, Classification) else ()
-        statistics = Statistics(
-            format=form.name, labels=labels, splits=splits, digests=digests, tokenizer=tokenizer_digest
-        )
-        (folder / "statistics.json").write_text(statistics.model_dump_json(by_alias=True))
-        (folder / "pad_id.json").write_text(json.dumps(self.tokenizer.pad))
-
-    def _split(self, given: list[Row]) -> dict[str, list[Row]]:
-        """By name; validation rows are held out of the training rows unless they have a file of their own."""
-        spec = self.spec
-        if spec.validation and spec.validation.uri:
-            train, validation = given, self._read(spec.validation.uri)
-        else:
-            train, validation = hold_out(given, spec.validation, seed=self.seed)
-        rows = {"train": train, "validation": validation}
-        if spec.test:
-            rows["test"] = self._read(spec.test.uri)
-        if spec.general:
-            rows["general"] = self._read(spec.general.uri)
-        rows |= {SLICE + part.name: self._read(part.uri) for part in spec.slices}
-        return {name: split for name, split in rows.items() if split}
-
-    def _read(self, uri: str) -> list[Row]:
-        return read_rows(self.files[uri], name=uri)
-
-    def _format(self, train: list[Row]) -> Format:
-        """As the manifest says, else as the first training row looks."""
-        wanted = self.spec.classification
-        name: str = self.spec.format
-        if name == "auto":
-            name = "classification" if wanted else detect(train[0])
-        if name != "classification":
-            return FORMATS[name](self.tokenizer)
-        labels = wanted.labels if wanted and wanted.labels else labels_of(train)
-        return Classification.of(self.tokenizer, labels, wanted.instruction if wanted else None)
-
-    def _encode(self, folder: Path, name: str, rows: list[Row], form: Format) -> SplitStatistics:
-        if name == "general":  # whatever it is, and if it has labels, they are not the task's
-            form = FORMATS[detect(rows[0], labelled=False)](self.tokenizer)
-        answers = form.answers if isinstance(form, Classification) else ()
-        limits = Limits(self.spec.sequence_length, self.spec.overlong)
-        corpus, statistics = encode([form.document(row) for row in rows], self.tokenizer, limits, answers=answers)
-        if not len(corpus):
-            raise _nothing_left(name, statistics, limits)
-        corpus.save(folder / name)
-        return statistics
-
-
-def _nothing_left(name: str, counts: SplitStatistics, limits: Limits) -> FinetuneError:
-    if counts.dropped == counts.rows:
-        return FinetuneError(
-            Reason.SequenceTooLong,
-            f"{name}: all {counts.rows} rows are longer than data.sequenceLength {limits.sequence_length}",
-            "Raise data.sequenceLength.",
-        )
-    return FinetuneError(Reason.NothingToTrain, f"{name}: no token of its {counts.rows} rows is trained")
+    with kept(cache / "tokenized" / key[:32], fill) as folder:
+        return _read(folder, spec, tokenizer_path=tokenizer_path, seed=seed)
 
 
 def _uris(spec: Data) -> list[str]:
-    """Every file once."""
+    """Every source once."""
     uris = [source.uri for source in spec.train] + [part.uri for part in spec.slices]
     uris += [part.uri for part in (spec.validation, spec.test, spec.general) if part and part.uri]
     return list(dict.fromkeys(uris))
 
 
-def _sha256(path: Path, name: str = "") -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FinetuneError(Reason.DataUnreadable, f"{name or path} cannot be read: {error.strerror}") from error
+def _version(file: SourceFile, local: dict[str, str]) -> str:
+    return f"{file.uri} {local.get(file.uri) or file.version}"
 
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of the node at a time: the first one tokenises, the others find its work."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _write(folder: Path, fill: Callable[[Path], None]) -> None:
-    """The folder appears whole or not at all, also where a lock means nothing, as on some network file systems."""
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        fill(beside)
-        os.rename(beside, folder)
-    except OSError:
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _read(folder: Path) -> Datasets:
+def _read(folder: Path, spec: Data, *, tokenizer_path: Path, seed: int) -> Datasets:
     statistics = Statistics.model_validate_json((folder / "statistics.json").read_bytes())
     corpora = {name: Corpus.load(folder / name) for name in statistics.splits}
+    train = corpora["train"]
     return Datasets(
-        train=corpora["train"],
+        train=train,
         validation=corpora.get("validation"),
         test=corpora.get("test"),
         general=corpora.get("general"),
         slices={name.removeprefix(SLICE): c for name, c in corpora.items() if name.startswith(SLICE)},
+        mixture=_mixture(spec, statistics),
+        variants=_variants(folder, spec, statistics, train, tokenizer_path, seed) if spec.augmentation else None,
         statistics=statistics,
         pad_id=json.loads((folder / "pad_id.json").read_text()),
+    )
+
+
+def _mixture(spec: Data, statistics: Statistics) -> Mixture:
+    rows = tuple(source.documents for source in statistics.sources)
+    weights: Sequence[float] = [source.weight for source in spec.train]
+    if all(weight == 1 for weight in weights):
+        return Mixture.even(sum(rows))
+    return Mixture(rows, tuple(weights))
+
+
+def _variants(
+    folder: Path, spec: Data, statistics: Statistics, train: Corpus, tokenizer_path: Path, seed: int
+) -> Variants:
+    return Variants(
+        spec=spec,
+        seed=seed,
+        format=statistics.format,
+        labels=statistics.labels,
+        tokenizer_path=tokenizer_path,
+        texts=np.memmap(folder / TEXTS, np.uint8, "r"),
+        places=np.load(folder / "texts.npy", mmap_mode="r"),
+        heldout=np.load(folder / "heldout.npy"),
+        train=train,
     )

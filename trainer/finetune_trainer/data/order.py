@@ -1,10 +1,14 @@
 """Which rows an optimizer step sees. A function of the step's number and nothing else: a run that resumes at step 700
 needs no saved cursor, and another number of processes sees the same rows in the same steps.
+
+Sources may be weighted: with weight 2 each row of a source is seen twice in an epoch, with 0.5 every epoch sees another
+half of them, with 1.25 all of them and a quarter twice.
 """
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,31 +16,90 @@ import numpy as np
 from .corpus import Numbers
 
 
-def steps_per_epoch(n_rows: int, *, batch_size: int) -> int:
+@dataclass(frozen=True)
+class Mixture:
+    """Rows of several sources, one source after another, and how often an epoch sees each."""
+
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def even(cls, n_rows: int) -> Mixture:
+        """Each row once."""
+        return cls((n_rows,), (1.0,))
+
+    @property
+    def per_epoch(self) -> int:
+        """Rows that an epoch sees, counted each time; the same in every epoch."""
+        return sum(whole * n + part for n, (whole, part) in zip(self.rows, self._times(), strict=True))
+
+    def seen(self, per_row: Numbers) -> float:
+        """The sum of `per_row` (rows,) over an epoch, on average: each row counts with its source's weight."""
+        edges = np.cumsum((0, *self.rows))
+        times = [(whole * n + part) / max(1, n) for n, (whole, part) in zip(self.rows, self._times(), strict=True)]
+        return float(sum(t * per_row[a:b].sum() for t, a, b in zip(times, edges, edges[1:], strict=False)))
+
+    def epoch(self, *, seed: int, epoch: int) -> Numbers:
+        """(per_epoch,): its rows, unshuffled."""
+        parts: list[Numbers] = []
+        start = 0
+        for source, (n, (whole, part)) in enumerate(zip(self.rows, self._times(), strict=True)):
+            rows = np.arange(start, start + n)
+            parts += [rows] * whole
+            if part:
+                chosen = np.sort(np.argsort(_keys(n, seed, epoch, source), kind="stable")[:part])
+                parts.append(rows[chosen])
+            start += n
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _times(self) -> list[tuple[int, int]]:
+        """Of each source: how often all its rows are seen, and how many rows once more. A source with rows is never
+        left out of an epoch, however small its weight."""
+        times = []
+        for n, weight in zip(self.rows, self.weights, strict=True):
+            whole = int(weight)
+            part = round((weight - whole) * n)
+            times.append((whole, part if whole or not n else max(1, part)))
+        return times
+
+
+def steps_per_epoch(rows: int | Mixture, *, batch_size: int) -> int:
     """10 rows in batches of 4 are 3 steps: the last batch of an epoch is short, never dropped."""
-    return -(-n_rows // batch_size)
+    return -(-_mixture(rows).per_epoch // batch_size)
 
 
-def total_steps(n_rows: int, *, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
+def total_steps(rows: int | Mixture, *, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
     """Optimizer steps of a whole run."""
-    steps = steps_per_epoch(n_rows, batch_size=batch_size) * epochs
+    steps = steps_per_epoch(rows, batch_size=batch_size) * epochs
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def step_rows(n_rows: int, *, batch_size: int, seed: int, step: int) -> Numbers:
-    """(up to batch_size,): the rows of optimizer step `step`, counted from 0. Each epoch is shuffled anew."""
-    epoch, within = divmod(step, steps_per_epoch(n_rows, batch_size=batch_size))
-    return _shuffled(n_rows, seed, epoch)[within * batch_size : (within + 1) * batch_size]
+def step_rows(rows: int | Mixture, *, batch_size: int, seed: int, step: int) -> Numbers:
+    """(up to batch_size,): the rows of optimizer step `step`, counted from 0. Each epoch is shuffled anew.
+
+    `rows` may be a number: that many, each once an epoch.
+    """
+    mixture = _mixture(rows)
+    epoch, within = divmod(step, steps_per_epoch(mixture, batch_size=batch_size))
+    return _shuffled(mixture, seed, epoch)[within * batch_size : (within + 1) * batch_size]
 
 
 @lru_cache(maxsize=2)
-def _shuffled(n_rows: int, seed: int, epoch: int) -> Numbers:
-    """numpy promises PCG64's raw stream for good, but not what `Generator.permutation` makes of it: sort by raw keys,
-    so that a run that resumes in a newer image finds the same order."""
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n_rows)
-    order = np.argsort(keys, kind="stable")
+def _shuffled(mixture: Mixture, seed: int, epoch: int) -> Numbers:
+    rows = mixture.epoch(seed=seed, epoch=epoch)
+    order = rows[np.argsort(_keys(len(rows), seed, epoch), kind="stable")]
     order.flags.writeable = False
     return order
+
+
+def _keys(count: int, *place: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """numpy promises PCG64's raw stream for good, but not what `Generator.permutation` makes of it: orders come from
+    sorting by raw keys, so that a run that resumes in a newer image finds the same one."""
+    return np.random.PCG64(np.random.SeedSequence(place)).random_raw(count)
+
+
+def _mixture(rows: int | Mixture) -> Mixture:
+    return rows if isinstance(rows, Mixture) else Mixture.even(rows)
 
 
 def share(rows: Numbers, lengths: Numbers, *, rank: int, world_size: int) -> Numbers:

@@ -73,17 +73,24 @@ def micro_batches(
 
     A document of more than `max_tokens` tokens is a micro-batch alone. No rows, no micro-batches.
     """
-    if not len(rows):
+    groups = plan(corpus.lengths[rows], max_tokens=max_tokens, sequence_length=sequence_length, packing=packing)
+    return [_lay_out(corpus, [rows[places] for places in group], pad_id=pad_id) for group in groups]
+
+
+def plan(lengths: Numbers, *, max_tokens: int, sequence_length: int, packing: bool) -> list[list[list[int]]]:
+    """Micro-batches of rows of places in `lengths`: where documents of these lengths go."""
+    if not len(lengths):
         return []
-    lengths = corpus.lengths[rows]
     order = [int(i) for i in np.argsort(-lengths, kind="stable")]
     room = min(max(int(lengths.max()), min(SHORT_ROW, sequence_length)), max_tokens) if packing else 0
     bins = _first_fit(order, lengths, room=room)
     bins.sort(key=lambda places: -int(lengths[places].sum()))
-    return [
-        _lay_out(corpus, [rows[places] for places in group], pad_id=pad_id)
-        for group in _within(bins, lengths, max_tokens=max_tokens)
-    ]
+    return _within(bins, lengths, max_tokens=max_tokens)
+
+
+def computed_tokens(groups: list[list[list[int]]], lengths: Numbers) -> int:
+    """Tokens of a plan's rectangles, with their padding."""
+    return sum(len(group) * max(int(lengths[places].sum()) for places in group) for group in groups)
 
 
 def _first_fit(order: list[int], lengths: Numbers, *, room: int) -> list[list[int]]:

@@ -1,8 +1,10 @@
-"""Files to rows.
+"""Files to rows, one at a time: a file may be larger than memory.
 
-.jsonl    one JSON object a line
-.txt      plain text, cut at blank lines into passages of about 4,000 characters: one row `{"text": …}` each
-.gz       either of them, compressed
+.jsonl              one JSON object a line
+.txt                plain text, cut at blank lines into passages of about 4,000 characters: one row `{"text": …}` each
+.gz                 either of them, compressed
+.parquet            tables; a column is a key, lists and structs are what they are in JSON
+.arrow .feather     the same from Arrow's own files and streams
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ from finetune_api.failures import FinetuneError, Reason
 PASSAGE = 4000
 """Characters: long enough to have context, short enough for a file to be split into training and validation rows."""
 
+TABLES = (".parquet", ".arrow", ".feather")
+ENDINGS = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz", *TABLES)
+"""Of files that can be read."""
+
+_AT_ONCE = 256
+"""Rows of a table in memory."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -27,48 +36,63 @@ class Row:
     line: int
     """From 1, as editors count."""
     fields: dict[str, Any]
+    unit: str = "line"
+    """What `line` counts: lines of text, or rows of a table."""
 
     def problem(self, reason: Reason, what: str, hint: str = "") -> FinetuneError:
         """To be raised: what is wrong with this row."""
-        return FinetuneError(reason, f"{self.file} line {self.line}: {what}", hint)
+        return FinetuneError(reason, f"{self.place}: {what}", hint)
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} {self.unit} {self.line}"
 
 
-def read_rows(path: Path, *, name: str | None = None) -> list[Row]:
-    """All rows of a file, which messages call `name`. DataNotFound, DataEmpty, DataUnreadable."""
+def iter_rows(path: Path, *, name: str | None = None) -> Iterator[Row]:
+    """The rows of a file, which messages call `name`. DataNotFound, DataEmpty, DataUnreadable, while it is read."""
     name = name or str(path)
-    stem = path.name.removesuffix(".gz")
-    if not stem.endswith((".jsonl", ".txt")):
+    if not path.name.endswith(ENDINGS):
         raise FinetuneError(
             Reason.DataUnreadable,
-            f"{name} is neither .jsonl, .jsonl.gz nor .txt",
+            f"{name} is none of {', '.join(ENDINGS)}",
             "Convert it: one JSON object a line.",
         )
-    content = _content(path, name, compressed=stem != path.name)
-    rows = list(_objects(content, name) if stem.endswith(".jsonl") else _passages(content, name))
-    if not rows:
+    row = None
+    for row in _rows(path, name):
+        yield row
+    if row is None:
         raise FinetuneError(Reason.DataEmpty, f"{name} has no rows")
-    return rows
 
 
-def _content(path: Path, name: str, *, compressed: bool) -> bytes:
+def _rows(path: Path, name: str) -> Iterator[Row]:
     try:
-        content = path.read_bytes()
+        if path.name.endswith(TABLES):
+            yield from _table(path, name)
+            return
+        compressed = path.name.endswith(".gz")
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            lines = _without_mark(file)
+            yield from (
+                _objects(lines, name) if path.name.removesuffix(".gz").endswith(".jsonl") else _passages(lines, name)
+            )
     except FileNotFoundError as error:
         raise FinetuneError(Reason.DataNotFound, f"there is no file {name}") from error
-    except OSError as error:
-        raise FinetuneError(Reason.DataUnreadable, f"{name} cannot be read: {error.strerror}") from error
-    if not compressed:
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise FinetuneError(
             Reason.DataUnreadable, f"{name} is not a whole gzip file: {error}", "Compress or upload it again."
         ) from error
+    except OSError as error:
+        raise FinetuneError(Reason.DataUnreadable, f"{name} cannot be read: {error.strerror or error}") from error
 
 
-def _objects(content: bytes, name: str) -> Iterator[Row]:
-    for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Without line ends, nor the byte order mark that some editors put in front."""
+    for number, line in enumerate(lines):
+        yield (line if number else line.removeprefix(b"\xef\xbb\xbf")).removesuffix(b"\n")
+
+
+def _objects(lines: Iterable[bytes], name: str) -> Iterator[Row]:
+    for line, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
         row = Row(name, line, {})
@@ -100,24 +124,65 @@ def _refuse_half_characters(value: dict[str, Any], row: Row) -> None:
         raise row.problem(Reason.DataUnreadable, r"a \ud… escape without its other half is no character") from error
 
 
-def _passages(content: bytes, name: str) -> Iterator[Row]:
+def _passages(lines: Iterable[bytes], name: str) -> Iterator[Row]:
     paragraphs: list[str] = []
-    start = 0
-    for line, raw in enumerate([*content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), b""], start=1):
+    start = size = 0
+    for line, raw in enumerate(lines, start=1):
         text = _text(raw, Row(name, line, {})).rstrip()
         if text and not paragraphs:
             start = line
         if text or paragraphs:
             paragraphs.append(text)
-        if not text and sum(map(len, paragraphs)) >= PASSAGE:
+            size += len(text)
+        if not text and size >= PASSAGE:
             yield _passage(name, start, paragraphs)
-            paragraphs = []
+            paragraphs, size = [], 0
     if paragraphs:
         yield _passage(name, start, paragraphs)
 
 
 def _passage(name: str, line: int, paragraphs: list[str]) -> Row:
     return Row(name, line, {"text": "\n".join(paragraphs).rstrip()})
+
+
+def _table(path: Path, name: str) -> Iterator[Row]:
+    """A null is a key that is not there: tables have a column for every key that any row has."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in _batches(path):
+            for record in batch.to_pylist():
+                number += 1
+                fields = {key: value for key, value in record.items() if value is not None}
+                yield Row(name, number, fields, "row")
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise Row(name, number + 1, {}, "row").problem(
+            Reason.DataUnreadable,
+            f"the file is damaged, or not what its name says: {error}",
+            "Write or upload it again.",
+        ) from error
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """pyarrow.RecordBatch."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with path.open("rb") as file:
+        if path.suffix == ".parquet":
+            yield from parquet.ParquetFile(file, pre_buffer=False).iter_batches(_AT_ONCE, use_threads=False)
+            return
+        try:
+            opened = ipc.open_file(file)
+            batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            file.seek(0)
+            batches = iter(ipc.open_stream(file))
+        for batch in batches:
+            yield from (batch.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE))
 
 
 def kind_of(value: object) -> str:

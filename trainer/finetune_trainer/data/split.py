@@ -4,60 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import Validation
 
+from .corpus import Flags
 from .read import Row
 
 DEFAULT_FRACTION = 0.05
 MOST_BY_DEFAULT = 500
 
+Keys = NDArray[np.uint64]
 
-def hold_out(rows: Sequence[Row], validation: Validation | None, *, seed: int) -> tuple[list[Row], list[Row]]:
-    """(training rows, validation rows), each in their order.
 
-    Whole groups are held out until the share is reached; without groupBy, rows of the same content are a group. Which
-    ones, depends on seed and content alone, so other files or another order of the same rows split the same way. One
-    group alone is never split: the default then holds out nothing, an explicit fraction is refused.
+def hold_out(keys: Keys, twins: Keys, validation: Validation | None) -> Flags:
+    """(rows,): whether the training row is held out, by its `key_of` and its `fingerprint`.
+
+    Whole groups are held out until the share is reached; without groupBy, rows that are the same example are a group.
+    Which ones, depends on seed and content alone, so other files or another order of the same rows split the same way.
+    One group alone is never split: the default then holds out nothing, an explicit fraction is refused.
     """
     fraction = validation.fraction if validation and validation.fraction else DEFAULT_FRACTION
-    wanted = max(1, round(len(rows) * fraction))
+    wanted = max(1, round(len(keys) * fraction))
     if validation is None:
         wanted = min(wanted, MOST_BY_DEFAULT)
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault(_group(row, validation.group_by if validation else None), []).append(index)
+    grouped = bool(validation and validation.group_by)
+    groups, member, sizes = np.unique(keys if grouped else twins, return_inverse=True, return_counts=True)
     if len(groups) < 2 and validation is None:
-        return list(rows), []
+        return np.zeros(len(keys), np.bool_)
     if len(groups) < 2:
         raise FinetuneError(
             Reason.InvalidSpec,
             "data.validation would hold out all training rows: they are one group",
             "Choose another groupBy, or give a validation file.",
         )
-    held: set[int] = set()
-    *may_go, _ = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
-    for group in may_go:
-        if len(held) >= wanted:
-            break
-        held.update(groups[group])
-    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
+    first = np.full(len(groups), np.iinfo(np.uint64).max)
+    np.minimum.at(first, member, keys)
+    may_go = np.argsort(first, kind="stable")[:-1]
+    before = np.cumsum(sizes[may_go]) - sizes[may_go]
+    held = np.zeros(len(groups), np.bool_)
+    held[may_go[before < wanted]] = True
+    chosen: Flags = held[member]
+    return chosen
+
+
+def key_of(row: Row, validation: Validation | None, *, seed: int) -> int:
+    """Where the row stands in the order by which rows are held out: the same for rows that groupBy keeps together."""
+    group = _group(row, validation.group_by if validation else None)
+    return _number(f"{seed}\0{group}")
 
 
 def _group(row: Row, key: str | None) -> str:
     if key is None:
-        return json.dumps(row.fields, sort_keys=True)
+        return json.dumps(row.fields, sort_keys=True, default=str)
     if row.fields.get(key) is None:
         raise row.problem(
             Reason.DataUnreadable,
             f"{key}, by which data.validation.groupBy keeps rows together, is missing",
             "Give every training row the key, or choose another groupBy.",
         )
-    return json.dumps(row.fields[key], sort_keys=True)
+    return json.dumps(row.fields[key], sort_keys=True, default=str)
 
 
-def fingerprint(text: str) -> bytes:
+def fingerprint(text: str) -> int:
     """The same for texts that differ in case and white space only."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()
+    return _number(" ".join(text.casefold().split()))
+
+
+def _number(text: str) -> int:
+    """64 bits of a digest: among a million rows, two texts share one by chance in one run of ten million."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

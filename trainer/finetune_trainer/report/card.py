@@ -65,6 +65,9 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
         yield "|---|---:|" + "---:|" * (3 * len(metrics))
         yield from (_table_row(row, metrics) for row in rows)
         yield f"\nJudged by the {judged.name} rows; both models saw the same rows. Curves and details: `{REPORT_FILE}`."
+    if lines := list(record.data.lines()):
+        yield "\n## Data\n"
+        yield from (f"- {topic}: {line}" for topic, line in lines)
     yield "\n## Use\n"
     yield "```python"
     yield from _usage(record, base.removeprefix("hf://"))

@@ -32,6 +32,7 @@ def render(report: RunRecord) -> str:
         _section("Curves", _curves(report)),
         _section("Before and after", _comparison(rows)),
         _section("Plan", _panel(_pairs(_plan(report)))),
+        _section("Data", _data(report)),
         _section("Attempts", _attempts(report)),
         _section("Notes", _notes(report)),
         _section("Provenance", _provenance(report)),
@@ -232,6 +233,11 @@ def _attempts(report: RunRecord) -> str:
         for a in report.attempts
     )
     return _panel(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+
+
+def _data(report: RunRecord) -> str:
+    pairs = list(report.data.lines())
+    return _panel(_pairs(pairs)) if pairs else ""
 
 
 def _notes(report: RunRecord) -> str:

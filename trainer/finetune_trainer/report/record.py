@@ -12,6 +12,7 @@ from finetune_api.base import ApiModel
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, ResolvedPlan, Scores
+from finetune_trainer.statistics import DataRecord
 
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
@@ -71,6 +72,7 @@ class RunRecord(ApiModel):
     validation: tuple[ValidationPoint, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()
     provenance: Provenance = Field(default_factory=Provenance)
+    data: DataRecord = Field(default_factory=DataRecord, description="Counts of the data, and how it was laid out.")
     start_time: str = ""
     completion_time: str = ""
     train_seconds: float | None = Field(None, description="Spent in optimizer steps, all attempts together.")

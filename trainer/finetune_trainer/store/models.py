@@ -18,6 +18,7 @@ from finetune_api.spec import ModelSource
 
 from .fetch import fetch_folder
 from .folder import NotFound
+from .hub import Hub, explain
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 """Weights, configuration and every form of tokenizer; never pickles, never Python."""
@@ -115,44 +116,19 @@ def _json(file: Path) -> dict[str, Any] | None:
 def _from_hub(repository: str, source: ModelSource, *, cache: Path, environ: Mapping[str, str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    token = environ.get(names.PREFIX_MODEL + "HF_TOKEN") or environ.get("HF_TOKEN") or ""
-    endpoint = environ.get(names.PREFIX_MODEL + "HF_ENDPOINT") or environ.get("HF_ENDPOINT") or None
+    hub = Hub.of(environ, prefix=names.PREFIX_MODEL)
     try:
         path = snapshot_download(
             repository,
             revision=source.revision,
             cache_dir=cache / "hub",
-            token=token or False,
-            endpoint=endpoint,
+            token=hub.token or False,
+            endpoint=hub.endpoint,
             allow_patterns=list(_PATTERNS),
             ignore_patterns=list(_NOT),
         )
     except Exception as error:
-        # The hub's client raises errors of three libraries; `_explain` sorts them, and none of its text is passed on.
-        raise _explain(error, source, known=bool(token)) from None
+        raise explain(
+            error, source.uri, source.revision, known=bool(hub.token), section="model", missing=Reason.ModelNotFound
+        ) from None
     return Path(path)
-
-
-def _explain(error: Exception, source: ModelSource, *, known: bool) -> FinetuneError:
-    """`known`: whether a token was sent. The hub answers 401, not 404, when a stranger asks for what is not there."""
-    chain = [error, error.__cause__, error.__context__]
-    kinds = {type(e).__name__ for e in chain if e is not None}
-    status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
-    what = f"{source.uri} at {source.revision}" if source.revision else source.uri
-    if "RevisionNotFoundError" in kinds:
-        return FinetuneError(Reason.ModelNotFound, f"{source.uri} has no revision {source.revision or 'main'}")
-    if "GatedRepoError" in kinds or status == 403:
-        hint = "Accept the model's terms on its page, and give HF_TOKEN in the Secret of model.credentials."
-        reason = Reason.CredentialsRejected if known else Reason.CredentialsMissing
-        return FinetuneError(reason, f"{what} may be read only by those who accepted its terms", hint)
-    if status == 401 and known:
-        return FinetuneError(Reason.CredentialsRejected, f"the hub refused HF_TOKEN for {what}", "Check HF_TOKEN.")
-    if status in (401, 404) or "HFValidationError" in kinds:
-        hint = "Check model.uri; for a private model give HF_TOKEN in the Secret of model.credentials."
-        return FinetuneError(Reason.ModelNotFound, f"there is no model {what}, or it is private", hint)
-    why = f"HTTP {status}" if status else "no connection"
-    return FinetuneError(
-        Reason.StorageUnavailable,
-        f"cannot download {what}: the model hub is not available ({why})",
-        "Set HF_ENDPOINT to a mirror that the pods can reach, or put the model into a bucket (s3://…) or volume (pvc://…).",
-    )

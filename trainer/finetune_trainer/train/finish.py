@@ -72,6 +72,7 @@ def record_of(setup: Setup, state: State, evaluation: Evaluation) -> RunRecord:
         best_step=last if last != state.step else None,
         stop_reason=state.stopped_early or f"all {state.step} steps done",
         notes=tuple(_notes(setup)),
+        data=setup.data_record,
     )
 
 

@@ -25,7 +25,7 @@ import torch
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
-from finetune_trainer.data.order import share, step_rows
+from finetune_trainer.data.order import Mixture, share, step_rows, steps_per_epoch
 from finetune_trainer.data.pack import idle
 from finetune_trainer.parallel.base import Strategy, Weights
 from finetune_trainer.transfer.evaluate import Layout, Stopped, evaluate
@@ -64,6 +64,10 @@ class Prompt(Protocol):
         """Inside, the network is the base model."""
 
 
+Varied = Callable[[Numbers, int], tuple[Corpus, Numbers]]
+"""(rows of `train`, epoch) to a corpus of their variants, and where they are in it."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Everything that stays the same from step to step."""
@@ -80,6 +84,9 @@ class Trainer:
     reporter: Reporter
     stop_requested: Callable[[], bool]
     prompt: Prompt | None = None
+    mixture: Mixture | None = None
+    """How often an epoch sees each row of `train`; None: once."""
+    varied: Varied | None = None
 
     def run(self, state: State) -> State:
         """From `state` to the last step, or to the step at which validation has stopped improving.
@@ -123,7 +130,7 @@ class Trainer:
     def _step(self, state: State) -> tuple[State, Asked]:
         started = time.monotonic()
         course, step = self.course, state.step
-        rows = step_rows(len(self.train), batch_size=course.batch_size, seed=course.seed, step=step)
+        rows = step_rows(self.mixture or len(self.train), batch_size=course.batch_size, seed=course.seed, step=step)
         place = self.strategy.place
         mine = share(rows, self.train.lengths[rows], rank=place.rank, world_size=place.world_size)
         nats, tokens = self._accumulate(mine, step)
@@ -160,7 +167,7 @@ class Trainer:
         """(nats, trained tokens) of this rank's rows; their gradients are added to those in `weights`."""
         total = torch.zeros((), dtype=torch.float64, device=self.model.device)
         tokens = 0
-        batches = self.strategy.in_step(self.layout.batches(self.train, rows), idle())
+        batches = self.strategy.in_step(self.layout.batches(*self._as_seen(rows, step)), idle())
         for index, batch in enumerate(batches):
             self._seed(step, index)
             nats = self.model.nats(batch)
@@ -169,6 +176,14 @@ class Trainer:
             tokens += batch.target_count
             self.reporter.alive()
         return float(total), tokens
+
+    def _as_seen(self, rows: Numbers, step: int) -> tuple[Corpus, Numbers]:
+        """The rows with what augmentation makes of them in this epoch."""
+        if self.varied is None:
+            return self.train, rows
+        return self.varied(
+            rows, step // steps_per_epoch(self.mixture or len(self.train), batch_size=self.course.batch_size)
+        )
 
     def _seed(self, step: int, index: int) -> None:
         """Dropout of a micro-batch, from where it stands and not from what ran before."""

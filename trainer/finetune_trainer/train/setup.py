@@ -13,9 +13,10 @@ from finetune_api.methods import Method
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
-from finetune_trainer.data.corpus import Corpus
+from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
+from finetune_trainer.data.layout import layout_statistics
 from finetune_trainer.data.load import Datasets, load_datasets
-from finetune_trainer.data.order import steps_per_epoch, total_steps
+from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.needs import check_strategy, is_open
 from finetune_trainer.methods.qlora import QLora
@@ -24,7 +25,9 @@ from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.batch import micro_batch_tokens
 from finetune_trainer.planning.model import find_shape
+from finetune_trainer.planning.positions import fitted
 from finetune_trainer.rundir import RunDir
+from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
@@ -32,7 +35,7 @@ from finetune_trainer.transfer.evaluate import Layout
 
 from .choose import settled
 from .keeper import Keeper
-from .loop import Course, Trainer
+from .loop import Course, Trainer, Varied
 from .model import LanguageModel, load_network, probe
 from .optimizer import default_peak
 from .reporter import Reporter
@@ -51,6 +54,7 @@ class Setup:
     attached: Attached
     trainer: Trainer
     resolved: ResolvedPlan
+    data_record: DataRecord
 
     @property
     def spec(self) -> FineTuneJobSpec:
@@ -73,6 +77,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     reporter = Reporter(run_dir, plan, strategy.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
     local = resolve_model(spec.model, cache=cache)
+    spec = spec.model_copy(update={"data": fitted(spec.data, local.path)})
     data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
@@ -109,7 +114,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
 
     train = data.train.after(prompt.ids) if prompt else data.train
     layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates)
-    course = _course(spec, rows=len(data.train), hidden_size=model.hidden_size)
+    course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
         strategy=strategy.name,
@@ -125,14 +130,15 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         trained_layers=_trained_layers(spec.method),
         model_revision=local.revision,
         train_rows=len(data.train),
-        trained_tokens_per_epoch=data.train.trained_tokens,
+        trained_tokens_per_epoch=data.trained_tokens_per_epoch,
     )
     reporter.resolved = resolved
-    reporter.steps_per_epoch = steps_per_epoch(len(data.train), batch_size=course.batch_size)
+    reporter.steps_per_epoch = steps_per_epoch(data.mixture, batch_size=course.batch_size)
     reporter.say(model.describe())
     reporter.say(_describe(resolved, attached))
-    for line in data.statistics.lines():
-        reporter.say(line)
+    record = _record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
+    for topic, line in record.lines():
+        reporter.say(f"{topic}: {line}")
     trainer = Trainer(
         course=course,
         model=model,
@@ -145,8 +151,47 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
         reporter=reporter,
         stop_requested=lambda: run_dir.stop_requested,
         prompt=prompt,
+        mixture=data.mixture,
+        varied=_varied(data, prompt.ids if prompt else None),
     )
-    return Setup(plan, local, data, attached, trainer, resolved)
+    return Setup(plan, local, data, attached, trainer, resolved, record)
+
+
+def _varied(data: Datasets, before: Tokens | None) -> Varied | None:
+    """What augmentation makes of a step's rows, behind the tokens that belong in front of every row."""
+    variants = data.variants
+    if variants is None:
+        return None
+
+    def varied(rows: Numbers, epoch: int) -> tuple[Corpus, Numbers]:
+        corpus, places = variants.of(rows, epoch=epoch)
+        return (corpus if before is None else corpus.after(before)), places
+
+    return varied
+
+
+def _record(
+    spec: FineTuneJobSpec, data: Datasets, lengths: Numbers, course: Course, layout: Layout, *, world_size: int
+) -> DataRecord:
+    steps, batch = course.total_steps, course.batch_size
+    return DataRecord(
+        statistics=data.statistics,
+        weights={source.uri: source.weight for source in spec.data.train if source.weight != 1},
+        layout=layout_statistics(
+            lengths,
+            data.mixture,
+            total_steps=steps,
+            batch_size=batch,
+            seed=course.seed,
+            world_size=world_size,
+            max_tokens=layout.max_tokens,
+            sequence_length=layout.sequence_length,
+            packing=layout.packing,
+        ),
+        augmentation=tuple(data.variants.statistics(data.mixture, steps=steps, batch_size=batch))
+        if data.variants
+        else (),
+    )
 
 
 def _settle(
@@ -227,7 +272,7 @@ def _layout(
     )
 
 
-def _course(spec: FineTuneJobSpec, *, rows: int, hidden_size: int) -> Course:
+def _course(spec: FineTuneJobSpec, *, rows: Mixture, hidden_size: int) -> Course:
     training = spec.training
     total = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
     if spec.method.type == "probe":

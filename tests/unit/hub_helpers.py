@@ -1,0 +1,93 @@
+"""A stand-in for the model hub, with one repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's API as a snapshot needs: the commit of a revision, its files, their content."""
+
+    repository: str
+    """`models/org/name` or `datasets/org/name`."""
+    files: dict[str, bytes]
+    refuse: tuple[int, str] | None = None
+    """Status and X-Error-Code of every answer."""
+    asked: list[str]
+    tokens: set[str | None]
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        api = f"/api/{self.server.repository}"
+        files = f"/{self.server.repository.removeprefix('models/')}/resolve/{COMMIT}/"
+        self.server.asked.append(path)
+        self.server.tokens.add(self.headers.get("authorization"))
+        if self.server.refuse:
+            status, code = self.server.refuse
+            self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
+        elif path in (f"{api}/revision/main", f"{api}/revision/{COMMIT}", api):
+            names = [{"rfilename": name} for name in self.server.files]
+            self.reply(
+                200,
+                json.dumps({"id": self.server.repository.partition("/")[2], "sha": COMMIT, "siblings": names}).encode(),
+            )
+        elif path == f"{api}/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.server.files.items()
+            ]
+            self.reply(200, json.dumps(tree).encode())
+        elif path.startswith(files):
+            data = self.server.files.get(path.removeprefix(files))
+            if data is None:
+                self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                return
+            etag = f'"{hashlib.sha1(data).hexdigest()}"'
+            self.reply(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT})
+        elif path.startswith(f"{api}/revision/"):
+            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@contextmanager
+def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[Hub]:
+    with Hub(("127.0.0.1", 0), HubHandler) as hub:
+        hub.repository, hub.files, hub.asked, hub.tokens = repository, dict(files), [], set()
+        thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
+        thread.start()
+        yield hub
+        hub.shutdown()
+        thread.join()
+
+
+def environ(hub: Hub, token: str = "", *, section: str = "MODEL") -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        **({f"FINETUNE_{section}_HF_TOKEN": token} if token else {}),
+    }

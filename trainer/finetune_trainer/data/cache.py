@@ -1,0 +1,70 @@
+"""Work that is done once for what it depends on: folders by key, whole or absent, and no more than are useful."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MOST_BYTES = 20 << 30
+MOST_DAYS = 30.0
+_DAY = 86400.0
+
+
+@contextmanager
+def kept(folder: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder, filled by the first process of the node that asks; the others wait for it. What nobody has asked for
+    in a while goes when something new comes: arrays that are mapped stay readable until they are let go."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not folder.exists():
+            _write(folder, fill)
+            prune(folder.parent, keep=folder)
+        os.utime(folder)
+        yield folder
+
+
+def prune(root: Path, *, keep: Path, most_bytes: int = MOST_BYTES, most_days: float = MOST_DAYS) -> None:
+    """Remove what was not used for `most_days`, then the least recently used until the rest fits. Folders that another
+    process holds stay."""
+    now = time.time()
+    used = {path: path.stat().st_mtime for path in root.iterdir() if path.is_dir() and path != keep}
+    sizes = {path: _size(path) for path in used}
+    total = sum(sizes.values()) + _size(keep)
+    for path in sorted(used, key=lambda path: used[path]):
+        unfinished = path.name.startswith(".")
+        too_old = now - used[path] > (1 if unfinished else most_days) * _DAY
+        if too_old or (total > most_bytes and not unfinished):
+            total -= sizes[path]
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    lock = folder.with_suffix(".lock")
+    with lock.open("w") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _write(folder: Path, fill: Callable[[Path], None]) -> None:
+    """The folder appears whole or not at all, also where a lock means nothing, as on some network file systems."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(beside)
+        os.rename(beside, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

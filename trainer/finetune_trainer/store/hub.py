@@ -1,0 +1,119 @@
+"""The model hub: how it is reached, the files of a data set there, and what its refusals mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from finetune_api.failures import FinetuneError, Reason
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+
+
+@dataclass(frozen=True)
+class Hub:
+    token: str
+    endpoint: str | None
+    """None: the public one."""
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], *, prefix: str) -> Hub:
+        """The section's own HF_TOKEN and HF_ENDPOINT, else those of the environment."""
+        token = environ.get(prefix + "HF_TOKEN") or environ.get("HF_TOKEN") or ""
+        return cls(token, environ.get(prefix + "HF_ENDPOINT") or environ.get("HF_ENDPOINT") or None)
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """`hf://datasets/org/name@revision/path`; revision and path may be left out."""
+
+    repository: str
+    revision: str | None
+    path: str
+
+    @classmethod
+    def parse(cls, path: str) -> HubDataset:
+        """What comes behind `hf://datasets/`. A revision with a slash is written with %2F."""
+        org, name, *rest = path.split("/", 2)
+        name, _, revision = name.partition("@")
+        return cls(f"{org}/{name}", unquote(revision) or None, rest[0] if rest else "")
+
+    def uri(self, path: str = "") -> str:
+        """Of a file in it, at this revision."""
+        at = f"@{self.revision.replace('/', '%2F')}" if self.revision else ""
+        return f"hf://datasets/{self.repository}{at}" + (f"/{path}" if path else "")
+
+    def pinned(self, hub: Hub) -> tuple[HubDataset, list[str]]:
+        """The data set at the commit that its revision means now, and the names of its files. DataNotFound,
+        CredentialsMissing, CredentialsRejected, StorageUnavailable."""
+        if self.revision and _COMMIT.match(self.revision) and self.path and not self.path.endswith("/"):
+            return self, [self.path]  # a commit does not change: nothing to ask
+        from huggingface_hub import HfApi
+
+        try:
+            api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
+            info = api.dataset_info(self.repository, revision=self.revision, timeout=30)
+        except Exception as error:
+            raise self._explain(error, hub) from None
+        names = sorted(sibling.rfilename for sibling in info.siblings or ())
+        return HubDataset(self.repository, info.sha, self.path), names
+
+    def download(self, hub: Hub, path: str, folder: Path) -> Path:
+        """One file into a folder of its own."""
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.repository,
+                    path,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    local_dir=folder,
+                    token=hub.token or False,
+                    endpoint=hub.endpoint,
+                )
+            )
+        except Exception as error:
+            raise self._explain(error, hub) from None
+
+    def _explain(self, error: Exception, hub: Hub) -> FinetuneError:
+        plain = HubDataset(self.repository, None, self.path).uri(self.path)
+        return explain(error, plain, self.revision, known=bool(hub.token), section="data", missing=Reason.DataNotFound)
+
+
+def explain(
+    error: Exception, uri: str, revision: str | None, *, known: bool, section: str, missing: Reason
+) -> FinetuneError:
+    """The hub's client raises errors of three libraries; none of their text is passed on.
+
+    `known`: whether a token was sent. The hub answers 401, not 404, when a stranger asks for what is not there.
+    `section` of the manifest (model, data) is what the hints are about, `missing` the reason of what is not there.
+    """
+    what = f"{uri} at {revision}" if revision else uri
+    chain = [error, error.__cause__, error.__context__]
+    kinds = {type(e).__name__ for e in chain if e is not None}
+    status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
+    if "RevisionNotFoundError" in kinds:
+        return FinetuneError(missing, f"{uri} has no revision {revision or 'main'}")
+    if "EntryNotFoundError" in kinds or "RemoteEntryNotFoundError" in kinds:
+        return FinetuneError(missing, f"there is no file {what}")
+    if "GatedRepoError" in kinds or status == 403:
+        hint = f"Accept the terms on its page, and give HF_TOKEN in the Secret of {section}.credentials."
+        reason = Reason.CredentialsRejected if known else Reason.CredentialsMissing
+        return FinetuneError(reason, f"{what} may be read only by those who accepted its terms", hint)
+    if status == 401 and known:
+        return FinetuneError(Reason.CredentialsRejected, f"the hub refused HF_TOKEN for {what}", "Check HF_TOKEN.")
+    if status in (401, 404) or "HFValidationError" in kinds:
+        hint = f"Check {section}.uri; if it is private, give HF_TOKEN in the Secret of {section}.credentials."
+        return FinetuneError(missing, f"there is no {section} {what}, or it is private", hint)
+    why = f"HTTP {status}" if status else "no connection"
+    return FinetuneError(
+        Reason.StorageUnavailable,
+        f"cannot download {what}: the model hub is not available ({why})",
+        f"Set HF_ENDPOINT to a mirror that the pods can reach, or put the {section} into a bucket (s3://…) or volume "
+        "(pvc://…).",
+    )

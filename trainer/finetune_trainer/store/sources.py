@@ -1,0 +1,179 @@
+"""The data files that a URI means.
+
+    s3://corp/train.jsonl               one file
+    s3://corp/train/                    the data files in a folder, not those in its subfolders
+    s3://corp/train/2024-*.jsonl        those that a pattern matches; * and ? stay within one folder name
+    hf://datasets/org/name/data/*       of a data set on the hub; with @revision, else as it is now, by its commit
+
+Files come sorted. Nothing is downloaded before a file is opened, and nothing of it stays afterwards: however many there
+are, one lies on the disk at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from finetune_api import uris
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.uris import Uri
+
+from .folder import Entry, NotFound, open_folder
+from .hub import Hub, HubDataset
+from .local import LocalFolder, os_errors
+
+_HELD_OUT = re.compile(r"(^|[/_.-])(test|validation|valid|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    uri: str
+    version: str
+    """Changes when the content does. Empty for a file of this machine, whose content is at hand."""
+    path: Path | None
+    """Where it lies, on this machine."""
+    fetch: Callable[[Path], Path] | None = None
+    """Downloads it into a folder."""
+
+    @contextmanager
+    def at_hand(self, scratch: Path) -> Iterator[Path]:
+        """The file's path; a downloaded one goes below `scratch` and is gone afterwards."""
+        if self.path is not None:
+            yield self.path
+            return
+        assert self.fetch is not None, "a file is here, or can be fetched"
+        with tempfile.TemporaryDirectory(prefix="shard-", dir=scratch) as folder:
+            with os_errors("write", folder):
+                path = self.fetch(Path(folder))
+            yield path
+
+
+def find_files(
+    uri: str, *, prefix: str, endings: Sequence[str], environ: Mapping[str, str] = os.environ
+) -> list[SourceFile]:
+    """NotFound when there is none; otherwise the errors of open_folder."""
+    try:
+        parsed = uris.parse(uri)
+    except ValueError as error:
+        raise FinetuneError(Reason.InvalidSpec, str(error)) from error
+    if parsed.scheme == "hf":
+        return _on_the_hub(HubDataset.parse(parsed.path), uri, Hub.of(environ, prefix=prefix), endings)
+    base, pattern = _split(parsed.path)
+    folder = open_folder(parsed._replace(path=base).text, prefix=prefix, environ=environ)
+    if not _is_pattern(pattern):
+        entry = folder.stat(pattern)
+        if entry is None:
+            raise _missing(bool(folder.list(pattern)), uri)
+        found = [entry]
+    elif isinstance(folder, LocalFolder):
+        files = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.glob(_literal(pattern)))
+        found = [Entry(name, 0) for name in _data_files(files, pattern, endings) if (folder.path / name).is_file()]
+    else:
+        entries = {entry.path: entry for entry in folder.list()}
+        found = [entries[name] for name in _data_files(sorted(entries), pattern, endings)]
+    if not found:
+        raise NotFound(f"there is no data file in {uri}", f"Data files end in {', '.join(endings)}.")
+    where = parsed._replace(path=base)
+    if isinstance(folder, LocalFolder):
+        return [SourceFile(_below(where, entry.path), "", folder.path / entry.path) for entry in found]
+
+    def fetcher(entry: Entry) -> Callable[[Path], Path]:
+        def fetch(target: Path) -> Path:
+            path = target / PurePosixPath(entry.path).name
+            folder.download(entry.path, path)
+            return path
+
+        return fetch
+
+    return [SourceFile(_below(where, e.path), f"{e.size} {e.version}", None, fetcher(e)) for e in found]
+
+
+def local_paths(uri: str, *, endings: Sequence[str]) -> list[Path]:
+    """What a file:// URI means; nothing where there is none."""
+    base, pattern = _split(uri.removeprefix("file:///"))
+    folder = Path("/") / base
+    if not _is_pattern(pattern):
+        return [folder / pattern]
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(_literal(pattern)))
+    return [folder / name for name in _data_files(names, pattern, endings)]
+
+
+def _on_the_hub(wanted: HubDataset, uri: str, hub: Hub, endings: Sequence[str]) -> list[SourceFile]:
+    dataset, names = wanted.pinned(hub)
+    if not wanted.path:
+        found = [name for name in names if name.endswith(tuple(endings)) and not _hidden(name)]
+        if any(_HELD_OUT.search(name) for name in found):
+            raise FinetuneError(
+                Reason.InvalidSpec,
+                f"{uri} has files of several splits: {', '.join(found[:6])}{', …' if len(found) > 6 else ''}",
+                f"Name those that are meant, such as {uri.rstrip('/')}/{_pattern_of(found[0])}",
+            )
+    else:
+        _, pattern = _split(wanted.path)
+        full = wanted.path + "*" if wanted.path.endswith("/") else wanted.path
+        found = _data_files(names, full, endings) if _is_pattern(pattern) else [n for n in names if n == wanted.path]
+    if not found:
+        near = ", ".join([name for name in names if name.endswith(tuple(endings))][:6])
+        raise NotFound(f"there is no data file {uri}", f"The data set has {near}." if near else "")
+
+    def fetcher(name: str) -> Callable[[Path], Path]:
+        return lambda target: dataset.download(hub, name, target)
+
+    return [SourceFile(dataset.uri(name), dataset.revision or "", None, fetcher(name)) for name in found]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """(the folder, what is looked for in it): `a/b/*.jsonl` → `a/b`, `*.jsonl`; `a/b/` → `a/b`, `*`."""
+    if not path or path.endswith("/"):
+        path += "*"
+    segments = path.split("/")
+    fixed = next((i for i, segment in enumerate(segments) if _is_pattern(segment)), len(segments) - 1)
+    return "/".join(segments[:fixed]), "/".join(segments[fixed:])
+
+
+def _is_pattern(text: str) -> bool:
+    return "*" in text or "?" in text
+
+
+def _literal(pattern: str) -> str:
+    """Square brackets are only brackets."""
+    return pattern.replace("[", "[[]")
+
+
+def _data_files(names: Sequence[str], pattern: str, endings: Sequence[str]) -> list[str]:
+    """Of sorted names, those that match folder by folder."""
+    parts = _literal(pattern).split("/")
+    return [
+        name
+        for name in names
+        if name.endswith(tuple(endings))
+        and not _hidden(name)
+        and len(segments := name.split("/")) == len(parts)
+        and all(fnmatchcase(segment, part) for segment, part in zip(segments, parts, strict=True))
+    ]
+
+
+def _hidden(name: str) -> bool:
+    """Markers of other tools (_SUCCESS, .crc) are no data."""
+    return any(segment.startswith((".", "_")) for segment in name.split("/"))
+
+
+def _pattern_of(name: str) -> str:
+    """`data/train-00000-of-00002.parquet` → `data/train-*.parquet`."""
+    return re.sub(r"-\d+-of-\d+", "-*", name)
+
+
+def _below(folder: Uri, name: str) -> str:
+    return folder.join(name).text
+
+
+def _missing(is_folder: bool, uri: str) -> NotFound:
+    if is_folder:
+        return NotFound(f"there is no file {uri}, but a folder of that name", "End it with / for the files in it.")
+    return NotFound(f"there is no file {uri}")
