@@ -158,6 +158,23 @@ class LastFailure(ApiModel):
     time: str | None = Field(None, json_schema_extra={"format": "date-time"})
 
 
+class AvoidedNode(ApiModel):
+    """A node that was to blame for failed attempts, within an hour of each other."""
+
+    name: str = Field(max_length=253)
+    failures: int
+    last_failure_time: str = Field(json_schema_extra={"format": "date-time"})
+    until: str | None = Field(
+        None,
+        description="Following attempts avoid the node until then. Unset after a single failure.",
+        json_schema_extra={"format": "date-time"},
+    )
+    required: bool | None = Field(
+        None,
+        description="true: no pod may run there; the gang had other nodes too. Else others are only preferred.",
+    )
+
+
 class FineTuneJobStatus(ApiModel):
     phase: Phase | None = None
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
@@ -177,3 +194,6 @@ class FineTuneJobStatus(ApiModel):
     evaluation: Evaluation | None = None
     artifact: Artifact | None = None
     last_failure: LastFailure | None = None
+    avoided_nodes: Annotated[tuple[AvoidedNode, ...], Field(max_length=16)] | None = Field(
+        None, json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    )

@@ -14,6 +14,7 @@ from finetune_api.budget import Enough, next_attempt
 from finetune_api.failures import Reason, class_of, hint_of
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase, ResolvedPlan, Restarts
+from finetune_operator.avoidance import after
 from finetune_operator.decision import Decision, Event
 from finetune_operator.evidence import blame, lost
 from finetune_operator.observe import Observed
@@ -81,6 +82,9 @@ def _judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: dat
         micro_batch_tokens=verdict.micro_batch_tokens,
         nodes=spec.nodes,
         last_failure=failure,
+        avoided_nodes=after(
+            status.avoided_nodes or (), failure, elsewhere=len({p.node for p in seen.gang if p.node}) > 1, now=now
+        ),
     )
     return _restart(seen, status, message=f"{what}; attempt {status.attempt} follows {verdict.change}".strip(), now=now)
 

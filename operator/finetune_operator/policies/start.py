@@ -13,6 +13,7 @@ from finetune_api.budget import pause_seconds
 from finetune_api.failures import CLASSES, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, Restarts
+from finetune_operator.avoidance import affinity
 from finetune_operator.decision import Create, Decision, Event
 from finetune_operator.objects import attempt_job, service
 from finetune_operator.observe import Observed
@@ -39,8 +40,13 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         return decision.but(look_again_in=STILL_ENDING)
     if (pause := _pause(status, now)) > 0:
         return decision.but(look_again_in=pause)
+    away = affinity(spec.pod.affinity, status.avoided_nodes or (), now)
     job = attempt_job(
-        seen.job, spec, attempt=number, defaults=seen.defaults, micro_batch_tokens=status.micro_batch_tokens
+        seen.job,
+        spec.model_copy(update={"pod": spec.pod.model_copy(update={"affinity": away})}),
+        attempt=number,
+        defaults=seen.defaults,
+        micro_batch_tokens=status.micro_batch_tokens,
     )
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
     return decision.but(create=children, alone=number > 1)
