@@ -290,11 +290,16 @@ def no_causal_model(desk: Desk) -> Json:
 
 
 def measured_on_what_it_learned(desk: Desk) -> Json:
-    return {"data": {"train": [{"uri": desk.uri("train")}], "test": {"uri": desk.uri("train")}}}
+    return {
+        "data": {
+            "train": [{"uri": (desk.files / "corpus" / "train.jsonl").as_uri()}],
+            "test": {"uri": (desk.files / "corpus" / "train.jsonl").as_uri()},
+        }
+    }
 
 
 def longer_than_the_model(desk: Desk) -> Json:
-    return {"data": {"train": [{"uri": desk.uri("train")}], "sequenceLength": 4096}}
+    return {"data": {"train": [{"uri": (desk.files / "corpus" / "train.jsonl").as_uri()}], "sequenceLength": 4096}}
 
 
 def little_memory(_desk: Desk) -> Json:

@@ -259,13 +259,58 @@ def test_classification_is_scored_by_accuracy(inputs: Path, tmp_path: Path) -> N
     kinds = (("aaa", "up"), ("zzz", "down"))
     rows = [{"text": f"{word} {i}", "label": label} for i in range(24) for word, label in kinds]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    data = {"train": [{"uri": f"file://{tmp_path}/rows.jsonl"}], "test": {"uri": f"file://{tmp_path}/rows.jsonl"}}
+    rows_uri = {"uri": f"file://{tmp_path}/rows.jsonl"}
+    data = {"train": [rows_uri], "test": rows_uri, "allowDuplicates": True}
     training = {"epochs": 12, "batchSize": 8, "learningRate": 0.005}
     spec = _spec(inputs, tmp_path / "out", data=data, training=training, method={"type": "full"})
     _, words = _succeeded(tmp_path / "run", spec)
     assert words.evaluation is not None
     assert words.evaluation.tuned.test is not None
     assert words.evaluation.tuned.test.accuracy == 1.0
+
+
+def test_weighted_and_augmented_tables_resume_to_the_bit_and_are_told_in_the_artifact(
+    inputs: Path, tmp_path: Path
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [json.loads(line) for line in (inputs / "data" / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        parquet.write_table(pyarrow.Table.from_pylist(rows[number:48:3]), tmp_path / "shards" / f"{number}.parquet")
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[48:]))
+    data = {
+        "train": [{"uri": f"file://{tmp_path}/shards/"}, {"uri": f"file://{tmp_path}/more.jsonl", "weight": 1.5}],
+        "test": {"uri": f"file://{inputs}/data/heldout.jsonl"},
+        "augmentation": [
+            {"type": "characterNoise", "probability": 0.5},
+            {"type": "templates", "probability": 0.2, "templates": ["say {text}"]},
+        ],
+    }
+    training = {"epochs": 3, "batchSize": 16, "learningRate": 0.003}
+    _, words = _succeeded(tmp_path / "whole", _spec(inputs, tmp_path / "expected", data=data, training=training))
+    spec = _spec(inputs, tmp_path / "out", data=data, training=training)
+    gang = Gang(tmp_path / "cut", spec)
+    gang.at_step(6, lambda: gang.run_dir.request_stop("test"))
+    assert gang.wait() == [ExitCode.INTERRUPTED], gang.log()
+    _succeeded(tmp_path / "cut", spec)
+    assert _difference(tmp_path / "out", tmp_path / "expected") == 0.0
+    record = decode((tmp_path / "out" / "run.json").read_bytes())
+    assert record.data.statistics is not None
+    assert record.data.layout is not None
+    assert len(record.data.statistics.digests) == 5
+    assert record.data.weights == {f"file://{tmp_path}/more.jsonl": 1.5}
+    seen = sum(each.rows for each in record.data.augmentation) // 2
+    assert words.plan is not None
+    assert seen == 3 * sum(
+        round(s.documents * w) for s, w in zip(record.data.statistics.sources, (1, 1.5), strict=True)
+    )
+    for text in ((tmp_path / "out" / "README.md").read_text(), gang.log()):
+        assert "augmentation characterNoise: " in text
+        assert "packing efficiency" in text
+        assert "% trained" in text
+    assert "packing efficiency" in (tmp_path / "out" / "report.html").read_text()
 
 
 FAILURES = [
