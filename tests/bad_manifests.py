@@ -144,6 +144,11 @@ BAD = (
         "pod.volumes needs exactly one of"),
     Bad("env with two values", {"spec.pod": {"env": [{"name": "A", "value": "1", "secretKeyRef": {"name": "s", "key": "k"}}]}},
         "spec.pod.env[0]", "pod.env needs exactly one of value or secretKeyRef"),
+    Bad("no time to start", {"spec.deadlines": {"startup": "0s"}}, "spec.deadlines", "deadlines.startup must be more than nothing"),
+    Bad("no time at all", {"spec.deadlines": {"active": "0h0m"}}, "spec.deadlines", "deadlines.active must be more than nothing"),
+    Bad("no time to think", {"spec.deadlines": {"stall": "0m"}}, "spec.deadlines", "deadlines.stall must be more than nothing"),
+    Bad("a deadline in other words", {"spec.deadlines": {"active": "1 day"}}, "spec.deadlines.active", "does not have the form",
+        "should match"),
     # bounds
     Bad("no batch", {"spec.training.batchSize": 0}, "spec.training.batchSize", "at least 1", "greater than or equal to 1"),
     Bad("no epochs", {"spec.training.epochs": 0}, "spec.training.epochs", "at least 1", "greater than or equal to 1"),
@@ -260,7 +265,11 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the last layers, as measured", {"spec.method": {"type": "partial", "partial": {"layers": "auto"}}}, None),
     ("dora", {"spec.method": {"type": "dora", "dora": {"rank": 8, "targets": "mlp"}}}, None),
     ("qlora", {"spec.method": {"type": "qlora"}}, None),
-    ("a bottleneck", {"spec.method": {"type": "adapter", "adapter": {"placement": "pfeiffer", "bottleneck": 16}}}, None),
+    (
+        "a bottleneck",
+        {"spec.method": {"type": "adapter", "adapter": {"placement": "pfeiffer", "bottleneck": 16}}},
+        None,
+    ),
     ("a prompt by a network", {"spec.method": {"type": "ptuning", "ptuning": {"hidden": 128}}}, None),
     ("a probe", {"spec.method": {"type": "probe", "probe": {"kind": "logistic", "layers": [0, 12]}}}, None),
     ("a prefix", {"spec.method": {"type": "prefix"}}, None),
@@ -271,6 +280,12 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         {"spec.nodes": 2, "spec.suspend": True},
     ),
     ("suspending", {"spec.suspend": True}, {}),
+    (
+        "deadlines",
+        {"spec.deadlines": {"startup": "1h", "active": "7d", "stall": "90s"}, "spec.ttlAfterFinished": "7d"},
+        None,
+    ),
+    ("a longer deadline while running", {"spec.deadlines": {"active": "2d"}}, {"spec.deadlines": {"active": "1d"}}),
     ("more restarts while running", {"spec.retry": {"maxRestarts": 9}}, {}),
     (
         "everything of a pod",

@@ -66,6 +66,8 @@ class Reason(StrEnum):
     ReferenceMissing = "ReferenceMissing"
     Unschedulable = "Unschedulable"
     PodsRefused = "PodsRefused"
+    StartupDeadline = "StartupDeadline"
+    DeadlineExceeded = "DeadlineExceeded"
     SlowStart = "SlowStart"
     Interrupted = "Interrupted"
     Evicted = "Evicted"
@@ -172,6 +174,14 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.PodsRefused: (
         FailureClass.Infrastructure,
         "Make room in the namespace's ResourceQuota, or change what its policy refuses.",
+    ),
+    Reason.StartupDeadline: (
+        FailureClass.Infrastructure,
+        "Not all pods ran in time: the message tells what was missing; deadlines.startup is the time they have.",
+    ),
+    Reason.DeadlineExceeded: (
+        FailureClass.Config,
+        "Raise deadlines.active, or train less; a new job with the same output does not resume this one.",
     ),
     Reason.SlowStart: (
         FailureClass.Infrastructure,

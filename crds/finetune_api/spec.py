@@ -6,6 +6,7 @@ what they came to. Every list and string is bounded, which keeps the cost of the
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -373,6 +374,27 @@ class Retry(ApiModel):
     )
 
 
+def _some_time(field: str) -> Rule:
+    """A duration of zero would be over before it began."""
+    return Rule(
+        cel=f"!has(self.{field}) || !self.{field}.matches('^(0+[smhd])+$')",
+        message=f"deadlines.{field} must be more than nothing: leave it out for the default",
+        holds=lambda new, _: field not in new or not re.match(r"^(0+[smhd])+$", str(new[field])),
+    )
+
+
+class Deadlines(ApiModel):
+    startup: Duration = Field(
+        "30m", description="For all pods of an attempt to run. Then it gives its nodes back and starts anew, counted."
+    )
+    active: Duration | None = Field(
+        None, description="From the start, or from resuming, to the end, restarts included. Then the job has failed."
+    )
+    stall: Duration = Field("10m", description="Without a training step. Then the attempt hangs and starts anew.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = tuple(map(_some_time, ("startup", "active", "stall")))
+
+
 class FineTuneJobSpec(ApiModel):
     model: ModelSource
     data: Data
@@ -391,6 +413,10 @@ class FineTuneJobSpec(ApiModel):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     suspend: bool = Field(False, description="true: stop after a checkpoint and give the nodes back; false: go on.")
     retry: Retry = Field(default_factory=Retry)
+    deadlines: Deadlines = Field(default_factory=Deadlines)
+    ttl_after_finished: Duration | None = Field(
+        None, description="The FineTuneJob is deleted so long after its end; the artifact stays. Default: never."
+    )
 
     RULES: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 

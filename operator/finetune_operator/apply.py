@@ -19,7 +19,7 @@ from .cache import Cache
 from .client import AlreadyExists, ApiError, Client, Invalid
 from .decision import Create, Decision
 from .observe import Observed
-from .resources import JOBS, PODS, Raw
+from .resources import FINETUNEJOBS, JOBS, PODS, Raw
 from .views import JobView, view_pod
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Applier:
             answer = await self.client.delete(JOBS, (child.namespace, child.name), uid=child.uid)
             if answer is not None:
                 self.cache.children.put(answer)
+        if decision.expired and (gone := await self.client.delete(FINETUNEJOBS, job.owner, uid=job.uid)):
+            self.cache.jobs.put(gone)
         if decision.create and decision.alone:
             await self._be_alone(seen)
         for create in decision.create:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from finetune_api.plan import ProgressReport
@@ -126,6 +127,15 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """When node 0 of an attempt last answered."""
+
+    job_uid: str
+    attempt: int
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why the Job controller could not make pods, in the API server's words."""
 
@@ -140,6 +150,8 @@ class Cache:
     pods: Store[Pod] = field(default_factory=lambda: Store(view_pod))
     reports: dict[Key, Report] = field(default_factory=dict)
     refusals: dict[Key, Refusal] = field(default_factory=dict)
+    heard: dict[Key, Heard] = field(default_factory=dict)
+    heard_anybody: datetime | None = None
 
     def store(self, resource: Resource) -> Store[JobView] | Store[ChildJob] | Store[Pod]:
         match resource.plural:

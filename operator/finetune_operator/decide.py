@@ -1,6 +1,6 @@
 """What should happen to one job now. PURE: the same observation at the same time gives the same decision.
 
-finished?  → invalid?  → suspended?  → failed attempt?  → start an attempt?  → running
+expired? → finished? → invalid? → suspended? → overdue? → failed attempt? → start an attempt? → running
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from .decision import Decision
 from .observe import Observed
-from .policies import STORY
+from .policies import STORY, deadline
 from .status import change
 
 
@@ -19,4 +19,6 @@ def decide(seen: Observed, now: datetime) -> Decision:
     decision = next((d for policy in STORY if (d := policy(seen, now)) is not None), None)
     if decision is None:
         decision = Decision(status=seen.status)
-    return decision.but(status=change(decision.status, observed_generation=seen.job.generation))
+    status = change(decision.status, observed_generation=seen.job.generation)
+    waits = [wait for wait in (decision.look_again_in, deadline.wake(seen, status, now)) if wait is not None]
+    return decision.but(status=status, look_again_in=min(waits, default=None))

@@ -37,6 +37,8 @@ class Decision:
     alone: bool = False
     """Create only if the API server itself says that no pod of an earlier attempt is left: there was one."""
     events: tuple[Event, ...] = ()
+    expired: bool = False
+    """The FineTuneJob itself is deleted, with all that it owns."""
     look_again_in: float | None = None
     """Seconds; None: the next event will tell."""
 

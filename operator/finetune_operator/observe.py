@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import orjson
 from pydantic import ValidationError
@@ -36,6 +37,10 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     report: ProgressReport | None = None
     """Of the present attempt."""
+    heard: datetime | None = None
+    """When node 0 of the present attempt last answered; None: never yet, as far as this operator knows."""
+    deaf: bool = False
+    """Nobody else has answered since, either: it may be us."""
     refusal: str = ""
     """Why the present attempt's Job cannot make all its pods."""
     defaults: Defaults = field(default_factory=Defaults)
@@ -77,9 +82,19 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     )
     current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt
     spec, problem = read_spec(job, thoroughly=seen.attempt == 0)
+    heard = cache.heard.get(key)
+    ours = heard is not None and (heard.job_uid, heard.attempt) == (job.uid, seen.attempt)
     refused = refusal.message if refusal and seen.child and refusal.child_uid == seen.child.uid else ""
     known = report.progress if report and current else None
-    return replace(seen, spec=spec, problem=problem, report=known, refusal=refused)
+    return replace(
+        seen,
+        spec=spec,
+        problem=problem,
+        report=known,
+        heard=heard.at if heard and ours else None,
+        deaf=len(cache.heard) > 1 and heard is not None and heard.at == cache.heard_anybody,
+        refusal=refused,
+    )
 
 
 def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:

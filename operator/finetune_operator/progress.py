@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import aiohttp
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ from finetune_api import names
 from finetune_api.plan import ProgressReport
 from finetune_api.status import Phase
 
-from .cache import Cache, Report
+from .cache import Cache, Heard, Report
 from .observe import Observed
 from .resources import Key
 
@@ -57,6 +58,7 @@ class Poller:
         known = self._targets.get(key)
         if not seen or not url:
             self._targets.pop(key, None)
+            self.cache.heard.pop(key, None)
             if seen is None:
                 self.cache.reports.pop(key, None)
         elif known is None or (known.url, known.attempt) != (url, seen.attempt):
@@ -82,6 +84,9 @@ class Poller:
         target.due = self.clock() + target.interval * random.uniform(0.95, 1.05)
         if report is None or not answered or self._targets.get(key) is not target:
             return
+        heard = datetime.now(UTC)
+        self.cache.heard[key] = Heard(target.job_uid, target.attempt, heard)
+        self.cache.heard_anybody = heard
         known = self.cache.reports.get(key)
         new = Report(target.job_uid, report)
         if known != new:

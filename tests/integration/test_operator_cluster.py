@@ -55,6 +55,7 @@ def test_the_role_holds_nothing_that_is_not_used(start: Start, hands: Hands, con
     assert used <= allowed
     rare = {
         ("finetunejobs/finalizers", "update"),  # asked by an admission plugin that this cluster does not run
+        ("finetunejobs", "delete"),  # spec.ttlAfterFinished
         ("events", "list"),  # of a Job whose pods are refused
         ("jobs", "get"),  # whose is a name that is taken?
         ("events", "get"), ("events", "patch"),  # the same thing again

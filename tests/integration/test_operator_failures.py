@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator.resources import PODS
-from tests.operator_harness import Hands, Start, manifest, wait_for
+from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
 
 
 def quota(hands: Hands, **hard: str) -> None:
@@ -45,6 +45,27 @@ def test_a_missing_secret_is_told_at_once_and_the_job_goes_on_when_it_is_there(s
     hands.set_pod(pod, {"phase": "Running", "containerStatuses": [container({"running": {}}, ready=True)]})
     wait_for(lambda: hands.phase("a") == "Running", what="running")
     assert "lastFailure" not in hands.status("a")
+
+
+def test_a_gang_that_does_not_start_in_time_starts_anew(start: Start, hands: Hands) -> None:
+    """The wake-up comes by itself: nothing happens in the cluster."""
+    start()
+    hands.create(manifest("a", deadlines={"startup": "3s"}, retry={"maxRestarts": 1}))
+    hands.await_gang("a", 1)
+    wait_for(lambda: hands.status("a").get("attempt") == 2, what="the second attempt")
+    assert hands.status("a")["lastFailure"]["reason"] == "StartupDeadline"
+    wait_for(lambda: hands.phase("a") == "Failed", what="and the end")
+    assert hands.condition("a", "Failed")["reason"] == "RestartsExhausted"
+
+
+def test_a_job_that_takes_too_long_fails_and_is_gone_when_its_time_is_over(start: Start, hands: Hands) -> None:
+    start()
+    hands.create(manifest("a", nodes=1, deadlines={"active": "4s"}, ttlAfterFinished="2s"))
+    hands.run("a", 1)
+    wait_for(lambda: hands.phase("a") == "Failed", what="the deadline")
+    assert hands.condition("a", "Failed")["reason"] == "DeadlineExceeded"
+    wait_for(lambda: hands.get("a") is None, what="it is gone", seconds=DISCOVERY)
+    wait_for(lambda: not (hands.jobs() or hands.list(PODS)), what="with its children", seconds=DISCOVERY)
 
 
 def container(state: dict[str, object], *, ready: bool) -> dict[str, object]:

@@ -33,10 +33,11 @@ class World:
     children: dict[int, ChildJob] = field(default_factory=dict)
     pods: dict[tuple[int, int], Pod] = field(default_factory=dict)
     now: datetime = NOW
+    deadlines: dict[str, str] = field(default_factory=dict)
     written: list[FineTuneJobStatus] = field(default_factory=list)
 
     def observe(self) -> Observed:
-        known = spec(retry={"max_restarts": LIMIT}, suspend=self.view.suspended)
+        known = spec(retry={"max_restarts": LIMIT}, suspend=self.view.suspended, deadlines=self.deadlines)
         return seen(self.view, children=tuple(self.children.values()), pods=tuple(self.pods.values()), spec=known)
 
     def look(self, survives: int = 100) -> int:
@@ -63,7 +64,7 @@ class World:
             if create.resource is JOBS:
                 number = int(create.body["metadata"]["labels"]["finetune.dev/attempt"])
                 assert number == self.view.status.attempt, "a Job whose number is not in the status"
-                self.children.setdefault(number, child(number, nodes=NODES))
+                self.children.setdefault(number, child(number, nodes=NODES, created=self.now))
         return writes
 
     # what others do; each may come at any time
@@ -163,9 +164,9 @@ def settle(world: World) -> None:
 
 
 @settings(max_examples=400)
-@given(st.lists(STEPS, max_size=60))
-def test_whatever_happens(history: list[tuple[str, object]]) -> None:
-    world = World()
+@given(st.lists(STEPS, max_size=60), st.sampled_from([{}, {}, {"startup": "50s"}, {"active": "5m"}]))
+def test_whatever_happens(history: list[tuple[str, object]], deadlines: dict[str, str]) -> None:
+    world = World(deadlines=deadlines)
     for name, *args in history:
         getattr(world, name)(*args)
 

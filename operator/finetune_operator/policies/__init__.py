@@ -11,16 +11,20 @@ from datetime import datetime
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
 
-from . import failure, finish, running, start, suspend
+from . import deadline, failure, finish, running, start, suspend
 
 Policy = Callable[[Observed, datetime], Decision | None]
 
 STORY: tuple[Policy, ...] = (
+    deadline.expired,
     finish.already,
     finish.succeeded,
     failure.invalid,
     suspend.suspended,
+    deadline.overdue,
     failure.failed,
+    deadline.not_started,
+    deadline.silent,
     start.started,
     running.running,
 )

@@ -39,7 +39,7 @@ def refuse(seen: Observed, problem: str, now: datetime) -> Decision:
         time=rfc3339(now),
     )
     alive = tuple(child for child in seen.children if not child.deleting and not child.finished)
-    return _end(seen, failure, reason=Reason.InvalidSpec, message=problem, now=now).but(delete=alive)
+    return end(seen, failure, reason=Reason.InvalidSpec, message=problem, now=now).but(delete=alive)
 
 
 def failed(seen: Observed, now: datetime) -> Decision | None:
@@ -51,17 +51,17 @@ def failed(seen: Observed, now: datetime) -> Decision | None:
         return None  # not made yet
     verdict = blame(seen.gang, child, now=now)
     if verdict is None and (child is None or child.deleting):
-        return _judge(
+        return judge(
             seen, spec, lost(names.attempt_name(seen.job.name, seen.attempt), attempt=seen.attempt, now=now), now
         )
     if verdict is None:
         return None
     if verdict.wait:
         return Decision(status=seen.status, look_again_in=verdict.wait)
-    return _judge(seen, spec, verdict.failure, now)
+    return judge(seen, spec, verdict.failure, now)
 
 
-def _judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: datetime) -> Decision:
+def judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: datetime) -> Decision:
     status = seen.status
     verdict = next_attempt(
         failure.failure_class,
@@ -73,7 +73,7 @@ def _judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: dat
     what = f"Attempt {seen.attempt} failed: {failure.reason}: {failure.message}"
     if isinstance(verdict, Enough):
         message = f"{what}; {verdict.why}" if verdict.why else what
-        return _end(seen, failure, reason=verdict.reason or Reason(failure.reason), message=message, now=now)
+        return end(seen, failure, reason=verdict.reason or Reason(failure.reason), message=message, now=now)
     status = change(
         status,
         phase=Phase.Restarting,
@@ -104,7 +104,7 @@ def _restart(seen: Observed, status: FineTuneJobStatus, *, message: str, now: da
     return Decision(status=status, delete=leftovers, events=(event,), look_again_in=0.0)
 
 
-def _end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, now: datetime) -> Decision:
+def end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, now: datetime) -> Decision:
     """The Job stays, with its logs; its Job controller ends the pods that still run."""
     status = change(seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure)
     message = f"{message} ({failure.hint})" if failure.hint else message

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api import names
+from finetune_api import durations, names
 from finetune_api.failures import LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_trainer.agent import children, machine, waiting
@@ -160,7 +160,10 @@ class Agent:
             process,
             run_dir=self.run_dir,
             stop=self.stop,
-            limits=Limits(grace_seconds=self.plan.grace_seconds),
+            limits=Limits(
+                grace_seconds=self.plan.grace_seconds,
+                stall_seconds=durations.seconds(self.plan.spec.deadlines.stall),
+            ),
             log=self.log,
         )
         return judge(

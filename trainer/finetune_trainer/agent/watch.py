@@ -19,8 +19,6 @@ from finetune_trainer.agent.verdict import say
 from finetune_trainer.rundir import Heartbeat, RunDir, now
 
 POLL_SECONDS = 0.2
-STALL_SECONDS = 30 * 60
-"""A rank that trains and has not finished a step for so long hangs."""
 
 
 class Log(Protocol):
@@ -31,7 +29,8 @@ class Log(Protocol):
 class Limits:
     grace_seconds: float
     """From a request to stop until somebody kills this process."""
-    stall_seconds: float = STALL_SECONDS
+    stall_seconds: float
+    """A rank that trains and has not finished a step for so long hangs."""
 
     @property
     def checkpoint_seconds(self) -> float:

@@ -1,0 +1,137 @@
+"""Deadlines, each by a wake-up at its time and none by polling.
+
+    startup    from the Job's creation until all its pods run: the nodes are given back, the next attempt is counted
+    active     from `startTime` (the start, or the last resuming): the job has failed
+    silence    node 0's agent answered before and does not for `stall` and a margin: its node hangs
+    ttl        from `completionTime`: the FineTuneJob itself is deleted
+
+A stall that an agent can see is its own to tell (agent.watch); silence is the backstop for a node that froze.
+Suspending ends all of them; resuming begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from finetune_api import durations
+from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
+from finetune_operator.decision import Decision
+from finetune_operator.observe import Observed
+from finetune_operator.status import clip, rfc3339, terminal
+from finetune_operator.views import parse_time
+
+from .failure import end, judge
+from .waiting import PASSING
+
+MARGIN = timedelta(minutes=5)
+"""Beyond `deadlines.stall`, in which an agent would have told of a hang by itself."""
+
+
+def overdue(seen: Observed, now: datetime) -> Decision | None:
+    """`deadlines.active` is over."""
+    spec = seen.spec
+    at = _active_until(spec, seen.status) if spec else None
+    if spec is None or at is None or at > now:
+        return None
+    message = f"the job did not end within {spec.deadlines.active} (deadlines.active)"
+    failure = _failure(seen, Reason.DeadlineExceeded, message, now)
+    alive = tuple(child for child in seen.children if not child.deleting and not child.finished)
+    return end(seen, failure, reason=Reason.DeadlineExceeded, message=message, now=now).but(delete=alive)
+
+
+def not_started(seen: Observed, now: datetime) -> Decision | None:
+    """`deadlines.startup` is over, and not all pods run."""
+    at = _startup_until(seen, seen.status)
+    if seen.spec is None or at is None or at > now:
+        return None
+    message = f"not all pods ran within {seen.spec.deadlines.startup} (deadlines.startup)"
+    failure = _failure(seen, Reason.StartupDeadline, message, now)
+    told = seen.status.last_failure
+    if told is not None and told.attempt == seen.attempt and told.reason in PASSING:
+        said = {"message": clip(f"{message}: {told.reason}: {told.message}"), "hint": told.hint, "node": told.node}
+        failure = failure.model_copy(update=said)
+    return judge(seen, seen.spec, failure, now)
+
+
+def silent(seen: Observed, now: datetime) -> Decision | None:
+    """Nobody has heard of node 0 for so long that it cannot be at work."""
+    at = _silent_until(seen, seen.status)
+    if seen.spec is None or seen.heard is None or at is None or at > now or seen.deaf:
+        return None
+    first = next((pod for pod in seen.gang if pod.index == 0), None)
+    minutes = (now - seen.heard).total_seconds() / 60
+    message = f"node 0 has not answered for {minutes:.0f} minutes"
+    failure = _failure(seen, Reason.NoProgress, message, now)
+    return judge(seen, seen.spec, failure.model_copy(update={"node": first.node if first else None}), now)
+
+
+def expired(seen: Observed, now: datetime) -> Decision | None:
+    """`ttlAfterFinished` is over."""
+    at = _kept_until(seen.spec, seen.status)
+    if at is None or at > now:
+        return None
+    return Decision(status=seen.status, expired=True)
+
+
+def wake(seen: Observed, status: FineTuneJobStatus, now: datetime) -> float | None:
+    """Seconds to the next deadline, for a job whose status is about to be this."""
+    times = [at for at in _deadlines(seen, status) if at is not None]
+    if not times:
+        return None
+    seconds = (min(times) - now).total_seconds()
+    return seconds if seconds > 0 else MARGIN.total_seconds()
+
+
+def _deadlines(seen: Observed, status: FineTuneJobStatus) -> Iterator[datetime | None]:
+    yield _kept_until(seen.spec, status)
+    if seen.spec is not None:
+        yield _active_until(seen.spec, status)
+    yield _startup_until(seen, status)
+    yield _silent_until(seen, status)
+
+
+def _active_until(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> datetime | None:
+    if spec.deadlines.active is None or terminal(status) or status.phase is Phase.Suspended:
+        return None
+    return _after(parse_time(status.start_time), spec.deadlines.active)
+
+
+def _startup_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
+    child = seen.child
+    starting = status.phase in (Phase.Pending, Phase.Starting, Phase.Restarting)
+    if seen.spec is None or not starting or child is None or child.deleting or child.attempt != status.attempt:
+        return None
+    if sum(pod.phase in ("Running", "Succeeded") for pod in seen.gang) >= child.nodes:
+        return None
+    return _after(child.created, seen.spec.deadlines.startup)
+
+
+def _silent_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
+    if seen.spec is None or seen.heard is None or status.phase is not Phase.Running:
+        return None
+    at = _after(seen.heard, seen.spec.deadlines.stall)
+    return at + MARGIN if at else None
+
+
+def _kept_until(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> datetime | None:
+    if spec is None or spec.ttl_after_finished is None or not terminal(status):
+        return None
+    return _after(parse_time(status.completion_time), spec.ttl_after_finished)
+
+
+def _after(since: datetime | None, duration: str) -> datetime | None:
+    return since + timedelta(seconds=durations.seconds(duration)) if since else None
+
+
+def _failure(seen: Observed, reason: Reason, message: str, now: datetime) -> LastFailure:
+    return LastFailure(
+        failure_class=class_of(reason),
+        reason=reason.value,
+        message=message,
+        hint=hint_of(reason),
+        attempt=seen.attempt,
+        time=rfc3339(now),
+    )
