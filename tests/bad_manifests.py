@@ -93,6 +93,9 @@ BAD = (
     Bad("unknown targets", {"spec.method": {"lora": {"targets": "q_proj"}}}, "spec.method.lora.targets", "must be one of",
         "Unsupported value"),
     # unions
+    Bad("an unknown strategy", {"spec.strategy": {"type": "tp"}}, "spec.strategy.type", "must be one of auto", "Unsupported value"),
+    Bad("a sharded prompt", {"spec.strategy": {"type": "fsdp"}, "spec.method": {"type": "prompt"}}, "spec",
+        "strategy.type fsdp shard a model only for method.type full, partial, lora, adapter"),
     Bad("lora settings for full", {"spec.method": {"type": "full", "lora": {"rank": 8}}}, "spec.method",
         "method.lora is only for type lora: remove it or set method.type: lora"),
     Bad("prompt settings for lora", {"spec.method": {"prompt": {"virtualTokens": 8}}}, "spec.method",
@@ -252,6 +255,8 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         },
         None,
     ),
+    ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),
+    ("a sharded model", {"spec.strategy": {"type": "fsdp"}, "spec.method": {"type": "full"}}, None),
     ("a checkpoint each 50 steps", {"spec.checkpoint": {"every": 50}}, None),
     ("a checkpoint each 90 seconds", {"spec.checkpoint": {"every": "1m30s"}}, None),
     (

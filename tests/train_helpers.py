@@ -66,8 +66,9 @@ def network(kind: str = "Llama", *, seed: int = 0, layers: int = 2, **changes: A
     return made.eval()
 
 
-def model(net: nn.Module) -> LanguageModel:
-    return LanguageModel(net, CPU, None, probe(net, CPU))
+def model(net: nn.Module, strategy: Strategy | None = None) -> LanguageModel:
+    strategy = strategy or Single()
+    return LanguageModel(net, CPU, None, probe(net, CPU, strategy=strategy), strategy)
 
 
 def documents(lengths: list[int], *, seed: int = 0, masked: float = 0.3) -> Corpus:
@@ -131,16 +132,24 @@ def plan_for(folder: Path, **spec: Any) -> RunPlan:
     return RunPlan(job=JOB, spec=FineTuneJobSpec(**{**made, **spec}))
 
 
-def make_run(folder: Path, knobs: Knobs, *, strategy: Strategy | None = None, corpus: Corpus | None = None) -> Run:
-    """A trainer over random documents with real checkpoints in `folder`."""
+def make_run(
+    folder: Path,
+    knobs: Knobs,
+    *,
+    strategy: Strategy | None = None,
+    corpus: Corpus | None = None,
+    net: nn.Module | None = None,
+) -> Run:
+    """A trainer over random documents with real checkpoints in `folder`; `net`: instead of a tiny one of its own."""
     strategy = strategy or Single()
     folder.mkdir(parents=True, exist_ok=True)
-    net = network(knobs.kind) if knobs.hidden == 32 else network(hidden_size=knobs.hidden, intermediate_size=128)
+    shape = {} if knobs.hidden == 32 else {"hidden_size": knobs.hidden, "intermediate_size": 128}
+    net = net or network(knobs.kind, **shape)
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
     prompt = attached if isinstance(attached, SoftAttached) else None
     train = corpus or documents(LENGTHS)
     weights = strategy.weights(net, attached.trainable, weight_decay=0.01)
-    language_model = model(net)
+    language_model = model(net, strategy)
     output = open_folder(f"file://{folder}/output", prefix="")
     run_dir = RunDir(folder / "run")
     trainer = Trainer(

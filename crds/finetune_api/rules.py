@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Rule
+from .strategy import METHOD_FITS
 
 IMMUTABLE = ("model", "data", "output", "method", "training", "checkpoint")
 """What a run is about: another run needs another job."""
 
-MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "resources", "image", "pod")
+MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod")
 """What the pods look like: changeable while no pod exists; a request may change it and resume at once."""
 
 
@@ -72,6 +73,7 @@ SPEC_RULES = (
         message="method.type probe is only for data.format classification: it tells labels apart",
         holds=lambda new, _: _probe_has_labels(new),
     ),
+    METHOD_FITS,
     *(_unchanged(field) for field in IMMUTABLE),
     *(_unchanged_unless_suspended(field) for field in MUTABLE_WHILE_SUSPENDED),
 )

@@ -15,6 +15,7 @@ from . import durations, uris
 from .base import ApiModel, Rule
 from .methods import Method
 from .rules import MODEL_RULES, SPEC_RULES, exactly_one
+from .strategy import Strategy
 
 LIST_MAP = "x-kubernetes-list-type"
 MAP_KEYS = "x-kubernetes-list-map-keys"
@@ -405,6 +406,7 @@ class FineTuneJobSpec(ApiModel):
     processes_per_node: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
         "auto", description="Processes in each pod. auto: one for each GPU of the limits, else one."
     )
+    strategy: Strategy = Field(default_factory=Strategy, description="Where the weights of the gang lie.")
     resources: Resources = Field(default_factory=Resources)
     image: str | None = Field(
         None, min_length=1, max_length=512, description="Of the trainer. Default: the operator's."

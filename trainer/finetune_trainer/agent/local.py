@@ -29,10 +29,10 @@ from finetune_api.failures import LastWords, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import FailureClass
-from finetune_trainer.agent import machine
 from finetune_trainer.agent.main import LAST_WORDS_FILE
 from finetune_trainer.agent.verdict import died
 from finetune_trainer.data.read import ENDINGS
+from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 from finetune_trainer.store.sources import local_paths
 

@@ -21,13 +21,14 @@ from pydantic import ValidationError
 from finetune_api import durations, names
 from finetune_api.failures import LastWords, Reason
 from finetune_api.plan import RunPlan
-from finetune_trainer.agent import children, machine, waiting
+from finetune_trainer.agent import children, waiting
 from finetune_trainer.agent.launch import STARTUP_SECONDS
 from finetune_trainer.agent.launched import FILE as LAUNCH_FILE
 from finetune_trainer.agent.launched import Launch
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.agent.verdict import Evidence, died, judge, say
 from finetune_trainer.agent.watch import POLL_SECONDS, Limits, run_to_end
+from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 
 PREFLIGHT_FILE = "preflight.json"

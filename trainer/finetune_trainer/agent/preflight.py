@@ -17,15 +17,16 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.agent import machine
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.methods.needs import check as check_method
 from finetune_trainer.methods.needs import check_format
+from finetune_trainer.planning import machine
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
 from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.planning.positions import fitted
+from finetune_trainer.planning.strategy import choose, sharded, shards
 from finetune_trainer.rundir import now, write_atomic
 
 BENEFIT_OF_THE_DOUBT = 0.8
@@ -89,15 +90,24 @@ def check_memory(plan: RunPlan, shape: ModelShape) -> None:
     spec = plan.spec_of_attempt
     gpus = machine.gpu_memory()
     if gpus:
-        _require(_estimate(spec, shape, device="cuda"), min(gpus), processes=1, what="memory of a GPU")
+        _require(_least(plan, shape, device="cuda"), min(gpus), processes=1, what="memory of a GPU")
         return
-    need = _estimate(spec, shape, device="cpu")
+    need = _least(plan, shape, device="cpu")
     if (given := spec.resources.limits.get("memory")) is not None:
         _require(need, quantity(given), processes=plan.processes_per_node, what="resources.limits.memory of a node")
     nodes_here = plan.nodes if is_loopback(plan.master_address) else 1
     _require(
         need, machine.memory_limit(), processes=plan.processes_per_node * nodes_here, what="memory of this machine"
     )
+
+
+def _least(plan: RunPlan, shape: ModelShape, *, device: str) -> Estimate:
+    """Of one process, under the strategy that the manifest names, or the thriftier one that `auto` may take."""
+    spec = plan.spec_of_attempt
+    whole = _estimate(spec, shape, device=device)
+    thrifty = choose(spec.strategy, spec.method, need=whole, memory=0, processes=plan.world_size)
+    shared = shards(nodes=plan.nodes, processes_per_node=plan.processes_per_node)
+    return whole if thrifty == "ddp" else sharded(whole, shape, spec.method, shards=shared)
 
 
 def _estimate(spec: FineTuneJobSpec, shape: ModelShape, *, device: str) -> Estimate:

@@ -97,10 +97,10 @@ class Weights(Protocol):
 
 
 class Strategy(Gang, Protocol):
-    def build(self, kind: Any, path: Path, *, device: torch.device, **options: Any) -> nn.Module:
+    def build(self, kind: Any, path: Path, *, device: torch.device, frozen: bool, **options: Any) -> nn.Module:
         """The network of a class `…ForCausalLM` from the files in `path`; `options` are those of `from_pretrained`.
 
-        What is attached to it afterwards lies whole on every rank."""
+        `frozen`: none of its own weights will train. What is attached to it afterwards lies whole on every rank."""
 
     def weights(self, network: nn.Module, trainable: Mapping[str, nn.Parameter], *, weight_decay: float) -> Weights:
         """Take over what trains, once everything is attached."""

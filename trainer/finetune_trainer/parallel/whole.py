@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Whole:
     """The half of a strategy that says where weights lie; `Single` and `Ddp` add the other."""
 
-    def build(self, kind: Any, path: Path, *, device: torch.device, **options: Any) -> nn.Module:
+    def build(self, kind: Any, path: Path, *, device: torch.device, frozen: bool, **options: Any) -> nn.Module:  # noqa: ARG002
         network: nn.Module = kind.from_pretrained(path, **options)
         return network.to(device)
 

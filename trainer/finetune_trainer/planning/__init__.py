@@ -3,4 +3,6 @@
 model    shapes of a causal LM, from config.json and the headers of its safetensors files
 memory   states, activations and loss → bytes for each process
 batch    training.microBatchTokens, where the manifest leaves it open
+strategy which strategy `auto` is, and what a process needs when weights are sharded
+machine  what this machine has
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,7 +140,7 @@ def hidden_states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: T
 
 
 def load_network(
-    path: Path, *, dtype: torch.dtype, strategy: Strategy, device: torch.device
+    path: Path, *, dtype: torch.dtype, strategy: Strategy, device: torch.device, frozen: bool = False
 ) -> tuple[nn.Module, torch.dtype]:
     """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class."""
     import transformers
@@ -152,14 +153,15 @@ def load_network(
     if kind is None:
         raise FinetuneError(Reason.ModelUnsupported, f"transformers {transformers.__version__} has no class {name}")
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    build = partial(strategy.build, device=device, frozen=frozen)
     # sdpa cannot cap attention scores (Gemma 2).
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:
-        network = strategy.build(kind, path, device=device, config=config, dtype=dtype, attn_implementation=attention)
+        network = build(kind, path, config=config, dtype=dtype, attn_implementation=attention)
     except ValueError as error:
         if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
             raise FinetuneError(Reason.ModelUnsupported, f"{name} cannot be loaded: {error}") from error
-        network = strategy.build(kind, path, device=device, config=config, dtype=dtype, attn_implementation="eager")
+        network = build(kind, path, config=config, dtype=dtype, attn_implementation="eager")
     cast(Any, network).config.use_cache = False
     return network, stored
 

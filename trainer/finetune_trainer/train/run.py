@@ -39,16 +39,16 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     place = Place.of(environ)
     device = choose_device(place.local_rank)
     output = open_folder(plan.spec.output.uri, prefix=names.PREFIX_OUTPUT, environ=environ, patience=_PATIENCE_SECONDS)
-    strategy = join(place, device)
-    done = _committed(plan, output, strategy)
+    gang = join(place, device)
+    done = _committed(plan, output, gang)
     if done is None:
-        setup = prepare(plan, strategy=strategy, device=device, output=output, run_dir=run_dir)
+        setup = prepare(plan, gang=gang, device=device, output=output, run_dir=run_dir)
         done = _work(setup, output)
         setup.trainer.reporter.phase("done")
     if place.first:
         run_dir.write_result(done)
-    strategy.barrier()  # rank 0 keeps the store of the gang: it leaves last
-    strategy.close()
+    gang.barrier()  # rank 0 keeps the store of the gang: it leaves last
+    gang.close()
 
 
 def _work(setup: Setup, output: Folder) -> LastWords:

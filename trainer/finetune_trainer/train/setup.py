@@ -13,6 +13,7 @@ from finetune_api.methods import Method
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
+from finetune_api.strategy import SHARDED
 from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
 from finetune_trainer.data.layout import layout_statistics
 from finetune_trainer.data.load import Datasets, load_datasets
@@ -23,9 +24,13 @@ from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.join import spread
 from finetune_trainer.planning.batch import micro_batch_tokens
+from finetune_trainer.planning.machine import memory_limit
+from finetune_trainer.planning.memory import estimate
 from finetune_trainer.planning.model import find_shape
 from finetune_trainer.planning.positions import fitted
+from finetune_trainer.planning.strategy import choose
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -69,27 +74,29 @@ def choose_device(local_rank: int) -> torch.device:
     return device
 
 
-def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
+def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
     """Collective in its errors only: every rank loads model and data by itself, from caches that a node shares."""
     spec = plan.spec_of_attempt
     training = spec.training
     cache = Path(os.environ.get(names.ENV_CACHE) or names.CACHE_DIR)
-    reporter = Reporter(run_dir, plan, strategy.place)
+    reporter = Reporter(run_dir, plan, gang.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
     local = resolve_model(spec.model, cache=cache)
     spec = spec.model_copy(update={"data": fitted(spec.data, local.path)})
     data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
-    check_strategy(spec.method, strategy.name)
     low = _low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
+    strategy = _strategy(spec, local, gang, device, low=low)
+    check_strategy(spec.method, strategy.name)
     in_four_bits = spec.method.type == "qlora"
     network, stored = load_network(
         local.path,
         dtype=torch.bfloat16 if low and frozen_base else torch.float32,
         strategy=strategy,
         device=torch.device("cpu") if in_four_bits else device,
+        frozen=frozen_base,
     )
     parameters = sum(p.numel() for p in network.parameters())
     reporter.alive()
@@ -107,7 +114,7 @@ def prepare(plan: RunPlan, *, strategy: Strategy, device: torch.device, output: 
     if prompt:  # a prefix takes over the masks
         with prompt.off():
             abilities = abilities.common(probe(network, device, strategy=strategy))
-    if low and spec.method.type == "partial":
+    if low and spec.method.type == "partial" and strategy.name not in SHARDED:
         _as_stored(network, stored)
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities, strategy)
@@ -237,6 +244,26 @@ def _as_stored(network: torch.nn.Module, stored: torch.dtype) -> None:
 def _trained_layers(method: Method) -> int | None:
     layers = method.partial.layers if method.type == "partial" and method.partial else None
     return layers if isinstance(layers, int) else None
+
+
+def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: torch.device, *, low: bool) -> Strategy:
+    """Rank 0's choice: processes may see other amounts of memory."""
+    shape = find_shape(local.path)
+    need = None
+    if shape is not None:
+        need = estimate(
+            shape,
+            spec.method,
+            precision="bfloat16" if low else "float32",
+            device="cuda" if device.type == "cuda" else "cpu",
+            tokens=spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256),
+        )
+    if device.type == "cuda":
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = memory_limit() // gang.place.local_world_size
+    kind = choose(spec.strategy, spec.method, need=need, memory=memory, processes=gang.place.world_size)
+    return spread(gang, gang.broadcast_json(kind))
 
 
 def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:

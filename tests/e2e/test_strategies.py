@@ -1,0 +1,201 @@
+"""Where the weights lie changes nothing: one rank, whole and sharded models learn the same and resume each other.
+
+Starting processes costs more than what they compute here, so each gang is started once and runs all its cases; the
+tests compare what it left behind. A gang's cases that continue runs come after the gangs that began them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from finetune_api.methods import Adapter, Lora, Method, Partial
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.ddp import Ddp
+from finetune_trainer.parallel.join import spread
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.model import load_network
+from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
+
+METHODS = {
+    "full": Method(type="full"),
+    "partial": Method(type="partial", partial=Partial(layers=1)),
+    "lora": Method(type="lora", lora=Lora(rank=4)),
+    "adapter": Method(type="adapter", adapter=Adapter(bottleneck=4)),
+}
+KNOBS = Knobs(steps=8, checkpoint_steps=1, rate=1e-3)
+TOLERANCE = 5e-6
+"""Of weights after eight steps in fp32: sums over ranks are taken in another order."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of one method under one strategy, in a folder; with `killed_at` it dies when that step begins."""
+
+    folder: str
+    method: str
+    strategy: str
+    killed_at: int | None = None
+    max_tokens: int = 48
+
+
+class _Killed(Exception):
+    pass
+
+
+def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
+    method = METHODS[case.method]
+    frozen = not method.trains_the_model
+    net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
+    held = sum(_held(parameter) for parameter in net.parameters())
+    whole = sum(parameter.numel() for parameter in net.parameters())
+    knobs = replace(KNOBS, method=method, max_tokens=case.max_tokens)
+    run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
+    seed = run.trainer._seed
+
+    def dying(step: int, index: int) -> None:
+        if step == case.killed_at:
+            raise _Killed
+        seed(step, index)
+
+    object.__setattr__(run.trainer, "_seed", dying)
+    try:
+        state = run.finish()
+    except _Killed:
+        run.trainer.keeper.wait()
+        return {"held": held, "whole": whole}
+    tensors = run.tensors()
+    _export(run, strategy, root / case.folder / "export")
+    losses = [point.loss for point in state.curve]
+    validation = state.validation[-1].scores.loss
+    return {"held": held, "whole": whole, "losses": losses, "validation": validation, "tensors": tensors}
+
+
+def _held(parameter: nn.Parameter) -> int:
+    return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
+
+
+def _export(run: Run, strategy: Strategy, folder: Path) -> None:
+    strategy.collect(run.net, everything=run.attached.kind == "model")
+    if strategy.place.first:
+        folder.mkdir()
+        run.attached.export(folder)
+
+
+def _rank(rank: int, world_size: int, local_size: int, port: int, root: str, cases: list[Case]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    gang = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
+    for case in cases:
+        torch.save(_run(Path(root), case, spread(gang, case.strategy)), f"{root}/{case.folder}.{rank}.pt")
+        gang.barrier()
+    gang.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strategies")
+    network(tie_word_embeddings=True).save_pretrained(folder / "base")
+    return folder
+
+
+def _gang(root: Path, world_size: int, cases: list[Case], *, local_size: int | None = None) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (world_size, local_size or world_size, port, str(root), cases), nprocs=world_size)
+
+
+@pytest.fixture(scope="module")
+def gangs(root: Path) -> Callable[[str], list[dict[str, Any]]]:
+    """What each rank of a case's gang told. A chain is one run: alone, two sharded, three with whole models, alone."""
+    for method in METHODS:
+        torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
+        _run(root, Case(f"chain-{method}", method, "ddp", killed_at=2), Single())
+    two = [Case(f"fsdp-2-{method}", method, "fsdp") for method in METHODS]
+    two += [Case(f"chain-{method}", method, "fsdp", killed_at=4) for method in METHODS]
+    two += [Case(f"cut-{method}", method, "fsdp", killed_at=3) for method in METHODS]
+    two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
+    two += [Case(f"small-{method}", method, "fsdp", max_tokens=32) for method in ("full", "lora")]
+    _gang(root, 2, two)
+    three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
+    three += [Case("fsdp-3-full", "full", "fsdp")]
+    _gang(root, 3, three)
+    _gang(root, 4, [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")], local_size=2)
+    for method in METHODS:
+        torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
+    return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
+
+
+def _same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left["losses"] == pytest.approx(right["losses"], rel=1e-6)
+    assert left["validation"] == pytest.approx(right["validation"], rel=1e-6)
+    weights = [{n: t for n, t in told["tensors"].items() if n.startswith("weights")} for told in (left, right)]
+    assert largest_difference(*weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sharded_ranks_learn_what_one_learns(gangs: Any, method: str) -> None:
+    _same(gangs(f"fsdp-2-{method}")[0], gangs(f"alone-{method}")[0])
+
+
+def test_so_do_ranks_whose_shares_are_uneven(gangs: Any) -> None:
+    """Three ranks: no weight divides by three, and the last step of an epoch has two rows."""
+    _same(gangs("fsdp-3-full")[0], gangs("alone-full")[0])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_nodes_are_replicas_of_each_other(gangs: Any, method: str) -> None:
+    ranks = gangs(f"hsdp-{method}")
+    _same(ranks[0], gangs(f"alone-{method}")[0])
+    assert all(rank["held"] < 0.51 * rank["whole"] for rank in ranks)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_size_of_micro_batches_changes_nothing(gangs: Any, method: str) -> None:
+    _same(gangs(f"small-{method}")[0], gangs(f"alone-{method}")[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_any_number_of_ranks_goes_on_at_another(gangs: Any, method: str) -> None:
+    _same(gangs(f"chain-{method}")[0], gangs(f"alone-{method}")[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_gang_resumes_to_the_bit(gangs: Any, method: str) -> None:
+    resumed, whole = gangs(f"cut-{method}")[0], gangs(f"fsdp-2-{method}")[0]
+    assert resumed["losses"] == whole["losses"]
+    assert largest_difference(resumed["tensors"], whole["tensors"]) == 0.0
+
+
+def test_no_rank_holds_the_whole_model(gangs: Any) -> None:
+    for name, ranks in (("fsdp-2-full", 2), ("fsdp-2-lora", 2), ("fsdp-3-full", 3)):
+        told = gangs(name)
+        assert sum(rank["held"] for rank in told) == told[0]["whole"]
+        assert max(rank["held"] for rank in told) < 1.05 * told[0]["whole"] / ranks
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_exported_is_what_was_trained(gangs: Any, root: Path, method: str) -> None:
+    trained = gangs(f"fsdp-2-{method}")[0]["tensors"]
+    (file,) = (root / f"fsdp-2-{method}" / "export").glob("*.safetensors")
+    exported = load_file(file)
+    if method in ("full", "partial"):
+        assert {name: exported[name] for name in network(tie_word_embeddings=True).state_dict() if name in exported}
+        for name, tensor in trained.items():
+            if name.startswith("weights/"):
+                assert torch.equal(tensor, exported[name.removeprefix("weights/")]), name
+    else:
+        weights = [tensor for name, tensor in trained.items() if name.startswith("weights/")]
+        assert sum(tensor.numel() for tensor in weights) == sum(tensor.numel() for tensor in exported.values())

@@ -1,0 +1,64 @@
+"""Which strategy `auto` is, and what sharding leaves on a process."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.methods import Method
+from finetune_api.strategy import Strategy
+from finetune_trainer.planning.memory import Estimate, estimate
+from finetune_trainer.planning.model import ModelShape
+from finetune_trainer.planning.strategy import choose, sharded, shards
+
+GIB = 1 << 30
+
+# Llama-3-8B
+SHAPE = ModelShape(
+    hidden=4096, layers=32, vocabulary=128256, intermediate=14336, key_value=1024, parameters=8_030_261_248
+)
+
+
+def _need(method: str) -> Estimate:
+    return estimate(SHAPE, Method(type=method), precision="bfloat16", device="cuda", tokens=4096)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "memory", "processes", "chosen"),
+    [
+        ("auto", "full", 80 * GIB, 8, "fsdp"),
+        ("auto", "full", 1000 * GIB, 8, "ddp"),
+        ("auto", "full", 80 * GIB, 1, "ddp"),
+        ("auto", "lora", 80 * GIB, 8, "ddp"),
+        ("auto", "lora", 16 * GIB, 8, "fsdp"),
+        ("auto", "qlora", 1 * GIB, 8, "ddp"),
+        ("ddp", "full", 1 * GIB, 8, "ddp"),
+        ("fsdp", "lora", 1000 * GIB, 8, "fsdp"),
+        ("fsdp", "lora", 1000 * GIB, 1, "ddp"),
+    ],
+)
+def test_auto_shards_what_does_not_fit(asked: str, method: str, memory: int, processes: int, chosen: str) -> None:
+    settings = Strategy(type=asked)  # type: ignore[arg-type]
+    got = choose(settings, Method(type=method), need=_need(method), memory=memory, processes=processes)  # type: ignore[arg-type]
+    assert got == chosen
+
+
+def test_auto_shards_nothing_that_it_cannot_plan() -> None:
+    assert choose(Strategy(), Method(type="full"), need=None, memory=GIB, processes=8) == "ddp"
+    assert choose(Strategy(), Method(type="full"), need=_need("full"), memory=None, processes=8) == "ddp"
+
+
+def test_eight_shards_hold_an_eighth_and_what_is_whole_for_a_while() -> None:
+    whole, part = _need("full"), sharded(_need("full"), SHAPE, Method(type="full"), shards=8)
+    assert part.optimizer == whole.optimizer // 8
+    assert whole.weights / 8 < part.weights < whole.weights / 3
+
+
+def test_what_an_adapter_trains_lies_whole_on_every_process() -> None:
+    whole, part = _need("lora"), sharded(_need("lora"), SHAPE, Method(type="lora"), shards=8)
+    assert part.optimizer == whole.optimizer
+    assert part.weights < whole.weights / 3
+
+
+@pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])
+def test_a_node_holds_the_model_where_it_has_several_processes(nodes: int, each: int, expected: int) -> None:
+    assert shards(nodes=nodes, processes_per_node=each) == expected

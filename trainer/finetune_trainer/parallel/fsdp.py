@@ -1,0 +1,256 @@
+"""Fully sharded: each rank holds a part of every weight, and a layer is whole only while it is computed (FSDP2).
+
+One unit for each decoder layer, and one for what is outside of them. Two cases:
+
+    a frozen base     is sharded and never reduced; what a method attaches to it afterwards lies whole on every rank,
+                      and its gradients are summed once a step like those of data parallel training
+    trained weights   are sharded with their gradients and moments; gradients are summed into the shards after each
+                      micro-batch, so no rank keeps whole ones
+
+Passes are collective: a rank with fewer micro-batches than another does passes over nothing. On several nodes with
+several processes each, a node holds the whole model between its processes and nodes are replicas of each other (HSDP):
+what crosses between nodes is a shard's gradient, not every layer.
+
+A checkpoint holds whole tensors, gathered one at a time on rank 0, in the form that every other strategy writes and
+reads: rank 0 needs 12 bytes of host memory for each trained parameter while it saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+
+from .base import Gang, Weights
+from .ddp import Ddp
+from .flat import FlatAdamW
+from .sliced import Files, empty_network, names_by_parameter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fsdp(Ddp):
+    name: str = "fsdp"
+
+    def mesh(self, *, frozen: bool) -> DeviceMesh:
+        """(shards,), or (nodes, shards of a node). What is frozen has nothing to tell other nodes.
+
+        PEFT takes sharded layers for parts of tensor parallel ones unless all of their mesh is called fsdp."""
+        world, local = self.place.world_size, self.place.local_world_size
+        if not 1 < local < world or world % local:
+            return init_device_mesh(self.device.type, (world,), mesh_dim_names=("fsdp",))
+        mesh = init_device_mesh(self.device.type, (world // local, local), mesh_dim_names=("nodes", "fsdp"))
+        return mesh["fsdp"] if frozen else mesh
+
+    def build(
+        self,
+        kind: Any,
+        path: Path,
+        *,
+        device: torch.device,
+        frozen: bool,
+        **options: Any,
+    ) -> nn.Module:
+        network = empty_network(kind, **options)
+        # What is gathered is what is computed with: weights that are kept in 32 bits to be trained travel in 16 where
+        # products are cheap, and their gradients are summed in 32.
+        cheap = options["dtype"] == torch.float32 and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if cheap else None, reduce_dtype=torch.float32)
+        mesh = self.mesh(frozen=frozen)
+        for layer in _layers(network):
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(network, mesh=mesh, mp_policy=policy)
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        _fill(network, Files.of(path, network), device)
+        network.inside = _run  # type: ignore[assignment]
+        register_fsdp_forward_method(network, "inside")
+        return network.eval()
+
+    def weights(
+        self,
+        network: nn.Module,  # noqa: ARG002
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+    ) -> Weights:
+        if any(isinstance(parameter, DTensor) for parameter in trainable.values()):
+            return ShardedAdamW(trainable, weight_decay=weight_decay, gang=self)
+        return FlatAdamW(trainable, weight_decay=weight_decay, gang=self)
+
+    def inside(self, network: nn.Module, work: Callable[[], T]) -> T:
+        try:
+            return cast(T, cast(Any, network).inside(work))
+        finally:
+            if not torch.is_grad_enabled():  # with gradients the backward still needs what is outside the layers
+                cast(FSDPModule, network).reshard()
+
+    def in_step(self, work: Sequence[T], idle: T) -> Sequence[T]:
+        counts = [0.0] * self.place.world_size
+        counts[self.place.rank] = len(work)
+        return [*work, *[idle] * (int(max(self.sum_counters(counts))) - len(work))]
+
+    def agreed(self, wish: bool) -> bool:
+        return self.sum_counters([wish])[0] > 0
+
+    def collect(self, network: nn.Module, *, everything: bool) -> None:
+        if not everything:
+            return
+        whole: dict[int, nn.Parameter] = {}
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if not isinstance(parameter, DTensor):
+                    continue
+                if id(parameter) not in whole:
+                    tensor = _gathered(parameter)
+                    kept = tensor if self.place.first else torch.empty(0)
+                    whole[id(parameter)] = nn.Parameter(kept, requires_grad=False)
+                module._parameters[name] = whole[id(parameter)]
+
+
+def _layers(network: nn.Module) -> nn.ModuleList:
+    """The decoder layers: the longest list of modules."""
+    return max((m for m in network.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+def _run(work: Callable[[], T]) -> T:
+    return work()
+
+
+@torch.no_grad()
+def _fill(network: nn.Module, files: Files, device: torch.device) -> None:
+    """Memory for this rank's shards, and their rows from the files."""
+    names = list(names_by_parameter(network).values())
+    cast(Any, network)._apply(
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+    )
+    for first, *others in names:
+        for other in others:  # tied weights are one parameter again
+            owner, _, name = other.rpartition(".")
+            setattr(network.get_submodule(owner), name, network.get_parameter(first))
+        parameter = network.get_parameter(first)
+        local, start = _shard(parameter)
+        if len(local):
+            local.copy_(files.read([first, *others], slice(start, start + len(local))))
+
+
+def _shard(parameter: Tensor) -> tuple[Tensor, int]:
+    """(this rank's rows, the number of the first one)."""
+    assert isinstance(parameter, DTensor)
+    local, mesh = parameter.to_local(), parameter.device_mesh
+    assert parameter.placements[-1] == Shard(0)
+    rows = math.ceil(parameter.shape[0] / mesh.size(mesh.ndim - 1))
+    return local, rows * mesh.get_local_rank(mesh.ndim - 1)
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """Collective: the whole of a shard, in host memory."""
+    return cast(DTensor, tensor).full_tensor().detach().cpu()
+
+
+class ShardedAdamW:
+    """AdamW over the shards. A parameter's shard, its gradient and its moments lie on the same rank."""
+
+    def __init__(self, trainable: Mapping[str, nn.Parameter], *, weight_decay: float, gang: Gang) -> None:
+        self.steps = 0
+        self._trainable = dict(trainable)
+        self._gang = gang
+        mesh = cast(DTensor, next(iter(trainable.values()))).device_mesh
+        self._replicas = mesh.size(0) if mesh.ndim > 1 else 1
+        self._local = {name: nn.Parameter(_shard(p)[0].detach()) for name, p in trainable.items()}
+        decayed = [self._local[name] for name, p in trainable.items() if p.ndim > 1]
+        others = [self._local[name] for name, p in trainable.items() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=True)
+        for shard in self._local.values():
+            self._adamw.state[shard] = {
+                "step": torch.zeros((), dtype=torch.float32, device=shard.device),
+                "exp_avg": torch.zeros_like(shard),
+                "exp_avg_sq": torch.zeros_like(shard),
+            }
+
+    def backward(self, nats: Tensor, *, last: bool) -> None:  # noqa: ARG002
+        nats.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, rate: float, *, divisor: float, max_norm: float) -> float:
+        for name, parameter in self._trainable.items():
+            gradient = parameter.grad
+            self._local[name].grad = None if gradient is None else cast(DTensor, gradient).to_local()
+        gradients = [shard.grad for shard in self._local.values() if shard.grad is not None]
+        squares = float(sum(gradient.double().square().sum() for gradient in gradients))
+        norm = math.sqrt(self._gang.sum_counters([squares])[0] / self._replicas) / divisor
+        if not math.isfinite(norm):
+            return norm
+        clipped = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
+        for gradient in gradients:
+            gradient.mul_(clipped / divisor)
+        for settings in self._adamw.param_groups:
+            settings["lr"] = rate
+        self._adamw.step()
+        for name, parameter in self._trainable.items():
+            self._local[name].grad = parameter.grad = None
+        self.steps += 1
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for name, parameter in self._trainable.items():
+            self._gather(f"weights/{name}", self._local[name].detach(), parameter, named)
+            for kind, key in _MOMENTS.items() if self.steps else ():
+                self._gather(f"moments/{name}.{kind}", self._adamw.state[self._local[name]][key], parameter, named)
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+        self.steps = steps
+        if steps == 0:  # read from the same files by every rank
+            return
+        self._load_weights(tensors)
+        for name, parameter in self._trainable.items():
+            state = self._adamw.state[self._local[name]]
+            for kind, key in _MOMENTS.items():
+                whole = tensors[f"moments/{name}.{kind}"] if tensors is not None else None
+                self._scatter(whole, state[key], parameter)
+            state["step"].fill_(float(steps))
+
+    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+        self._load_weights(tensors)
+
+    def editable(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def _load_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+        for name, parameter in self._trainable.items():
+            whole = tensors[f"weights/{name}"] if tensors is not None else None
+            self._scatter(whole, self._local[name].detach(), parameter)
+
+    def _gather(self, name: str, shard: Tensor, like: nn.Parameter, into: dict[str, Tensor]) -> None:
+        spec = cast(DTensor, like)
+        whole = DTensor.from_local(
+            shard, spec.device_mesh, spec.placements, run_check=False, shape=spec.shape, stride=spec.stride()
+        )
+        gathered = _gathered(whole)
+        if self._gang.place.first:
+            into[name] = gathered
+
+    def _scatter(self, whole: Tensor | None, shard: Tensor, like: nn.Parameter) -> None:
+        """Rank 0's tensor for everybody, of which each keeps its rows: one whole tensor in memory at a time."""
+        received = torch.empty(like.shape, dtype=shard.dtype, device=shard.device) if whole is None else whole
+        received = received.to(shard.device, shard.dtype).contiguous()
+        self._gang.broadcast([received])
+        start = _shard(like)[1]
+        shard.copy_(received[start : start + len(shard)])
+
+
+_MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
