@@ -24,9 +24,10 @@ from finetune_api.plan import JobIdentity
 from finetune_api.spec import ModelSource
 from finetune_trainer.store.artifact import Fault, commit_artifact, download_artifact, verify
 from finetune_trainer.store.checkpoints import CheckpointStore
-from finetune_trainer.store.fetch import fetch_file, fetch_folder
+from finetune_trainer.store.fetch import fetch_folder
 from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of, open_folder
 from finetune_trainer.store.models import resolve_model
+from finetune_trainer.store.sources import find_files
 from tests.cluster.rig.s3 import S3
 from tests.cluster.rig.state import cache_dir
 
@@ -103,6 +104,7 @@ def bucket(server: Server) -> Bucket:
 
 
 PREFIX = "FINETUNE_OUTPUT_"
+ENDINGS = (".jsonl",)
 FILES: dict[str, bytes | Path] = {"weights.safetensors": b"weights" * 1000, "config.json": b"{}"}
 
 
@@ -163,7 +165,7 @@ def test_a_bucket_that_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
         folder.check_writable()
     assert caught.value.reason is Reason.InvalidSpec
     with pytest.raises(BucketMissing, match="there is no bucket no-such-bucket"):
-        fetch_file("s3://no-such-bucket/x/train.jsonl", prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
+        find_files("s3://no-such-bucket/x/train.jsonl", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
     with pytest.raises(FinetuneError, match="there is no bucket no-such-bucket") as caught:
         resolve_model(ModelSource(uri="s3://no-such-bucket/m"), cache=tmp_path, environ=plain(bucket))
     assert caught.value.reason is Reason.ModelNotFound
@@ -210,17 +212,34 @@ def test_checkpoints_are_saved_loaded_and_pruned(bucket: Bucket, tmp_path: Path)
     assert again.folder.list() == []
 
 
-def test_data_and_models_are_fetched_once_and_anew_when_they_change(bucket: Bucket, tmp_path: Path) -> None:
+def test_data_is_found_by_file_folder_and_pattern_and_new_when_it_changes(bucket: Bucket, tmp_path: Path) -> None:
     folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ)
-    folder.put("train.jsonl", b"rows")
-    uri = f"{bucket.uri}/train.jsonl"
-    first = fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
-    assert first == fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
-    folder.put("train.jsonl", b"ROWS")
-    assert fetch_file(uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ).read_bytes() == b"ROWS"
-    assert first.read_bytes() == b"rows"
+    for name in ("data/b.jsonl", "data/a.jsonl", "data/deep/c.jsonl"):
+        folder.put(name, name.encode())
+
+    def found(uri: str) -> dict[str, str]:
+        files = find_files(f"{bucket.uri}/{uri}", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
+        return {file.uri.removeprefix(bucket.uri): file.version for file in files}
+
+    before = found("data/")
+    assert list(before) == ["/data/a.jsonl", "/data/b.jsonl"]
+    assert found("*/*.jsonl") == before
+    assert list(found("data/deep/c.jsonl")) == ["/data/deep/c.jsonl"]
+    folder.put("data/a.jsonl", b"DATA/A.JSONL")
+    after = found("data/")
+    assert (after["/data/a.jsonl"] == before["/data/a.jsonl"], after["/data/b.jsonl"] == before["/data/b.jsonl"]) == (
+        False, True,
+    )  # fmt: skip
+    [file] = find_files(f"{bucket.uri}/data/a.*", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
+    with file.at_hand(tmp_path) as path:
+        assert path.read_bytes() == b"DATA/A.JSONL"
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_are_fetched_as_folders(bucket: Bucket, tmp_path: Path) -> None:
+    open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ).put("config.json", b"{}")
     path = fetch_folder(bucket.uri, prefix=PREFIX, cache=tmp_path, environ=bucket.environ)
-    assert [p.name for p in path.iterdir()] == ["train.jsonl"]
+    assert [p.name for p in path.iterdir()] == ["config.json"]
 
 
 def test_a_server_that_is_down_is_reported(server: Server, bucket: Bucket) -> None:

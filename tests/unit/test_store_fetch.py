@@ -1,4 +1,4 @@
-"""Files and folders in the cache: once, whole, and new when the source is."""
+"""Folders in the cache: once, whole, and new when the source is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from obstore.store import MemoryStore
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store import fetch
-from finetune_trainer.store.fetch import at_once, fetch_file, fetch_folder
+from finetune_trainer.store.fetch import at_once, fetch_folder
 from finetune_trainer.store.folder import Digest, NotFound
 from finetune_trainer.store.objects import ObjectFolder
 
@@ -33,27 +33,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Counting:
     return folder
 
 
-def test_local_files_and_folders_are_used_in_place(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"{}")
-    assert fetch_file(f"file://{tmp_path}/a.jsonl", prefix="", cache=tmp_path / "cache") == tmp_path / "a.jsonl"
+def test_local_folders_are_used_in_place(tmp_path: Path) -> None:
     assert fetch_folder(f"file://{tmp_path}", prefix="", cache=tmp_path / "cache") == tmp_path
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    ("uri", "says"),
-    [
-        ("file://{}/b.jsonl", "there is no file file://{}/b.jsonl"),
-        ("file://{}/folder", "but a folder of that name"),
-        ("s3://corp", "s3://corp names no file"),
-    ],
-)
-def test_missing_files_are_named(tmp_path: Path, uri: str, says: str) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "x").touch()
-    with pytest.raises(NotFound) as caught:
-        fetch_file(uri.format(tmp_path), prefix="", cache=tmp_path)
-    assert says.format(tmp_path) in caught.value.message
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -61,27 +43,18 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         fetch_folder(f"file://{tmp_path}/nothing", prefix="", cache=tmp_path)
 
 
-def test_a_remote_file_is_downloaded_once_and_keeps_its_name(bucket: Counting, tmp_path: Path) -> None:
-    bucket.put("train.jsonl.gz", b"rows")
-    first = fetch_file("s3://corp/data/train.jsonl.gz", prefix="", cache=tmp_path)
-    assert first.name == "train.jsonl.gz"
-    assert first.read_bytes() == b"rows"
-    assert fetch_file("s3://corp/data/train.jsonl.gz", prefix="", cache=tmp_path) == first
-    assert bucket.downloads == ["train.jsonl.gz"]
-
-
-def test_a_changed_file_is_downloaded_anew(bucket: Counting, tmp_path: Path) -> None:
+def test_a_changed_folder_is_downloaded_anew(bucket: Counting, tmp_path: Path) -> None:
     bucket.put("a", b"old")
-    old = fetch_file("s3://corp/data/a", prefix="", cache=tmp_path)
+    old = fetch_folder("s3://corp/data", prefix="", cache=tmp_path)
     bucket.put("a", b"new")
-    assert fetch_file("s3://corp/data/a", prefix="", cache=tmp_path).read_bytes() == b"new"
-    assert old.read_bytes() == b"old"
+    assert (fetch_folder("s3://corp/data", prefix="", cache=tmp_path) / "a").read_bytes() == b"new"
+    assert (old / "a").read_bytes() == b"old"
 
 
 def test_ranks_that_ask_at_once_share_one_download(bucket: Counting, tmp_path: Path) -> None:
     bucket.put("a", b"rows" * 1000)
     with ThreadPoolExecutor(8) as pool:
-        paths = set(pool.map(lambda _: fetch_file("s3://corp/data/a", prefix="", cache=tmp_path), range(8)))
+        paths = set(pool.map(lambda _: fetch_folder("s3://corp/data", prefix="", cache=tmp_path), range(8)))
     assert len(paths) == 1
     assert bucket.downloads == ["a"]
 

@@ -1,6 +1,5 @@
-"""A file or a folder as a local path, downloaded once. Several processes of a node may ask at the same time.
+"""A folder as a local path, downloaded once. Several processes of a node may ask at the same time.
 
-<cache>/files/<key>/<name>       the key is made of the URI and the content's version, so a changed file is new
 <cache>/folders/<key>/…          the key is made of the listing; being downloaded it is <key>.partial/, and the files
                                  that are complete there are kept when a download starts again
 """
@@ -17,7 +16,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from finetune_api import uris
 from finetune_api.failures import FinetuneError, Reason
 
 from .folder import Entry, Folder, NotFound, open_folder, safe_path
@@ -27,22 +25,6 @@ CONCURRENCY = 8
 """Transfers at once; object stores answer many slow requests faster than one."""
 
 T = TypeVar("T")
-
-
-def fetch_file(uri: str, *, prefix: str, cache: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The path of a file's content: the file itself for file:// and pvc://, else a copy in the cache. NotFound."""
-    folder_uri, name = _split(uri)
-    folder = open_folder(folder_uri, prefix=prefix, environ=environ)
-    entry = folder.stat(name)
-    if entry is None:
-        raise _missing(folder, uri)
-    if isinstance(folder, LocalFolder):
-        return folder.path / name
-    target = cache / "files" / _key(uri, entry) / name
-    with os_errors("write", str(target)), _locked(target.parent):
-        if not target.exists():
-            folder.download(name, target)
-    return target
 
 
 def fetch_folder(
@@ -92,23 +74,6 @@ def _download_missing(folder: Folder, entry: Entry, target: Path) -> None:
         file.unlink()
         where = f"{folder.uri}/{entry.path}"
         raise FinetuneError(Reason.StorageUnavailable, f"{where} changed while it was downloaded", "Run again.")
-
-
-def _split(uri: str) -> tuple[str, str]:
-    try:
-        parsed = uris.parse(uri)
-    except ValueError as error:
-        raise FinetuneError(Reason.InvalidSpec, str(error)) from error
-    parent, _, name = parsed.path.rstrip("/").rpartition("/")
-    if not name:
-        raise NotFound(f"{uri} names no file", "Give the whole URI of a file, such as s3://bucket/folder/train.jsonl.")
-    return parsed._replace(path=parent).text, name
-
-
-def _missing(folder: Folder, uri: str) -> NotFound:
-    # A HEAD cannot tell a missing bucket from a missing file; a listing can, and it raises BucketMissing.
-    below = folder.list(uri.rstrip("/").rpartition("/")[2])
-    return NotFound(f"there is no file {uri}" + (", but a folder of that name" if below else ""))
 
 
 def _key(uri: str, *entries: Entry) -> str:
