@@ -25,6 +25,7 @@ from finetune_api import names
 from finetune_api.failures import LastWords
 from finetune_operator.client import Client, HttpClient, Listing, NotFound
 from finetune_operator.connection import connect
+from finetune_operator.leader import Election
 from finetune_operator.observe import Defaults
 from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS, SERVICES, Key, Raw, Resource
 from finetune_operator.service import Options, Service
@@ -89,6 +90,10 @@ class Dying:
         self._count(f"patch {resource.plural}")
         return await self.inner.merge(resource, key, body)
 
+    async def replace(self, resource: Resource, body: Raw) -> Raw:
+        self._count(f"update {resource.plural}")
+        return await self.inner.replace(resource, body)
+
     async def delete(self, resource: Resource, key: Key, *, uid: str) -> Raw | None:
         self._count(f"delete {resource.plural}")
         return await self.inner.delete(resource, key, uid=uid)
@@ -109,9 +114,17 @@ class Dying:
 class Operator:
     """Running from construction to `stop`."""
 
-    def __init__(self, kubeconfig: Path, *namespaces: str, die_after: int | None = None, listen: str = "") -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        *namespaces: str,
+        die_after: int | None = None,
+        listen: str = "",
+        election: Election | None = None,
+    ) -> None:
         self._loop = Loop()
-        options = Options(namespaces=namespaces, listen=listen, workers=4, defaults=Defaults(image="trainer:test"))
+        defaults = Defaults(image="trainer:test")
+        options = Options(namespaces=namespaces, listen=listen, workers=4, defaults=defaults, election=election)
         self.client: Dying | None = None
 
         def wrap(client: Client) -> Client:
@@ -129,6 +142,11 @@ class Operator:
     @property
     def writes(self) -> Counter[str]:
         return Counter(self.client.made if self.client else ())
+
+    @property
+    def acting(self) -> bool:
+        """With an election: it leads."""
+        return self.service.acting
 
     @property
     def stopped(self) -> bool:

@@ -85,6 +85,7 @@ QUEUE_DEPTH = "finetune_operator_queue_depth"
 QUEUE_OLDEST_SECONDS = "finetune_operator_queue_oldest_seconds"
 API_REQUESTS = "finetune_operator_api_requests_total"
 WATCH_AGE_SECONDS = "finetune_operator_watch_age_seconds"
+LEADER = "finetune_operator_leader"
 OPERATOR_INFO = "finetune_operator_build_info"
 
 # The agent's, in each training pod

@@ -2,6 +2,7 @@
 
     watch → queue → observe → decide → apply
 
+leader       which of several replicas acts
 main         arguments and the life of the process      watch      kopf: events of the API server, and nothing else
 service      the parts, wired together                  queue      which job to look at next
 connection   kubeconfig or service account              client     requests with typed errors and bounded retries

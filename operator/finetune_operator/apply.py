@@ -6,6 +6,7 @@ sent only for what was written. Answers go into the cache at once, so the next d
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from finetune_api.status import FineTuneJobStatus
 
 from . import events
 from .cache import Cache
-from .client import AlreadyExists, ApiError, Client, Invalid
+from .client import AlreadyExists, ApiError, Client, Conflict, Invalid, NotFound
 from .decision import Create, Decision
 from .observe import Observed
 from .resources import FINETUNEJOBS, JOBS, PODS, Raw
@@ -62,14 +63,21 @@ class Applier:
             await events.send(self.client, job, event, attempt=attempt, now=self.now())
 
     async def write_status(self, job: JobView, status: FineTuneJobStatus) -> None:
-        """Only if it says something new. The uid keeps it from a job that took the name since."""
+        """Only if it says something new, and only onto the version that it was decided on: whoever changed the job
+        since, a user or another replica, is heard first. The uid keeps it from a job that took the name since.
+
+        Raises Conflict, with the newer version in the cache then."""
         new = status.to_json()
         if new == job.status.to_json():
             return
-        meta = {"name": job.name, "namespace": job.namespace, "uid": job.uid}
+        meta = {"name": job.name, "namespace": job.namespace, "uid": job.uid, "resourceVersion": str(job.version)}
         body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": new}
         try:
             self.cache.jobs.put(await self.client.apply_status(body))
+        except Conflict:
+            with contextlib.suppress(NotFound):  # the watch will tell
+                self.cache.jobs.put(await self.client.get(FINETUNEJOBS, job.owner))
+            raise
         except Invalid as error:
             raise ApiError(f"the status was not accepted: {error.message}") from error
         self.written(job, status)

@@ -5,13 +5,16 @@ finds its own work. Status goes by server-side apply under our field manager, so
 
 Errors are typed. A request that the API server did not answer, or answered with 429 or 5xx, is repeated a few times
 with jitter (a repeated creation then meets AlreadyExists, a repeated deletion NotFound); what remains is raised, and
-the queue's longer back-off takes over.
+the queue's longer back-off takes over. While nothing is answered any more, `Calm` holds all requests of all jobs back
+together, so that an outage costs the same few requests a second with one job and with five thousand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -74,6 +77,37 @@ class Unavailable(ApiError):
 PASSING = (Unavailable, TooManyRequests)
 
 
+class Calm:
+    """How many requests may be under way while none of them is answered.
+
+    After `TROUBLE` failures in a row, of whatever requests, two at a time, each after a pause that grows to
+    `LONGEST_PAUSE` seconds; the first answer lets everybody go on."""
+
+    TROUBLE = 8
+    LONGEST_PAUSE = 4.0
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._narrow = asyncio.Semaphore(2)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        async with self._narrow if self._failures >= self.TROUBLE else contextlib.nullcontext():
+            over = self._failures - self.TROUBLE
+            if over >= 0:
+                await asyncio.sleep(min(self.LONGEST_PAUSE, 0.25 * 2 ** min(over, 8)) * random.uniform(0.5, 1.0))
+            try:
+                yield
+            except PASSING:
+                self._failures += 1
+                raise
+            except ApiError:
+                self._failures = 0
+                raise
+            else:
+                self._failures = 0
+
+
 @dataclass(frozen=True)
 class Listing:
     items: list[Raw]
@@ -96,15 +130,19 @@ class Client(Protocol):
 
     async def merge(self, resource: Resource, key: Key, body: Raw) -> Raw: ...
 
+    async def replace(self, resource: Resource, body: Raw) -> Raw: ...
+
     async def delete(self, resource: Resource, key: Key, *, uid: str) -> Raw | None: ...
 
 
 class HttpClient:
-    """The protocol over HTTP."""
+    """The protocol over HTTP. Not `patient`: each request is tried once, and at once, whatever happened to others."""
 
-    def __init__(self, session: aiohttp.ClientSession, server: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, server: str, *, patient: bool = True) -> None:
         self._session = session
         self._server = server
+        self._tries = TRIES if patient else 1
+        self._turn = Calm().turn if patient else contextlib.nullcontext
 
     async def list(self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = "") -> Listing:
         """All pages. Gone (410) means that the list expired between two pages: start again."""
@@ -127,7 +165,8 @@ class HttpClient:
         return await self._request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER})
 
     async def apply_status(self, body: Raw) -> Raw:
-        """Server-side apply of a FineTuneJob's whole status. Conflict: another object has the name now."""
+        """Server-side apply of a FineTuneJob's whole status. Conflict: it is another object by now, or, if the body
+        holds a resourceVersion, no longer the version that was decided on."""
         meta = body["metadata"]
         path = FINETUNEJOBS.path(meta["namespace"], meta["name"], "status")
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
@@ -138,6 +177,11 @@ class HttpClient:
         return await self._request(
             "PATCH", resource.path(*key), body=body, query=query, content="application/merge-patch+json"
         )
+
+    async def replace(self, resource: Resource, body: Raw) -> Raw:
+        """Conflict, if it is no longer what its resourceVersion says."""
+        meta = body["metadata"]
+        return await self._request("PUT", resource.path(meta["namespace"], meta["name"]), body=body)
 
     async def delete(self, resource: Resource, key: Key, *, uid: str) -> Raw | None:
         """In the foreground: the object stays, marked as deleting, until all that it owns is gone.
@@ -162,9 +206,10 @@ class HttpClient:
         url = URL(text, encoded=True)
         data = None if body is None else orjson.dumps(body)
         headers = {"Content-Type": content or "application/json"} if data is not None else {}
-        for remaining in reversed(range(TRIES)):
+        for remaining in reversed(range(self._tries)):
             try:
-                return await self._once(method, url, data, headers)
+                async with self._turn():
+                    return await self._once(method, url, data, headers)
             except PASSING as error:
                 if not remaining:
                     raise

@@ -7,6 +7,7 @@ every request, so a rotated service account token or an exec plugin's new one is
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,10 @@ from . import __version__
 
 Seen = Callable[[str, str, bool, int], None]
 """Told of each answer: method, path, whether it is a watch, HTTP status (0: none came)."""
+
+TCP_SECONDS = 5
+"""A request that the other side's machine has not acknowledged by then is dropped, also by the kernel after a close: no
+write arrives long after its sender gave it up (see leader)."""
 
 TOKEN_LIFETIME = 60.0
 """Seconds for which a token is used before the client library is asked again."""
@@ -59,7 +64,8 @@ class Connection:
             seen(request.method, request.url.path, watch, response.status)
             return response
 
-        connector = aiohttp.TCPConnector(limit=0, ssl=self.ssl_context if self.ssl_context is not None else True)
+        tls = self.ssl_context if self.ssl_context is not None else True
+        connector = aiohttp.TCPConnector(limit=0, ssl=tls, socket_factory=_socket)
         return aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": f"finetune-operator/{__version__}"},
@@ -82,6 +88,17 @@ class Connection:
                 self._token_until = 0.0
                 raise
         return self._token
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """Gives up what is not acknowledged within TCP_SECONDS, and notices a peer that is gone."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_USER_TIMEOUT", TCP_SECONDS * 1000)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 async def connect(kubeconfig: str | None = None) -> Connection:

@@ -1,5 +1,7 @@
 """What should happen to one job now. PURE: the same observation at the same time gives the same decision.
 
+A Job of an attempt that is over is deleted whatever the story says: a creation may arrive late (see leader).
+
 expired? → finished? → invalid? → suspended? → overdue? → failed attempt? → start an attempt? → running
 """
 
@@ -20,5 +22,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
     if decision is None:
         decision = Decision(status=seen.status)
     status = change(decision.status, observed_generation=seen.job.generation)
+    late = tuple(c for c in seen.children if c.attempt < seen.attempt and not (c.deleting or c.finished))
+    decision = decision.but(delete=(*decision.delete, *(c for c in late if c not in decision.delete)))
     waits = [wait for wait in (decision.look_again_in, deadline.wake(seen, status, now)) if wait is not None]
     return decision.but(status=status, look_again_in=min(waits, default=None))

@@ -9,15 +9,19 @@ import argparse
 import asyncio
 import logging
 import os
+import secrets
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from prometheus_client import disable_created_metrics
 
 from . import __version__
 from .connection import NotConfigured, connect
+from .leader import Election
 from .observe import Defaults
 from .service import Options, Service
 from .watch import loop_factory
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "FINETUNE_OPERATOR_"
 EXIT_USAGE = 64
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+MIN_LEASE_SECONDS = 3
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
@@ -50,6 +56,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
                         help="/metrics, /healthz and /readyz; empty: none (default: %(default)s)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=int(default("WORKERS", "16")), metavar="N",
                         help="jobs looked at concurrently (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--leader-elect", action="store_true", default=default("LEADER_ELECT") in ("1", "true"),
+                        help="with several replicas: only the one that holds the Lease acts")  # fmt: skip
+    parser.add_argument("--lease-name", default=default("LEASE_NAME", "finetune-operator"), metavar="NAME",
+                        help="of the Lease (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--lease-namespace", default=default("LEASE_NAMESPACE") or _own_namespace(), metavar="NAME",
+                        help="of the Lease (default: the pod's own)")  # fmt: skip
+    parser.add_argument("--lease-seconds", type=int, default=int(default("LEASE_SECONDS", "15")), metavar="N",
+                        help="after which a silent leader is replaced (default: %(default)s)")  # fmt: skip
     parser.add_argument("--kubeconfig", default=default("KUBECONFIG") or None, metavar="FILE",
                         help="default: the service account in a pod, else $KUBECONFIG or ~/.kube/config")  # fmt: skip
     parser.add_argument("--log-level", default=default("LOG_LEVEL", "info"), choices=("debug", "info", "warning"))
@@ -62,7 +76,34 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
         args.namespace = []
     if args.listen and not args.listen.rpartition(":")[2].isdigit():
         parser.error(f"--listen {args.listen}: write HOST:PORT")
+    if args.leader_elect and not args.lease_namespace:
+        parser.error("say where the Lease is: --lease-namespace NAME")
+    if args.lease_seconds < MIN_LEASE_SECONDS:
+        parser.error(f"--lease-seconds {args.lease_seconds}: at least {MIN_LEASE_SECONDS}")
     return args
+
+
+def election(args: argparse.Namespace) -> Election | None:
+    """None without --leader-elect. An identity of its own for each process, also in a pod that starts again."""
+    if not args.leader_elect:
+        return None
+    seconds = args.lease_seconds
+    return Election(
+        namespace=args.lease_namespace,
+        name=args.lease_name,
+        identity=f"{socket.gethostname()}_{secrets.token_hex(4)}",
+        lease=seconds,
+        renew=seconds * 2 / 3,
+        retry=seconds * 2 / 15,
+    )
+
+
+def _own_namespace() -> str:
+    """The pod's; empty outside of one."""
+    try:
+        return NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return ""
 
 
 def options(args: argparse.Namespace) -> Options:
@@ -72,6 +113,7 @@ def options(args: argparse.Namespace) -> Options:
         defaults=defaults,
         listen=args.listen,
         workers=max(1, args.workers),
+        election=election(args),
     )
 
 

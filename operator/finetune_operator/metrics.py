@@ -5,7 +5,7 @@ At most a dozen series a job, labelled namespace and name; what the operator doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -74,11 +74,14 @@ class State(Collector):
     cache: Cache
     queue: WorkQueue[Key]
     watcher: Watcher | None = None
+    acting: Callable[[], bool] = lambda: True
+    """Whether this replica is the one that acts."""
 
     def collect(self) -> Iterator[Metric]:
         yield from self._jobs()
         yield _gauge(names.QUEUE_DEPTH, "Jobs that wait for a look.", self.queue.depth)
         yield _gauge(names.QUEUE_OLDEST_SECONDS, "How long the first of them waits.", self.queue.oldest_seconds())
+        yield _gauge(names.LEADER, "1 for the replica that acts, 0 for one that stands by.", float(self.acting()))
         info = GaugeMetricFamily(names.OPERATOR_INFO, "Always 1.", labels=("version",))
         info.add_metric((__version__,), 1)
         yield info

@@ -65,6 +65,10 @@ class Poller:
             due = self.clock() + FIRST_LOOK * random.uniform(0.5, 1.5)
             self._targets[key] = _Target(seen.job.uid, seen.attempt, url, due)
 
+    def follow_nobody(self) -> None:
+        self._targets.clear()
+        self.cache.reports.clear()
+
     async def run(self) -> None:
         """Forever."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)

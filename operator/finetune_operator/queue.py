@@ -80,6 +80,13 @@ class WorkQueue(Generic[K]):
         """The last look went well."""
         self._failures.pop(key, None)
 
+    def clear(self) -> None:
+        """Nothing waits any more, now or later; what workers hold stays theirs."""
+        for timer in self._later.values():
+            timer.cancel()
+        for each in (self._ready, self._later, self._failures):
+            each.clear()
+
     @property
     def depth(self) -> int:
         return len(self._ready)

@@ -38,5 +38,6 @@ JOBS = Resource("batch", "v1", "jobs", "Job", names.LABEL_JOB)
 PODS = Resource("", "v1", "pods", "Pod", names.LABEL_JOB)
 SERVICES = Resource("", "v1", "services", "Service")
 EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 WATCHED = (FINETUNEJOBS, JOBS, PODS)

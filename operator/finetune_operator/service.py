@@ -21,6 +21,7 @@ from .client import ApiError, Client, Forbidden, HttpClient, NotFound
 from .connection import Connection
 from .decide import decide
 from .health import OLDEST_KEY, OLDEST_WATCH, serve
+from .leader import Election, Fenced, Leader
 from .metrics import Counters, State
 from .observe import Defaults, Observed, observe
 from .policies.failure import refuse
@@ -50,6 +51,8 @@ class Options:
     listen: str = ""
     """`host:port` of /metrics and the probes; empty: none."""
     workers: int = 16
+    election: Election | None = None
+    """None: this is the only replica."""
 
 
 def utc_now() -> datetime:
@@ -66,21 +69,27 @@ class Service:
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.counters = Counters()
-        self.poller = Poller(self.cache, news=self.queue.add)
+        self.poller = Poller(self.cache, news=self._news)
         self.synced = asyncio.Event()
         self._resyncs: set[asyncio.Task[None]] = set()
+        self.acting = False
+        """This replica is the one that looks after jobs."""
         self._connection = connection
         self._wrap = wrap
         self._missing = {(r, n) for r in WATCHED for n in options.namespaces or (None,)}
         self._watcher = Watcher(
             connection, options.namespaces, fed=self._fed, listed=self._listed, seen=self.counters.request
         )
-        self.counters.registry.register(State(self.cache, self.queue, self._watcher))
+        self.counters.registry.register(State(self.cache, self.queue, self._watcher, lambda: self.acting))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. What is under way then is finished; what is not is decided anew after the next start."""
         async with self._connection.session(self.counters.request) as session, self._health():
             self._client = self._wrap(HttpClient(session, self._connection.server))
+            if self.options.election is not None:
+                hasty = HttpClient(session, self._connection.server, patient=False)
+                self._leader = Leader(hasty, self.options.election)
+                self._client = Fenced(self._client, self._leader)
             self._applier = Applier(self._client, self.cache, utc_now, self._written)
             self._refusals = refusals.Refusals(self._client, self.cache)
             stopped = asyncio.create_task(stop.wait())
@@ -92,8 +101,8 @@ class Service:
 
     async def _work(self, stopped: asyncio.Task[bool]) -> None:
         self._watcher.start()
-        tasks = [asyncio.create_task(self._worker()) for _ in range(self.options.workers)]
-        tasks += [asyncio.create_task(self.poller.run()), asyncio.create_task(self._resync_for_ever())]
+        acting = self._act() if self.options.election is None else self._leader.run(self._act)
+        tasks = [asyncio.create_task(each) for each in (acting, self.poller.run(), self._resync_for_ever())]
         try:
             done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -124,6 +133,11 @@ class Service:
 
     def _fed(self, resource: Resource, kind: str | None, raw: Raw) -> None:
         if key := self.cache.feed(resource, kind, raw):
+            self._news(key)
+
+    def _news(self, key: Key) -> None:
+        """A replica that stands by keeps its cache, and no queue."""
+        if self.acting:
             self.queue.add(key)
 
     def _listed(self, resource: Resource, namespace: str | None) -> None:
@@ -148,7 +162,7 @@ class Service:
         listing = await self._client.list(resource, namespace)
         store = self.cache.store(resource)
         for key in store.replace(listing.items, namespace=namespace, version=int(listing.version)):
-            self.queue.add(key)
+            self._news(key)
         self._missing.discard((resource, namespace))
         if not self._missing and not self.synced.is_set():
             logger.info("in sync: %d jobs, %d attempts, %d pods", *(len(store) for store in self.cache.stores))
@@ -163,8 +177,24 @@ class Service:
 
     # what is done about it
 
-    async def _worker(self) -> None:
+    async def _act(self) -> None:
+        """Until cancelled. A new leader decides on nothing older than its term: it lists everything first."""
         await self.synced.wait()
+        self.acting = True
+        try:
+            if self.options.election is not None:
+                for namespace in self.options.namespaces or (None,):
+                    for resource in WATCHED:
+                        await self._resync_patiently(resource, namespace)
+            for job in self.cache.jobs:
+                self.queue.add(job.owner)
+            await asyncio.gather(*(self._worker() for _ in range(self.options.workers)))
+        finally:
+            self.acting = False
+            self.queue.clear()
+            self.poller.follow_nobody()
+
+    async def _worker(self) -> None:
         while True:
             key = await self.queue.get()
             start = time.perf_counter()

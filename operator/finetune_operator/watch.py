@@ -37,9 +37,18 @@ LONGEST_PAUSE = 30.0
 SETTLED = 60.0
 """Watches that lasted so many seconds were good: the next pause is a short one again."""
 
+GRACE = 3.0
+"""Seconds that kopf gets to end by itself after an answer that it does not survive."""
+
+OUT_OF_TOUCH = SERVER_TIMEOUT + 60.0
+"""Seconds without any request of kopf's: a living watch is renewed before, a failing one tried again."""
+
 Fed = Callable[[Resource, str | None, Raw], None]
 Listed = Callable[[Resource, str | None], None]
 Seen = Callable[[str, str, bool, int], None]
+FATAL = frozenset((400, 404, 405, 410, 422))
+"""Answers after which kopf ends. It repeats after 403, 429 and 5xx, and logs in again after 401."""
+
 Place = tuple[str, str | None]
 """Plural and namespace of one watch."""
 
@@ -70,6 +79,10 @@ class Watcher:
     _inbox: deque[tuple[Resource, str | None, Raw]] = field(default_factory=deque)
     _listing: set[Place] = field(default_factory=set)
     _thread: threading.Thread | None = None
+    _contact: float = 0.0
+    """When kopf last had an answer, or none, to a request."""
+    _fatal: float | None = None
+    """When it had one that ends it."""
 
     def start(self) -> None:
         self._home = asyncio.get_running_loop()
@@ -93,17 +106,7 @@ class Watcher:
         pauses = iter(Backoff())
         while True:
             started = time.monotonic()
-            try:
-                await kopf.operator(
-                    registry=self._registry(),
-                    settings=_settings(),
-                    clusterwide=not self.namespaces,
-                    namespaces=self.namespaces,
-                    stop_flag=self._stop,
-                )
-                problem = "no error"
-            except (Exception, asyncio.CancelledError) as error:
-                problem = f"{type(error).__name__}: {error}"
+            problem = await self._until_it_ends()
             if self._stop.is_set():
                 return
             if time.monotonic() - started > SETTLED:
@@ -111,6 +114,34 @@ class Watcher:
             pause = next(pauses)
             logger.warning("the watches ended (%s); they start again in %.0f s", problem, pause)
             await asyncio.to_thread(self._stop.wait, pause)
+
+    async def _until_it_ends(self) -> str:
+        """One life of kopf, and why it ended.
+
+        kopf does not always come to its end: on its way out it can wait for ever for a login that nobody serves any
+        more, having swallowed the cancellation. So it is cancelled again and again when it should have ended."""
+        self._contact, self._fatal = time.monotonic(), None
+        life = asyncio.ensure_future(
+            kopf.operator(
+                registry=self._registry(),
+                settings=_settings(),
+                clusterwide=not self.namespaces,
+                namespaces=self.namespaces,
+                stop_flag=self._stop,
+            )
+        )
+        while not life.done():
+            await asyncio.wait({life}, timeout=1.0)
+            if self._stuck(time.monotonic()):
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()
+        if life.cancelled():
+            return "it had come to a halt"
+        return repr(life.exception() or "no error")
+
+    def _stuck(self, now: float) -> bool:
+        overdue = self._fatal is not None and now - self._fatal > GRACE
+        return overdue or now - self._contact > OUT_OF_TOUCH
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -149,6 +180,9 @@ class Watcher:
     def _observe(self, method: str, path: str, watch: bool, status: int) -> None:
         """Each answer to kopf's requests: a list, then a watch from there on."""
         self.seen(method, path, watch, status)
+        self._contact = time.monotonic()
+        if status in FATAL and self._fatal is None:
+            self._fatal = self._contact
         place = self._place(path)
         if place is None or status >= 300 or not status:
             return

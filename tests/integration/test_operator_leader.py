@@ -1,0 +1,274 @@
+"""Two replicas and one Lease: one acts, the other takes over, and no job is ever run twice."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from finetune_api import names
+from finetune_operator.connection import connect
+from finetune_operator.leader import Election
+from finetune_operator.resources import JOBS, LEASES
+from tests.cluster.rig import Rig
+from tests.cluster.rig.state import free_ports
+from tests.integration.fault_proxy import FaultProxy, hold, only
+from tests.operator_harness import ROOT, Hands, Loop, Operator, manifest, wait_for
+from tests.operator_stories import BROKEN, finish
+
+SYSTEM = "finetune-system"
+
+
+def election(namespace: str, who: str, **times: float) -> Election:
+    return Election(namespace=namespace, identity=who, **{"lease": 3, "renew": 2.0, "retry": 0.4, **times})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def networks(control_plane: Rig) -> Iterator[tuple[FaultProxy, FaultProxy]]:
+    with FaultProxy.before(control_plane) as one, FaultProxy.before(control_plane) as other:
+        yield one, other
+
+
+@pytest.fixture(scope="module")
+def accesses(control_plane: Rig, operator_kubeconfig: Path, networks: tuple[FaultProxy, ...]) -> list[Path]:
+    return [
+        control_plane.service_account_kubeconfig(SYSTEM, "finetune-operator", server=each.address) for each in networks
+    ]
+
+
+Pair = Callable[..., tuple[Operator, Operator]]
+
+
+@pytest.fixture
+def pair(
+    control_plane: Rig, hands: Hands, networks: tuple[FaultProxy, FaultProxy], accesses: list[Path]
+) -> Iterator[Pair]:
+    """Two replicas, each behind a network of its own; their Lease is in the test's namespace."""
+    allow_leases(control_plane, hands.namespace)
+    started: list[Operator] = []
+
+    def start(listen: tuple[str, str] = ("", ""), **times: float) -> tuple[Operator, Operator]:
+        for who, access, address in zip("ab", accesses, listen, strict=True):
+            chosen = election(hands.namespace, who, **times)
+            started.append(Operator(access, hands.namespace, election=chosen, listen=address))
+        wait_for(lambda: any(each.acting for each in started), what="a leader")
+        return started[0], started[1]
+
+    yield start
+    for network in networks:
+        network.heal()
+        network.mend()
+    for operator in started:
+        operator.stop()
+
+
+def allow_leases(rig: Rig, namespace: str) -> None:
+    rig.kubectl("apply", "--server-side", "-n", namespace, "-f", ROOT / "operator" / "rbac-leader.yaml")
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "finetune-operator-leader"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "finetune-operator-leader"},
+        "subjects": [{"kind": "ServiceAccount", "name": "finetune-operator", "namespace": SYSTEM}],
+    }
+    rig.apply(binding, namespace=namespace)
+
+
+class Witness:
+    """What the API server's own watch says: the Jobs that were active at one time."""
+
+    def __init__(self, hands: Hands) -> None:
+        self.crowds: list[set[str]] = []
+        self._hands, self._active = hands, dict[str, set[str]]()
+        self._over = threading.Event()
+        listing = hands._loop.call(hands._client.list(JOBS, hands.namespace))
+        self._version = listing.version
+        self._loop = Loop()
+        self._done = self._loop.submit(self._watch())
+
+    async def _watch(self) -> None:
+        connection = await connect(str(self._hands.rig.kubeconfig))
+        url = f"{connection.server}{JOBS.path(self._hands.namespace)}?watch=true&resourceVersion={self._version}"
+        async with connection.session(lambda *_: None) as session:
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=1)
+            while not self._over.is_set():
+                try:
+                    async with session.get(url, timeout=timeout) as answer:
+                        async for line in answer.content:
+                            self._see(orjson.loads(line))
+                except TimeoutError:
+                    url = f"{url.rpartition('=')[0]}={self._version}"
+
+    def _see(self, event: dict[str, Any]) -> None:
+        raw = event["object"]
+        meta = raw["metadata"]
+        self._version = meta["resourceVersion"]
+        ended = any(
+            c["type"] in ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet") and c["status"] == "True"
+            for c in raw.get("status", {}).get("conditions", [])
+        )
+        active = event["type"] != "DELETED" and "deletionTimestamp" not in meta and not ended
+        jobs = self._active.setdefault(meta["labels"][names.LABEL_JOB], set())
+        (jobs.add if active else jobs.discard)(meta["name"])
+        if len(jobs) > 1:
+            self.crowds.append(set(jobs))
+
+    def end(self) -> list[set[str]]:
+        self._over.set()
+        self._done.result(15)
+        self._loop.close()
+        return self.crowds
+
+
+def test_one_acts_and_hands_over_when_it_is_stopped(pair: Pair, hands: Hands) -> None:
+    ports = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    first, second = pair((ports[0], ports[1]))
+    assert (first.acting, second.acting) == (True, False)
+    told = [text(f"http://{port}/metrics") for port in ports]
+    assert f"{names.LEADER} 1.0" in told[0].splitlines()
+    assert f"{names.LEADER} 0.0" in told[1].splitlines()
+    assert [text(f"http://{port}/{probe}") for port in ports for probe in ("healthz", "readyz")] == ["ok"] * 4
+    hands.create(manifest("j"))
+    hands.await_gang("j", 1)
+    assert not second.writes
+
+    stopped = time.monotonic()
+    first.stop()
+    wait_for(lambda: second.acting, what="the other leads")
+    assert time.monotonic() - stopped < 3  # the Lease was given back, not waited for
+    finish(hands, "j", 1)
+    lease = hands.get("finetune-operator", LEASES)
+    assert lease is not None
+    assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("b", 2)
+
+
+def test_a_leader_without_network_is_replaced_within_20_seconds(
+    pair: Pair, hands: Hands, networks: tuple[FaultProxy, FaultProxy]
+) -> None:
+    first, second = pair(lease=15, renew=10.0, retry=2.0)
+    hands.create(manifest("j"))
+    _, pod = hands.run("j", 1)
+    cut = time.monotonic()
+    networks[0].cut()
+    hands.end(pod, code=70, words=BROKEN)
+    wait_for(lambda: not first.acting, what="the first steps down", seconds=12)
+    assert not second.acting
+    wait_for(lambda: second.acting and hands.gang("j", 2), what="attempt 2", seconds=20)
+    assert time.monotonic() - cut < 20
+    networks[0].mend()
+    finish(hands, "j", 2)
+
+
+def test_whenever_the_network_is_cut_no_job_runs_twice(
+    pair: Pair, hands: Hands, networks: tuple[FaultProxy, FaultProxy]
+) -> None:
+    """Both live on, and the leader's network goes at random moments, while gangs fail, stop and start."""
+    replicas = pair()
+    dice = random.Random(20260401)
+    witness = Witness(hands)
+    jobs = ["x", "y", "z"]
+    for job in jobs:
+        hands.create(manifest(job, nodes=1, retry={"maxRestarts": 20}))
+    over = threading.Event()
+    trouble = threading.Thread(target=make_trouble, args=(hands, jobs, over))
+    trouble.start()
+    changes = 0
+    try:
+        end = time.monotonic() + 25
+        while time.monotonic() < end:
+            time.sleep(dice.uniform(0.2, 2.5))
+            leader = next((n for n, each in enumerate(replicas) if each.acting), None)
+            if leader is None:
+                continue
+            networks[leader].cut()
+            other = replicas[1 - leader]
+            wait_for(lambda other=other: other.acting, what="the other takes over", seconds=10)
+            changes += 1
+            networks[leader].mend()
+    finally:
+        over.set()
+        trouble.join()
+        for network in networks:
+            network.mend()
+    assert witness.end() == []
+    assert changes >= 4
+    assert not any(each.stopped for each in replicas)
+    attempts = {job: hands.status(job)["attempt"] for job in jobs}
+    assert sum(attempts.values()) > 2 * len(jobs), attempts
+    for job in jobs:
+        hands.set_spec(job, suspend=False)
+        wait_for(lambda job=job: hands.status(job)["attempt"] and hands.jobs(), what="it goes on")
+
+
+def make_trouble(hands: Hands, jobs: list[str], over: threading.Event) -> None:
+    """What a kubelet and a user do, without waiting for anybody."""
+    for turn in itertools.count():
+        for job in jobs:
+            if over.wait(0.15):
+                return
+            if turn % 4 == 3:
+                hands.set_spec(job, suspend=not (hands.get(job) or {})["spec"].get("suspend", False))
+                continue
+            for pod in hands.gang(job, hands.status(job).get("attempt", 0)):
+                if pod["status"]["phase"] == "Running":
+                    hands.end(pod, code=70, words=BROKEN)
+                elif pod["status"]["phase"] == "Pending":
+                    hands.set_pod(pod, {"phase": "Running", "podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]})
+
+
+def test_a_creation_that_arrives_late_is_the_successors_own(
+    pair: Pair, hands: Hands, networks: tuple[FaultProxy, FaultProxy]
+) -> None:
+    """The old leader's request lies in the network until the new one has made the same Job."""
+    first, second = pair()
+    released = threading.Event()
+    networks[0].inject(hold(released), when=only("create jobs"), times=1)
+    hands.create(manifest("j"))
+    wait_for(lambda: any(str(call) == "create jobs" for call in networks[0].calls), what="it is sent")
+    networks[0].cut()
+    witness = Witness(hands)
+    wait_for(lambda: second.acting, what="the other leads")
+    hands.await_gang("j", 1)
+    uid = (hands.get("j-1", JOBS) or {})["metadata"]["uid"]
+    released.set()
+    time.sleep(0.5)
+    networks[0].mend()
+    assert not first.acting
+    assert (hands.get("j-1", JOBS) or {})["metadata"]["uid"] == uid
+    finish(hands, "j", 1)
+    assert witness.end() == []
+
+
+def test_a_creation_later_than_a_whole_attempt_is_undone_at_sight(
+    pair: Pair, hands: Hands, networks: tuple[FaultProxy, FaultProxy]
+) -> None:
+    _, second = pair()
+    released = threading.Event()
+    networks[0].inject(hold(released), when=only("create jobs"), times=1)
+    hands.create(manifest("j"))
+    wait_for(lambda: any(str(call) == "create jobs" for call in networks[0].calls), what="it is sent")
+    networks[0].cut()
+    wait_for(lambda: second.acting, what="the other leads")
+    _, pod = hands.run("j", 1)
+    hands.end(pod, code=70, words=BROKEN)
+    hands.await_gang("j", 2)
+    wait_for(lambda: hands.jobs() == ["j-2"], what="attempt 1 is gone")
+    released.set()
+    wait_for(lambda: second.writes["delete jobs"] == 2, what="the late Job is deleted too")
+    wait_for(lambda: hands.jobs() == ["j-2"], what="it is gone")
+    networks[0].mend()
+    finish(hands, "j", 2)
+
+
+def text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,71 @@
+"""What happens to jobs, as a user and a kubelet make it happen, and what an operator leaves in the end.
+
+A story takes `Hands` and a job's name, and returns when the job's status says that it is over. Whatever befalls the
+operator meanwhile (crashes, faults of the network, a change of leader), `left` must be the same as without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.failures import LastWords, Reason
+from finetune_api.status import Artifact, FailureClass
+from finetune_operator.resources import PODS
+from tests.operator_harness import Hands, manifest, wait_for
+
+DONE = LastWords(
+    time="2026-01-01T00:00:00Z",
+    step=3,
+    artifact=Artifact(uri="s3://corp/out", digest="sha256:0", size_bytes=5, kind="adapter"),
+)
+BROKEN = LastWords(
+    failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70, rank=1,
+    time="2026-01-01T00:00:00.5Z",
+)  # fmt: skip
+
+
+def finish(hands: Hands, job: str, attempt: int) -> None:
+    first, second = hands.run(job, attempt)
+    hands.end(second)
+    hands.end(first, words=DONE)
+    wait_for(lambda: hands.phase(job) == "Succeeded", what="success")
+
+
+def create(hands: Hands, job: str) -> None:
+    hands.create(manifest(job))
+    finish(hands, job, 1)
+
+
+def restart(hands: Hands, job: str) -> None:
+    hands.create(manifest(job))
+    _, second = hands.run(job, 1)
+    hands.end(second, code=70, words=BROKEN)
+    finish(hands, job, 2)
+
+
+def give_up(hands: Hands, job: str) -> None:
+    hands.create(manifest(job, retry={"maxRestarts": 0}))
+    _, second = hands.run(job, 1)
+    hands.end(second, code=70, words=BROKEN)
+    wait_for(lambda: hands.phase(job) == "Failed", what="failure")
+
+
+def suspend_and_resume(hands: Hands, job: str) -> None:
+    hands.create(manifest(job))
+    hands.run(job, 1)
+    hands.set_spec(job, suspend=True)
+    wait_for(lambda: hands.phase(job) == "Suspended" and not hands.list(PODS), what="suspended")
+    hands.set_spec(job, suspend=False)
+    finish(hands, job, 2)
+
+
+def left(hands: Hands, job: str) -> dict[str, Any]:
+    """What there is in the end, less times."""
+    wait_for(lambda: len(hands.jobs()) <= 1, what="old Jobs are gone")
+    status = hands.status(job)
+    for each in status["conditions"]:
+        del each["lastTransitionTime"]
+    for field in ("startTime", "completionTime"):
+        status.pop(field, None)
+    status.get("lastFailure", {}).pop("time", None)
+    return {"status": status, "jobs": hands.jobs(), "services": hands.services()}
