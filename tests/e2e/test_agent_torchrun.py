@@ -68,7 +68,7 @@ def gang(
     folder: Path, behaviours: dict[int, str], *, nodes: int = 1, ranks: int = 2, grace: int = 20
 ) -> Iterator[list[Node]]:
     """Agents of one attempt; none of them outlives the block."""
-    plan = _plan(nodes=nodes, ranks=ranks, grace=grace)
+    plan = _plan(folder, nodes=nodes, ranks=ranks, grace=grace)
     folder.mkdir(parents=True, exist_ok=True)
     plan_file = folder / "plan.json"
     plan_file.write_text(json.dumps(plan.to_json()))
@@ -84,11 +84,11 @@ def gang(
                 node.process.wait(30)
 
 
-def _plan(*, nodes: int, ranks: int, grace: int) -> RunPlan:
+def _plan(folder: Path, *, nodes: int, ranks: int, grace: int) -> RunPlan:
     spec = FineTuneJobSpec(
         model=ModelSource(uri="file:///m"),
         data=Data(train=(TrainSource(uri="file:///d"),)),
-        output=Output(uri="file:///o"),
+        output=Output(uri=(folder / "out").as_uri()),
     )
     return RunPlan(
         job=JobIdentity(namespace="default", name="gang", uid="u"),
@@ -149,6 +149,9 @@ def test_a_rank_that_fails_is_named(tmp_path: Path, behaviour: str, reason: Reas
     words = node.words()
     assert (words.reason, words.rank, words.exit_code) == (reason, 1, code)
     assert message in words.message
+    kept = (tmp_path / "out" / ".finetune" / "u" / "attempts" / "1" / "node-0.log").read_text()
+    assert "==> rank 1, output <==\nrank 1 speaks" in kept
+    assert f"{reason}: {words.message[:40]}" in kept, "the agent's own words are in it"
 
 
 def test_two_nodes_meet_and_the_victim_waits_for_the_culprit_to_speak(tmp_path: Path) -> None:
@@ -241,7 +244,7 @@ limits = Limits(grace_seconds=60, stall_seconds=2)
 words = run_to_end(process, run_dir=RunDir(folder), stop=Stop(), limits=limits, log=print)
 (folder / "words").write_text(words.encode())
 """
-    (tmp_path / "plan.json").write_text(json.dumps(_plan(nodes=1, ranks=2, grace=60).to_json()))
+    (tmp_path / "plan.json").write_text(json.dumps(_plan(tmp_path, nodes=1, ranks=2, grace=60).to_json()))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONFAULTHANDLER": "1"}
     environment |= {"BEHAVIOUR_0": "never_stop", "BEHAVIOUR_1": "never_stop", "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=90)
@@ -253,7 +256,7 @@ words = run_to_end(process, run_dir=RunDir(folder), stop=Stop(), limits=limits, 
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps(_plan(nodes=1, ranks=1, grace=60).to_json()))
+    (tmp_path / "plan.json").write_text(json.dumps(_plan(tmp_path, nodes=1, ranks=1, grace=60).to_json()))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "finetune_trainer.cli.main", "agent", "--plan", str(tmp_path / "plan.json")]
         command += ["--run-dir", str(tmp_path), "--listen", f"127.0.0.1:{taken.getsockname()[1]}"]

@@ -89,13 +89,13 @@ def test_the_first_signal_asks_and_an_interrupt_after_it_ends_at_once() -> None:
 
 @pytest.mark.parametrize(("grace", "left"), [(120, 110), (30, 27), (5, 4)])
 def test_ranks_get_the_grace_period_minus_a_margin(grace: int, left: int) -> None:
-    assert Limits(grace_seconds=grace).checkpoint_seconds == left
+    assert Limits(grace_seconds=grace, stall_seconds=600).checkpoint_seconds == left
 
 
 def test_a_stop_before_any_rank_runs_ends_at_once(tmp_path: Path) -> None:
     stop = Stop()
     stop.receive(signal.SIGTERM)
-    words = _overdue(RunDir(tmp_path), stop, Limits(grace_seconds=100))
+    words = _overdue(RunDir(tmp_path), stop, Limits(grace_seconds=100, stall_seconds=600))
     assert words is not None
     assert words.reason is Reason.Interrupted
 
@@ -103,11 +103,11 @@ def test_a_stop_before_any_rank_runs_ends_at_once(tmp_path: Path) -> None:
 def test_ranks_that_run_get_their_time(tmp_path: Path) -> None:
     run_dir, stop = RunDir(tmp_path), Stop()
     run_dir.beat(0, "training", 3)
-    assert _overdue(run_dir, stop, Limits(grace_seconds=100)) is None
+    assert _overdue(run_dir, stop, Limits(grace_seconds=100, stall_seconds=600)) is None
     stop.receive(signal.SIGTERM)
-    assert _overdue(run_dir, stop, Limits(grace_seconds=100)) is None
+    assert _overdue(run_dir, stop, Limits(grace_seconds=100, stall_seconds=600)) is None
     stop.since = time.monotonic() - 95
-    assert _overdue(run_dir, stop, Limits(grace_seconds=100)) is not None
+    assert _overdue(run_dir, stop, Limits(grace_seconds=100, stall_seconds=600)) is not None
 
 
 def beat(phase: str, at: float, step: int = 7) -> Heartbeat:

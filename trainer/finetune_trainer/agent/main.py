@@ -22,6 +22,7 @@ from finetune_api import durations, names
 from finetune_api.failures import LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_trainer.agent import children, waiting
+from finetune_trainer.agent.keep import keep
 from finetune_trainer.agent.launch import STARTUP_SECONDS
 from finetune_trainer.agent.launched import FILE as LAUNCH_FILE
 from finetune_trainer.agent.launched import Launch
@@ -64,9 +65,10 @@ def run_agent(options: AgentOptions) -> int:
     agent = Agent(options=options, plan=plan, stop=stop)
     with ExitStack() as stack:
         words = _whatever_happens(agent, stack)
+        agent.log(_farewell(words))
+        agent.keep(words)
         status = _speak(words, options)
         agent.phase = "done" if status == 0 else "failed"
-        agent.log(_farewell(words))
         if words.reason is Reason.PeerLost and not stop.requested:
             agent.pause(CULPRIT_SECONDS)
     return status
@@ -91,6 +93,7 @@ class Agent:
     plan: RunPlan
     stop: Stop
     phase: str = "preflight"
+    said: list[str] = field(default_factory=list)
 
     @property
     def run_dir(self) -> RunDir:
@@ -204,6 +207,8 @@ class Agent:
         self.run_dir.clear()
         for name in (PREFLIGHT_FILE, LAUNCH_FILE, LAST_WORDS_FILE):
             (self.run_dir.path / name).unlink(missing_ok=True)
+        for log in (self.run_dir.path / "logs").glob("*"):
+            log.unlink()
 
     def _stopped(self, when: str) -> LastWords:
         words = say(Reason.Interrupted, f"stopped by {self.stop.reason} {when}", time=now())
@@ -215,7 +220,14 @@ class Agent:
             time.sleep(POLL_SECONDS)
 
     def log(self, line: str) -> None:
+        self.said.append(f"{now()} {line}")
         print(f"{self.plan.job.name}: {line}", file=sys.stderr, flush=True)
+
+    def keep(self, words: LastWords) -> None:
+        """The log's end, for when the pod is gone."""
+        folder, environ = self.options.run_dir, self.options.environ
+        if line := keep(self.plan, words, run_dir=folder, said=self.said, environ=environ):
+            self.log(line)
 
 
 def _speak(words: LastWords, options: AgentOptions) -> int:

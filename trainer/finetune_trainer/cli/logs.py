@@ -1,4 +1,5 @@
-"""`finetune logs NAME`: files of a local run, or `kubectl logs` by the operator's labels."""
+"""`finetune logs NAME`: files of a local run, `kubectl logs` by the operator's labels, or what was kept of an attempt
+whose pods are gone."""
 
 from __future__ import annotations
 
@@ -10,20 +11,27 @@ from pathlib import Path
 
 from finetune_api import names
 from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_trainer.agent.local import Home
 from finetune_trainer.cli.jobs import Where, find
+from finetune_trainer.store.attempts import kept
+from finetune_trainer.store.folder import open_folder
 
 
 def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None, follow: bool) -> int:
     job, local = find(name, where)
     attempt = attempt or job.status.attempt or 1
     if not local:
+        if not _pods(name, where, node=node, attempt=attempt) and _show_kept(job, node=node, attempt=attempt):
+            return ExitCode.OK
         return subprocess.run(
             kubectl_logs(name, where, node=node, attempt=attempt, follow=follow), check=False
         ).returncode
     home = Home(where.home)
     log = home.log(name, node=node or 0, attempt=attempt)
+    if not log.exists() and _show_kept(job, node=node, attempt=attempt):
+        return ExitCode.OK
     if not log.exists():
         message = f"no log of node {node or 0}, attempt {attempt} of {name}"
         raise FinetuneError(Reason.InvalidSpec, message, f"See what there is: ls {home.run(name)}/*")
@@ -36,13 +44,33 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
     return ExitCode.OK
 
 
-def kubectl_logs(name: str, where: Where, *, node: int | None, attempt: int, follow: bool) -> list[str]:
-    """All pods of the attempt, or the one of a node."""
+def _show_kept(job: FineTuneJob, *, node: int | None, attempt: int) -> bool:
+    """What the attempt's agents kept in the output folder, read with this machine's credentials; False: nothing."""
+    folder = open_folder(job.spec.output.uri, prefix=names.PREFIX_OUTPUT)
+    found = kept(folder, uid=job.metadata.uid, attempt=attempt, node=node)
+    for file, text in found.items():
+        print(f"==> {folder.uri}: {file} <==\n{text}")
+    return bool(found)
+
+
+def _pods(name: str, where: Where, *, node: int | None, attempt: int) -> bool:
+    """Whether any pod of the attempt is left."""
+    command = where.kubectl("get", "pods", "--selector", selector(name, node=node, attempt=attempt), "--output", "name")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode != 0 or bool(done.stdout.strip())
+
+
+def selector(name: str, *, node: int | None, attempt: int) -> str:
+    """Of all pods of the attempt, or the one of a node."""
     labels = {names.LABEL_JOB: name, names.LABEL_ATTEMPT: str(attempt)}
     if node is not None:
         labels[names.LABEL_COMPLETION_INDEX] = str(node)
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    command = where.kubectl("logs", "--selector", selector, "--container", names.CONTAINER, "--tail=-1", "--prefix")
+    return ",".join(f"{key}={value}" for key, value in labels.items())
+
+
+def kubectl_logs(name: str, where: Where, *, node: int | None, attempt: int, follow: bool) -> list[str]:
+    pods = selector(name, node=node, attempt=attempt)
+    command = where.kubectl("logs", "--selector", pods, "--container", names.CONTAINER, "--tail=-1", "--prefix")
     return [*command, "--max-log-requests=64", *(["--follow"] if follow else [])]
 
 
