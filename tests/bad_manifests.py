@@ -185,6 +185,10 @@ BAD = (
         "rate is only for characterNoise and backoff"),
     Bad("augmentation of plain text", {"spec.data.format": "text", "spec.data.augmentation": [{"type": "casing", "probability": 0.1}]},
         "spec.data", "rows of format text are all answer"),
+    Bad("augmentation for a probe", {"spec.method": {"type": "probe"},
+        "spec.data.augmentation": [{"type": "casing", "probability": 0.1}]}, "spec", "method probe is fitted once to each row as it is"),
+    Bad("weights for a probe", {"spec.method": {"type": "probe"}, "spec.data.train.0.weight": 2}, "spec",
+        "method probe is fitted once to each row as it is"),
     Bad("sequences of one", {"spec.data.sequenceLength": 1}, "spec.data.sequenceLength", "at least 8", "greater than or equal to 8"),
     Bad("a checkpoint never", {"spec.checkpoint": {"every": "never"}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
     Bad("a checkpoint at step zero", {"spec.checkpoint": {"every": 0}}, "spec.checkpoint", "checkpoint.every must be a duration such as 10m"),
@@ -234,6 +238,7 @@ BAD = (
 
 GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the short form", {}, None),
+    ("a probe on sources of weight one", {"spec.method": {"type": "probe"}, "spec.data.train.0.weight": 1}, None),
     (
         "data of several files, weighted and augmented",
         {

@@ -60,7 +60,21 @@ MODEL_RULES = (
     ),
 )
 
+
+def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
+    data = new["data"]
+    plain = not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data["train"])
+    return plain or new.get("method", {}).get("type") != "probe"
+
+
 SPEC_RULES = (
+    Rule(
+        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
+        "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
+        "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
+        message="method probe is fitted once to each row as it is: remove data.augmentation and the weights of sources",
+        holds=lambda new, _: _probe_takes_rows_as_they_are(new),
+    ),
     Rule(
         cel="!has(self.processesPerNode) || (type(self.processesPerNode) == int ? "
         "self.processesPerNode >= 1 && self.processesPerNode <= 64 : self.processesPerNode == 'auto')",
