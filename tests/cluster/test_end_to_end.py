@@ -145,6 +145,7 @@ def _corpus(load_datasets: Callable[..., Any], data: Json, rows: Path) -> Any:
             {
                 "train": [{"uri": rows.as_uri()}],
                 "test": {"uri": rows.as_uri()},
+                "allowDuplicates": True,
                 "classification": data["classification"],
             }
         )
