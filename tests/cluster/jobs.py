@@ -103,5 +103,23 @@ class Place:
         return target
 
 
+def rank_of(place: Place, pod: str) -> int:
+    """The pid, on this machine, of the training process of a pod."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        of_the_pod = f"FINETUNE_POD_NAME={pod}".encode() in environment
+        if (
+            of_the_pod
+            and b"finetune_trainer.train.main" in command
+            and any(v.startswith(b"RANK=") for v in environment)
+        ):
+            return int(folder.name)
+    raise AssertionError(f"no rank of {pod} runs:\n{place.story(pod.rsplit('-', 2)[0])}")
+
+
 def example() -> Json:
     return yaml.safe_load((CHECKOUT / "examples" / "sentiment-lora.yaml").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import Json, Place, example
+from tests.cluster.jobs import Json, Place, example, rank_of
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Rig
 from tests.tiny import tiny_corpus, tiny_model
@@ -105,24 +105,6 @@ def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
     for name, tensor in expected.items():
         difference = (found[name] - tensor).abs().max().item()  # type: ignore[operator]
         assert difference <= 1e-6, f"{name}: {difference}"
-
-
-def rank_of(place: Place, pod: str) -> int:
-    """The pid, on this machine, of the training process of a pod."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        of_the_pod = f"FINETUNE_POD_NAME={pod}".encode() in environment
-        if (
-            of_the_pod
-            and b"finetune_trainer.train.main" in command
-            and any(v.startswith(b"RANK=") for v in environment)
-        ):
-            return int(folder.name)
-    raise AssertionError(f"no rank of {pod} runs:\n{place.story(pod.rsplit('-', 2)[0])}")
 
 
 def node(pod: Json) -> str:

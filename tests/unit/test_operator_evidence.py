@@ -62,6 +62,21 @@ def test_the_first_with_a_cause_of_its_own_is_to_blame() -> None:
     assert (verdict.failure.rank, verdict.failure.reason, verdict.wait) == (2, "LossNonFinite", 0)
 
 
+def test_in_a_gang_of_four_the_first_to_die_is_named_though_it_is_the_last_to_be_heard() -> None:
+    """Rank 2 dies, the others lose their connections, and their pods end before its pod does."""
+    victims = [failed_pod(0, Reason.PeerLost, at=0.2), failed_pod(1, Reason.PeerLost, at=0.1),
+               failed_pod(3, Reason.Interrupted, at=0.3)]  # fmt: skip
+    early = blame([*victims, pod(2, "Running")], child(nodes=4), now=later(2))
+    assert early is not None
+    assert early.wait > 0, "nobody is blamed while rank 2 can still speak"
+    killed = pod(
+        2, "Failed", node="n2", ended=ended(69, at=4, words=words(Reason.PodFailed, rank=2, message="SIGKILL"))
+    )
+    verdict = blame([*victims, killed], child(nodes=4), now=later(4))
+    assert verdict is not None
+    assert (verdict.failure.rank, verdict.failure.node, verdict.wait) == (2, "n2", 0)
+
+
 def test_an_echo_waits_for_the_culprit_but_not_for_ever() -> None:
     gang = [failed_pod(0, Reason.PeerLost, at=0), pod(1, "Running")]
     verdict = blame(gang, child(), now=later(1))
