@@ -29,6 +29,8 @@ class Again:
 
     restarts: Restarts
     micro_batch_tokens: int | None
+    skips: bool = False
+    """Without the batch at which the last attempt failed, if people asked for that."""
     change: str = ""
     """What it does differently, for people."""
 
@@ -65,6 +67,7 @@ def next_attempt(
         return Again(
             restarts=_plus(restarts, "non_finite"),
             micro_batch_tokens=micro_batch_tokens,
+            skips=True,
             change="once more from the last checkpoint",
         )
     known = plan.micro_batch_tokens if plan else None

@@ -29,6 +29,9 @@ class RunPlan(ApiModel):
     micro_batch_tokens: int | None = Field(
         None, ge=8, description="Instead of the manifest's, after memory ran out. The batch stays what it is."
     )
+    skipped_step: int | None = Field(
+        None, ge=0, description="Optimizer steps before the one that learns nothing, for its batch was not finite."
+    )
     spec: FineTuneJobSpec
 
     @property

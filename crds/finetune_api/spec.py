@@ -242,6 +242,10 @@ class Training(ApiModel):
         None, ge=1, le=100000000, description="Steps between evaluations. Default: a tenth of the run."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation stops improving.")
+    skip_bad_batch: bool = Field(
+        False,
+        description="After a loss that is not finite, try again without the batch of that step; else with it. Once.",
+    )
 
 
 class Resources(ApiModel):

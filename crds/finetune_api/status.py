@@ -155,6 +155,7 @@ class LastFailure(ApiModel):
     rank: int | None = Field(None, description="Global rank of the culprit.")
     node: str | None = Field(None, max_length=253)
     exit_code: int | None = None
+    step: int | None = Field(None, description="Optimizer steps done before.")
     time: str | None = Field(None, json_schema_extra={"format": "date-time"})
 
 
@@ -186,6 +187,9 @@ class FineTuneJobStatus(ApiModel):
     nodes: int | None = Field(None, description="Pods of the present attempt.")
     micro_batch_tokens: int | None = Field(
         None, description="Of attempts after memory ran out, instead of what manifest or trainer choose."
+    )
+    skipped_step: int | None = Field(
+        None, description="With training.skipBadBatch: optimizer steps before the one whose batch is left out."
     )
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})

@@ -127,6 +127,7 @@ def hear(pod: Pod) -> Testimony | None:
             rank=words.rank,
             node=pod.node or None,
             exit_code=words.exit_code or (ended.exit_code if ended else None),
+            step=words.step,
             time=rfc3339(at) if at is not LATEST else None,
         )
         return Testimony(failure=failure, at=at, echo=_echo(spoken))

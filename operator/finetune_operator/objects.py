@@ -45,11 +45,18 @@ def service(job: JobView) -> dict[str, Any]:
 
 
 def attempt_job(
-    job: JobView, spec: FineTuneJobSpec, *, attempt: int, defaults: Defaults, micro_batch_tokens: int | None = None
+    job: JobView,
+    spec: FineTuneJobSpec,
+    *,
+    attempt: int,
+    defaults: Defaults,
+    micro_batch_tokens: int | None = None,
+    skipped_step: int | None = None,
 ) -> dict[str, Any]:
     """One gang. Nothing inside it restarts anything: a failed pod fails the Job, and the next is our decision."""
     own = {names.LABEL_ATTEMPT: str(attempt)}
-    plan = run_plan(job, spec, attempt=attempt).model_copy(update={"micro_batch_tokens": micro_batch_tokens})
+    changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
+    plan = run_plan(job, spec, attempt=attempt).model_copy(update=changed)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

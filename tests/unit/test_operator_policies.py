@@ -213,6 +213,18 @@ def test_a_loss_that_is_not_finite_is_tried_once_more() -> None:
     assert (over.phase, failed.reason) == (Phase.Failed, "LossNonFinite")
 
 
+@pytest.mark.parametrize(("asked", "skipped"), [(False, None), (True, 41)])
+def test_the_batch_of_a_loss_that_is_not_finite_is_left_out_if_asked(asked: bool, skipped: int | None) -> None:
+    told = words(Reason.LossNonFinite, rank=1).model_copy(update={"step": 41})
+    pods = (pod(0, "Running"), pod(1, "Failed", ended=ended(81, words=told)))
+    wanted = spec(training={"skip_bad_batch": asked})
+    after = decide(seen(job(status(Phase.Running)), children=(child(),), pods=pods, spec=wanted), NOW).status
+    assert after.skipped_step == skipped
+    next_one = decide(seen(job(after), spec=wanted), later(100))
+    plan = next(c.body for c in next_one.create if c.resource is JOBS)["spec"]["template"]["metadata"]["annotations"]
+    assert RunPlan.model_validate_json(plan[names.ANNOTATION_PLAN]).skipped_step == skipped
+
+
 def test_exhausted_restarts_tell_the_last_failure() -> None:
     given = seen(job(status(Phase.Running, 2)), children=(child(2),), spec=spec(retry={"max_restarts": 0}),
                  pods=(failed_pod(1, Reason.UnexpectedError, attempt=2),))  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_trainer.data.corpus import Corpus, Numbers
 from finetune_trainer.data.order import Mixture
+from finetune_trainer.train.optimizer import learning_rate
 from finetune_trainer.train.state import State
 from tests.train_helpers import LENGTHS, Knobs, Run, documents, largest_difference, make_run
 
@@ -192,6 +194,42 @@ def test_a_loss_that_is_not_finite_names_its_step_and_rows(tmp_path: Path, poiso
     assert "step 2" in error.value.message
     assert "training rows: " in error.value.message
     assert largest_difference(run.tensors(), before) == 0.0
+
+
+@pytest.mark.parametrize("cut", [2, 3, 5])
+def test_a_step_that_is_left_out_changes_nothing_but_itself_however_often_the_run_resumes(
+    tmp_path: Path, cut: int
+) -> None:
+    """The other steps keep their rows, their rates and, when it comes to moments, their numbers: to the bit."""
+    knobs = Knobs(steps=8)
+
+    def leaving_out(folder: Path, step: int | None) -> Run:
+        run = make_run(folder, knobs)
+        return replace(run, trainer=replace(run.trainer, skipped_step=step))
+
+    whole = leaving_out(tmp_path / "whole", 3)
+    updates: list[float] = []
+    learn = whole.trainer.weights.step
+
+    def watched(rate: float, **more: Any) -> float:
+        updates.append(rate)
+        return learn(rate, **more)
+
+    whole.trainer.weights.step = watched  # type: ignore[method-assign]
+    state = whole.finish()
+    schedule = {"peak": knobs.rate, "total_steps": 8, "warmup_ratio": 0.2, "schedule": "cosine"}
+    rates = [learning_rate(step, **schedule) for step in range(8) if step != 3]  # type: ignore[arg-type]
+    assert updates == rates
+    assert state.step == 8
+
+    first = leaving_out(tmp_path / "cut", 3)
+    _stop_at(first, cut)
+    with pytest.raises(FinetuneError):
+        first.finish()
+    first.trainer.reporter.run_dir.clear()
+    second = leaving_out(tmp_path / "cut", 3)
+    second.finish()
+    assert largest_difference(second.tensors(), whole.tensors()) == 0.0
 
 
 def test_every_step_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

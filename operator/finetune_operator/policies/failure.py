@@ -80,6 +80,7 @@ def judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: date
         attempt=seen.attempt + 1,
         restarts=verdict.restarts,
         micro_batch_tokens=verdict.micro_batch_tokens,
+        skipped_step=failure.step if verdict.skips and spec.training.skip_bad_batch else status.skipped_step,
         nodes=spec.nodes,
         last_failure=failure,
         avoided_nodes=after(

@@ -47,6 +47,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         attempt=number,
         defaults=seen.defaults,
         micro_batch_tokens=status.micro_batch_tokens,
+        skipped_step=status.skipped_step,
     )
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
     return decision.but(create=children, alone=number > 1)

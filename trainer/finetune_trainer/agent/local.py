@@ -97,6 +97,7 @@ def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
         master_address="127.0.0.1",
         master_port=free_port(),
         micro_batch_tokens=job.status.micro_batch_tokens,
+        skipped_step=job.status.skipped_step,
         spec=job.spec,
     )
 

@@ -63,8 +63,9 @@ def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob,
         kept = before.status.model_copy(update={"restarts": None})
         if kept.phase is not Phase.Succeeded:
             kept = FineTuneJobStatus(
-                attempt=kept.attempt, start_time=kept.start_time, micro_batch_tokens=kept.micro_batch_tokens
-            )
+                attempt=kept.attempt, start_time=kept.start_time, micro_batch_tokens=kept.micro_batch_tokens,
+                skipped_step=kept.skipped_step,
+            )  # fmt: skip
         return job.model_copy(update={"metadata": before.metadata, "status": kept}), True
     if fresh:
         uid = f"{uid}.{int(time.time()):x}"  # its checkpoints must not be found
@@ -121,10 +122,11 @@ class Run:
             )  # fmt: skip
             if isinstance(verdict, Enough):
                 return self
-            restarts = verdict.restarts
+            restarts, skips = verdict.restarts, self.job.spec.training.skip_bad_batch
             self._status(
                 phase=Phase.Restarting, last_failure=_failure(words, attempt),
                 micro_batch_tokens=verdict.micro_batch_tokens,
+                skipped_step=words.step if skips and verdict.skips else self.job.status.skipped_step,
             )  # fmt: skip
             self.view.say(f"attempt {attempt} failed: {words.reason}: {words.message}")
             count = f"restart {restarts.counted} of {self.job.spec.retry.max_restarts}"

@@ -70,7 +70,7 @@ class Keeper:
             snapshot = load(self.store, checkpoint)
         found = self.strategy.broadcast_json(dict(snapshot.state) if snapshot else None)
         state = State() if found is None else State.model_validate(found, strict=False)
-        weights.restore(snapshot.tensors if snapshot else None, steps=state.step)
+        weights.restore(snapshot.tensors if snapshot else None, steps=state.step - state.left_out)
         if found is None:
             return state
         self._last = state

@@ -87,6 +87,8 @@ class Trainer:
     mixture: Mixture | None = None
     """How often an epoch sees each row of `train`; None: once."""
     varied: Varied | None = None
+    skipped_step: int | None = None
+    """The step, counted from 0, that learns nothing: an attempt before found its batch not finite."""
 
     def run(self, state: State) -> State:
         """From `state` to the last step, or to the step at which validation has stopped improving.
@@ -133,11 +135,15 @@ class Trainer:
         rows = step_rows(self.mixture or len(self.train), batch_size=course.batch_size, seed=course.seed, step=step)
         place = self.strategy.place
         mine = share(rows, self.train.lengths[rows], rank=place.rank, world_size=place.world_size)
-        nats, tokens = self._accumulate(mine, step)
+        skipped = step == self.skipped_step
+        nats, tokens = (0.0, 0) if skipped else self._accumulate(mine, step)
 
         stop, due = self.stop_requested(), self.keeper.due(step + 1)
         summed = self.strategy.sum_counters([nats, tokens, stop, due])
         nats, tokens, asked = summed[0], int(summed[1]), Asked(stop=summed[2] > 0, save=summed[3] > 0)
+        if skipped:
+            self.reporter.say(f"step {step + 1} is left out: its batch was not finite before")
+            return state.update(step=step + 1, left_out=state.left_out + 1), asked
         if not math.isfinite(nats):
             raise self._non_finite("loss", step, rows)
         rate = learning_rate(

@@ -160,6 +160,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         prompt=prompt,
         mixture=data.mixture,
         varied=_varied(data, prompt.ids if prompt else None),
+        skipped_step=plan.skipped_step,
     )
     return Setup(plan, local, data, attached, trainer, resolved, record)
 

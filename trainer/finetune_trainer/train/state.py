@@ -25,6 +25,7 @@ class State(ApiModel):
     """After `step` optimizer steps. Row order and random numbers are functions of (seed, step) and not kept."""
 
     step: int = 0
+    left_out: int = Field(0, description="Of these steps, those in which nothing was learned.")
     trained_tokens: int = 0
     train_seconds: float = 0.0
     base: dict[str, Scores] | None = Field(None, description="The untouched model, by data set.")
