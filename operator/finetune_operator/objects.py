@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api import names, uris
+from finetune_api import durations, names, uris
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import Credentials, EnvVar, FineTuneJobSpec, Volume
 from finetune_api.spec import Pod as PodSpec
@@ -89,6 +89,7 @@ def run_plan(job: JobView, spec: FineTuneJobSpec, *, attempt: int) -> RunPlan:
         nodes=spec.nodes,
         processes_per_node=spec.processes,
         master_address=f"{names.attempt_name(job.name, attempt)}-0.{job.name}",
+        grace_seconds=durations.seconds(spec.pod.termination_grace_period),
         spec=spec.model_copy(update={"pod": PodSpec()}),
     )
 

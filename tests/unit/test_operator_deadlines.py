@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus, Phase
+from finetune_operator.cache import Cache, Heard
 from finetune_operator.decide import decide
-from finetune_operator.observe import Observed
+from finetune_operator.observe import Observed, observe
 from finetune_operator.status import find, rfc3339
 from finetune_operator.views import Waiting
-from tests.unit.operator_world import NOW, child, job, later, pod, seen, spec, status, suspended
+from tests.unit.operator_world import DEFAULTS, NOW, child, job, later, pod, raw_job, seen, spec, status, suspended
 
 RUNNING = (pod(0, "Running", node="n0"), pod(1, "Running"))
 MINUTE, HOUR = 60, 3600
@@ -128,6 +129,26 @@ def test_a_node_that_fell_silent_hangs() -> None:
     assert after.last_failure is not None
     assert (after.last_failure.failure_class.value, after.last_failure.node) == ("Hang", "n0")
     assert after.phase is Phase.Restarting
+
+
+def test_only_answers_of_this_attempt_count_and_silence_of_all_is_seen() -> None:
+    cache, other = Cache(), ("ml", "b")
+    cache.jobs.put(raw_job(status=status(Phase.Running, 2).to_json()))
+
+    def look() -> tuple[Any, bool]:
+        found = observe(cache, ("ml", "a"), DEFAULTS)
+        assert found is not None
+        return found.heard, found.deaf
+
+    assert look() == (None, False)
+    cache.heard[("ml", "a")] = Heard("u", 1, NOW)
+    assert look()[0] is None, "of the attempt before"
+    cache.heard[("ml", "a")], cache.heard_anybody = Heard("u", 2, NOW), NOW
+    assert look() == (NOW, False)
+    cache.heard[other] = Heard("v", 1, NOW)
+    assert look() == (NOW, True), "the other has not answered since, either"
+    cache.heard[other], cache.heard_anybody = Heard("v", 1, later(60)), later(60)
+    assert look() == (NOW, False)
 
 
 def test_an_operator_that_hears_nobody_blames_nobody() -> None:

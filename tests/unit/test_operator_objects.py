@@ -60,12 +60,12 @@ def test_nothing_inside_an_attempt_restarts_anything() -> None:
 
 
 def test_the_plan_travels_with_the_pod_and_without_the_pods_own_settings() -> None:
-    made = built(attempt=3, pod={"env": [{"name": "TOKEN", "value": "canary"}]})
+    made = built(attempt=3, pod={"env": [{"name": "TOKEN", "value": "canary"}], "termination_grace_period": "45s"})
     text = made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN]
     plan = RunPlan.model_validate_json(text)
     assert (plan.attempt, plan.nodes, plan.master_address) == (3, 2, "a-3-0.a")
     assert "canary" not in text
-    assert pod_of(made)["terminationGracePeriodSeconds"] == plan.grace_seconds
+    assert pod_of(made)["terminationGracePeriodSeconds"] == plan.grace_seconds == 45
     (volume,) = [v for v in pod_of(made)["volumes"] if v["name"] == "finetune-plan"]
     (item,) = volume["downwardAPI"]["items"]
     assert item["path"] == names.PLAN_FILE

@@ -225,6 +225,18 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_left_out_if_asked(asked: bool
     assert RunPlan.model_validate_json(plan[names.ANNOTATION_PLAN]).skipped_step == skipped
 
 
+def test_pods_that_do_not_end_are_named_when_they_should_have_ended() -> None:
+    failure = LastFailure(failure_class=FailureClass.Infrastructure, reason="NodeLost", time=rfc3339(NOW))
+    before = status(Phase.Restarting, 2, counted=1, last_failure=failure)
+    stuck = pod(1, "Running", node="gpu-7", deleting=True)
+    given = seen(job(before), children=(child(deleting=True),), pods=(stuck,))
+    assert find(decide(given, later(179)).status, "Running") is None
+    told = find(decide(given, later(180)).status, "Running")
+    assert told is not None
+    assert (told.reason, "a-1-1-x on node gpu-7" in told.message) == ("Restarting", True)
+    assert made(decide(given, later(9999))) == [], "two attempts never run at once"
+
+
 def test_exhausted_restarts_tell_the_last_failure() -> None:
     given = seen(job(status(Phase.Running, 2)), children=(child(2),), spec=spec(retry={"max_restarts": 0}),
                  pods=(failed_pod(1, Reason.UnexpectedError, attempt=2),))  # fmt: skip

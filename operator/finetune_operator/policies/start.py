@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from finetune_api import durations
 from finetune_api.budget import pause_seconds
 from finetune_api.failures import CLASSES, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -24,6 +25,9 @@ from finetune_operator.views import parse_time
 STILL_ENDING = 10.0
 """Events tell when the old pods have ended; this is for an event that was lost."""
 
+OVERDUE = timedelta(seconds=60)
+"""Beyond a pod's grace period: its kubelet would have killed it by then."""
+
 
 def started(seen: Observed, now: datetime) -> Decision | None:
     spec = seen.spec
@@ -37,7 +41,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
     leftovers = tuple(child for child in seen.children if not child.deleting and child.attempt != number)
     decision = Decision(status=status, delete=leftovers, events=events)
     if not _over(seen):
-        return decision.but(look_again_in=STILL_ENDING)
+        return decision.but(status=_held_up(seen, spec, status, now), look_again_in=STILL_ENDING)
     if (pause := _pause(status, now)) > 0:
         return decision.but(look_again_in=pause)
     away = affinity(spec.pod.affinity, status.avoided_nodes or (), now)
@@ -84,6 +88,23 @@ def _numbered(
 def _over(seen: Observed) -> bool:
     jobs_over = all(child.finished or child.deleting for child in seen.children)
     return jobs_over and not any(pod.unfinished for pod in seen.pods)
+
+
+def _held_up(seen: Observed, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime) -> FineTuneJobStatus:
+    """Says which pods of an earlier attempt do not end, long after they should have: only people know what became of
+    a node that is silent, and two attempts must not run at once."""
+    failed_at = parse_time(status.last_failure.time) if status.last_failure else None
+    grace = timedelta(seconds=durations.seconds(spec.pod.termination_grace_period))
+    late = [pod for pod in seen.pods if pod.unfinished]
+    if not late or failed_at is None or now < failed_at + grace + OVERDUE:
+        return status
+    pods = ", ".join(f"{pod.name} on node {pod.node or '?'}" for pod in late)
+    message = (
+        f"Attempt {status.attempt} waits for pods that do not end: {pods} (if a node is gone for good, delete it, "
+        "or give it the taint node.kubernetes.io/out-of-service)"
+    )
+    stamp = Stamp(seen.job.generation, now)
+    return condition(status, "Running", true=False, reason=Reason.Restarting, message=message, stamp=stamp)
 
 
 def _pause(status: FineTuneJobStatus, now: datetime) -> float:
