@@ -152,22 +152,23 @@ class Build:
         self, folder: Path, given: Path, facts: Facts, held: Flags, limits: Limits
     ) -> dict[str, SplitStatistics]:
         corpus = Corpus.load(given)
+        texts = np.load(given / "texts.npy") if self.spec.augmentation else None
         of_document = np.repeat(held, facts.documents)
         splits: dict[str, SplitStatistics] = {}
         for name, rows, documents in (("train", ~held, ~of_document), ("validation", held, of_document)):
             if not rows.any():
                 continue
             if documents.all():
-                shutil.copytree(given, folder / name, copy_function=_link)
+                given.rename(folder / name)
             else:
                 select(corpus, documents, folder / name)
             part = Corpus.load(folder / name)
             splits[name] = facts.statistics(part, rows)
             if not len(part):
                 raise nothing_left(name, splits[name], limits)
-        if self.spec.augmentation:
-            np.save(folder / "texts.npy", np.load(given / "texts.npy")[~of_document])
-        shutil.rmtree(given)
+        if texts is not None:
+            np.save(folder / "texts.npy", texts[~of_document])
+        shutil.rmtree(given, ignore_errors=True)
         return splits
 
     def _encode(self, folder: Path, name: str, uri: str, form: Format) -> tuple[SplitStatistics, Facts]:
@@ -187,11 +188,6 @@ class Build:
         if not len(corpus):
             raise nothing_left(name, statistics, limits)
         return statistics, facts
-
-
-def _link(source: str, target: str) -> str:
-    Path(target).hardlink_to(source)
-    return target
 
 
 def _leak(name: str, facts: Facts, copies: Flags) -> str:
