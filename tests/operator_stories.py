@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.failures import LastWords, Reason
 from finetune_api.status import Artifact, FailureClass
 from finetune_operator.resources import PODS
-from tests.operator_harness import Hands, manifest, wait_for
+from tests.operator_harness import DISCOVERY, Hands, manifest, wait_for
 
 DONE = LastWords(
     time="2026-01-01T00:00:00Z",
@@ -59,11 +59,21 @@ def suspend_and_resume(hands: Hands, job: str) -> None:
     finish(hands, job, 2)
 
 
+def expire(hands: Hands, job: str) -> None:
+    """The manifest asks for its own deletion after the end."""
+    hands.create(manifest(job, ttlAfterFinished="1s"))
+    first, second = hands.run(job, 1)
+    hands.end(second)
+    hands.end(first, words=DONE)
+    wait_for(lambda: hands.get(job) is None, what="the job is gone")
+    wait_for(lambda: not (hands.jobs() or hands.services()), what="and all that it had", seconds=DISCOVERY)
+
+
 def left(hands: Hands, job: str) -> dict[str, Any]:
     """What there is in the end, less times."""
     wait_for(lambda: len(hands.jobs()) <= 1, what="old Jobs are gone")
     status = hands.status(job)
-    for each in status["conditions"]:
+    for each in status.get("conditions", []):
         del each["lastTransitionTime"]
     for field in ("startTime", "completionTime"):
         status.pop(field, None)

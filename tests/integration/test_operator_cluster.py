@@ -28,10 +28,10 @@ from finetune_operator.objects import attempt_job
 from finetune_operator.observe import Defaults
 from finetune_operator.views import view_job
 from tests.cluster.rig import Rig
-from tests.operator_harness import ROOT, Hands, Start, manifest, wait_for
+from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
+from tests.operator_harness import ACCOUNT, ROOT, Hands, Operator, Start, allow, manifest, wait_for
 
 BROKEN = LastWords(failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70)
-ACCOUNT = "system:serviceaccount:finetune-system:finetune-operator"
 
 
 def test_the_role_holds_nothing_that_is_not_used(start: Start, hands: Hands, control_plane: Rig) -> None:
@@ -55,6 +55,7 @@ def test_the_role_holds_nothing_that_is_not_used(start: Start, hands: Hands, con
     assert used <= allowed
     rare = {
         ("finetunejobs/finalizers", "update"),  # asked by an admission plugin that this cluster does not run
+        ("finetunejobs", "get"),  # after a conflict
         ("finetunejobs", "delete"),  # spec.ttlAfterFinished
         ("events", "list"),  # of a Job whose pods are refused
         ("jobs", "get"),  # whose is a name that is taken?
@@ -244,13 +245,23 @@ def _raw_ghost(namespace: str) -> dict[str, object]:
     return raw
 
 
-def test_jobs_of_other_namespaces_are_left_alone(start: Start, hands: Hands, control_plane: Rig) -> None:
-    start()
+def test_a_list_of_namespaces_needs_no_cluster_role(hands: Hands, control_plane: Rig) -> None:
+    """Two namespaces with a Role and a RoleBinding each; of a third one the operator neither knows nor asks."""
+    second = control_plane.create_namespace("second", labels={FAKE_PODS_LABEL: "fake"})
     other = control_plane.create_namespace("other", labels={})
+    account = "finetune-namespaced"  # of which nobody ever made a ClusterRoleBinding
+    kubeconfig = control_plane.service_account_kubeconfig("finetune-system", account)
+    for namespace in (hands.namespace, second):
+        allow(control_plane, namespace, account=account)
+    operator = Operator(kubeconfig, hands.namespace, second)
     try:
-        control_plane.apply(manifest("b"), namespace=other)
+        for namespace in (second, other):
+            control_plane.apply(manifest("b"), namespace=namespace)
         hands.create(manifest("a"))
         hands.await_gang("a", 1)
+        wait_for(lambda: control_plane.get("jobs", "-n", second)["items"], what="the other namespace's Job")
         assert control_plane.get("jobs", "-n", other)["items"] == []
     finally:
-        control_plane.delete_namespace(other)
+        operator.stop()
+        for namespace in (second, other):
+            control_plane.delete_namespace(namespace)

@@ -5,7 +5,11 @@ Each fault is made by a proxy in front of the real API server. The operator neit
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 
 from finetune_operator import watch
 from tests.cluster.rig import Rig
+from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
 from tests.integration.fault_proxy import (
     Fault,
     FaultProxy,
@@ -30,8 +35,8 @@ from tests.integration.fault_proxy import (
     watches,
     writes,
 )
-from tests.operator_harness import Hands, Operator
-from tests.operator_stories import left, restart
+from tests.operator_harness import Hands, Operator, allow, manifest, wait_for
+from tests.operator_stories import BROKEN, finish, left, restart
 
 lists = only("list jobs", "list pods")
 
@@ -59,8 +64,7 @@ FAULTS: list[tuple[str, Fault, dict[str, Any]]] = [
     ("events late", late(0.4), {"when": watches}),
 ]
 
-END: dict[str, Any] = {}
-"""What is left without a fault: the first row's."""
+AT_ONCE = 5
 
 BUSIEST = 60
 """Requests in any second, at most, for one job."""
@@ -84,31 +88,103 @@ def through(control_plane: Rig, operator_kubeconfig: Path, network: FaultProxy) 
     return control_plane.service_account_kubeconfig("finetune-system", "finetune-operator", server=network.address)
 
 
-@pytest.mark.parametrize(("name", "fault", "where"), FAULTS, ids=[name for name, *_ in FAULTS])
-def test_a_job_reaches_the_same_end(
-    hands: Hands,
-    proxy: FaultProxy,
-    through: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    fault: Fault,
-    where: dict[str, Any],
-) -> None:
-    monkeypatch.setattr(watch, "INACTIVITY", 3.0)
+@dataclass(frozen=True)
+class Outcome:
+    end: dict[str, Any]
+    stopped: bool
+    """The operator ended by itself."""
+    busiest: int
+
+
+@pytest.fixture(scope="module")
+def outcomes(control_plane: Rig, operator_kubeconfig: Path) -> Iterator[dict[str, Future[Outcome]]]:
+    """All rows, several at a time: each with a namespace, a network and an operator of its own."""
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(AT_ONCE) as pool:
+        patch.setattr(watch, "INACTIVITY", 3.0)
+        yield {name: pool.submit(play, control_plane, fault, where) for name, fault, where in FAULTS}
+
+
+def play(rig: Rig, fault: Fault, where: dict[str, Any]) -> Outcome:
+    """A job fails, restarts and succeeds, while the fault is there."""
+    namespace = rig.create_namespace("fault", labels={FAKE_PODS_LABEL: "fake"})
+    allow(rig, namespace)
     early = where.get("when") in (watches, lists)  # an open watch sees nothing of it
-    if early:
-        proxy.inject(fault, **where)
+    with FaultProxy.before(rig) as proxy, contextlib.closing(Hands(rig, namespace)) as hands:
+        access = rig.service_account_kubeconfig("finetune-system", "finetune-operator", server=proxy.address)
+        if early:
+            proxy.inject(fault, **where)
+        operator = Operator(access, namespace)
+        try:
+            if not early:
+                proxy.inject(fault, **where)
+            restart(hands, "j")
+            outcome = Outcome(left(hands, "j"), operator.stopped, proxy.most_per_second())
+        finally:
+            proxy.heal()
+            operator.stop()
+    rig.delete_namespace(namespace)
+    return outcome
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in FAULTS])
+def test_a_job_reaches_the_same_end(outcomes: dict[str, Future[Outcome]], name: str) -> None:
+    outcome = outcomes[name].result()
+    assert outcome.end == outcomes["nothing"].result().end
+    assert not outcome.stopped
+    assert outcome.busiest <= BUSIEST
+
+
+@pytest.mark.parametrize("components", [("apiserver",), ("apiserver", "etcd")], ids="+".join)
+def test_a_restart_of_the_cluster_itself_passes(
+    hands: Hands, proxy: FaultProxy, through: Path, control_plane: Rig, components: tuple[str, ...]
+) -> None:
     operator = Operator(through, hands.namespace)
     try:
-        if not early:
-            proxy.inject(fault, **where)
-        restart(hands, "j")
-        end = left(hands, "j")
+        hands.create(manifest("j"))
+        _, second = hands.run("j", 1)
+        with contextlib.ExitStack() as stack:
+            for component in components:
+                stack.enter_context(control_plane.outage(component, kill=True))
+            time.sleep(1)
+        wait_for(lambda: answers(hands), what="the API server is back", seconds=60)
+        hands.end(second, code=70, words=BROKEN)
+        wait_for(lambda: hands.gang("j", 2), what="attempt 2, by a Job controller that was cut off too", seconds=90)
+        finish(hands, "j", 2)
+        assert left(hands, "j")["status"]["restarts"] == {"counted": 1, "free": 0}
         assert not operator.stopped
     finally:
-        proxy.heal()
         operator.stop()
-    if name == "nothing":
-        END.update(end)
-    assert end == END
     assert proxy.most_per_second() <= BUSIEST
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("silent", refuse(503)), ("resetting", reset()), ("busy", refuse(429, retry_after=1))]
+)
+def test_a_hundred_jobs_do_not_hammer_an_api_server_in_trouble(
+    hands: Hands, proxy: FaultProxy, through: Path, name: str, fault: Fault
+) -> None:
+    """All of them want something just then; what is asked in a second does not grow with their number."""
+    operator = Operator(through, hands.namespace)
+    try:
+        proxy.inject(fault, when=writes)
+        for number in range(100):
+            hands.create(manifest(f"j{number}", nodes=1, suspend=True))
+        wait_for(lambda: len(proxy.calls) > 10, what="it tries")
+        time.sleep(2)
+        mark = time.monotonic()
+        time.sleep(4)
+        busiest = proxy.most_per_second(since=mark)
+        proxy.heal()
+        wait_for(lambda: all(hands.phase(f"j{n}") == "Suspended" for n in (0, 50, 99)), what="all is done after it")
+        assert busiest <= 20, name
+        assert not operator.stopped
+    finally:
+        operator.stop()
+
+
+def answers(hands: Hands) -> bool:
+    try:
+        hands.status("j")
+    except Exception:
+        return False
+    return True

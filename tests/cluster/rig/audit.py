@@ -30,6 +30,8 @@ class Request:
     name: str
     code: int
     user_agent: str
+    allowed: bool
+    """By RBAC; a quota or an admission policy may refuse it all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +88,5 @@ def _request(event: dict[str, Any]) -> Request:
         name=target.get("name", ""),
         code=int(event.get("responseStatus", {}).get("code", 0)),
         user_agent=event.get("userAgent", ""),
+        allowed=event.get("annotations", {}).get("authorization.k8s.io/decision") == "allow",
     )
