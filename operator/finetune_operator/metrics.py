@@ -75,10 +75,11 @@ class State(Collector):
     queue: WorkQueue[Key]
     watcher: Watcher | None = None
     acting: Callable[[], bool] = lambda: True
-    """Whether this replica is the one that acts."""
+    """Whether this replica is the one that acts. Only that one exports jobs: each is told once."""
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._jobs()
+        if self.acting():
+            yield from self._jobs()
         yield _gauge(names.QUEUE_DEPTH, "Jobs that wait for a look.", self.queue.depth)
         yield _gauge(names.QUEUE_OLDEST_SECONDS, "How long the first of them waits.", self.queue.oldest_seconds())
         yield _gauge(names.LEADER, "1 for the replica that acts, 0 for one that stands by.", float(self.acting()))

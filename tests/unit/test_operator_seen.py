@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -190,6 +193,20 @@ def test_the_trainers_command_is_a_list_of_words() -> None:
     assert main.options(args).defaults.trainer_command == ("/opt/env/bin/finetune", "agent")
 
 
+def test_one_replica_needs_no_lease_and_several_agree_on_one(capsys: pytest.CaptureFixture[str]) -> None:
+    scope = ["--namespace", "a"]
+    assert main.options(main.parse(scope, {})).election is None
+    args = main.parse([*scope, "--leader-elect"], {"FINETUNE_OPERATOR_LEASE_NAMESPACE": "system"})
+    one, other = main.election(args), main.election(args)
+    assert one is not None
+    assert other is not None
+    assert (one.namespace, one.name, one.lease, one.renew, one.retry) == ("system", "finetune-operator", 15, 10, 2)
+    assert one.identity != other.identity
+    with pytest.raises(SystemExit):
+        main.parse([*scope, "--leader-elect", "--lease-namespace", "system", "--lease-seconds", "1"], {})
+    assert "at least 3" in capsys.readouterr().err
+
+
 def test_the_operator_needs_no_torch_and_little_memory() -> None:
     code = (
         "import sys, finetune_operator.main, finetune_operator.service\n"
@@ -202,3 +219,16 @@ def test_the_operator_needs_no_torch_and_little_memory() -> None:
     heavy, mebibytes = out.rsplit(" ", 1)
     assert heavy == "[]"
     assert int(mebibytes) <= 110
+
+
+def test_the_document_names_the_labels_that_are_exported() -> None:
+    counters, state = Counters(), State(Cache(), WorkQueue(), SimpleNamespace(age_seconds=dict))
+    own = [each for each in vars(counters).values() if hasattr(each, "_labelnames")]
+    exported = {each._name: each._labelnames for each in own}
+    exported |= {family.name: tuple(family._labelnames) for family in state.collect()}
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().partition("## Agents")[0]
+    told = {
+        name.removesuffix("_total"): tuple(filter(None, labels.strip().split(", ")))
+        for name, labels in re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", text, re.MULTILINE)
+    }
+    assert told == exported
