@@ -14,8 +14,7 @@ from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
 from finetune_api.strategy import SHARDED
-from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
-from finetune_trainer.data.layout import layout_statistics
+from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
@@ -40,10 +39,11 @@ from finetune_trainer.transfer.evaluate import Layout
 
 from .choose import settled
 from .keeper import Keeper
-from .loop import Course, Trainer, Varied
+from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
 from .optimizer import default_peak
 from .reporter import Reporter
+from .rows import data_record, varied
 
 _EVALUATIONS = 10
 """Of the validation rows in a run, where the manifest does not say."""
@@ -143,7 +143,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.steps_per_epoch = steps_per_epoch(data.mixture, batch_size=course.batch_size)
     reporter.say(model.describe())
     reporter.say(_describe(resolved, attached))
-    record = _record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
+    record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
     trainer = Trainer(
@@ -159,47 +159,10 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         stop_requested=lambda: run_dir.stop_requested,
         prompt=prompt,
         mixture=data.mixture,
-        varied=_varied(data, prompt.ids if prompt else None),
+        varied=varied(data, prompt.ids if prompt else None),
         skipped_step=plan.skipped_step,
     )
     return Setup(plan, local, data, attached, trainer, resolved, record)
-
-
-def _varied(data: Datasets, before: Tokens | None) -> Varied | None:
-    """What augmentation makes of a step's rows, behind the tokens that belong in front of every row."""
-    variants = data.variants
-    if variants is None:
-        return None
-
-    def varied(rows: Numbers, epoch: int) -> tuple[Corpus, Numbers]:
-        corpus, places = variants.of(rows, epoch=epoch)
-        return (corpus if before is None else corpus.after(before)), places
-
-    return varied
-
-
-def _record(
-    spec: FineTuneJobSpec, data: Datasets, lengths: Numbers, course: Course, layout: Layout, *, world_size: int
-) -> DataRecord:
-    steps, batch = course.total_steps, course.batch_size
-    return DataRecord(
-        statistics=data.statistics,
-        weights={source.uri: source.weight for source in spec.data.train if source.weight != 1},
-        layout=layout_statistics(
-            lengths,
-            data.mixture,
-            total_steps=steps,
-            batch_size=batch,
-            seed=course.seed,
-            world_size=world_size,
-            max_tokens=layout.max_tokens,
-            sequence_length=layout.sequence_length,
-            packing=layout.packing,
-        ),
-        augmentation=tuple(data.variants.statistics(data.mixture, steps=steps, batch_size=batch))
-        if data.variants
-        else (),
-    )
 
 
 def _settle(
