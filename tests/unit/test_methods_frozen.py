@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
+from finetune_trainer.blocks import decoder_layers
 from finetune_trainer.methods import adapter as bottleneck
-from finetune_trainer.methods.base import Attached, decoder_layers
+from finetune_trainer.methods.base import Attached
 from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.needs import check
 from finetune_trainer.methods.partial import last_layers, relative_gradients

@@ -11,7 +11,8 @@ from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
-from finetune_trainer.methods.base import Base, decoder_layers
+from finetune_trainer.blocks import decoder_layers
+from finetune_trainer.methods.base import Base
 from finetune_trainer.methods.fused import FusedLinear
 from finetune_trainer.methods.lora import LoraAttached, target_suffixes
 from finetune_trainer.methods.registry import method_of

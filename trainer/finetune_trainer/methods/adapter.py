@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter as Settings
+from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
 
-from .base import Base, Layers, decoder_layers, lowest_layer
+from .base import Base
 from .halves import halves
 
 TYPE = "BOTTLENECK"

@@ -11,7 +11,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from .base import Base, decoder_layers, lowest_layer
+from finetune_trainer.blocks import decoder_layers, lowest_layer
+
+from .base import Base
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora as Settings
+from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
 
-from .base import Base, Layers, decoder_layers, lowest_layer
+from .base import Base
 from .fused import fuse
 from .halves import half_of
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune_api.methods import Partial as Settings
+from finetune_trainer.blocks import decoder_layers
 
-from .base import Base, decoder_layers
+from .base import Base
 from .full import Full, FullAttached
 from .needs import check_layers
 

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.blocks import decoder_layers
 
-from .base import Base, decoder_layers
+from .base import Base
 from .lora import Lora, LoraAttached
 from .needs import check_four_bits
 

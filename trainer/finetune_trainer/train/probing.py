@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import Scores
+from finetune_trainer.blocks import decoder_layers
 from finetune_trainer.data.corpus import Choices, Corpus, Numbers, corpus_of
 from finetune_trainer.data.order import share
-from finetune_trainer.methods.base import decoder_layers
 from finetune_trainer.methods.needs import check_probed
 from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.transfer.evaluate import choice_nats

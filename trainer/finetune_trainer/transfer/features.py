@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune_trainer.blocks import Layers, decoder_layers
 from finetune_trainer.data.pack import PADDING, MicroBatch
-from finetune_trainer.methods.base import Layers, decoder_layers
 
 
 def default_layers(count: int) -> tuple[int, ...]:
