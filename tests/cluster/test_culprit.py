@@ -13,7 +13,7 @@ from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.tiny import tiny_corpus, tiny_model
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_the_culprit_is_named_and_not_its_victims(cluster: Rig, tmp_path: Path) -> None:
@@ -43,13 +43,13 @@ def test_the_culprit_is_named_and_not_its_victims(cluster: Rig, tmp_path: Path) 
         }
         manifest["spec"]["output"]["uri"] = "s3://corp/models/four"
         place.apply(place.on_this_rig(manifest, model=tmp_path / "model"))
-        place.wait("four", lambda s: s.get("progress", {}).get("step", 0) > 0, what="training", seconds=120)
+        place.wait("four", lambda s: s.get("progress", {}).get("step", 0) > 0, what="training")
         pods = {p["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]: p for p in place.pods("four")}
         assert sorted(pods) == ["0", "1", "2", "3"]
 
         os.kill(rank_of(place, pods["2"]["metadata"]["name"]), signal.SIGKILL)
 
-        cluster.wait_until(lambda: place.status("four").get("phase") == "Failed", what="the verdict", seconds=60)
+        cluster.wait_until(lambda: place.status("four").get("phase") == "Failed", what="the verdict", seconds=120)
         failure = place.status("four")["lastFailure"]
         assert (failure["rank"], failure["class"], failure["reason"]) == (2, "Infrastructure", "PodFailed"), failure
         assert "SIGKILL" in failure["message"]
