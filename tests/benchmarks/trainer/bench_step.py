@@ -4,7 +4,6 @@
 
 The shape is that of SmolLM2-135M with 4 x 256 random tokens, LoRA rank 16 on all linear layers, fp32, one thread, AdamW
 at a constant rate. Both sides have the same weights, the same adapter, the same tokens, and must have the same losses.
-Each starts as its users start it: ours in the environment that the agent gives to a rank, the Trainer by `python`.
 What counts is CPU seconds of the process, which other load on the machine disturbs least: for each process the cheapest
 step after the first, and of all rounds the best and the median. Sides take turns, each in a process of its own, since
 peak memory is that of a process. Exits 1 where a target is missed.
@@ -24,8 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-from finetune_trainer.agent.launch import RANK_ENVIRONMENT
 
 ROWS, LENGTH, RANK, RATE = 4, 256, 16, 1e-4
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -84,8 +81,6 @@ def _compare(model: Path, *, rounds: int, steps: int) -> int:
 def _in_a_process(side: str, model: Path, steps: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--model", str(model), "--steps", str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if side == "ours":
-        environment |= RANK_ENVIRONMENT
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
