@@ -155,9 +155,11 @@ def hold(until: threading.Event) -> Fault:
     async def deliver(exchange: Exchange) -> None:
         while not until.is_set():
             await asyncio.sleep(0.02)
-        await exchange.swallow()
+        code = await exchange.swallow()
+        exchange.proxy.log.append(Entry(exchange.call, code, reached=True))
 
     async def hold(exchange: Exchange) -> web.StreamResponse:
+        await exchange.request.read()  # all of it is on its way; its sender may go
         exchange.proxy._outlive(deliver(exchange))
         await asyncio.sleep(3600)
         raise AssertionError("nobody waits so long")
@@ -389,7 +391,7 @@ class FaultProxy:
     async def _upstream(self, exchange: Exchange) -> AsyncIterator[aiohttp.ClientResponse]:
         request = exchange.request
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
-        body = await request.read() if request.can_read_body else None
+        body = await request.read() or None
         url = f"{self.server}{request.raw_path}"
         timeout = aiohttp.ClientTimeout(total=None)
         exchange.reached = True

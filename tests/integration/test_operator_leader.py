@@ -53,6 +53,8 @@ def pair(
     control_plane: Rig, hands: Hands, networks: tuple[FaultProxy, FaultProxy], accesses: list[Path]
 ) -> Iterator[Pair]:
     """Two replicas, each behind a network of its own; their Lease is in the test's namespace."""
+    for network in networks:
+        network.forget()
     allow_leases(control_plane, hands.namespace)
     started: list[Operator] = []
 
@@ -240,7 +242,7 @@ def test_a_creation_that_arrives_late_is_the_successors_own(
     hands.await_gang("j", 1)
     uid = (hands.get("j-1", JOBS) or {})["metadata"]["uid"]
     released.set()
-    time.sleep(0.5)
+    wait_for(lambda: late_answer(networks[0]) == 409, what="it arrives, and is there already")
     networks[0].mend()
     assert not first.acting
     assert (hands.get("j-1", JOBS) or {})["metadata"]["uid"] == uid
@@ -263,10 +265,16 @@ def test_a_creation_later_than_a_whole_attempt_is_undone_at_sight(
     hands.await_gang("j", 2)
     wait_for(lambda: hands.jobs() == ["j-2"], what="attempt 1 is gone")
     released.set()
+    wait_for(lambda: late_answer(networks[0]) == 201, what="it arrives, and is done")
     wait_for(lambda: second.writes["delete jobs"] == 2, what="the late Job is deleted too")
     wait_for(lambda: hands.jobs() == ["j-2"], what="it is gone")
     networks[0].mend()
     finish(hands, "j", 2)
+
+
+def late_answer(network: FaultProxy) -> int:
+    """What the API server said to the creation that was held back; 0 before."""
+    return next((e.code for e in reversed(network.log) if str(e.call) == "create jobs" and e.reached), 0)
 
 
 def text(url: str) -> str:
