@@ -23,13 +23,13 @@ from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainS
 from finetune_api.status import Progress
 from finetune_trainer.agent import children
 from finetune_trainer.agent.local import culprit, free_port
-from finetune_trainer.agent.preflight import quantity
 from finetune_trainer.agent.serve import serving
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback, wait_for_master
 from finetune_trainer.agent.watch import Limits, _hung, _overdue
 from finetune_trainer.planning import machine
+from finetune_trainer.planning.quantity import quantity
 from finetune_trainer.rundir import Heartbeat, RunDir, TrainerReport
 
 SPEC = FineTuneJobSpec(

@@ -22,6 +22,7 @@ RUN_BY = {
     r"make (check|fix|generate|setup|lock)": "Makefile",
     r"make bench": "Makefile",
     r"finetune validate examples/\S+": "tests/unit/test_docs.py",
+    r"finetune plan job\.yaml --gpu H100": "tests/unit/test_cli_plan.py",
     r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
     r"finetune verify s3://\S+": "tests/cluster/test_end_to_end.py",
     r"kubectl apply --server-side -f (crds|operator)/\S+": "tests/cluster/operator_process.py",

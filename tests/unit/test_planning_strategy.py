@@ -8,18 +8,21 @@ from finetune_api.methods import Method
 from finetune_api.strategy import Strategy
 from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import ModelShape
-from finetune_trainer.planning.strategy import choose, sharded, shards
+from finetune_trainer.planning.spread import WHOLE, Spread
+from finetune_trainer.planning.strategy import choose, shards
 
 GIB = 1 << 30
 
 # Llama-3-8B
 SHAPE = ModelShape(
-    hidden=4096, layers=32, vocabulary=128256, intermediate=14336, key_value=1024, parameters=8_030_261_248
-)
+    hidden=4096, layers=32, vocabulary=128256, intermediate=14336, key_value=1024, parameters=8_030_261_248,
+    blocks=(218_112_000,) * 32,
+)  # fmt: skip
 
 
-def _need(method: str) -> Estimate:
-    return estimate(SHAPE, Method(type=method), precision="bfloat16", device="cuda", tokens=4096)  # type: ignore[arg-type]
+def _need(method: str, spread: Spread = WHOLE) -> Estimate:
+    kind = Method(type=method)  # type: ignore[arg-type]
+    return estimate(SHAPE, kind, precision="bfloat16", device="cuda", tokens=4096, spread=spread)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +51,16 @@ def test_auto_shards_nothing_that_it_cannot_plan() -> None:
 
 
 def test_eight_shards_hold_an_eighth_and_what_is_whole_for_a_while() -> None:
-    whole, part = _need("full"), sharded(_need("full"), SHAPE, Method(type="full"), shards=8)
+    whole, part = _need("full"), _need("full", Spread(strategy="fsdp", ranks=8))
     assert part.optimizer == whole.optimizer // 8
-    assert whole.weights / 8 < part.weights < whole.weights / 3
+    assert part.weights == 4 * SHAPE.parameters // 8, "no copies for autocast: they are made of what is gathered"
+    assert whole.weights / 8 < part.weights + part.gathered < whole.weights / 3
 
 
 def test_what_an_adapter_trains_lies_whole_on_every_process() -> None:
-    whole, part = _need("lora"), sharded(_need("lora"), SHAPE, Method(type="lora"), shards=8)
+    whole, part = _need("lora"), _need("lora", Spread(strategy="fsdp", ranks=8))
     assert part.optimizer == whole.optimizer
-    assert part.weights < whole.weights / 3
+    assert part.weights + part.gathered < whole.weights / 2
 
 
 @pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Literal
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, LastWords, Reason
@@ -23,10 +24,14 @@ from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.methods.needs import check as check_method
 from finetune_trainer.methods.needs import check_format
 from finetune_trainer.planning import machine
-from finetune_trainer.planning.memory import Estimate, Precision, estimate, human
+from finetune_trainer.planning.advice import smallest_change
+from finetune_trainer.planning.devices import nameless
+from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.planning.positions import fitted
-from finetune_trainer.planning.strategy import choose, sharded, shards
+from finetune_trainer.planning.quantity import quantity
+from finetune_trainer.planning.strategy import choose
+from finetune_trainer.planning.table import USUAL_ROW, Planner
 from finetune_trainer.rundir import now, write_atomic
 
 BENEFIT_OF_THE_DOUBT = 0.8
@@ -90,58 +95,43 @@ def check_memory(plan: RunPlan, shape: ModelShape) -> None:
     spec = plan.spec_of_attempt
     gpus = machine.gpu_memory()
     if gpus:
-        _require(_least(plan, shape, device="cuda"), min(gpus), processes=1, what="memory of a GPU")
+        _require(spec, shape, min(gpus), kind="cuda", processes=1, what="memory of a GPU")
         return
-    need = _least(plan, shape, device="cpu")
+    here = plan.processes_per_node
     if (given := spec.resources.limits.get("memory")) is not None:
-        _require(need, quantity(given), processes=plan.processes_per_node, what="resources.limits.memory of a node")
-    nodes_here = plan.nodes if is_loopback(plan.master_address) else 1
-    _require(
-        need, machine.memory_limit(), processes=plan.processes_per_node * nodes_here, what="memory of this machine"
-    )
+        what = "resources.limits.memory of a node"
+        _require(spec, shape, quantity(given), kind="cpu", processes=here, what=what)
+    here *= plan.nodes if is_loopback(plan.master_address) else 1
+    _require(spec, shape, machine.memory_limit(), kind="cpu", processes=here, what="memory of this machine")
 
 
-def _least(plan: RunPlan, shape: ModelShape, *, device: str) -> Estimate:
-    """Of one process, under the strategy that the manifest names, or the thriftier one that `auto` may take."""
-    spec = plan.spec_of_attempt
-    whole = _estimate(spec, shape, device=device)
-    thrifty = choose(spec.strategy, spec.method, need=whole, memory=0, processes=plan.world_size)
-    shared = shards(nodes=plan.nodes, processes_per_node=plan.processes_per_node)
-    return whole if thrifty == "ddp" else sharded(whole, shape, spec.method, shards=shared)
-
-
-def _estimate(spec: FineTuneJobSpec, shape: ModelShape, *, device: str) -> Estimate:
-    on_gpu = device == "cuda"
-    automatic: Precision = "bfloat16" if on_gpu else "float32"
-    precision: Precision = automatic if spec.training.precision == "auto" else spec.training.precision
+def _require(
+    spec: FineTuneJobSpec,
+    shape: ModelShape,
+    limit: int,
+    *,
+    kind: Literal["cpu", "cuda"],
+    processes: int,
+    what: str,
+) -> None:
+    planner = Planner(spec=spec, shape=shape, device=nameless(kind, memory=limit // processes))
     # Left open, the trainer takes what fits: the least is one row, and rows may be far shorter than allowed.
-    tokens = spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256)
-    return estimate(shape, spec.method, precision=precision, device="cuda" if on_gpu else "cpu", tokens=tokens)
-
-
-def _require(need: Estimate, limit: int, *, processes: int, what: str) -> None:
+    tokens = spec.training.micro_batch_tokens or min(spec.data.sequence_length, USUAL_ROW)
+    whole = planner.need(spec.method, planner.spread("ddp"), tokens=tokens)
+    # The strategy that the manifest names, or the thriftier one that `auto` may take.
+    thrifty = choose(spec.strategy, spec.method, need=whole, memory=0, processes=spec.world_size)
+    spread = planner.spread(thrifty)
+    need = planner.need(spec.method, spread, tokens=tokens)
     total = need.total * processes
     text = (
-        f"training needs about {human(total)} (in each of {processes} process(es): {human(need.weights)} weights, "
+        f"training needs about {human(total)} (in each of {processes} process(es): "
+        f"{human(need.weights + need.gathered)} weights, "
         f"{human(need.optimizer)} gradients and optimizer, {human(need.activations)} activations); "
         f"{what} is {human(limit)}"
     )
     _tell(text)
     if total * BENEFIT_OF_THE_DOUBT > limit:
-        raise FinetuneError(Reason.InsufficientMemory, text)
-
-
-_SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "m": 1e-3}
-_BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
-
-
-def quantity(text: int | str) -> int:
-    """A Kubernetes quantity in bytes: `64Mi` → 67108864."""
-    text = str(text)
-    for suffix, factor in {**_BINARY, **_SUFFIXES}.items():
-        if text.endswith(suffix):
-            return int(float(text.removesuffix(suffix)) * factor)
-    return int(float(text))
+        raise FinetuneError(Reason.InsufficientMemory, text, smallest_change(planner, spread))
 
 
 def _tell(line: str) -> None:

@@ -80,6 +80,20 @@ def parser(program: str) -> argparse.ArgumentParser:
     validate.add_argument("files", metavar="FILE", nargs="+", help="manifest; - reads standard input")
     validate.set_defaults(handler=_validate)
 
+    plan = commands.add_parser("plan", help="what a job would need, take and cost, before anything is held")
+    plan.add_argument("file", metavar="FILE", help="manifest of one FineTuneJob; - reads standard input")
+    plan.add_argument("--gpu", metavar="NAME", help="H100, A100-80 or L40S (default: this machine's processors)")
+    plan.add_argument("--memory", metavar="80Gi", help="of each GPU, or of this machine")
+    plan.add_argument("--prices", type=Path, metavar="FILE", help="your own: {currency, date, perGpuHour: {H100: 2.5}}")
+    plan.add_argument("--model", type=Path, metavar="FOLDER", help="with the model's config.json, if it is elsewhere")
+    plan.add_argument("--rows", type=int, help="of the training data (default: counted in local files)")
+    plan.add_argument("--tokens", type=int, help="of an epoch (default: a quarter of the bytes of local files)")
+    plan.add_argument("--network", type=float, default=100.0, metavar="GBIT", help="between nodes, a second")
+    plan.add_argument("--exact", action="store_true", help="also follow a step tensor by tensor; a minute of CPU")
+    plan.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    _home(plan)
+    plan.set_defaults(handler=_plan)
+
     status = commands.add_parser("status", help="where a job is, what it measured, why it failed")
     status.add_argument("name", metavar="NAME")
     status.add_argument("-o", "--output", choices=("text", "json"), default="text")
@@ -158,6 +172,18 @@ def _validate(options: argparse.Namespace) -> int:
     from finetune_trainer.cli.validate import validate_files
 
     return validate_files(options.files)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from finetune_trainer.cli.plan import Wish, show_plan
+
+    return show_plan(
+        Wish(
+            file=options.file, gpu=options.gpu, memory=options.memory, prices=options.prices, model=options.model,
+            rows=options.rows, tokens=options.tokens, network=options.network, exact=options.exact,
+            as_json=options.output == "json", cache=options.home.absolute() / "cache",
+        )
+    )  # fmt: skip
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -3,6 +3,12 @@
 model    shapes of a causal LM, from config.json and the headers of its safetensors files
 memory   states, activations and loss → bytes for each process
 batch    training.microBatchTokens, where the manifest leaves it open
-strategy which strategy `auto` is, and what a process needs when weights are sharded
+strategy which strategy `auto` is, and how many processes share a weight
+spread   what a strategy leaves of the states on a process
 machine  what this machine has
+devices  what GPUs can do by their data sheets, and what this machine does
+speed    operations and bandwidths → seconds for a step
+table    all of it for each method and strategy: the rows of `finetune plan`
+advice   the row to begin with, and the smallest change that makes a job fit
+quantity 80Gi → bytes
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.methods import Method
-from finetune_trainer.planning.memory import OVERHEAD, Precision, estimate
+from finetune_trainer.planning.memory import Precision, estimate
 from finetune_trainer.planning.model import ModelShape
 
 CPU_TOKENS = 1024
@@ -31,8 +31,12 @@ def micro_batch_tokens(
         return max(longest_row, CPU_TOKENS)
     if shape is None or device_memory is None:
         return max(longest_row, GPU_TOKENS // 2)
-    empty = estimate(shape, method, precision=precision, device=device, tokens=0)
-    per_token = estimate(shape, method, precision=precision, device=device, tokens=1).activations * OVERHEAD
-    room = GPU_SHARE * device_memory - empty.total
+
+    def need(tokens: int) -> int:
+        return estimate(shape, method, precision=precision, device=device, tokens=tokens, row=longest_row).total
+
+    one, two = need(4096), need(8192)
+    per_token = max(1.0, (two - one) / 4096)
+    room = GPU_SHARE * device_memory - (one - 4096 * per_token)
     fitting = int(room / per_token) // 256 * 256
     return max(longest_row, min(fitting, GPU_TOKENS))

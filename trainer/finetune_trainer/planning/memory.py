@@ -1,17 +1,23 @@
 """Bytes that one training process needs at its peak, in closed form.
 
     states       weights, and for what trains: gradients (in the dtype of the weights) and AdamW's two fp32 moments;
-                 in bf16 a fully trained model keeps fp32 weights and autocasts: 4 + 4 + 8, and 2 for the copies
-    activations  T·L·(16h + 4(h + 2k) + 8f) for a Llama block with SDPA in bf16, no recomputation; twice that in fp32.
-                 h hidden, k width of keys, f intermediate, L layers, T tokens at once
-                 partial: of the layers that train alone
+                 in bf16 a fully trained model keeps fp32 weights and autocasts: 4 + 4 + 8, and 2 for the copies.
+                 How strategies share them among ranks is told in `spread`
+    activations  of a Llama block without recomputation, for each token, h hidden, k width of keys, f intermediate:
+                 each norm its input in fp32, its normalised values where its weight trains, its result where a matrix
+                 behind it trains or is adapted (autocast: see `recorded_bytes`); queries, keys, values and result of
+                 the attention; 3f of the feed-forward, and f more where the matrix behind it trains or is adapted. In
+                 bf16 and all trained that is 20h + 4k + 8f bytes. partial: of the layers that train alone
+    packing      documents in one row are kept apart by a mask: every layer keeps its own, and keys and values as wide
+                 as queries
     adapters     with dropout, dora and qlora PEFT's own layers run: on a bf16 base each keeps an fp32 copy of its
                  input, 4·T·d_in; the fused layers share their input with the base. dora keeps both its results and
                  forms the updated matrix; a bottleneck keeps its input twice and its inside twice
     qlora        0.516 bytes for each weight of the linear layers (4 + 8/64 + 32/(64·256) bits), one unpacked at a time
-    loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains
+    loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains; or, if
+                 that is more, the gradients inside one block
 
-Against a memory tracker (SmolLM2-135M, T = 1024, bf16): activations without logits 742 MiB where 705 were measured.
+Against a memory tracker (SmolLM2-135M, T = 1024, bf16): activations without logits 712 MiB where 705 were measured.
 The sum leaves out fragmentation and the interpreter; `Estimate.total` adds them as 10 % and a constant.
 """
 
@@ -22,6 +28,7 @@ from typing import Literal
 
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prefix, Prompt, PTuning
 from finetune_trainer.planning.model import ModelShape
+from finetune_trainer.planning.spread import WHOLE, Parts, Spread
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -45,39 +52,85 @@ class Estimate:
     activations: int
     loss: int
     runtime: int
+    gathered: int = 0
+    """Of sharded weights, what is whole for a moment: the block that computes, the next, embeddings and head."""
+    host: int = 0
+    """Beside the GPU's, in the memory of the node: what was offloaded."""
 
     @property
     def least(self) -> int:
         """What no setting of the batch can save: a run that has less than this cannot start."""
-        return self.weights + self.optimizer
+        return self.weights + self.optimizer + self.gathered
+
+    @property
+    def peak(self) -> int:
+        """Of the tensors alone."""
+        return self.least + self.activations + self.loss
 
     @property
     def total(self) -> int:
-        return int((self.least + self.activations + self.loss) * OVERHEAD) + self.runtime
+        return int(self.peak * OVERHEAD) + self.runtime
 
 
 def estimate(
-    shape: ModelShape, method: Method, *, precision: Precision, device: Literal["cpu", "cuda"], tokens: int
+    shape: ModelShape,
+    method: Method,
+    *,
+    precision: Precision,
+    device: Literal["cpu", "cuda"],
+    tokens: int,
+    row: int = 0,
+    spread: Spread = WHOLE,
 ) -> Estimate:
-    """For `tokens` computed at once (training.microBatchTokens)."""
+    """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
+    each document has a row of its own."""
     width = 2 if precision == "bfloat16" else 4
     trained = trained_parameters(shape, method)
     full = method.type == "full"
-    h, k, f = shape.hidden, shape.key_value, shape.intermediate
-    per_token = recorded_layers(shape, method) * (16 * h + 4 * (h + 2 * k) + 8 * f) * width // 2
+    h, f = shape.hidden, shape.intermediate
+    autocast = width == 2 and method.trains_the_model
+    block = recorded_bytes(shape, method, width, row=row, autocast=autocast)
+    per_token = recorded_layers(shape, method) * block + 3 * h * width
     per_token += _beside(shape, method, width)
     if method.type == "prefix":  # each layer joins the prefix and a row's keys and values into new tensors
-        per_token += 2 * shape.layers * 2 * k * width
+        per_token += 2 * shape.layers * 2 * shape.key_value * width
     if method.type == "probe":  # forward alone: what one block holds at once, and the states that are kept
-        per_token = (16 * h + 4 * (h + 2 * k) + 8 * f) * width // 2 + 4 * 6 * h
+        per_token = recorded_bytes(shape, Method(type="full"), width, row=row) + 4 * 6 * h
     head_gradient = 4 * h * shape.vocabulary if full else 0
-    return Estimate(
-        weights=_weights(shape, method, trained, width),
-        optimizer=12 * trained,
-        activations=tokens * per_token + (_workspace(shape, method, width) if tokens else 0),
-        loss=LOSS_CHUNK_BYTES[device] + head_gradient,
-        runtime=RUNTIME_BYTES[device],
+    logits = min(LOSS_CHUNK_BYTES[device], 4 * shape.vocabulary * max(tokens, 1))
+    logits = (
+        logits if width == 4 else logits * 3 // 2
+    ) + 2 * h * width * tokens  # in bf16 also as the product left them
+    inside_a_block = (3 * f + 2 * h) * width * tokens
+    states = spread.share(
+        _parts(shape, method, trained, width), low=width == 2, trains_the_model=method.trains_the_model
     )
+    on_the_host = device == "cuda"
+    return Estimate(
+        weights=states.weights if on_the_host else states.weights + states.host,
+        optimizer=states.gradients + states.moments,
+        activations=tokens * per_token + (_workspace(shape, method, width) if tokens else 0),
+        loss=max(logits, inside_a_block) + head_gradient,
+        runtime=RUNTIME_BYTES[device],
+        gathered=states.gathered,
+        host=states.host if on_the_host else 0,
+    )
+
+
+def recorded_bytes(shape: ModelShape, method: Method, width: int, *, row: int = 0, autocast: bool = False) -> int:
+    """Bytes that one decoder block keeps of a token. `width`: of what is computed; with `autocast` norms are fp32, and
+    every matrix keeps a copy of its input of its own."""
+    h, k, f = shape.hidden, shape.key_value, shape.intermediate
+    trains = method.trains_the_model
+    targets = method.low_rank.targets if method.low_rank else ""
+    attention = trains or targets in ("all-linear", "attention")
+    mlp = trains or targets in ("all-linear", "mlp")
+    if autocast:
+        norms = 2 * (4 + 4) * h + 5 * h * width
+    else:
+        norms = 2 * 4 * h + (2 * h * width if trains else 0) + (attention + mlp) * h * width
+    apart = 2 * h * width + row * (4 if autocast else width) if row else 2 * k * width
+    return norms + 2 * h * width + apart + (3 + mlp) * f * width
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
@@ -121,13 +174,18 @@ def _bottlenecks(shape: ModelShape, method: Method) -> int:
     return shape.layers * (2 if (method.adapter or Adapter()).placement == "houlsby" else 1)
 
 
-def _weights(shape: ModelShape, method: Method, trained: int, width: int) -> int:
+def _parts(shape: ModelShape, method: Method, trained: int, width: int) -> Parts:
+    """Parameters, and the bytes of those that stay as they are."""
+    blocks = max(shape.blocks, default=0)
+    # Two blocks and what lies outside of all, at most the whole.
+    gathered = width * min(shape.parameters, 2 * blocks + shape.parameters - sum(shape.blocks)) if shape.blocks else 0
     if method.trains_the_model:
-        return trained * (4 if width == 4 else 4 + 2) + (shape.parameters - trained) * width
+        return Parts(trained=trained, frozen=(shape.parameters - trained) * width, gathered=gathered)
     if method.type == "qlora":
         packed = sum(a * b for a, b in shape.linears.values())
-        return int(packed * FOUR_BITS) + (shape.parameters - packed) * width + 4 * trained
-    return shape.parameters * width + 4 * trained
+        frozen = int(packed * FOUR_BITS) + (shape.parameters - packed) * width
+        return Parts(trained=trained, frozen=frozen, gathered=gathered)
+    return Parts(trained=trained, frozen=shape.parameters * width, gathered=gathered)
 
 
 def _beside(shape: ModelShape, method: Method, width: int) -> int:
@@ -139,9 +197,11 @@ def _beside(shape: ModelShape, method: Method, width: int) -> int:
     if settings is None:
         return 0
     adapted = shape.adapted(settings.targets)
-    copies = 0
-    if width == 2 and (settings.dropout > 0 or method.type != "lora"):
-        copies = sum(4 * d_in for _, d_in in adapted)
+    copies = settings.rank * width * len(adapted)  # what lies between the two matrices
+    if settings.dropout > 0:  # PEFT keeps what is left of each input, the mask, and in bf16 more
+        copies += int(sum((5 if width == 4 else 6.5) * d_in for _, d_in in adapted))
+    elif width == 2 and method.type != "lora":
+        copies += sum(4 * d_in for _, d_in in adapted)
     results = sum((width + 4) * d_out for d_out, _ in adapted) if method.type == "dora" else 0
     return copies + results
 

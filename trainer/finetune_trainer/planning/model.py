@@ -16,6 +16,8 @@ _ALIASES = {
     "heads": ("num_attention_heads", "n_head", "num_heads"),
     "vocabulary": ("vocab_size",),
 }
+_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+_EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _HEADER_LIMIT = 100 << 20
 _BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -40,14 +42,17 @@ class ModelShape:
         return [shape for name, shape in self.linears.items() if targets == "all-linear" or _part(name) == targets]
 
 
-def read_shape(folder: Path) -> ModelShape:
-    """ValueError names what config.json lacks; OSError where a file cannot be read."""
+def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
+    """ValueError names what config.json lacks; OSError where a file cannot be read. With `weightless` the tensors of a
+    folder without safetensors files are those that a Llama of these sizes has, if that is what the model is."""
     config = json.loads((folder / "config.json").read_bytes())
     config = {**config, **(config.get("text_config") or {})}
     sizes = {ours: _first(config, aliases) for ours, aliases in _ALIASES.items()}
     hidden, heads = sizes["hidden"], sizes["heads"]
     head_size = config.get("head_dim") or hidden // heads
     tensors = _tensors(folder)
+    if weightless and not tensors:
+        tensors = _llama(config, sizes, head_size)
     linears = {name: (s[0], s[1]) for name, s in tensors.items() if len(s) == 2 and _BLOCK.search(name)}
     return ModelShape(
         hidden=hidden,
@@ -59,6 +64,23 @@ def read_shape(folder: Path) -> ModelShape:
         linears=linears,
         blocks=_blocks(tensors),
     )
+
+
+def _llama(config: Mapping[str, Any], sizes: Mapping[str, int], head_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a dense decoder with gated feed-forward. ValueError for another kind of model."""
+    if config.get("model_type") not in _LIKE_LLAMA:
+        raise ValueError(f"there are no weights, and {config.get('model_type')} is not laid out like Llama")
+    h, f, q = sizes["hidden"], config["intermediate_size"], sizes["heads"] * head_size
+    k = (config.get("num_key_value_heads") or sizes["heads"]) * head_size
+    block = {
+        "self_attn.q_proj.weight": (q, h), "self_attn.k_proj.weight": (k, h), "self_attn.v_proj.weight": (k, h),
+        "self_attn.o_proj.weight": (h, q), "mlp.gate_proj.weight": (f, h), "mlp.up_proj.weight": (f, h),
+        "mlp.down_proj.weight": (h, f), "input_layernorm.weight": (h,), "post_attention_layernorm.weight": (h,),
+    }  # fmt: skip
+    tensors: dict[str, tuple[int, ...]] = {"model.norm.weight": (h,)}
+    tensors |= {f"model.layers.{i}.{name}": shape for i in range(sizes["layers"]) for name, shape in block.items()}
+    outside = ("model.embed_tokens.weight",) if config.get("tie_word_embeddings") else _EMBEDDINGS
+    return tensors | dict.fromkeys(outside, (sizes["vocabulary"], h))
 
 
 def find_shape(folder: Path) -> ModelShape | None:

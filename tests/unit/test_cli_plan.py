@@ -1,0 +1,149 @@
+"""`finetune plan`: what it says, in text and JSON, without torch and without a network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.failures import ExitCode
+from finetune_trainer.cli.main import main
+from finetune_trainer.planning.model import read_shape
+from tests.unit.test_planning_memory import LLAMA_3B
+
+CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192,
+    "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 128256, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def write(folder: Path, **spec: Any) -> str:
+    content = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "big"},
+        "spec": {
+            "model": {"uri": (folder / "model").as_uri()},
+            "data": {"train": [{"uri": "s3://corp/train.jsonl"}]},
+            "output": {"uri": "s3://corp/out"},
+            **spec,
+        },
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(content))
+    return str(folder / "job.yaml")
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "-o", "json"]) == ExitCode.OK
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_a_config_alone_has_the_parameters_of_the_model(model: Path) -> None:
+    assert read_shape(model, weightless=True) == LLAMA_3B
+
+
+def test_a_model_of_another_layout_is_not_guessed(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mamba"}))
+    with pytest.raises(ValueError, match="mamba is not laid out like Llama"):
+        read_shape(model, weightless=True)
+
+
+def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("currency: EUR\ndate: 2026-11-01\nperGpuHour: {l40s: 1.0}\n")
+    file = write(tmp_path, resources={"limits": {"nvidia.com/gpu": 4}})
+    size = ("--rows", "20000", "--tokens", "4200000")
+
+    assert main(["plan", file, "--gpu", "L40S", "--prices", str(prices), *size]) == ExitCode.OK
+
+    text = capsys.readouterr().out
+    for word in ("3,212,749,824 parameters", "4 x L40S with 48.0 GiB", "* lora, ddp", "full, fsdp", "EUR", "prices of"):
+        assert word in text
+    told = planned(capsys, file, "--gpu", "L40S", "--prices", str(prices), *size)
+    rows = {(row["method"], row["strategy"]): row for row in told["plans"]}
+    assert not rows["full", "ddp"]["fits"]
+    assert rows["full", "fsdp"]["fits"]
+    assert [key for key, row in rows.items() if row["recommended"]] == [("lora", "ddp")]
+    lora = rows["lora", "ddp"]
+    assert lora["cost"] == pytest.approx(lora["seconds"] / 3600 * 4, abs=0.01)
+    assert told["hint"] is None
+
+
+def test_a_job_that_does_not_fit_is_told_what_would(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = planned(capsys, write(tmp_path, method={"type": "full"}), "--gpu", "A100-80", "--memory", "24Gi")
+    assert told["hint"] == "Set method.type: lora."
+    assert told["device"]["memoryBytes"] == 24 << 30
+    assert {row["cost"] for row in told["plans"]} == {None}, "no price is made up"
+
+
+def test_rows_of_local_files_are_counted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"text": "a row of some words"}\n' * 320)
+    told = planned(capsys, write(tmp_path, data={"train": [{"uri": data.as_uri()}]}), "--gpu", "H100")
+    assert (told["rows"], told["steps"]) == (320, 30)
+    assert told["tokens"] == data.stat().st_size // 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "word"),
+    [
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, [], "--gpu H100"),
+        ({}, ["--gpu", "abacus"], "abacus"),
+        ({}, ["--gpu", "H100", "--memory", "lots"], "80Gi"),
+        ({}, ["--gpu", "H100", "--prices", "job.yaml"], "perGpuHour"),
+        ({"model": {"uri": "hf://org/nowhere"}}, [], "--model FOLDER"),
+    ],
+)
+def test_what_is_missing_is_named(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    arguments: list[str],
+    word: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", write(tmp_path, **changes), *arguments]) == ExitCode.CONFIG
+    assert word in capsys.readouterr().err
+
+
+def test_planning_for_a_gpu_loads_nothing_heavy(model: Path, tmp_path: Path) -> None:
+    heavy = ("torch", "numpy", "transformers", "rich", "obstore", "huggingface_hub")
+    file = write(tmp_path)
+    program = f"import sys; from finetune_trainer.cli.main import main; main(['plan', {file!r}, '--gpu', 'H100'])\n"
+    program += f"print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_this_machine_is_measured_and_the_step_followed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 264}  # fmt: skip
+    (model / "config.json").write_text(json.dumps(CONFIG | small))
+    file = write(tmp_path, training={"microBatchTokens": 256, "maxSteps": 5})
+    told = planned(capsys, file, "--exact")
+    assert told["device"]["name"] == "this machine"
+    own = next(row for row in told["plans"] if row["method"] == "lora")
+    states = sum(own["bytes"][part] for part in ("weights", "optimizer", "activations", "loss"))
+    assert told["exactBytes"] == pytest.approx(states, rel=0.10)
+    assert own["seconds"] > 0

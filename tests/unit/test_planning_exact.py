@@ -1,0 +1,42 @@
+"""The closed form against torch's MemTracker, which follows a step of the trainer's own code tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_api.methods import Lora, Method, Partial
+from finetune_trainer.planning.memory import Precision, estimate
+from finetune_trainer.planning.model import read_shape
+
+CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 192, "intermediate_size": 512,
+    "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 2048,
+    "tie_word_embeddings": True, "max_position_embeddings": 1024,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "tokens"),
+    [
+        (Method(type="full"), "float32", 512),
+        (Method(type="full"), "bfloat16", 256),
+        (Method(type="lora"), "float32", 512),
+        (Method(type="lora"), "bfloat16", 512),
+        (Method(type="lora", lora=Lora(dropout=0.1)), "float32", 256),
+        (Method(type="partial", partial=Partial(layers=2)), "float32", 512),
+    ],
+    ids=lambda value: f"{value.type}" if isinstance(value, Method) else str(value),
+)
+def test_the_closed_form_is_within_10_percent_of_the_tracker(
+    tmp_path: Path, method: Method, precision: Precision, tokens: int
+) -> None:
+    from finetune_trainer.train.exact import tracked
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    shape = read_shape(tmp_path, weightless=True)
+    need = estimate(shape, method, precision=precision, device="cpu", tokens=tokens, row=tokens)
+
+    assert need.peak == pytest.approx(tracked(tmp_path, method, precision=precision, tokens=tokens), rel=0.10)

@@ -1,0 +1,83 @@
+"""What strategies leave on a rank: the published table, and that more ranks never need more."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.methods import Method
+from finetune_trainer.planning.memory import estimate
+from finetune_trainer.planning.model import ModelShape
+from finetune_trainer.planning.spread import Parts, Spread
+
+PARAMETERS = 7_500_000_000
+SHAPE = ModelShape(
+    hidden=4096, layers=32, vocabulary=32000, intermediate=11008, key_value=4096, parameters=PARAMETERS,
+    linears={f"layers.{i}.mlp.up.weight": (11008, 4096) for i in range(32)}, blocks=(200_000_000,) * 32,
+)  # fmt: skip
+
+EVERY = [
+    Spread(strategy="ddp"),
+    Spread(strategy="fsdp"),
+    *(Spread(strategy="deepspeed", zero_stage=stage) for stage in (0, 1, 2, 3)),
+    Spread(strategy="deepspeed", zero_stage=3, offload_optimizer=True, offload_parameters=True),
+]
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.88)])
+def test_zero_needs_what_its_paper_says(stage: int, gigabytes: float) -> None:
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters on 64 ranks."""
+    spread = Spread(strategy="deepspeed", ranks=64, zero_stage=stage)
+    states = spread.share(Parts(trained=PARAMETERS, frozen=0, gathered=0), low=True, trains_the_model=True)
+    assert (states.weights + states.gradients + states.moments) / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
+@pytest.mark.parametrize("spread", EVERY, ids=lambda spread: spread.label)
+@pytest.mark.parametrize("method", ["full", "partial", "lora", "adapter"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_more_ranks_never_need_more(spread: Spread, method: str, precision: str) -> None:
+    needs = [
+        estimate(
+            SHAPE, Method(type=method), precision=precision, device="cuda", tokens=2048,  # type: ignore[arg-type]
+            spread=Spread(
+                strategy=spread.strategy, ranks=ranks, zero_stage=spread.zero_stage,
+                offload_optimizer=spread.offload_optimizer, offload_parameters=spread.offload_parameters,
+            ),
+        )
+        for ranks in (1, 2, 3, 8, 64)
+    ]  # fmt: skip
+    assert [n.total for n in needs] == sorted((n.total for n in needs), reverse=True)
+    assert [n.host for n in needs] == sorted((n.host for n in needs), reverse=True)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_stage_of_zero_needs_no_more_than_the_one_before(method: str) -> None:
+    kind = Method(type=method)  # type: ignore[arg-type]
+    needs = [
+        estimate(
+            SHAPE, kind, precision="bfloat16", device="cuda", tokens=1,
+            spread=Spread(strategy="deepspeed", ranks=64, zero_stage=stage),
+        ).least
+        for stage in (0, 1, 2, 3)
+    ]  # fmt: skip
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_what_is_offloaded_lies_in_the_node_and_on_a_cpu_that_is_the_same_memory() -> None:
+    on = Spread(strategy="deepspeed", ranks=2, zero_stage=3)
+    off = Spread(strategy="deepspeed", ranks=2, zero_stage=3, offload_optimizer=True, offload_parameters=True)
+    full = Method(type="full")
+
+    def need(spread: Spread, device: str) -> tuple[int, int]:
+        made = estimate(SHAPE, full, precision="bfloat16", device=device, tokens=1, spread=spread)  # type: ignore[arg-type]
+        return made.least, made.host
+
+    assert need(off, "cuda")[0] + need(off, "cuda")[1] == need(on, "cuda")[0]
+    assert need(off, "cuda")[1] == 14 * PARAMETERS // 2
+    assert need(off, "cpu") == need(on, "cpu")
+
+
+def test_shards_are_those_of_a_node_where_it_has_several_processes() -> None:
+    parts = Parts(trained=PARAMETERS, frozen=0, gathered=0)
+    two_nodes = Spread(strategy="fsdp", ranks=16, shards=8).share(parts, low=True, trains_the_model=True)
+    one_node = Spread(strategy="fsdp", ranks=8).share(parts, low=True, trains_the_model=True)
+    assert two_nodes == one_node

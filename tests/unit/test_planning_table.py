@@ -1,0 +1,156 @@
+"""Times against public figures, the row to begin with, and the smallest change that makes a job fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune_api.failures import FinetuneError
+from finetune_api.methods import Lora, Method
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.planning.advice import recommended, smallest_change
+from finetune_trainer.planning.devices import Device, gpu, nameless, this_machine
+from finetune_trainer.planning.model import ModelShape
+from finetune_trainer.planning.speed import step_seconds
+from finetune_trainer.planning.spread import Spread
+from finetune_trainer.planning.table import Planner, Workload
+from tests.unit.test_planning_memory import LLAMA_3B, SMOLLM2, llama
+
+GIB = 1 << 30
+LLAMA_8B = llama(hidden=4096, layers=32, intermediate=14336, key_value=1024, vocabulary=128256, tied=False)
+CORE = replace(nameless("cpu", memory=16 * GIB), fp32=80e9, bandwidth=10e9, utilisation=0.75, ramp=32)
+
+
+def spec(**changes: Any) -> FineTuneJobSpec:
+    made = {
+        "model": {"uri": "file:///model"},
+        "data": {"train": [{"uri": "file:///train.jsonl"}]},
+        "output": {"uri": "file:///output"},
+    }
+    return FineTuneJobSpec.model_validate({**made, **changes}, strict=False)
+
+
+def planner(device: Device, shape: ModelShape = LLAMA_3B, *, rows: int | None = 20_000, **changes: Any) -> Planner:
+    workload = Workload(rows=rows, tokens=210 * rows if rows else None)
+    return Planner(spec=spec(**changes), shape=shape, device=device, workload=workload)
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "device", "spread", "tokens", "row", "measured"),
+    [
+        # torchtitan: Llama-3.1-8B in full, 8 H100 with FSDP2, 8192 tokens each.
+        (LLAMA_8B, "full", gpu("H100"), Spread(strategy="fsdp", ranks=8), 8 * 8192, 8192, 8 * 5762),
+        # PEFT's method comparison on an L40S: 840 tokens a step.
+        (LLAMA_3B, "lora", gpu("L40S"), Spread(), 840, 256, 4457),
+        (LLAMA_3B, "full", gpu("L40S"), Spread(), 840, 256, 1955),
+        # One core of 80 GFLOP/s: 9.0 s a step of 4×256 tokens, 13.1 s in full.
+        (SMOLLM2, "lora", CORE, Spread(), 1024, 256, 1024 / 9.0),
+        (SMOLLM2, "full", CORE, Spread(), 1024, 256, 1024 / 13.1),
+    ],
+)
+def test_times_are_within_a_third_of_public_figures(
+    shape: ModelShape, method: str, device: Device, spread: Spread, tokens: int, row: int, measured: float
+) -> None:
+    seconds = step_seconds(
+        shape, Method(type=method), precision="bfloat16" if device.kind == "cuda" else "float32", device=device,  # type: ignore[arg-type]
+        spread=spread, tokens=tokens, at_once=tokens // spread.ranks, row=row, network=device.link,
+    )  # fmt: skip
+    assert tokens / seconds == pytest.approx(measured, rel=1 / 3)
+
+
+def test_every_method_and_strategy_has_a_row() -> None:
+    rows = planner(gpu("H100"), resources={"limits": {"nvidia.com/gpu": 4}}).rows()
+    labels = [(row.method.type, row.spread.label) for row in rows]
+    assert ("full", "ddp") in labels
+    assert ("full", "fsdp") in labels
+    assert ("qlora", "fsdp") not in labels, "what cannot be sharded is not offered"
+    assert "probe" not in {method for method, _ in labels}, "only of classification"
+    assert {spread for _, spread in ((r.method.type, r.spread.label) for r in planner(gpu("H100")).rows())} == {"ddp"}
+
+
+def test_the_own_method_keeps_its_settings() -> None:
+    rows = planner(gpu("H100"), method={"type": "lora", "lora": {"rank": 2}}).rows()
+    assert next(row.trained for row in rows if row.method.type == "lora") == 3_039_232
+
+
+def test_time_is_not_made_up() -> None:
+    assert {row.seconds for row in planner(gpu("H100"), rows=None).rows()} == {None}
+    bounded = planner(gpu("H100"), rows=None, training={"maxSteps": 10}).rows()
+    assert all(row.seconds for row in bounded)
+
+
+def test_cost_is_that_of_all_devices() -> None:
+    made = replace(planner(gpu("H100"), resources={"limits": {"nvidia.com/gpu": 2}}), hourly=3.0)
+    row = made.rows()[0]
+    assert row.seconds is not None
+    assert row.cost == pytest.approx(row.seconds / 3600 * 2 * 3.0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "rows", "changes", "method", "strategy", "why"),
+    [
+        (80, 20_000, {}, "lora", "ddp", "20,000 examples"),
+        (80, 50, {}, "lora", "ddp", "50 examples are few"),
+        (80, 50, {"data": {"train": [{"uri": "file:///t.jsonl"}], "format": "classification"}}, "probe", "ddp", "few"),
+        (80, 1_000_000, {}, "full", "ddp", "tokens an epoch"),
+        (40, 1_000_000, {"resources": {"limits": {"nvidia.com/gpu": 8}}}, "full", "fsdp", "shards it"),
+        (8, 20_000, {}, "qlora", "ddp", "lora does not fit"),
+    ],
+)
+def test_the_row_to_begin_with(
+    memory: int, rows: int, changes: dict[str, Any], method: str, strategy: str, why: str
+) -> None:
+    made = planner(gpu("H100", memory=memory * GIB), rows=rows, **changes)
+    advice = recommended(made.rows(), made)
+    assert advice.row is not None
+    assert (advice.row.method.type, advice.row.spread.label) == (method, strategy)
+    assert why in "; ".join(advice.reasons)
+
+
+def test_nothing_is_recommended_where_nothing_fits() -> None:
+    made = planner(gpu("H100", memory=GIB))
+    assert recommended(made.rows(), made).row is None
+
+
+EIGHT = {"nodes": 1, "processesPerNode": 8}
+
+
+@pytest.mark.parametrize(
+    ("memory", "changes", "hint"),
+    [
+        (24, {"training": {"microBatchTokens": 65536}}, "training.microBatchTokens: "),
+        (30, {"method": {"type": "full"}, **EIGHT}, "strategy.type: fsdp"),
+        (20, {"method": {"type": "full"}}, "method.type: lora"),
+        (7, {}, "method.type: qlora"),
+        (1, {}, "Give each process "),
+    ],
+)
+def test_the_smallest_change_that_makes_it_fit(memory: int, changes: dict[str, Any], hint: str) -> None:
+    made = planner(gpu("H100", memory=memory * GIB), **changes)
+    told = smallest_change(made, made.spread("ddp"))
+    assert hint in told
+    if "microBatchTokens" in told:
+        tokens = int(told.split("microBatchTokens: ")[1].split(";")[0])
+        assert made.need(made.spec.method, made.spread("ddp"), tokens=tokens).total <= memory * GIB
+        assert made.need(made.spec.method, made.spread("ddp"), tokens=tokens + 64).total > memory * GIB
+
+
+def test_a_gpu_of_no_figures_is_refused_by_the_names_that_have_some() -> None:
+    with pytest.raises(FinetuneError) as raised:
+        gpu("TPU")
+    assert "H100, A100-80, L40S" in raised.value.hint
+
+
+def test_this_machine_is_shared_by_its_processes() -> None:
+    two = this_machine(memory=8 * GIB, processes=2)
+    assert two.memory == 4 * GIB
+    assert two.fp32 > 1e8
+    assert two.bandwidth > 1e7
+
+
+def test_a_small_rank_is_the_last_resort_before_more_memory() -> None:
+    method = Method(lora=Lora(rank=1024))
+    made = planner(gpu("H100", memory=int(12.5 * GIB)), method=method.model_dump(by_alias=True, exclude_none=True))
+    assert smallest_change(made, made.spread("ddp")).startswith("Set method.")

@@ -1,0 +1,100 @@
+"""How a strategy shares states among ranks: bytes that each rank holds.
+
+ddp         everything, on every rank
+fsdp        the model in shards, with gradients and moments where it trains; adapters whole; blocks are gathered to
+            compute and freed after. Where a node has several processes, each node holds the whole model
+deepspeed   ZeRO 1: moments in shards; 2: gradients too; 3: weights too. In bf16 weights and gradients take 2 bytes,
+            and fp32 weights count as moments: 2 + 2 + 12 (1910.02054, figure 1). Offloaded parts lie in the
+            memory of the node
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+StrategyName = Literal["ddp", "fsdp", "deepspeed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Of a model with a method: parameters that train; bytes that stay, and that are whole for a moment."""
+
+    trained: int
+    frozen: int
+    gathered: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Bytes on one rank."""
+
+    weights: int
+    gradients: int
+    moments: int
+    gathered: int = 0
+    host: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    strategy: StrategyName = "ddp"
+    ranks: int = 1
+    shards: int | None = None
+    """How many of the ranks share a weight; None: all."""
+    zero_stage: int = 0
+    """Of deepspeed: 0 to 3."""
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @property
+    def label(self) -> str:
+        """`deepspeed zero 3 offload`."""
+        if self.strategy != "deepspeed":
+            return self.strategy
+        offload = " offload" if self.offload_optimizer or self.offload_parameters else ""
+        return f"deepspeed zero {self.zero_stage}{offload}"
+
+    @property
+    def shards_weights(self) -> bool:
+        return self.strategy == "fsdp" or (self.strategy == "deepspeed" and self.zero_stage == 3)
+
+    def share(self, parts: Parts, *, low: bool, trains_the_model: bool) -> States:
+        """`low`: products in bf16. Adapters are fp32 whatever the base is."""
+        n = parts.trained
+        if self.strategy == "deepspeed":
+            return self._zero(parts, low=low)
+        if self.strategy == "fsdp":
+            own = self._sharing if trains_the_model else 1
+            weights = self._part(parts.frozen) + -(-4 * n // own)
+            return States(
+                weights=weights, gradients=-(-4 * n // own), moments=-(-8 * n // own), gathered=parts.gathered
+            )
+        copies = 2 * n if low and trains_the_model else 0
+        return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=8 * n)
+
+    def _zero(self, parts: Parts, *, low: bool) -> States:
+        stage, n = self.zero_stage, parts.trained
+        width = 2 if low else 4
+        weights, gradients, moments = parts.frozen + width * n, width * n, (12 if low else 8) * n
+        moments = self._part(moments) if stage >= 1 else moments
+        gradients = self._part(gradients) if stage >= 2 else gradients
+        weights = self._part(weights) if stage >= 3 else weights
+        host = (moments if self.offload_optimizer else 0) + (weights if self.offload_parameters else 0)
+        return States(
+            weights=0 if self.offload_parameters else weights,
+            gradients=gradients,
+            moments=0 if self.offload_optimizer else moments,
+            gathered=parts.gathered if stage >= 3 else 0,
+            host=host,
+        )
+
+    def _part(self, size: int) -> int:
+        return -(-size // self._sharing)
+
+    @property
+    def _sharing(self) -> int:
+        return self.shards or self.ranks
+
+
+WHOLE = Spread()
