@@ -1,0 +1,48 @@
+"""The preflight refuses what cannot fit before the gang waits, and says the smallest change that would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.plan import JobIdentity, RunPlan
+from finetune_trainer.agent.preflight import check_memory
+from finetune_trainer.planning import machine
+from tests.unit.test_planning_memory import LLAMA_3B, SMOLLM2
+from tests.unit.test_planning_table import spec
+
+JOB = JobIdentity(namespace="test", name="tiny", uid="u")
+
+
+def plan(**changes: Any) -> RunPlan:
+    made = spec(**changes)
+    return RunPlan(job=JOB, nodes=made.nodes, processes_per_node=made.processes, spec=made)
+
+
+@pytest.mark.parametrize(
+    ("memory", "changes", "hint"),
+    [
+        ("2Gi", {"training": {"microBatchTokens": 8192}}, "training.microBatchTokens: "),
+        ("1700Mi", {"method": {"type": "full"}}, "method.type: lora"),
+        ("64Mi", {}, "Give each process"),
+    ],
+)
+def test_a_pod_that_is_too_small(
+    monkeypatch: pytest.MonkeyPatch, memory: str, changes: dict[str, Any], hint: str
+) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [])
+    with pytest.raises(FinetuneError) as raised:
+        check_memory(plan(resources={"limits": {"memory": memory}}, **changes), SMOLLM2)
+    assert raised.value.reason is Reason.InsufficientMemory
+    assert hint in raised.value.hint
+
+
+def test_a_gpu_that_is_too_small_for_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [24 << 30] * 8)
+    eight = {"processesPerNode": 8, "method": {"type": "full"}}
+    with pytest.raises(FinetuneError) as raised:
+        check_memory(plan(strategy={"type": "ddp"}, **eight), LLAMA_3B)
+    assert raised.value.hint == "Set strategy.type: fsdp."
+    check_memory(plan(**eight), LLAMA_3B)  # auto would shard it
