@@ -74,6 +74,8 @@ def suite(name: str) -> Outcome:
     command = [BIN / "python", "-m", "pytest", folder, f"--junitxml={report}", "--durations=8", "--durations-min=5"]
     if name == "unit":
         command += ["-n", "2", "--dist", "loadgroup"]
+    else:
+        command += ["-p", "no:hypothesispytest"]  # only unit tests draw examples
     done = subprocess.run(command, cwd=ROOT, check=False)
     seconds = time.monotonic() - began
     if not report.exists():
