@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from finetune_api.methods import Adapter, Lora, Method, Partial
+from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
@@ -28,6 +31,7 @@ from finetune_trainer.parallel.single import Single
 from finetune_trainer.train.model import load_network
 from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
 
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = {
     "full": Method(type="full"),
     "partial": Method(type="partial", partial=Partial(layers=1)),
@@ -45,9 +49,15 @@ class Case:
 
     folder: str
     method: str
-    strategy: str
+    strategy: Literal["ddp", "fsdp", "deepspeed"]
     killed_at: int | None = None
     max_tokens: int = 48
+    stage: int | None = None
+    offload: Literal["optimizer", "all"] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(type=self.strategy, zero_stage=self.stage, offload=self.offload)
 
 
 class _Killed(Exception):
@@ -59,7 +69,7 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     frozen = not method.trains_the_model
     net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
     held = sum(_held(parameter) for parameter in net.parameters())
-    whole = sum(parameter.numel() for parameter in net.parameters())
+    whole = sum(map(_numel, net.parameters()))
     knobs = replace(KNOBS, method=method, max_tokens=case.max_tokens)
     run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
     seed = run.trainer._seed
@@ -83,7 +93,13 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
 
 
 def _held(parameter: nn.Parameter) -> int:
+    if hasattr(parameter, "ds_tensor"):
+        return int(parameter.ds_tensor.numel())
     return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _export(run: Run, strategy: Strategy, folder: Path) -> None:
@@ -93,12 +109,16 @@ def _export(run: Run, strategy: Strategy, folder: Path) -> None:
         run.attached.export(folder)
 
 
-def _rank(rank: int, world_size: int, local_size: int, port: int, root: str, cases: list[Case]) -> None:
+def _rank(rank: int, world_size: int, local_size: int, port: int, root: str, cases: list[Case], path: str) -> None:
     torch.set_num_threads(1)
+    sys.path.append(path)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     gang = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
     for case in cases:
-        torch.save(_run(Path(root), case, spread(gang, case.strategy)), f"{root}/{case.folder}.{rank}.pt")
+        torch.save(
+            _run(Path(root), case, spread(gang, case.strategy, device=CPU, settings=case.settings)),
+            f"{root}/{case.folder}.{rank}.pt",
+        )
         gang.barrier()
     gang.close()
 
@@ -110,15 +130,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _gang(root: Path, world_size: int, cases: list[Case], *, local_size: int | None = None) -> None:
+def _gang(
+    root: Path, world_size: int, cases: list[Case], *, local_size: int | None = None, path: str | None = None
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, (world_size, local_size or world_size, port, str(root), cases), nprocs=world_size)
+    mp.spawn(_rank, (world_size, local_size or world_size, port, str(root), cases, path or ""), nprocs=world_size)
+
+
+Told = Callable[[str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def gangs(root: Path) -> Callable[[str], list[dict[str, Any]]]:
+def deepspeed() -> str | None:
+    """The folder that DeepSpeed is in, or None where it cannot be installed."""
+    made = subprocess.run([ROOT / "tools" / "deepspeed.sh"], capture_output=True, text=True, check=False)
+    return made.stdout.strip() if made.returncode == 0 else None
+
+
+@pytest.fixture(scope="module")
+def gangs(root: Path, deepspeed: str | None) -> Told:
     """What each rank of a case's gang told. A chain is one run: alone, two sharded, three with whole models, alone."""
     for method in METHODS:
         torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
@@ -128,14 +160,39 @@ def gangs(root: Path) -> Callable[[str], list[dict[str, Any]]]:
     two += [Case(f"cut-{method}", method, "fsdp", killed_at=3) for method in METHODS]
     two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"small-{method}", method, "fsdp", max_tokens=32) for method in ("full", "lora")]
-    _gang(root, 2, two)
     three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
     three += [Case("fsdp-3-full", "full", "fsdp")]
-    _gang(root, 3, three)
+    if deepspeed:
+        two += _of_zero()
+        three += [Case(f"zero-chain-{m}", m, "deepspeed", stage=3, killed_at=5) for m in ("full", "lora")]
+        three += [Case(f"zero-chain-{method}", method, "ddp") for method in ("full", "lora")]
+    _gang(root, 2, two, path=deepspeed)
+    _gang(root, 3, three, path=deepspeed)
     _gang(root, 4, [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")], local_size=2)
     for method in METHODS:
         torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
     return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
+
+
+def _of_zero() -> list[Case]:
+    """Its chain goes on with three ranks in stage 3, and ends with three whole models."""
+    cases = [Case(f"zero-{stage}-full", "full", "deepspeed", stage=stage) for stage in (1, 2, 3)]
+    others = (("lora", 2), ("lora", 3), ("partial", 1), ("adapter", 3))
+    cases += [Case(f"zero-{stage}-{method}", method, "deepspeed", stage=stage) for method, stage in others]
+    cases += [Case("zero-offload", "full", "deepspeed", stage=3, offload="all")]
+    cases += [Case("zero-small", "full", "deepspeed", stage=2, max_tokens=32)]
+    for method in ("full", "lora"):
+        cases += [Case(f"zero-cut-{method}", method, "deepspeed", stage=3, killed_at=3)]
+        cases += [Case(f"zero-cut-{method}", method, "deepspeed", stage=3)]
+        cases += [Case(f"zero-chain-{method}", method, "deepspeed", stage=2, killed_at=2)]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def zero(gangs: Told, deepspeed: str | None) -> Told:
+    if deepspeed is None:
+        pytest.skip("DeepSpeed cannot be installed here: tools/deepspeed.sh says why")
+    return gangs
 
 
 def _same(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -199,3 +256,37 @@ def test_what_is_exported_is_what_was_trained(gangs: Any, root: Path, method: st
     else:
         weights = [tensor for name, tensor in trained.items() if name.startswith("weights/")]
         assert sum(tensor.numel() for tensor in weights) == sum(tensor.numel() for tensor in exported.values())
+
+
+ZERO = ("1-full", "2-full", "3-full", "2-lora", "3-lora", "1-partial", "3-adapter", "offload", "small")
+
+
+@pytest.mark.parametrize("case", ZERO)
+def test_zero_learns_what_one_learns(zero: Any, case: str) -> None:
+    method = case.partition("-")[2] or "full"
+    _same(zero(f"zero-{case}")[0], zero(f"alone-{method}")[0])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_zero_resumes_to_the_bit_and_on_other_ranks_under_another_strategy(zero: Any, method: str) -> None:
+    resumed, whole = zero(f"zero-cut-{method}")[0], zero(f"zero-3-{method}")[0]
+    assert resumed["losses"] == whole["losses"]
+    assert largest_difference(resumed["tensors"], whole["tensors"]) == 0.0
+    _same(zero(f"zero-chain-{method}")[0], zero(f"alone-{method}")[0])
+
+
+def test_no_rank_of_stage_three_holds_the_whole_model(zero: Any) -> None:
+    for name in ("zero-3-full", "zero-3-lora"):
+        assert all(rank["held"] < 0.51 * rank["whole"] for rank in zero(name))
+
+
+@pytest.mark.parametrize("case", ["3-full", "2-lora", "3-lora", "3-adapter"])
+def test_what_zero_exports_is_what_was_trained(zero: Any, root: Path, case: str) -> None:
+    trained = zero(f"zero-{case}")[0]["tensors"]
+    (file,) = (root / f"zero-{case}" / "export").glob("*.safetensors")
+    exported = load_file(file)
+    weights = {name: tensor for name, tensor in trained.items() if name.startswith("weights/")}
+    if case == "3-full":
+        assert all(torch.equal(tensor, exported[name.removeprefix("weights/")]) for name, tensor in weights.items())
+    else:
+        assert sum(t.numel() for t in weights.values()) == sum(t.numel() for t in exported.values())

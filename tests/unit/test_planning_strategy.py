@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method
 from finetune_api.strategy import Strategy
 from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
-from finetune_trainer.planning.strategy import choose, shards
+from finetune_trainer.planning.strategy import check_installed, choose, shards
 
 GIB = 1 << 30
 
@@ -37,6 +38,7 @@ def _need(method: str, spread: Spread = WHOLE) -> Estimate:
         ("ddp", "full", 1 * GIB, 8, "ddp"),
         ("fsdp", "lora", 1000 * GIB, 8, "fsdp"),
         ("fsdp", "lora", 1000 * GIB, 1, "ddp"),
+        ("deepspeed", "lora", 1000 * GIB, 1, "deepspeed"),
     ],
 )
 def test_auto_shards_what_does_not_fit(asked: str, method: str, memory: int, processes: int, chosen: str) -> None:
@@ -66,3 +68,17 @@ def test_what_an_adapter_trains_lies_whole_on_every_process() -> None:
 @pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])
 def test_a_node_holds_the_model_where_it_has_several_processes(nodes: int, each: int, expected: int) -> None:
     assert shards(nodes=nodes, processes_per_node=each) == expected
+
+
+def test_each_stage_of_zero_leaves_less_on_a_process() -> None:
+    sizes = [_need("full", Spread(strategy="deepspeed", ranks=8, zero_stage=stage)).least for stage in (1, 2, 3)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] < _need("full").least
+
+
+def test_a_strategy_whose_package_is_missing_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.planning.strategy.find_spec", lambda _: None)
+    check_installed(Strategy(type="fsdp"))
+    with pytest.raises(FinetuneError, match="needs the package deepspeed") as failure:
+        check_installed(Strategy(type="deepspeed"))
+    assert failure.value.reason is Reason.InvalidSpec

@@ -30,7 +30,7 @@ from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, find_shape
 from finetune_trainer.planning.positions import fitted
 from finetune_trainer.planning.quantity import quantity
-from finetune_trainer.planning.strategy import choose
+from finetune_trainer.planning.strategy import check_installed, choose
 from finetune_trainer.planning.table import USUAL_ROW, Planner
 from finetune_trainer.rundir import now, write_atomic
 
@@ -76,6 +76,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     model = resolve_model(spec.model, cache=cache)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     shape = find_shape(model.path)
+    check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
     if shape is not None:
         check_memory(plan, shape)

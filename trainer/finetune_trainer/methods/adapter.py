@@ -88,7 +88,7 @@ class Adapter:
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> AdapterAttached:
         layers = decoder_layers(network)
-        width = int(cast(Any, network).get_input_embeddings().weight.shape[1])
+        width = int(cast(Any, network).config.get_text_config().hidden_size)
         network.requires_grad_(False)
         torch.manual_seed(seed)
         _insert(network, layers, width, self.settings)
@@ -115,7 +115,7 @@ def load(network: nn.Module, folder: Path) -> nn.Module:
     if config.get("type") != TYPE or config.get("version") != 1:
         raise FinetuneError(Reason.ModelUnsupported, f"{folder / CONFIG_FILE} is not of type {TYPE}, version 1")
     layers = decoder_layers(network)
-    width = int(cast(Any, network).get_input_embeddings().weight.shape[1])
+    width = int(cast(Any, network).config.get_text_config().hidden_size)
     if (config["layers"], config["width"]) != (layers.count, width):
         raise FinetuneError(
             Reason.ModelUnsupported,

@@ -36,6 +36,13 @@ class Ddp(Whole):
         dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout)
         return cls(place, device)
 
+    @classmethod
+    def alone(cls, device: torch.device) -> Ddp:
+        """A group of this process."""
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())  # type: ignore[attr-defined]
+        return cls(Place(), device)
+
     def sum_gradients(self, flat: Sequence[Tensor]) -> None:
         for buffer in flat:
             for piece in _pieces(buffer):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,15 +31,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from .base import Gang, Weights
-from .ddp import Ddp
 from .flat import FlatAdamW
+from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Fsdp(Ddp):
+class Fsdp(Lockstep):
     name: str = "fsdp"
 
     def mesh(self, *, frozen: bool) -> DeviceMesh:
@@ -96,14 +96,6 @@ class Fsdp(Ddp):
         finally:
             if not torch.is_grad_enabled():  # with gradients the backward still needs what is outside the layers
                 cast(FSDPModule, network).reshard()
-
-    def in_step(self, work: Sequence[T], idle: T) -> Sequence[T]:
-        counts = [0.0] * self.place.world_size
-        counts[self.place.rank] = len(work)
-        return [*work, *[idle] * (int(max(self.sum_counters(counts))) - len(work))]
-
-    def agreed(self, wish: bool) -> bool:
-        return self.sum_counters([wish])[0] > 0
 
     def collect(self, network: nn.Module, *, everything: bool) -> None:
         if not everything:
@@ -187,8 +179,10 @@ class ShardedAdamW:
     def step(self, rate: float, *, divisor: float, max_norm: float) -> float:
         for name, parameter in self._trainable.items():
             gradient = parameter.grad
-            self._local[name].grad = None if gradient is None else cast(DTensor, gradient).to_local()
-        gradients = [shard.grad for shard in self._local.values() if shard.grad is not None]
+            shard = self._local[name]
+            # None where the step's batch is left out.
+            shard.grad = torch.zeros_like(shard) if gradient is None else cast(DTensor, gradient).to_local()
+        gradients = [cast(Tensor, shard.grad) for shard in self._local.values()]
         squares = float(sum(gradient.double().square().sum() for gradient in gradients))
         norm = math.sqrt(self._gang.sum_counters([squares])[0] / self._replicas) / divisor
         if not math.isfinite(norm):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from finetune_api.strategy import Strategy as Settings
+
 from .base import Place, Strategy
 from .ddp import Ddp
 from .single import Single
@@ -16,18 +18,27 @@ def join(place: Place, device: torch.device) -> Strategy:
     return Single() if place.world_size == 1 else Ddp.join(place, device)
 
 
-def _fsdp(gang: Ddp) -> Strategy:
+def _fsdp(gang: Strategy, device: torch.device, _: Settings) -> Strategy:
     from .fsdp import Fsdp
 
-    return Fsdp(gang.place, gang.device)
+    return Fsdp(gang.place, device) if isinstance(gang, Ddp) else gang  # one process has nothing to share out
 
 
-STRATEGIES: dict[str, Callable[[Ddp], Strategy]] = {
-    "ddp": lambda gang: gang,
+def _deepspeed(gang: Strategy, device: torch.device, settings: Settings) -> Strategy:
+    from .deepspeed import DeepSpeed
+
+    if not isinstance(gang, Ddp):
+        gang = Ddp.alone(device)
+    return DeepSpeed(gang.place, device, stage=settings.stage, offload=settings.offload or "none")
+
+
+STRATEGIES: dict[str, Callable[[Strategy, torch.device, Settings], Strategy]] = {
+    "ddp": lambda gang, *_: gang,
     "fsdp": _fsdp,
+    "deepspeed": _deepspeed,
 }
 
 
-def spread(gang: Strategy, kind: str) -> Strategy:
-    """The same gang with the strategy of this name; one process has nothing to share out."""
-    return STRATEGIES[kind](gang) if isinstance(gang, Ddp) else gang
+def spread(gang: Strategy, kind: str, *, device: torch.device, settings: Settings) -> Strategy:
+    """The same gang with the strategy of this name."""
+    return STRATEGIES[kind](gang, device, settings)

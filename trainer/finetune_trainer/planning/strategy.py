@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method
 from finetune_api.strategy import SHARDABLE, Strategy
 
 from .memory import Estimate
 
-Kind = Literal["ddp", "fsdp"]
+Kind = Literal["ddp", "fsdp", "deepspeed"]
 
 ROOM = 0.9
 """Share of a process's memory that `auto` lets ddp plan for."""
@@ -17,6 +19,8 @@ ROOM = 0.9
 
 def choose(settings: Strategy, method: Method, *, need: Estimate | None, memory: int | None, processes: int) -> Kind:
     """`need`: of one process that holds everything; `memory`: what one process may use. None: not known."""
+    if settings.type == "deepspeed":  # offloading helps one process too
+        return "deepspeed"
     if processes == 1:
         return "ddp"
     if settings.type != "auto":
@@ -24,6 +28,16 @@ def choose(settings: Strategy, method: Method, *, need: Estimate | None, memory:
     if method.type not in SHARDABLE or need is None or memory is None:
         return "ddp"
     return "ddp" if need.total <= ROOM * memory else "fsdp"
+
+
+def check_installed(settings: Strategy) -> None:
+    """InvalidSpec where the strategy needs a package that is not here."""
+    if settings.type == "deepspeed" and find_spec("deepspeed") is None:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            "strategy.type deepspeed needs the package deepspeed, which the trainer's image does not have",
+            "Use an image with finetune-operator[trainer,deepspeed], or set strategy.type: fsdp.",
+        )
 
 
 def shards(*, nodes: int, processes_per_node: int) -> int:

@@ -154,6 +154,15 @@ class Planner:
         if strategy == "fsdp":
             ranks = shards(nodes=self.spec.nodes, processes_per_node=self.spec.processes)
             return Spread(strategy="fsdp", ranks=self.spec.world_size, shards=ranks)
+        if strategy == "deepspeed":
+            asked = self.spec.strategy
+            return Spread(
+                strategy="deepspeed",
+                ranks=self.spec.world_size,
+                zero_stage=asked.stage,
+                offload_optimizer=asked.offload in ("optimizer", "all"),
+                offload_parameters=asked.offload == "all",
+            )
         return Spread(ranks=self.spec.world_size)
 
     def _tokens(self, method: Method, spread: Spread) -> int:

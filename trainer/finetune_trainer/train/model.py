@@ -6,7 +6,7 @@ each other, or logits are more than hidden states times one matrix, the slower w
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,8 +82,7 @@ class LanguageModel:
             hidden = hidden_states(self.network, tokens, positions)
             return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head, targets)
 
-        with self._autocast():
-            return self.strategy.inside(self.network, work)
+        return self._inside(work)
 
     @torch.no_grad()
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
@@ -100,8 +99,7 @@ class LanguageModel:
             answer = self.network(input_ids=given, position_ids=places, attention_mask=seen, use_cache=False)
             return nn.functional.cross_entropy(answer.logits[chosen].float(), wanted[chosen], reduction="none")
 
-        with self._autocast():
-            out[chosen] = self.strategy.inside(self.network, work)
+        out[chosen] = self._inside(work)
         return out.cpu().numpy()
 
     def describe(self) -> str:
@@ -118,10 +116,12 @@ class LanguageModel:
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
+    def _inside(self, work: Callable[[], Tensor]) -> Tensor:
+        def cheaply() -> Tensor:
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                return work()
+
+        return self.strategy.inside(self.network, cheaply)
 
 
 def _short(dtype: torch.dtype) -> str:

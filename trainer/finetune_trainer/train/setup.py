@@ -98,7 +98,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         device=torch.device("cpu") if in_four_bits else device,
         frozen=frozen_base,
     )
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = sum(map(_numel, network.parameters()))
     reporter.alive()
     keeper = _keeper(plan, strategy, output)
     if is_open(spec.method):
@@ -133,7 +133,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         longest_row=int(train.lengths.max(initial=1)),
         total_steps=course.total_steps,
         parameters=parameters,
-        trainable_parameters=sum(p.numel() for p in attached.trainable.values()),
+        trainable_parameters=sum(map(_numel, attached.trainable.values())),
         trained_layers=_trained_layers(spec.method),
         model_revision=local.revision,
         train_rows=len(data.train),
@@ -227,7 +227,12 @@ def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: 
     else:
         memory = memory_limit() // gang.place.local_world_size
     kind = choose(spec.strategy, spec.method, need=need, memory=memory, processes=gang.place.world_size)
-    return spread(gang, gang.broadcast_json(kind))
+    return spread(gang, gang.broadcast_json(kind), device=device, settings=spec.strategy)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    """Of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
