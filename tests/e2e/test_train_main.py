@@ -31,6 +31,7 @@ from finetune_trainer.train.model import LanguageModel, probe
 from finetune_trainer.transfer.evaluate import Layout, evaluate
 from tests.tiny import tiny_corpus, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 JOB = JobIdentity(namespace="test", name="tiny", uid="u-1")
 
 
@@ -329,3 +330,33 @@ def test_failures_have_a_reason_and_its_exit_code(
     assert words.reason is reason
     assert words.exit_code == code
     assert words.hint
+
+
+def test_a_sharded_run_commits_the_whole_model(inputs: Path, tmp_path: Path) -> None:
+    """Two processes, neither of which ever holds it."""
+    training = {"maxSteps": 4, "batchSize": 8, "learningRate": 0.003}
+    spec = _spec(inputs, tmp_path / "out", method={"type": "full"}, strategy={"type": "fsdp"}, training=training)
+    _, result = _succeeded(tmp_path / "two", spec, ranks=2)
+    assert result.plan is not None
+    assert (result.plan.strategy, result.plan.world_size) == ("fsdp", 2)
+    assert result.plan.parameters == result.plan.trainable_parameters
+    alone = _spec(inputs, tmp_path / "alone-out", method={"type": "full"}, training=training)
+    _, other = _succeeded(tmp_path / "one", alone)
+    scores = [words.evaluation.tuned.test.loss for words in (result, other) if words.evaluation]  # type: ignore[union-attr]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
+
+
+def test_one_process_offloads_to_its_host_by_deepspeed(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subprocess.run([ROOT / "tools" / "deepspeed.sh"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("DeepSpeed cannot be installed here: tools/deepspeed.sh says why")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), made.stdout.strip()])))
+    strategy = {"type": "deepspeed", "zeroStage": 3, "offload": "all"}
+    training = {"maxSteps": 3, "batchSize": 8}
+    _, result = _succeeded(tmp_path / "one", _spec(inputs, tmp_path / "out", strategy=strategy, training=training))
+    assert result.plan is not None
+    assert result.plan.strategy == "deepspeed"
+    assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
