@@ -175,15 +175,15 @@ def _told(detail: Any) -> str:
 
 
 def _form(pattern: str) -> str:
-    from . import durations, spec, uris
+    from . import durations, fields, uris
 
     known = {
         uris.MODEL: "hf://org/name, s3://bucket/folder, gs://…, az://…, pvc://claim/folder or file:///folder",
         uris.DATA: "s3://bucket/path, gs://…, az://…, pvc://claim/path, file:///path or hf://datasets/org/name/path",
         uris.OUTPUT: "s3://bucket/path, gs://…, az://…, pvc://claim/path or file:///path",
         durations.PATTERN: "90s, 10m, 24h or 7d",
-        spec.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
-        spec.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
+        fields.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
+        fields.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
     }
     return known.get(pattern, pattern)
 

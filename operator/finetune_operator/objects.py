@@ -10,8 +10,9 @@ from typing import Any
 
 from finetune_api import durations, names, uris
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Credentials, EnvVar, FineTuneJobSpec, Volume
-from finetune_api.spec import Pod as PodSpec
+from finetune_api.pod import EnvVar, Volume
+from finetune_api.pod import Pod as PodSpec
+from finetune_api.spec import Credentials, FineTuneJobSpec
 
 from .observe import Defaults
 from .views import JobView

@@ -1,0 +1,24 @@
+"""Kinds of fields that several parts of a manifest have: names, durations, quantities, URIs, each with its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from . import durations, uris
+
+LIST_MAP = "x-kubernetes-list-type"
+MAP_KEYS = "x-kubernetes-list-map-keys"
+PRESERVE = "x-kubernetes-preserve-unknown-fields"
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+DNS_NAME = r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
+Duration = Annotated[str, Field(min_length=2, max_length=32, pattern=durations.PATTERN)]
+Quantity = Annotated[int | str, Field(union_mode="left_to_right")]
+DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.DATA)]
+OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.OUTPUT)]
+Label = Annotated[str, Field(max_length=256)]
