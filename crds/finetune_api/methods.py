@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from .base import ApiModel, Rule
+from .fields import LIST_MAP
 
 DEFAULT: Final = "lora"
 WITH_SETTINGS = ("partial", "lora", "dora", "qlora", "adapter", "prompt", "ptuning", "prefix", "probe")
@@ -103,7 +104,7 @@ class Probe(ApiModel):
         Field(
             None,
             description="Layers to choose from, by cross-validation; 0 are the embeddings. Default: six of them.",
-            json_schema_extra={"x-kubernetes-list-type": "set"},
+            json_schema_extra={LIST_MAP: "set"},
         )
     )
 

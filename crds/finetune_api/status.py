@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .base import ApiModel
-
-LIST_MAP = "x-kubernetes-list-type"
-MAP_KEYS = "x-kubernetes-list-map-keys"
+from .fields import LIST_MAP, MAP_KEYS
 
 Text = Annotated[str, Field(max_length=4096)]
 

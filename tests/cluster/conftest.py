@@ -3,13 +3,25 @@ reason."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # so that `tests.` is found however pytest was started
+from tests.cluster.operator_process import Operator
+from tests.cluster.rig import Rig
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.rig_fixtures")
+
+
+@pytest.fixture
+def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
+    """A running operator with the rights of operator/rbac.yaml, for all namespaces."""
+    program = Operator.of(cluster, tmp_path)
+    try:
+        program.start()
+        yield program
+    finally:
+        program.stop()

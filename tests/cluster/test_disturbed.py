@@ -41,16 +41,6 @@ def place(cluster: Rig, tiny: Path) -> Iterator[Place]:
     cluster.delete_namespace(namespace)
 
 
-@pytest.fixture
-def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator.of(cluster, tmp_path)
-    try:
-        program.start()
-        yield program
-    finally:
-        program.stop()
-
-
 def job(place: Place, tiny: Path, name: str) -> Json:
     manifest = example()
     manifest["metadata"]["name"] = name

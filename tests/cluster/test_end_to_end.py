@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,6 @@ from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Prometheus, Rig
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def operator(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
-    program = Operator.of(cluster, tmp_path)
-    try:
-        program.start()
-        yield program
-    finally:
-        program.stop()
 
 
 @pytest.fixture
