@@ -38,6 +38,7 @@ class Binary:
     cgo: bool = False
     tags: str = ""
     ldflags: str = ""
+    files: str = ""  # a folder of its module (CRDs, say) that is kept beside it as NAME.files
 
     def stamp(self) -> str:
         """What the version file says when the binary is up to date."""
@@ -81,16 +82,22 @@ TABLE: tuple[Binary, ...] = (
     Binary(name="promtool", package=f"{_PROMETHEUS}/promtool", version="v0.316.0", module="prometheus",
            tags=_KUBERNETES_DISCOVERY),
     Binary(name="kwok", package="sigs.k8s.io/kwok/cmd/kwok", version="v0.7.0"),
+    Binary(name="kueue", package="sigs.k8s.io/kueue/cmd/kueue", version="v0.19.0", files="config/components/crd/bases"),
     Binary(name="helm", package="helm.sh/helm/v4/cmd/helm", version="v4.2.4"),
+    Binary(name="trainer", package="github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager", version="v2.3.0"),
+    Binary(name="jobset", package="sigs.k8s.io/jobset", version="v0.12.0"),
 )  # fmt: skip
 BINARIES = {binary.name: binary for binary in TABLE}
 
 CONTROL_PLANE = ("etcd", "kube")
 S3 = ("minio",)
+KUEUE = ("kueue",)
 MONITORING = ("prometheus", "promtool")
 NODE = ("pause", "runc", "containerd", "containerd-shim-runc-v2", "ctr", "cni/bridge", "cni/loopback", "cni/host-local",
         "coredns")  # fmt: skip
-EVERYTHING = CONTROL_PLANE + NODE + S3 + MONITORING  # kwok and helm are built when somebody asks for them
+EVERYTHING = CONTROL_PLANE + NODE + S3 + MONITORING  # what else the table has is built when somebody asks for it
+FAKE_NODES = ("kwok",)
+RIVAL = ("trainer", "jobset")  # Kubeflow Trainer and JobSet, which tests/benchmarks/operator runs beside ours
 
 
 def missing(names: Iterable[str], paths: Paths) -> list[str]:
@@ -126,15 +133,22 @@ def _build(binary: Binary, paths: Paths) -> None:
     flags = ("-trimpath", "-tags", binary.tags, "-ldflags", f"-s -w {binary.ldflags}", "-o", str(new))
     _go("build", *flags, binary.package, folder=folder, cgo=binary.cgo)
     new.replace(out)
+    if binary.files:
+        root = _go("list", "-f", "{{.Module.Dir}}", binary.package, folder=folder).strip()
+        kept = out.with_name(f"{out.name}.files")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(Path(root) / binary.files, kept, copy_function=shutil.copyfile)
+        kept.chmod(0o755)
     out.with_name(f"{out.name}.version").write_text(binary.stamp() + "\n")
 
 
-def _go(*words: str, folder: Path, cgo: bool = False) -> None:
+def _go(*words: str, folder: Path, cgo: bool = False) -> str:
     env = {**os.environ, "CGO_ENABLED": "1" if cgo else "0", "GOWORK": "off"}
     command = ["nice", "-n", "5", "go", *words]
     done = subprocess.run(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise BuildError(f"go {' '.join(words)} failed in {folder}:\n{done.stdout[-3000:]}")
+    return done.stdout
 
 
 def _found(binary: Path) -> str | None:
