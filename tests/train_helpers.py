@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from finetune_api.data import Data, TrainSource
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
+from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Corpus, corpus_of
 from finetune_trainer.methods.base import Attached, Base

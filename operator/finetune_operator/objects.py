@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api import durations, names, uris
+from finetune_api.data import Credentials
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.pod import EnvVar, Volume
 from finetune_api.pod import Pod as PodSpec
-from finetune_api.spec import Credentials, FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec
 
 from .observe import Defaults
 from .views import JobView

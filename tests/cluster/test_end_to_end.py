@@ -128,7 +128,7 @@ def plain_peft_loss(adapter: Path, rows: Path) -> float:
 
 def _corpus(load_datasets: Callable[..., Any], data: Json, rows: Path) -> Any:
     """The rows as the trainer renders them: tokens and which of them are targets."""
-    from finetune_api.spec import Data
+    from finetune_api.data import Data
 
     spec = Data.model_validate_json(
         yaml_to_json(

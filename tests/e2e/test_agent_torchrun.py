@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from finetune_api import names
+from finetune_api.data import Data, TrainSource
 from finetune_api.failures import ExitCode, LastWords, Reason
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
+from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
 from finetune_trainer.agent.local import free_port
 from finetune_trainer.rundir import RunDir
 

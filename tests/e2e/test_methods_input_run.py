@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from finetune_api import names
+from finetune_api.data import Data
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import load_datasets
 from finetune_trainer.methods.probe import load as load_probe

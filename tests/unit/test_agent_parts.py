@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from finetune_api import names
+from finetune_api.data import Data, TrainSource
 from finetune_api.failures import Reason
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
+from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
 from finetune_api.status import Progress
 from finetune_trainer.agent import children
 from finetune_trainer.agent.local import culprit, free_port

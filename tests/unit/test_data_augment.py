@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Data
 from finetune_trainer.data.augment import Variants, backoff, casing, character_noise
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture, step_rows

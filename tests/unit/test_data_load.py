@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.data import Data, Validation
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Data, Validation
 from finetune_trainer.data import build
 from finetune_trainer.data import load as load_module
 from finetune_trainer.data.load import Datasets, load_datasets

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.spec import Data
+from finetune_api.data import Data
 from finetune_trainer.data.encode import tokens_of
 from finetune_trainer.data.formats import Chat, Completion, Text
 from finetune_trainer.data.load import load_datasets

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, ipc, parquet
 
+from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Data
 from finetune_trainer.data import read
 from finetune_trainer.data.load import load_datasets
 from finetune_trainer.data.read import iter_rows

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Data
 from finetune_trainer.planning.positions import fitted, most_positions
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}

@@ -82,7 +82,7 @@ def write(folder: Path, form: str, megabytes: int) -> str:
 
 
 def load(uri: str, folder: Path) -> dict[str, Any]:
-    from finetune_api.spec import Data
+    from finetune_api.data import Data
     from finetune_trainer.data.load import load_datasets
 
     models = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator") / "models"

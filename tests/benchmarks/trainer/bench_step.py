@@ -111,9 +111,10 @@ def _ours(model: Path, steps: int) -> tuple[list[float], list[float]]:
     import numpy as np
     import torch
 
+    from finetune_api.data import Data, TrainSource
     from finetune_api.methods import Lora, Method
     from finetune_api.plan import JobIdentity, RunPlan
-    from finetune_api.spec import Data, FineTuneJobSpec, ModelSource, Output, TrainSource
+    from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
     from finetune_trainer.data.corpus import corpus_of
     from finetune_trainer.methods.base import Base
     from finetune_trainer.methods.registry import method_of

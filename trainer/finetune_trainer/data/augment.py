@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.data import Augmentation, Data
 from finetune_api.failures import FinetuneError
-from finetune_api.spec import Augmentation, Data
 from finetune_trainer.statistics import AugmentationStatistics
 
 from .classification import Classification

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Data
 from finetune_trainer.statistics import SourceStatistics, SplitStatistics, Statistics
 from finetune_trainer.store.sources import SourceFile
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from finetune_api.data import Data
 from finetune_api.names import PREFIX_DATA
-from finetune_api.spec import Data
 from finetune_trainer.statistics import Statistics
 from finetune_trainer.store.sources import SourceFile, find_files
 

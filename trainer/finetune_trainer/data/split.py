@@ -8,8 +8,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.data import Validation
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import Validation
 
 from .corpus import Flags
 from .read import Row

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune_api.data import DEFAULT_SEQUENCE_LENGTH, Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import DEFAULT_SEQUENCE_LENGTH, Data
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
