@@ -10,7 +10,7 @@ import yaml
 
 from finetune_api import manifest as manifests
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Evaluation, ResolvedPlan, SliceScores
+from finetune_api.status import Evaluation, ResolvedPlan, SliceScores, Splits
 from finetune_trainer.report.html import duration, manifest, render
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, Provenance, RunRecord, decode
 from tests.unit.report_helpers import DIGEST, EVALUATION, record, scores, spec
@@ -47,6 +47,17 @@ def test_the_verdict_is_the_first_thing_after_the_name() -> None:
     assert verdict is not None
     assert verdict.get("class") == "verdict better"
     assert text(verdict).startswith("On the test rows the tuned model is better: accuracy 62.3 % → 88.3 %")
+
+
+@pytest.mark.parametrize(
+    ("tuned", "chip"),
+    [(0.924, "▲ +0.012 ✗"), (0.9, "▼ −0.012 ✓"), (0.912, "= 0.000 ≈"), (0.91199, "= 0.000 ≈")],
+)
+def test_arrows_say_where_a_number_went(tuned: float, chip: str) -> None:
+    evaluation = Evaluation(base=Splits(general=scores(3, bits=0.912)), tuned=Splits(general=scores(3, bits=tuned)))
+    page = parsed(render(record(evaluation=evaluation)))
+    row = next(r for r in page.iter("tr") if text(r).startswith("general text"))
+    assert chip in text(row)
 
 
 @pytest.mark.parametrize(("name", "style"), [("books", "better"), ("dvd", "same"), ("music", "worse")])

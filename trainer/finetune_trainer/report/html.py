@@ -97,8 +97,12 @@ def _card(title: str, value: str, below: str) -> str:
 def _chip(change: Change, *, unit: bool = True) -> str:
     if change.verdict is Verdict.unknown:
         return ""
-    arrow = "▲" if (change.delta or 0) > 0 else "▼"
-    words = f"{arrow} {difference(change, unit=unit)} {_MARKS[change.verdict]}"
+    shown = difference(change, unit=unit)
+    if not any(digit in shown for digit in "123456789"):  # nothing of it is left after rounding
+        arrow, shown = "=", shown.lstrip("+−")
+    else:
+        arrow = "▲" if shown.startswith("+") else "▼"
+    words = f"{arrow} {shown} {_MARKS[change.verdict]}"
     return f'<span class="chip {_STYLE[change.verdict]}" title="{change.verdict}">{escape(words)}</span>'
 
 
