@@ -8,6 +8,7 @@ a scheduler that does not exist: nobody but the test touches them.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from . import pki
 from .process import Processes, Program, run
@@ -15,6 +16,18 @@ from .state import ACTORS, Paths, State, write_private
 
 SERVICE_NETWORK = "10.96.0.0/16"
 FAKE_PODS_LABEL = "rig.finetune.dev/pods"
+NOBODY = "rig-nobody"
+PROBE_NAMESPACE = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": "rig-probe", "labels": {FAKE_PODS_LABEL: "fake"}},
+}
+PROBE_POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "probe", "namespace": "rig-probe"},
+    "spec": {"containers": [{"name": "c", "image": "none"}]},
+}
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -38,7 +51,7 @@ FAKE_PODS = [
             "mutations": [
                 {
                     "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {"expression": 'Object{spec: Object.spec{schedulerName: "rig-nobody"}}'},
+                    "applyConfiguration": {"expression": f'Object{{spec: Object.spec{{schedulerName: "{NOBODY}"}}}}'},
                 }
             ],
         },
@@ -68,13 +81,18 @@ def start(paths: Paths, state: State, processes: Processes) -> None:
     processes.start(_controller_manager(paths, state))
     where = ("--kubeconfig", paths.kubeconfig("admin"), "--cache-dir", paths.state / "kubectl")
     kubectl = (paths.bin / "kube", "kubectl", *where)
-    fake_pods = {"apiVersion": "v1", "kind": "List", "items": FAKE_PODS}
-    run(*kubectl, "apply", "--server-side", "-f", "-", stdin=json.dumps(fake_pods))
-    processes.wait_for(
-        "controller-manager",
-        lambda: bool(run(*kubectl, "get", "serviceaccount", "default", "--ignore-not-found", "-o", "name")),
-        seconds=60,
-    )
+    run(*kubectl, "apply", "--server-side", "-f", "-", stdin=json.dumps(_list(*FAKE_PODS, PROBE_NAMESPACE)))
+
+    def ready() -> bool:
+        """Service accounts are made and the API server has taken up the policy, which it does some time after."""
+        question = (*kubectl, "create", "--dry-run=server", "-o", "jsonpath={.spec.schedulerName}", "-f", "-")
+        return run(*question, stdin=json.dumps(PROBE_POD), check=False) == NOBODY
+
+    processes.wait_for("controller-manager", ready, seconds=60)
+
+
+def _list(*items: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
 def _etcd(paths: Paths, state: State) -> Program:
