@@ -107,6 +107,8 @@ def missing(names: Iterable[str], paths: Paths) -> list[str]:
 
 def build(names: Iterable[str], paths: Paths, *, say: Callable[[str], None] = print) -> None:
     """Builds what is missing, one program after the other, and says how long each took."""
+    if not missing(names := tuple(names), paths):
+        return  # without waiting for somebody else's builds
     with locked(paths.cache / "build.lock"):
         for name in missing(names, paths):
             began = time.monotonic()
