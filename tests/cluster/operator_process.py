@@ -44,6 +44,11 @@ class Operator:
         return Operator(rig, kubeconfig, folder / "operator.log", scope or ("--all-namespaces",))
 
     def start(self) -> None:
+        """Returns when it is ready."""
+        self.begin()
+        self.rig.wait_until(self._ready, what=f"the operator (log: {self.log.read_text()[-2000:]})", seconds=30)
+
+    def begin(self) -> None:
         command = [
             BIN / "python", "-m", "finetune_operator", *self.scope,
             "--default-image", IMAGE,
@@ -53,7 +58,6 @@ class Operator:
         with self.log.open("ab") as log:
             environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=CHECKOUT)
-        self.rig.wait_until(self._ready, what=f"the operator (log: {self.log.read_text()[-2000:]})", seconds=30)
 
     def kill(self) -> None:
         """As a node that loses its power."""

@@ -48,7 +48,7 @@ def start(rig: Rig) -> None:
     processes.start(_door(state))
     processes.start(_dns(paths, state))
     processes.start(_kubelet(paths, state))
-    processes.start(_scheduler(paths, state))
+    processes.start(scheduler(paths, state))
     if machine.has_nft():
         processes.start(_proxy(paths, state))
     rig.apply(KUBERNETES_ENDPOINT)
@@ -166,7 +166,7 @@ def _kubelet(paths: Paths, state: State) -> Program:
     )
 
 
-def _scheduler(paths: Paths, state: State) -> Program:
+def scheduler(paths: Paths, state: State) -> Program:
     kubeconfig = paths.kubeconfig("system:kube-scheduler")
     words = [f"--kubeconfig={kubeconfig}", "--secure-port=0", "--leader-elect=false"]
     words += ["--kube-api-qps=500", "--kube-api-burst=1000"]
