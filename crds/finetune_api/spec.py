@@ -73,6 +73,11 @@ class Training(ApiModel):
         None, ge=1, le=100000000, description="Steps between evaluations. Default: a tenth of the run."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation stops improving.")
+    frozen_layer_cache: bool = Field(
+        True,
+        description="What the layers below the lowest trained one make of the rows is computed once and read from disk "
+        "after, where that saves time. At most half of the free disk, and 20 GiB.",
+    )
     skip_bad_batch: bool = Field(
         False,
         description="After a loss that is not finite, try again without the batch of that step; else with it. Once.",

@@ -134,3 +134,20 @@ def test_partial_in_low_precision_keeps_what_is_frozen_as_it_is_stored(
     for name, tensor in after.items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, before[name]) == (".layers.2." not in name), name
+
+
+def test_frozen_layers_are_kept_or_not_as_the_manifest_says(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two epochs, of which the second would run the two frozen layers again: the same losses, to rounding."""
+    losses = []
+    for kept in (True, False):
+        training = {"epochs": 2, "batchSize": 8, "learningRate": 0.003, "frozenLayerCache": kept}
+        folder = tmp_path / str(kept)
+        spec = _spec(inputs, folder, method={"type": "partial", "partial": {"layers": 1}}, training=training)
+        _run(folder, spec, monkeypatch)
+        assert ("2 frozen layers run once over" in capsys.readouterr().out) is kept
+        assert (folder / "cache" / "frozen").exists() is kept
+        record = decode(open_folder(spec.output.uri, prefix="").read("run.json"))
+        losses.append([point.loss for point in record.curve] + [p.scores.loss for p in record.validation])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

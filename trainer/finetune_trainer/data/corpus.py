@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,19 @@ class Choices:
     """(rows,): the right label."""
 
 
+class States(Protocol):
+    """What the frozen layers of a network make of each row."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def row(self, index: int) -> NDArray[Any]:
+        """(length of the row, dim)"""
+
+
 @dataclass(frozen=True)
 class Corpus:
     tokens: Tokens
@@ -55,6 +68,8 @@ class Corpus:
     """Of classification."""
     before: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
     """In front of every row, and in no file: the tokens of a learned prompt."""
+    states: States | None = None
+    """Where a network's frozen layers need not run again."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

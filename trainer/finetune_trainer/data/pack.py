@@ -9,6 +9,7 @@ budget, since the cost of attention grows with a row's length squared.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class MicroBatch:
     """Shifted: the next token where that is trained and of the same document, else -100."""
     documents: Numbers
     """(documents,): the row of the corpus behind each segment."""
+    states: NDArray[Any] | None = None
+    """(rows, length, dim): what frozen layers make of the tokens, where the corpus knows; zero at padding."""
 
     @property
     def padding_ratio(self) -> float:
@@ -130,6 +133,8 @@ def _lay_out(corpus: Corpus, bins: list[Numbers], *, pad_id: int) -> MicroBatch:
     positions = np.zeros(shape, np.int64)
     segments = np.full(shape, PADDING, np.int64)
     targets = np.full(shape, IGNORED, np.int64)
+    kept = corpus.states
+    states = None if kept is None else np.zeros((*shape, kept.dim), kept.dtype)
     segment = 0
     for line, documents in enumerate(bins):
         start = 0
@@ -139,8 +144,10 @@ def _lay_out(corpus: Corpus, bins: list[Numbers], *, pad_id: int) -> MicroBatch:
             tokens[line, start:end] = row.tokens
             positions[line, start:end] = np.arange(end - start)
             segments[line, start:end] = segment
+            if kept is not None and states is not None:
+                states[line, start:end] = kept.row(int(document))
             targets[line, start : end - 1] = np.where(row.trained[1:], row.tokens[1:], IGNORED)
             segment += 1
             start = end
         positions[line, start:] = np.arange(length - start)
-    return MicroBatch(tokens, positions, segments, targets, np.concatenate(bins))
+    return MicroBatch(tokens, positions, segments, targets, np.concatenate(bins), states)

@@ -7,6 +7,7 @@ each other, or logits are more than hidden states times one matrix, the slower w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from finetune_trainer.data.pack import MicroBatch
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.single import Single
 
+from .below import Below
 from .loss import IGNORE, linear_cross_entropy, logits_cross_entropy, token_nats
 
 Array = np.ndarray[Any, Any]
@@ -56,6 +58,8 @@ class LanguageModel:
     abilities: Abilities
     strategy: Strategy = field(default_factory=Single)
     """Knows where the weights lie, and brings embeddings and head where they are used."""
+    below: Below | None = None
+    """The layers that batches with states leave out."""
 
     @property
     def hidden_size(self) -> int:
@@ -76,10 +80,11 @@ class LanguageModel:
         targets = self._tensor(batch.targets).view(-1)
 
         def work() -> Tensor:
-            if not self.abilities.fused_head:
-                logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
-                return logits_cross_entropy(logits.view(-1, logits.shape[-1]), targets)
-            hidden = hidden_states(self.network, tokens, positions)
+            with self._begun(batch):
+                if not self.abilities.fused_head:
+                    logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
+                    return logits_cross_entropy(logits.view(-1, logits.shape[-1]), targets)
+                hidden = hidden_states(self.network, tokens, positions)
             return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head, targets)
 
         return self._inside(work)
@@ -101,6 +106,26 @@ class LanguageModel:
 
         out[chosen] = self._inside(work)
         return out.cpu().numpy()
+
+    @property
+    def depth_below(self) -> int:
+        """How many layers batches with states leave out."""
+        return len(self.below.blocks) if self.below else 0
+
+    @torch.no_grad()
+    def states(self, batch: MicroBatch) -> Tensor:
+        """(rows, length, dim), by the layers below alone."""
+        below, tokens, positions = self.below, self._tensor(batch.tokens), self._tensor(batch.positions)
+        if below is None:
+            raise ValueError("no layers are known that could run alone")
+        return self._inside(lambda: below.states(tokens, positions))
+
+    def _begun(self, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Inside, the network begins where the batch's states end."""
+        if batch.states is None or self.below is None:
+            return nullcontext()
+        states = self._tensor(batch.states)
+        return self.below.left_out(states.view(torch.bfloat16) if states.dtype is torch.int16 else states)
 
     def describe(self) -> str:
         """One line: which dtypes and kernels run."""

@@ -37,6 +37,7 @@ from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
 from finetune_trainer.transfer.evaluate import Layout
 
+from . import frozen
 from .choose import settled
 from .keeper import Keeper
 from .loop import Course, Trainer
@@ -114,10 +115,12 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if prompt:  # a prefix takes over the masks
         with prompt.off():
             abilities = abilities.common(probe(network, device, strategy=strategy))
+    below = None if data.variants else frozen.below(spec, network, attached, device, strategy)
     if low and spec.method.type == "partial" and strategy.name not in SHARDED:
         _as_stored(network, stored)
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
-    model = LanguageModel(network, device, torch.bfloat16 if low and not frozen_base else None, abilities, strategy)
+    autocast = torch.bfloat16 if low and not frozen_base else None
+    model = LanguageModel(network, device, autocast, abilities, strategy, below)
 
     train = data.train.after(prompt.ids) if prompt else data.train
     layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates)
@@ -146,12 +149,16 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
+    validation = data.validation if data.validation is not None and len(data.validation) else None
+    if below:
+        shelf = frozen.Shelf(model, layout, cache / "frozen", frozen.digest_of(local.path))
+        train, validation = frozen.kept(train, validation, shelf, plan, course=course, reporter=reporter)
     trainer = Trainer(
         course=course,
         model=model,
         weights=weights,
         train=train,
-        validation=data.validation if data.validation is not None and len(data.validation) else None,
+        validation=validation,
         layout=layout,
         strategy=strategy,
         keeper=keeper,
