@@ -46,14 +46,14 @@ def make(paths: Paths, state: State) -> None:
         folder / "ca.crt",
     )
     addresses = ",".join(f"IP:{address}" for address in ("127.0.0.1", BRIDGE_ADDRESS, SERVICE_ADDRESS))
-    _issue(folder, "api", "/CN=rig-apiserver", names=addresses + "," + ",".join(f"DNS:{name}" for name in NAMES))
-    _issue(folder, "kubelet-client", "/O=system:masters/CN=rig-apiserver")
+    issue(folder, "api", "/CN=rig-apiserver", names=addresses + "," + ",".join(f"DNS:{name}" for name in NAMES))
+    issue(folder, "kubelet-client", "/O=system:masters/CN=rig-apiserver")
     rows = [f'{state.tokens[user]},{user},{user},"{groups}"' for user, groups in ACTORS.items()]
     write_private(folder / "tokens.csv", "\n".join(rows) + "\n")
     (folder / "done").touch()
 
 
-def _issue(folder: Path, name: str, subject: str, *, names: str = "") -> None:
+def issue(folder: Path, name: str, subject: str, *, names: str = "") -> None:
     extensions = folder / f"{name}.ext"
     extensions.write_text(f"subjectAltName={names}\n" if names else "extendedKeyUsage=clientAuth\n")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
