@@ -211,6 +211,11 @@ BAD = (
     Bad("data from a model on the hub", {"spec.data.train.0.uri": "hf://a/b"}, "spec.data.train[0].uri", "s3://bucket/path", "should match"),
     Bad("a bucket with a space", {"spec.output.uri": "s3://my bucket/x"}, "spec.output.uri", "s3://bucket/path", "should match"),
     Bad("an output on the hub", {"spec.output.uri": "hf://org/name"}, "spec.output.uri", "s3://bucket/path", "should match"),
+    *(
+        Bad(f"a merged model of method {kind}", {"spec.method": {"type": kind}, "spec.output.merged": True}, "spec",
+            "output.merged is for method.type lora, dora and qlora")
+        for kind in ("adapter", "prompt", "ptuning", "prefix")
+    ),
     Bad("a grace period without a unit", {"spec.pod": {"terminationGracePeriod": "120"}}, "spec.pod.terminationGracePeriod", "90s, 10m",
         "should match"),
     Bad("a Secret's name with capitals", {"spec.output.credentials": {"secretName": "Corp"}}, "spec.output.credentials.secretName",
@@ -292,6 +297,10 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("a prompt by a network", {"spec.method": {"type": "ptuning", "ptuning": {"hidden": 128}}}, None),
     ("a probe", {"spec.method": {"type": "probe", "probe": {"kind": "logistic", "layers": [0, 12]}}}, None),
     ("a prefix", {"spec.method": {"type": "prefix"}}, None),
+    ("a merged model beside the adapter", {"spec.output.merged": True}, None),
+    ("a merged model of a method", {"spec.method": {"type": "qlora"}, "spec.output.merged": True}, None),
+    ("a model that is whole anyway", {"spec.method": {"type": "full"}, "spec.output.merged": True}, None),
+    ("no merged model of a prompt", {"spec.method": {"type": "prompt"}, "spec.output.merged": False}, None),
     ("a small learning rate", {"spec.training": {"learningRate": 1e-5}}, None),
     (
         "more nodes while suspended, and on at once",

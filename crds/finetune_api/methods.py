@@ -14,6 +14,9 @@ from .base import ApiModel, Rule
 from .fields import LIST_MAP
 
 DEFAULT: Final = "lora"
+MERGEABLE: Final = ("lora", "dora", "qlora")
+"""Methods whose adapter can become part of the base's weights."""
+
 WITH_SETTINGS = ("partial", "lora", "dora", "qlora", "adapter", "prompt", "ptuning", "prefix", "probe")
 
 

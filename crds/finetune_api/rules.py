@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Rule
+from .methods import MERGEABLE
 from .strategy import METHOD_FITS
 
 IMMUTABLE = ("model", "data", "output", "method", "training", "checkpoint")
@@ -67,7 +68,21 @@ def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
     return plain or new.get("method", {}).get("type") != "probe"
 
 
+def _merged_fits(new: dict[str, Any]) -> bool:
+    kind = new.get("method", {}).get("type", "lora")
+    return not (new.get("output") or {}).get("merged") or kind in (*MERGEABLE, "full", "partial")
+
+
+MERGED_FITS = Rule(
+    cel="!has(self.output) || !has(self.output.merged) || !self.output.merged || !has(self.method) || "
+    f"!has(self.method.type) || self.method.type in {[*MERGEABLE, 'full', 'partial']}",
+    message="output.merged is for method.type lora, dora and qlora: what adapter, prompt, ptuning, prefix and probe "
+    "learn is no change of the model's weights, remove it",
+    holds=lambda new, _: _merged_fits(new),
+)
+
 SPEC_RULES = (
+    MERGED_FITS,
     Rule(
         cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
         "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "

@@ -115,6 +115,11 @@ class Output(ApiModel):
     uri: OutputUri = Field(description="Folder of the artifact: s3://, gs://, az://, pvc:// or file:///.")
     credentials: Credentials | None = Field(None, description="For private buckets.")
     overwrite: bool = Field(False, description="Replace the artifact of another run there.")
+    merged: bool = Field(
+        False,
+        description="Write the whole model too, base and adapter in one, into the artifact's folder merged/. For "
+        "method.type lora, dora and qlora; the artifacts of full and partial are whole anyway.",
+    )
 
 
 class Retry(ApiModel):

@@ -11,6 +11,7 @@ import torch
 
 from finetune_api import names
 from finetune_api.failures import LastWords
+from finetune_api.methods import Method
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.load import load_datasets
@@ -151,3 +152,32 @@ def test_frozen_layers_are_kept_or_not_as_the_manifest_says(
         record = decode(open_folder(spec.output.uri, prefix="").read("run.json"))
         losses.append([point.loss for point in record.curve] + [p.scores.loss for p in record.validation])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "qlora"])
+def test_a_merged_model_lies_beside_the_adapter_and_is_verified_with_it(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    spec = _spec(
+        inputs,
+        tmp_path,
+        method={"type": kind, kind: {"rank": 4}},
+        output={"uri": f"file://{tmp_path}/output", "merged": True},
+    )
+    words = _run(tmp_path, spec, monkeypatch)
+    assert words.evaluation is not None
+    assert words.evaluation.tuned.test is not None
+    whole = Method(type="full")
+    found = _loss_of(tmp_path / "output" / "merged", inputs, spec.model_copy(update={"method": whole}), words)
+    assert found == pytest.approx(words.evaluation.tuned.test.loss, abs=1e-4)
+    output = open_folder(spec.output.uri, prefix="")
+    record = decode(output.read("run.json"))
+    assert any("merged/ is the whole model" in note and note.endswith("servable as merged") for note in record.notes)
+    assert 'from_pretrained("path/of/this/folder/merged")' in output.read("README.md").decode()
+    assert (tmp_path / "output" / "merged" / "tokenizer.json").exists()
+    assert verify(output).ok
+    file = tmp_path / "output" / "merged" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert [(p.path, p.fault) for p in verify(output).problems] == [("merged/model.safetensors", "corrupted")]

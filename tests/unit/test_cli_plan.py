@@ -63,6 +63,15 @@ def test_a_model_of_another_layout_is_not_guessed(model: Path) -> None:
         read_shape(model, weightless=True)
 
 
+def test_a_merged_model_is_told_with_its_size(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, output={"uri": "s3://corp/out", "merged": True})
+    assert planned(capsys, file, "--gpu", "L40S")["mergedBytes"] == 2 * LLAMA_3B.parameters
+    assert main(["plan", file, "--gpu", "L40S"]) == ExitCode.OK
+    assert "output.merged adds 6.0 GiB to the artifact" in capsys.readouterr().out
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(90))
+    assert planned(capsys, file, "--gpu", "L40S")["mergedBytes"] == 100
+
+
 def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = tmp_path / "prices.yaml"
     prices.write_text("currency: EUR\ndate: 2026-11-01\nperGpuHour: {l40s: 1.0}\n")

@@ -6,12 +6,13 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prefix, Prompt, PTuning
 from finetune_trainer.planning.batch import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens
-from finetune_trainer.planning.memory import Precision, estimate, human, recorded_bytes, trained_parameters
+from finetune_trainer.planning.memory import Estimate, Precision, estimate, human, recorded_bytes, trained_parameters
 from finetune_trainer.planning.model import ModelShape, find_shape, read_shape
 
 MIB = 1 << 20
@@ -116,6 +117,18 @@ def test_partial_keeps_activations_and_moments_of_its_layers_alone() -> None:
     assert need.total < 0.6 * all_layers.total
     open_still = estimate(SMOLLM2, Method(type="partial"), precision="float32", device="cpu", tokens=1024)
     assert open_still.activations == all_layers.activations  # measured in a pass through all layers
+
+
+def test_a_merged_model_needs_a_matrix_at_a_time() -> None:
+    def need(device: Literal["cpu", "cuda"], tokens: int, *, merged: bool) -> Estimate:
+        return estimate(LLAMA_3B, LORA, precision="bfloat16", device=device, tokens=tokens, merged=merged)
+
+    matrix = 12 * 8192 * 3072
+    assert need("cuda", 1024, merged=True).host - need("cuda", 1024, merged=False).host == matrix
+    assert need("cuda", 1024, merged=True).peak == need("cuda", 1024, merged=False).peak
+    # On a CPU it comes when the activations are gone: only tiny batches notice.
+    assert need("cpu", 1024, merged=True).peak == need("cpu", 1024, merged=False).peak
+    assert need("cpu", 1, merged=True).peak == need("cpu", 1, merged=False).least + matrix
 
 
 def test_parameter_counts_are_the_published_ones() -> None:

@@ -73,6 +73,8 @@ def run_uid(job: FineTuneJob) -> str:
     """Names a run by what it trains and where to: the parts of the spec that matter, and the content of local files."""
     spec = job.spec.to_json()
     matters = {part: spec.get(part) for part in TRAINED} | {"output": job.spec.output.uri}
+    if job.spec.output.merged:  # a run that is done has to be done again for it
+        matters |= {"merged": True}
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode())
     for path in _local_files(job):
         with suppress(OSError), path.open("rb") as file:

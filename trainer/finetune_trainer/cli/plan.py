@@ -86,6 +86,7 @@ def show_plan(wish: Wish) -> int:
         "reasons": list(advice.reasons),
         "hint": _hint(planner, rows),
         "exactBytes": exact(folder, planner) if wish.exact else None,
+        "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
     }
     print(json.dumps(content, indent=2) if wish.as_json else _text(content, rows, advice, planner))
     return ExitCode.OK
@@ -213,6 +214,12 @@ def exact(folder: Path, planner: Planner) -> int:
     return int(answer["peak"])
 
 
+def _merged_bytes(folder: Path, planner: Planner) -> int:
+    """As large as the base's files, or as they are in 16 bits where only config.json is here."""
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    return sum(sizes) or 2 * planner.shape.parameters
+
+
 def _hint(planner: Planner, rows: list[Row]) -> str | None:
     """What to change, if the job as it is written fits with no strategy that it allows."""
     wanted = planner.spec.strategy.type
@@ -273,6 +280,9 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
     parts.append(f"{name}: " + "; ".join(advice.reasons))
     if content["hint"] is not None:
         parts.append(f"the job as it is written does not fit. {content['hint']}")
+    if content["mergedBytes"] is not None and spec.method.low_rank:
+        size = human(content["mergedBytes"])
+        parts.append(f"output.merged adds {size} to the artifact, and the first pod's disk needs as much")
     if content["priceDate"] is not None:
         known = f"prices of {content['priceDate']}"
         parts.append(known if paid else f"{known} have none for {planner.device.name}")

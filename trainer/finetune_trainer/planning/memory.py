@@ -55,7 +55,9 @@ class Estimate:
     gathered: int = 0
     """Of sharded weights, what is whole for a moment: the block that computes, the next, embeddings and head."""
     host: int = 0
-    """Beside the GPU's, in the memory of the node: what was offloaded."""
+    """Beside the GPU's, in the memory of the node: what was offloaded, and the largest matrix of a merged model."""
+    export: int = 0
+    """Of that matrix, where there is no other memory than the process's."""
 
     @property
     def least(self) -> int:
@@ -65,7 +67,7 @@ class Estimate:
     @property
     def peak(self) -> int:
         """Of the tensors alone."""
-        return self.least + self.activations + self.loss
+        return self.least + max(self.activations + self.loss, self.export)
 
     @property
     def total(self) -> int:
@@ -81,9 +83,10 @@ def estimate(
     tokens: int,
     row: int = 0,
     spread: Spread = WHOLE,
+    merged: bool = False,
 ) -> Estimate:
     """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
-    each document has a row of its own."""
+    each document has a row of its own. `merged`: base and adapter are written as one model in the end."""
     width = 2 if precision == "bfloat16" else 4
     trained = trained_parameters(shape, method)
     full = method.type == "full"
@@ -106,6 +109,7 @@ def estimate(
         _parts(shape, method, trained, width), low=width == 2, trains_the_model=method.trains_the_model
     )
     on_the_host = device == "cuda"
+    export = _merging(shape, method) if merged else 0
     return Estimate(
         weights=states.weights if on_the_host else states.weights + states.host,
         optimizer=states.gradients + states.moments,
@@ -113,7 +117,8 @@ def estimate(
         loss=max(logits, inside_a_block) + head_gradient,
         runtime=RUNTIME_BYTES[device],
         gathered=states.gathered,
-        host=states.host if on_the_host else 0,
+        host=states.host + export if on_the_host else 0,
+        export=0 if on_the_host else export,
     )
 
 
@@ -212,6 +217,13 @@ def _workspace(shape: ModelShape, method: Method, width: int) -> int:
         return 0
     largest = max(((a * b, b) for a, b in shape.linears.values()), default=(0, 0))
     return largest[0] * width if method.type == "qlora" else 4 * (3 * largest[0] + largest[1] ** 2)
+
+
+def _merging(shape: ModelShape, method: Method) -> int:
+    """Bytes of the largest adapted matrix while it is merged: in fp32, and twice as it is stored (at most fp32)."""
+    if method.low_rank is None:
+        return 0
+    return 12 * max((a * b for a, b in shape.adapted(method.low_rank.targets)), default=0)
 
 
 def human(size: float) -> str:

@@ -133,6 +133,7 @@ class Planner:
             tokens=tokens,
             row=packed,
             spread=spread,
+            merged=self.spec.output.merged,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:

@@ -104,6 +104,9 @@ def _usage(record: RunRecord, base: str) -> Iterator[str]:
     else:
         yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         yield 'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")'
+    if record.spec.output.merged and record.spec.method.low_rank:
+        yield "# or the whole model, as any server takes it:"
+        yield 'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder/merged")'
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")'
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from finetune_api.failures import LastWords, Reason
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Artifact, Evaluation, Scores, SliceScores, Splits
+from finetune_trainer.methods import merged
 from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
@@ -87,19 +89,34 @@ def _notes(setup: Setup) -> Iterator[str]:
         yield "base and tuned model were measured with the base in 4 bits"
 
 
+def merges(spec: FineTuneJobSpec) -> bool:
+    """Whether a whole model is written beside the adapter."""
+    return spec.output.merged and spec.method.low_rank is not None
+
+
+def check_export(setup: Setup) -> None:
+    """Before the first step. ModelUnsupported where what the manifest wants could not be written in the end."""
+    if merges(setup.spec):
+        merged.check(setup.trainer.model.network, setup.local.path)
+
+
 def commit(setup: Setup, record: RunRecord, output: Folder) -> Artifact:
     """Export, describe, upload: of rank 0 alone."""
     with tempfile.TemporaryDirectory(prefix="finetune-artifact-") as temporary:
         folder = Path(temporary)
         setup.attached.export(folder)
+        tokenizer = {f.name: f for pattern in _TOKENIZER for f in setup.local.path.glob(pattern) if f.is_file()}
+        files: dict[str, bytes | Path] = dict(tokenizer)
         servable, reasons = judge(folder)
-        notes = (*record.notes, *(f"servable as {servable} only: {reason}" for reason in reasons))
-        record = record.model_copy(update={"servable": servable, "notes": notes})
-        files: dict[str, bytes | Path] = {
-            str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()
-        }
-        for pattern in _TOKENIZER:
-            files |= {file.name: file for file in setup.local.path.glob(pattern) if file.is_file()}
+        notes = [*record.notes, *(f"servable as {servable} only: {reason}" for reason in reasons)]
+        if merges(setup.spec):
+            whole = folder / merged.FOLDER
+            trainer = setup.trainer
+            merged.write(trainer.model.network, setup.local.path, whole, alive=trainer.reporter.alive)
+            files |= {f"{merged.FOLDER}/{name}": file for name, file in tokenizer.items()}
+            notes.append(f"{merged.FOLDER}/ is the whole model, base and adapter in one, servable as {judge(whole)[0]}")
+        record = record.model_copy(update={"servable": servable, "notes": tuple(notes)})
+        files |= {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
         files |= {
             RECORD_FILE: record.encode().encode(),
             REPORT_FILE: render(record).encode(),

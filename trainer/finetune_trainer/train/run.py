@@ -25,7 +25,7 @@ from finetune_trainer.store.artifact import describe, read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, open_folder
 from finetune_trainer.transfer.evaluate import Stopped
 
-from .finish import commit, evaluation_of, last_words, record_of
+from .finish import check_export, commit, evaluation_of, last_words, record_of
 from .probing import Probing, probed
 from .setup import Setup, choose_device, prepare
 from .state import State
@@ -43,6 +43,7 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     done = _committed(plan, output, gang)
     if done is None:
         setup = prepare(plan, gang=gang, device=device, output=output, run_dir=run_dir)
+        check_export(setup)
         done = _work(setup, output)
         setup.trainer.reporter.phase("done")
     if place.first:
