@@ -64,11 +64,37 @@ class Bad:
         return None if self.before is None else changed(BASE, self.before)
 
 
+NEEDED = "model, data and output are required (or command, to run a script of your own)"
+SCRIPT_DECIDES = "with command the script decides: remove model, data, method, training, strategy and checkpoint"
+SCRIPT: dict[str, Any] = {
+    "spec.model": MISSING,
+    "spec.data": MISSING,
+    "spec.command": ["python", "train.py", "--epochs=3"],
+}
+
 BAD = (
     # what must be there
-    Bad("no model", {"spec.model": MISSING}, "spec.model", "is required", "Required value"),
-    Bad("no data", {"spec.data": MISSING}, "spec.data", "is required", "Required value"),
-    Bad("no output", {"spec.output": MISSING}, "spec.output", "is required", "Required value"),
+    Bad("no model", {"spec.model": MISSING}, "spec", NEEDED),
+    Bad("no data", {"spec.data": MISSING}, "spec", NEEDED),
+    Bad("no output", {"spec.output": MISSING}, "spec", NEEDED),
+    Bad("nothing but an output", {"spec.model": MISSING, "spec.data": MISSING}, "spec", NEEDED),
+    # a script of one's own
+    Bad("a command beside a model", {"spec.command": ["train.py"], "spec.data": MISSING}, "spec", SCRIPT_DECIDES),
+    Bad("a command beside data", {"spec.command": ["train.py"], "spec.model": MISSING}, "spec", SCRIPT_DECIDES),
+    *(
+        Bad(f"a command with {field}", {**SCRIPT, f"spec.{field}": {}}, "spec", SCRIPT_DECIDES)
+        for field in ("method", "training", "strategy", "checkpoint")
+    ),
+    Bad("a launcher as command", {**SCRIPT, "spec.command": ["/opt/bin/torchrun", "train.py"]}, "spec",
+        "torchrun runs the command in each process: name the script itself"),
+    Bad("another launcher", {**SCRIPT, "spec.command": ["accelerate", "launch", "train.py"]}, "spec",
+        "torchrun runs the command in each process: name the script itself"),
+    Bad("a command as text", {**SCRIPT, "spec.command": "python train.py"}, "spec.command", "must be a list", "must be of type array"),
+    Bad("an empty command", {**SCRIPT, "spec.command": []}, "spec.command", "at least 1 entries", "at least 1 items"),
+    Bad("an empty argument", {**SCRIPT, "spec.command": ["python", ""]}, "spec.command[1]", "at least 1 characters", "at least 1 chars"),
+    Bad("a number as argument", {**SCRIPT, "spec.command": ["python", "train.py", 3]}, "spec.command[2]", "must be text",
+        "must be of type string"),
+    Bad("another command", {"spec.command": ["python", "other.py"]}, "spec", "spec.command cannot be changed", before=SCRIPT),
     Bad("no spec", {"spec": MISSING}, "spec", "must be an object", "Required value"),
     Bad("no training rows", {"spec.data.train": []}, "spec.data.train", "at least 1 entries", "at least 1 items"),
     Bad("a slice without a name", {"spec.data.slices": [{"uri": "s3://corp/a.jsonl"}]}, "spec.data.slices[0].name", "is required",
@@ -251,6 +277,13 @@ BAD = (
 
 GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the short form", {}, None),
+    ("a script of one's own", SCRIPT, None),
+    ("a script that keeps nothing", {**SCRIPT, "spec.output": MISSING}, None),
+    (
+        "a program in a gang",
+        {**SCRIPT, "spec.command": ["/opt/train"], "spec.nodes": 4, "spec.processesPerNode": 2},
+        None,
+    ),
     ("a probe on sources of weight one", {"spec.method": {"type": "probe"}, "spec.data.train.0.weight": 1}, None),
     (
         "data of several files, weighted and augmented",

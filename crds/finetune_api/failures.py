@@ -72,6 +72,7 @@ class Reason(StrEnum):
     Interrupted = "Interrupted"
     Evicted = "Evicted"
     UnexpectedError = "UnexpectedError"
+    ScriptFailed = "ScriptFailed"
     # conditions and events of the life cycle
     Accepted = "Accepted"
     GangCreated = "GangCreated"
@@ -189,6 +190,10 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     ),
     Reason.Interrupted: (FailureClass.Preemption, "Nothing to do: the run continues from its last checkpoint."),
     Reason.Evicted: (FailureClass.Preemption, "Nothing to do: the run continues from its last checkpoint."),
+    Reason.ScriptFailed: (
+        FailureClass.Internal,
+        "Read the traceback in the log of the rank named: `finetune logs NAME`.",
+    ),
     Reason.UnexpectedError: (FailureClass.Internal, "Read the traceback in the log; please report it."),
 }
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .base import Rule
 from .methods import MERGEABLE
 from .strategy import METHOD_FITS
 
-IMMUTABLE = ("model", "data", "output", "method", "training", "checkpoint")
+LAUNCHERS = "torchrun|accelerate|deepspeed"
+
+DECIDED_BY_COMMAND = ("model", "data", "method", "training", "strategy", "checkpoint")
+"""What a script of the user's own decides by itself."""
+
+IMMUTABLE = ("model", "data", "output", "command", "method", "training", "checkpoint")
 """What a run is about: another run needs another job."""
 
 MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod")
@@ -63,8 +69,8 @@ MODEL_RULES = (
 
 
 def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
-    data = new["data"]
-    plain = not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data["train"])
+    data = new.get("data") or {}
+    plain = not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data.get("train", ()))
     return plain or new.get("method", {}).get("type") != "probe"
 
 
@@ -81,10 +87,31 @@ MERGED_FITS = Rule(
     holds=lambda new, _: _merged_fits(new),
 )
 
+COMMAND_RULES = (
+    Rule(
+        cel="has(self.command) || (has(self.model) && has(self.data) && has(self.output))",
+        message="model, data and output are required (or command, to run a script of your own)",
+        holds=lambda new, _: "command" in new or all(field in new for field in ("model", "data", "output")),
+    ),
+    Rule(
+        cel=f"!has(self.command) || !({' || '.join(f'has(self.{field})' for field in DECIDED_BY_COMMAND)})",
+        message="with command the script decides: remove model, data, method, training, strategy and checkpoint, and "
+        "give it arguments instead",
+        holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
+    ),
+    Rule(
+        cel=f"!has(self.command) || !self.command[0].matches('(^|/)({LAUNCHERS})$')",
+        message="torchrun runs the command in each process: name the script itself, not torchrun, accelerate or "
+        "deepspeed",
+        holds=lambda new, _: not new.get("command") or not re.search(rf"(^|/)({LAUNCHERS})$", str(new["command"][0])),
+    ),
+)
+
 SPEC_RULES = (
+    *COMMAND_RULES,
     MERGED_FITS,
     Rule(
-        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
+        cel="!has(self.data) || !has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
         "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
         "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
         message="method probe is fitted once to each row as it is: remove data.augmentation and the weights of sources",
@@ -97,7 +124,8 @@ SPEC_RULES = (
         holds=lambda new, _: _processes_hold(new),
     ),
     Rule(
-        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data.format) || "
+        cel="!has(self.data) || !has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
+        "!has(self.data.format) || "
         "self.data.format in ['auto', 'classification']",
         message="method.type probe is only for data.format classification: it tells labels apart",
         holds=lambda new, _: _probe_has_labels(new),

@@ -7,18 +7,21 @@ what they came to. Every list and string is bounded, which keeps the cost of the
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from . import durations, uris
 from .base import ApiModel, Rule
 from .data import Credentials, Data
-from .fields import Duration, OutputUri
+from .failures import FinetuneError, Reason
+from .fields import LIST_MAP, Duration, OutputUri
 from .methods import Method
 from .pod import Pod, Resources
 from .rules import MODEL_RULES, SPEC_RULES
 from .strategy import Strategy
+
+T = TypeVar("T")
 
 
 class ModelSource(ApiModel):
@@ -150,9 +153,26 @@ class Deadlines(ApiModel):
 
 
 class FineTuneJobSpec(ApiModel):
-    model: ModelSource
-    data: Data
-    output: Output
+    """What trains is either told by model, data and method, or a script of the user's own does as it likes (command).
+
+    `model`, `data` and `output` are read by those properties: rooms that need them need not ask whether they are there.
+    """
+
+    given_model: ModelSource | None = Field(None, alias="model", description="**Required**, unless there is a command.")
+    given_data: Data | None = Field(None, alias="data", description="**Required**, unless there is a command.")
+    given_output: Output | None = Field(
+        None,
+        alias="output",
+        description="**Required**, unless there is a command: then what is kept of failed attempts goes there.",
+    )
+    command: (
+        Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(min_length=1, max_length=256)]
+        | None
+    ) = Field(
+        None,
+        description="Instead of model, data and method: a program and its arguments, run by torchrun in each process.",
+        json_schema_extra={LIST_MAP: "atomic"},
+    )
     method: Method = Field(default_factory=Method)
     training: Training = Field(default_factory=Training)
     nodes: int = Field(1, ge=1, le=1024, description="Pods of the gang.")
@@ -176,6 +196,19 @@ class FineTuneJobSpec(ApiModel):
     RULES: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 
     @property
+    def model(self) -> ModelSource:
+        """FinetuneError(InvalidSpec) for a job with a command; so do `data` and `output`, if it has none."""
+        return _given(self.given_model, "model")
+
+    @property
+    def data(self) -> Data:
+        return _given(self.given_data, "data")
+
+    @property
+    def output(self) -> Output:
+        return _given(self.given_output, "output")
+
+    @property
     def processes(self) -> int:
         """Processes in each pod, with `auto` resolved from the GPU limits."""
         if isinstance(self.processes_per_node, int):
@@ -186,3 +219,10 @@ class FineTuneJobSpec(ApiModel):
     @property
     def world_size(self) -> int:
         return self.nodes * self.processes
+
+
+def _given(part: T | None, field: str) -> T:
+    if part is None:
+        message = f"a job with spec.command has no spec.{field}"
+        raise FinetuneError(Reason.InvalidSpec, message, "This is for jobs with model, data and output.")
+    return part

@@ -115,7 +115,8 @@ class State(Collector):
         }
         for job in self.cache.jobs:
             key, status = job.owner, job.status
-            method = job.raw_spec.get("method", {}).get("type", "lora")
+            ours = job.raw_spec.get("method", {}).get("type", "lora")
+            method = "command" if "command" in job.raw_spec else ours
             info.add_metric((*key, method, job.raw_spec.get("model", {}).get("uri", "")), 1)
             phase.add_metric((*key, (status.phase or Phase.Pending).value), 1)
             attempt.add_metric(key, status.attempt or 0)

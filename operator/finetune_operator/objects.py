@@ -178,9 +178,9 @@ def _environment(extra: tuple[EnvVar, ...]) -> list[dict[str, Any]]:
 
 def _secrets(spec: FineTuneJobSpec) -> list[dict[str, Any]]:
     sections: tuple[tuple[str, Credentials | None], ...] = (
-        (names.PREFIX_MODEL, spec.model.credentials),
-        (names.PREFIX_DATA, spec.data.credentials),
-        (names.PREFIX_OUTPUT, spec.output.credentials),
+        (names.PREFIX_MODEL, spec.given_model.credentials if spec.given_model else None),
+        (names.PREFIX_DATA, spec.given_data.credentials if spec.given_data else None),
+        (names.PREFIX_OUTPUT, spec.given_output.credentials if spec.given_output else None),
     )
     return [
         {"prefix": prefix, "secretRef": {"name": credentials.secret_name}}
@@ -220,11 +220,13 @@ def _volumes(spec: FineTuneJobSpec) -> tuple[list[dict[str, Any]], list[dict[str
 
 def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """Claims named by pvc:// URIs, in order; True where the output goes, the others are only read."""
-    data = spec.data
-    sources = [source.uri for source in data.train]
-    sources += [each.uri for each in (data.validation, data.test, data.general, *data.slices) if each and each.uri]
+    read = [spec.given_model.uri] if spec.given_model else []
+    if (data := spec.given_data) is not None:
+        read += [source.uri for source in data.train]
+        read += [each.uri for each in (data.validation, data.test, data.general, *data.slices) if each and each.uri]
+    written = [spec.given_output.uri] if spec.given_output else []
     found: dict[str, bool] = {}
-    for text, writable in [(spec.model.uri, False), *((uri, False) for uri in sources), (spec.output.uri, True)]:
+    for text, writable in [*((uri, False) for uri in read), *((uri, True) for uri in written)]:
         if text.startswith("pvc://"):
             claim = uris.parse(text).authority
             found[claim] = found.get(claim, False) or writable

@@ -234,7 +234,7 @@ import json, subprocess, sys
 from pathlib import Path
 from finetune_trainer.agent import children
 from finetune_trainer.agent.stopping import Stop
-from finetune_trainer.agent.watch import Limits, run_to_end
+from finetune_trainer.agent.watch import Limits, Trainer, run_to_end
 from finetune_trainer.rundir import RunDir
 
 children.adopt_orphans()
@@ -242,7 +242,8 @@ folder = Path({str(tmp_path)!r})
 command = [sys.executable, "-m", "finetune_trainer.agent.launch", "--plan", str(folder / "plan.json"), "--node", "0"]
 process = subprocess.Popen([*command, "--run-dir", str(folder), "--program", "rank_programs"])
 limits = Limits(grace_seconds=60, stall_seconds=2)
-words = run_to_end(process, run_dir=RunDir(folder), stop=Stop(), limits=limits, log=print)
+run_dir = RunDir(folder)
+words = run_to_end(process, ranks=Trainer(run_dir), run_dir=run_dir, stop=Stop(), limits=limits, log=print)
 (folder / "words").write_text(words.encode())
 """
     (tmp_path / "plan.json").write_text(json.dumps(_plan(tmp_path, nodes=1, ranks=2, grace=60).to_json()))

@@ -38,6 +38,8 @@ def _finished(seen: Observed, words: LastWords, now: datetime) -> Decision:
     status, report = seen.status, seen.report
     artifact = words.artifact or (report.artifact if report else None) or status.artifact
     where = f"the artifact is at {artifact.uri}" if artifact else "node 0 left no word about the artifact"
+    if seen.spec is not None and seen.spec.command is not None:
+        where = "its command ended with status 0 in every process"
     message = f"Attempt {seen.attempt} succeeded; {where}"
     status = change(
         status,

@@ -5,6 +5,8 @@ preflight  a process of its own that looks for everything that would fail later,
 waiting    for the master's TCP port
 launch     a process of its own that is torchrun; leaves a `Launch` in the run directory
 launched   what `launch` leaves
+script     a program of the user's own instead of our trainer
+callback   where such a program tells how far it is, as Hugging Face's KubeflowCallback does
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs
 verdict    evidence → last words; pure
 children   the process tree: reaping, and an end for all of it

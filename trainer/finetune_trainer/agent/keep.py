@@ -23,7 +23,7 @@ _DUMP = re.compile(r"^Fatal Python error: Aborted$", re.MULTILINE)
 
 def keep(plan: RunPlan, words: LastWords, *, run_dir: Path, said: Sequence[str], environ: Mapping[str, str]) -> str:
     """What became of it, in a line for the log; empty for an attempt that did not fail by itself."""
-    if words.failure_class is None or words.reason is Reason.Interrupted:
+    if words.failure_class is None or words.reason is Reason.Interrupted or plan.spec.given_output is None:
         return ""
     problem: list[str] = []
     thread = threading.Thread(target=_put, args=(plan, words, run_dir, said, environ, problem), daemon=True)

@@ -11,14 +11,18 @@ import argparse
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.plan import RunPlan
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.launched import Launch, RankEnd
+from finetune_trainer.agent.script import program
 from finetune_trainer.agent.waiting import is_loopback
+from finetune_trainer.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import LogsSpecs
@@ -27,7 +31,12 @@ if TYPE_CHECKING:
 STARTUP_SECONDS = 30 * 60
 """For all nodes to join: the slowest may still be pulling its image or downloading the model."""
 
+BEAT_SECONDS = 15
 TAIL_CHARACTERS = 3000
+TRACE_CHARACTERS = 16000
+"""Of a rank's standard error, where the cause may stand above pages of C++ frames."""
+SCRIPT_SHUTDOWN = 30
+"""Seconds for the other ranks when a script's rank has failed, as torchrun gives them."""
 BACKEND = "finetune-static"
 
 
@@ -40,14 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--program", default="finetune_trainer.train.main", help="module to run in each rank")
     options = parser.parse_args(argv)
     plan = RunPlan.model_validate_json(options.plan.read_bytes())
-    arguments = ["-u", "-m", options.program, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
-    launch = launch_ranks(plan, node=options.node, run_dir=options.run_dir, arguments=arguments)
+    trainer = [sys.executable, "-u", "-m", options.program]
+    ours = [*trainer, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
+    command = program(plan.spec.command) if plan.spec.command else ours
+    launch = launch_ranks(plan, node=options.node, run_dir=RunDir(options.run_dir), command=command)
     launch.write(options.run_dir)
     return 1 if launch.ranks or launch.error else 0
 
 
-def launch_ranks(plan: RunPlan, *, node: int, run_dir: Path, arguments: list[str]) -> Launch:
-    """Runs `python <arguments>` as every rank of this node until all have ended."""
+def launch_ranks(plan: RunPlan, *, node: int, run_dir: RunDir, command: list[str]) -> Launch:
+    """Runs the command as every rank of this node until all have ended."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -66,13 +77,13 @@ def launch_ranks(plan: RunPlan, *, node: int, run_dir: Path, arguments: list[str
         rdzv_configs={"rank": node, "timeout": STARTUP_SECONDS},
         max_restarts=0,
         local_addr=plan.master_address if is_loopback(plan.master_address) else None,
-        logs_specs=_logs(run_dir / "logs", first_rank=node * plan.processes_per_node),
+        logs_specs=_logs(run_dir, first_rank=node * plan.processes_per_node, alive=plan.spec.command is not None),
         log_line_prefix_template="rank ${rank}: ",
-        # A rank that fails takes its neighbours with it; they have nothing to save by then.
-        shutdown_timeout=5,
+        # A rank that fails takes its neighbours with it; ours have nothing to save by then.
+        shutdown_timeout=min(SCRIPT_SHUTDOWN, plan.grace_seconds) if plan.spec.command else 5,
     )
     try:
-        launch_agent(config, sys.executable, arguments)
+        launch_agent(config, command[0], command[1:])
     except ChildFailedError as error:
         return Launch(ranks=tuple(_end(rank, failure, run_dir) for rank, failure in sorted(error.failures.items())))
     except Exception as error:
@@ -80,13 +91,13 @@ def launch_ranks(plan: RunPlan, *, node: int, run_dir: Path, arguments: list[str
     return Launch()
 
 
-def _end(rank: int, failure: ProcessFailure, run_dir: Path) -> RankEnd:
+def _end(rank: int, failure: ProcessFailure, run_dir: RunDir) -> RankEnd:
     return RankEnd(
         rank=rank,
         exit_code=failure.exitcode,
         time=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         error=_error_text(Path(failure.error_file)),
-        log_tail=_tail(run_dir / "logs" / f"{rank}.err"),
+        log_tail=_tail(run_dir.path / "logs" / f"{rank}.err"),
     )
 
 
@@ -101,18 +112,22 @@ def _error_text(path: Path) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")[-TAIL_CHARACTERS:]
+        return path.read_text(errors="replace")[-TRACE_CHARACTERS:]
     except OSError:
         return ""
 
 
-def _logs(folder: Path, *, first_rank: int) -> LogsSpecs:
-    """One pair of files a rank, without torchrun's five levels of folders."""
+def _logs(run_dir: RunDir, *, first_rank: int, alive: bool) -> LogsSpecs:
+    """One pair of files a rank, without torchrun's five levels of folders. `alive`: beat for ranks that do not."""
     from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
+
+    folder = run_dir.path / "logs"
 
     class FlatLogs(LogsSpecs):  # type: ignore[misc]  # torch.distributed.elastic is untyped here
         def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
             folder.mkdir(parents=True, exist_ok=True)
+            if alive:
+                _beat_for(run_dir, range(first_rank, first_rank + len(envs)))
             ranks = {local: first_rank + local for local in envs}
             out = {local: str(folder / f"{rank}.out") for local, rank in ranks.items()}
             err = {local: str(folder / f"{rank}.err") for local, rank in ranks.items()}
@@ -129,6 +144,18 @@ def _logs(folder: Path, *, first_rank: int) -> LogsSpecs:
             return str(folder)
 
     return FlatLogs()
+
+
+def _beat_for(run_dir: RunDir, ranks: range) -> None:
+    """Heartbeats of a script's ranks: torchrun ends with the first of them that does, so all live as long as we do."""
+
+    def beat() -> None:
+        while True:
+            for rank in ranks:
+                run_dir.beat(rank, "running", 0)
+            time.sleep(BEAT_SECONDS)
+
+    Thread(target=beat, name="beat", daemon=True).start()
 
 
 def _rendezvous(parameters: Any) -> Any:

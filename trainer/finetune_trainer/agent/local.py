@@ -29,6 +29,7 @@ from finetune_api.failures import LastWords, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import FailureClass
+from finetune_trainer.agent import script
 from finetune_trainer.agent.main import LAST_WORDS_FILE
 from finetune_trainer.agent.verdict import died
 from finetune_trainer.data.read import ENDINGS
@@ -36,7 +37,7 @@ from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 from finetune_trainer.store.sources import local_paths
 
-TRAINED = ("model", "data", "method", "training")
+TRAINED = ("model", "data", "method", "training", "command")
 """The parts of a spec that make a run what it is; the others may change and the run still resumes."""
 
 LOST_PEER_SECONDS = 30.0
@@ -72,9 +73,12 @@ class Home:
 def run_uid(job: FineTuneJob) -> str:
     """Names a run by what it trains and where to: the parts of the spec that matter, and the content of local files."""
     spec = job.spec.to_json()
-    matters = {part: spec.get(part) for part in TRAINED} | {"output": job.spec.output.uri}
-    if job.spec.output.merged:  # a run that is done has to be done again for it
-        matters |= {"merged": True}
+    matters: dict[str, object] = {part: spec[part] for part in TRAINED if part in spec}
+    matters["output"] = job.spec.given_output.uri if job.spec.given_output else None
+    if job.spec.given_output and job.spec.given_output.merged:  # a run that is done has to be done again for it
+        matters["merged"] = True
+    if job.spec.command is not None:
+        matters["env"] = [variable.to_json() for variable in job.spec.pod.env]
     digest = hashlib.sha256(json.dumps(matters, sort_keys=True).encode())
     for path in _local_files(job):
         with suppress(OSError), path.open("rb") as file:
@@ -83,6 +87,8 @@ def run_uid(job: FineTuneJob) -> str:
 
 
 def _local_files(job: FineTuneJob) -> list[Path]:
+    if job.spec.command is not None:
+        return [path for word in job.spec.command if (path := Path(word)).is_file()]
     data = job.spec.data
     sources = [s.uri for s in data.train] + [s.uri for s in data.slices]
     sources += [s.uri for s in (data.test, data.general, data.validation) if s is not None and s.uri is not None]
@@ -149,7 +155,9 @@ class Gang:
             "OMP_NUM_THREADS": str(max(1, machine.cpu_count() // self.plan.world_size)),
             names.ENV_CACHE: str(self.home.path.absolute() / "cache"),
         }
-        set_here = {
+        spec = self.plan.spec
+        theirs = script.given(spec.pod.env, self.environ) if spec.command else {}
+        set_here = theirs | {
             names.ENV_NODE_RANK: str(node),
             names.ENV_TERMINATION_LOG: str(self.run_dir(node).path / "termination-log"),
         }

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +21,15 @@ from pydantic import ValidationError
 from finetune_api import durations, names
 from finetune_api.failures import LastWords, Reason
 from finetune_api.plan import RunPlan
-from finetune_trainer.agent import children, waiting
+from finetune_trainer.agent import children, script, waiting
+from finetune_trainer.agent.callback import listening
 from finetune_trainer.agent.keep import keep
 from finetune_trainer.agent.launch import STARTUP_SECONDS
 from finetune_trainer.agent.launched import FILE as LAUNCH_FILE
 from finetune_trainer.agent.launched import Launch
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.agent.verdict import Evidence, died, judge, say
-from finetune_trainer.agent.watch import POLL_SECONDS, Limits, run_to_end
+from finetune_trainer.agent.watch import POLL_SECONDS, Limits, Ranks, Trainer, run_to_end
 from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 
@@ -118,7 +119,7 @@ class Agent:
             return words
         if node > 0 and (words := self._wait_for_master()) is not None:
             return words
-        return self._train()
+        return self._run_script() if plan.spec.command else self._train()
 
     def _preflight(self) -> LastWords | None:
         self.phase = "preflight"
@@ -157,24 +158,12 @@ class Agent:
     def _train(self) -> LastWords:
         self.phase = "loading"
         kills_before = machine.oom_kills()
-        process = self._start(
-            "finetune_trainer.agent.launch", "--node", str(self.options.node), "--program", self.options.program
-        )
-        killed = run_to_end(
-            process,
-            run_dir=self.run_dir,
-            stop=self.stop,
-            limits=Limits(
-                grace_seconds=self.plan.grace_seconds,
-                stall_seconds=durations.seconds(self.plan.spec.deadlines.stall),
-            ),
-            log=self.log,
-        )
+        killed, exit_code = self._run_ranks(Trainer(self.run_dir), {})
         return judge(
             Evidence(
                 node=self.options.node,
                 time=now(),
-                exit_code=process.returncode,
+                exit_code=exit_code,
                 launch=Launch.read(self.run_dir.path),
                 errors=self.run_dir.errors(),
                 result=self.run_dir.result(),
@@ -185,11 +174,48 @@ class Agent:
             )
         )
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _run_script(self) -> LastWords:
+        """The same for a program of the user's own: it tells by other means, see script."""
+        self.phase = "training"
+        node, kills_before = self.options.node, machine.oom_kills()
+        place: AbstractContextManager[dict[str, str]] = nullcontext({})
+        if node == 0:
+            place = listening(self.plan, self.run_dir)
+        with place as found:
+            extra = script.environment(self.plan, node, self.options.environ) | found
+            killed, exit_code = self._run_ranks(script.Script(run_dir=self.run_dir), extra)
+        launch, stopped = Launch.read(self.run_dir.path), self.stop.reason
+        oom_kills = machine.oom_kills() - kills_before
+        return judge(
+            Evidence(
+                node=node,
+                time=now(),
+                exit_code=exit_code,
+                launch=launch,
+                errors=script.said(launch, stop_reason=stopped, oom_kills=oom_kills),
+                result=script.result(stopped, time=now()),
+                report=self.run_dir.report(),
+                stop_reason=stopped,
+                killed=killed,
+                oom_kills=oom_kills,
+            )
+        )
+
+    def _run_ranks(self, ranks: Ranks, extra: Mapping[str, str]) -> tuple[LastWords | None, int]:
+        """What they were killed for, if they were, and torchrun's exit status."""
+        arguments = ("--node", str(self.options.node), "--program", self.options.program)
+        process = self._start("finetune_trainer.agent.launch", *arguments, extra=extra)
+        limits = Limits(
+            grace_seconds=self.plan.grace_seconds, stall_seconds=durations.seconds(self.plan.spec.deadlines.stall)
+        )
+        killed = run_to_end(process, ranks=ranks, run_dir=self.run_dir, stop=self.stop, limits=limits, log=self.log)
+        return killed, process.returncode
+
+    def _start(self, module: str, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """A Python program of ours, in a session of its own: a terminal's Ctrl-C must reach the agent alone."""
         command = [sys.executable, "-u", "-m", module, "--plan", str(self.options.plan)]
         command += ["--run-dir", str(self.options.run_dir), *arguments]
-        return subprocess.Popen(command, env=self._environment(), start_new_session=True)
+        return subprocess.Popen(command, env={**self._environment(), **(extra or {})}, start_new_session=True)
 
     def _environment(self) -> dict[str, str]:
         defaults = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.agent import script
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
@@ -70,6 +72,9 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     from finetune_trainer.store.models import resolve_model
 
     spec = plan.spec
+    if spec.command is not None:
+        _check_script(plan)
+        return
     output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
     check_output(output, plan.job, overwrite=spec.output.overwrite)
     output.check_writable()
@@ -89,6 +94,17 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     check_format(spec.method, datasets.statistics.format)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
+
+
+def _check_script(plan: RunPlan) -> None:
+    """What a script reads and writes is its own affair; that it is there, and that its words can be kept, is ours."""
+    from finetune_trainer.store.folder import open_folder
+
+    spec = plan.spec
+    script.check(spec.command or (), os.environ)
+    if spec.given_output is not None:
+        open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT).check_writable()
+    _tell(f"command: {shlex.join(spec.command or ())}")
 
 
 def check_memory(plan: RunPlan, shape: ModelShape) -> None:

@@ -25,6 +25,16 @@ class Log(Protocol):
     def __call__(self, line: str, /) -> None: ...
 
 
+class Ranks(Protocol):
+    """What runs below torchrun on this node: our trainer, or a script of the user's own (see script)."""
+
+    def ask_to_stop(self, launcher: int, reason: str) -> None:
+        """Once a stop was requested, at every look. `launcher`: the pid of torchrun."""
+
+    def hung(self, limits: Limits) -> LastWords | None:
+        """Why they are taken to hang, if they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     grace_seconds: float
@@ -38,8 +48,22 @@ class Limits:
         return self.grace_seconds - min(10.0, max(1.0, self.grace_seconds / 10))
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """Ranks of our own: a file asks them to stop, and each tells its steps by a heartbeat."""
+
+    run_dir: RunDir
+
+    def ask_to_stop(self, launcher: int, reason: str) -> None:  # noqa: ARG002
+        if not self.run_dir.stop_requested:
+            self.run_dir.request_stop(reason)
+
+    def hung(self, limits: Limits) -> LastWords | None:
+        return _hung(self.run_dir.heartbeats(), limits, time.time())
+
+
 def run_to_end(
-    process: subprocess.Popen[bytes], *, run_dir: RunDir, stop: Stop, limits: Limits, log: Log
+    process: subprocess.Popen[bytes], *, ranks: Ranks, run_dir: RunDir, stop: Stop, limits: Limits, log: Log
 ) -> LastWords | None:
     """Waits for torchrun and everything below it; words if the ranks had to be killed by us, and why."""
     killed: LastWords | None = None
@@ -47,8 +71,9 @@ def run_to_end(
         children.reap([process])
         if stop.first_time_seen():
             log(f"{stop.reason}: asking the ranks for a checkpoint, {limits.checkpoint_seconds:.0f} s at most")
-            run_dir.request_stop(stop.reason or "")
-        killed = _overdue(run_dir, stop, limits) or _hung(run_dir.heartbeats(), limits, time.time())
+        if stop.requested:
+            ranks.ask_to_stop(process.pid, stop.reason or "")
+        killed = _overdue(run_dir, stop, limits) or ranks.hung(limits)
         if killed is not None:
             log(f"{killed.message}; killing the ranks")
             if killed.reason is Reason.NoProgress:

@@ -46,6 +46,8 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
 
 def _show_kept(job: FineTuneJob, *, node: int | None, attempt: int) -> bool:
     """What the attempt's agents kept in the output folder, read with this machine's credentials; False: nothing."""
+    if job.spec.given_output is None:
+        return False
     folder = open_folder(job.spec.output.uri, prefix=names.PREFIX_OUTPUT)
     found = kept(folder, uid=job.metadata.uid, attempt=attempt, node=node)
     for file, text in found.items():

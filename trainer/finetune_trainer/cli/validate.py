@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,5 +29,6 @@ def validate_files(files: list[str]) -> int:
         else:
             spec = job.spec
             shape = f"{spec.nodes} node(s) with {spec.processes} process(es) each"
-            print(f"{file}: valid: {job.metadata.name}, {spec.method.type} on {spec.model.uri}, {shape}")
+            what = shlex.join(spec.command) if spec.command else f"{spec.method.type} on {spec.model.uri}"
+            print(f"{file}: valid: {job.metadata.name}, {what}, {shape}")
     return ExitCode.OK if good else ExitCode.CONFIG

@@ -17,26 +17,7 @@ from pathlib import Path
 from finetune_api.failures import FinetuneError, LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_trainer.rundir import RunDir, now
-
-_LOST_PEER = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "connection refused",
-    "connection was likely closed",
-    "broken pipe",
-    "timed out waiting",
-    "socket timeout",
-    "application timeout",
-    "nccl communicator was aborted",
-    "ncclremoteerror",
-    "remote process exited",
-    "connectfullmesh failed",
-    "the client socket has",
-    "failed to recv",
-)
-"""What gloo, NCCL and torch's store say when another process has ended."""
-
-_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc")
+from finetune_trainer.signs import LOST_PEER, NO_MEMORY
 
 
 def main(argv: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -70,9 +51,9 @@ def explain(error: BaseException) -> FinetuneError:
         return error
     text = f"{type(error).__name__}: {error}"
     lowered = text.lower()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _any(_NO_MEMORY, lowered):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _any(NO_MEMORY, lowered):
         return FinetuneError(Reason.OutOfMemory, text[:600])
-    if isinstance(error, RuntimeError | ConnectionError) and _any(_LOST_PEER, lowered):
+    if isinstance(error, RuntimeError | ConnectionError) and _any(LOST_PEER, lowered):
         return FinetuneError(Reason.PeerLost, f"another process of the gang is gone ({text[:300]})")
     where = traceback.extract_tb(error.__traceback__)
     lines = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in where[-4:]]

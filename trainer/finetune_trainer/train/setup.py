@@ -83,7 +83,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter = Reporter(run_dir, plan, gang.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
     local = resolve_model(spec.model, cache=cache)
-    spec = spec.model_copy(update={"data": fitted(spec.data, local.path)})
+    spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path)})
     data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
