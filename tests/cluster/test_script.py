@@ -1,0 +1,50 @@
+"""A script of the user's own in two pods: examples/train.py by `kubectl apply`, with its progress in the status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.jobs import CHECKOUT, Place
+from tests.cluster.operator_process import Operator
+from tests.cluster.rig import Rig
+from tests.tiny import tiny_corpus, tiny_model
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_an_unmodified_script_trains_in_two_pods(
+    cluster: Rig, operator: Operator, restricted_namespace: str, tmp_path: Path
+) -> None:
+    for path in (tmp_path, *tmp_path.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)
+    for file in tiny_model(tmp_path / "model").iterdir():
+        file.chmod(0o644)
+    text = tiny_corpus(tmp_path / "corpus", rows=64) / "train.jsonl"
+    place = Place.of(cluster, cluster.s3, restricted_namespace, models=tmp_path / "model")
+    files = [f"--from-file={CHECKOUT / 'examples' / 'train.py'}", f"--from-file=notes.txt={text}"]
+    cluster.kubectl("create", "configmap", "own-script", "-n", place.namespace, *files)
+
+    job = yaml.safe_load((CHECKOUT / "examples" / "bring-your-own-script.yaml").read_text())
+    script = job["spec"]["pod"]["volumes"][0]
+    command = ["python", "/script/train.py", f"--model={tmp_path / 'model'}", "--text=/script/notes.txt"]
+    job = place.on_this_rig(job, model=tmp_path / "model")
+    del job["spec"]["model"]
+    job["spec"] |= {
+        "command": [*command, "--output=/tmp/out", "--epochs=1"],
+        "output": {"uri": f"s3://{place.bucket}/own"},
+    }
+    job["spec"]["output"]["credentials"] = {"secretName": "corp-s3"}
+    job["spec"]["pod"]["volumes"] = [*place.volumes, script]
+    place.apply(job)
+
+    status = place.wait("own-script", lambda s: s.get("phase") == "Succeeded", what="its end", seconds=200)
+    assert {c["type"]: c["reason"] for c in status["conditions"] if c["status"] == "True"} == {"Complete": "Succeeded"}
+    assert status["progress"]["percent"] == 100
+    assert status["plan"] == {"method": "command", "strategy": "", "precision": "", "worldSize": 2}
+    message = next(c["message"] for c in status["conditions"] if c["type"] == "Complete")
+    assert message == "Attempt 1 succeeded; its command ended with status 0 in every process"
+    assert {pod["status"]["phase"] for pod in place.pods("own-script")} == {"Succeeded"}
+    assert len({pod["status"]["podIP"] for pod in place.pods("own-script")}) == 2
