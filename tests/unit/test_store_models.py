@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +90,24 @@ def test_a_missing_folder_is_a_missing_model(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError) as caught:
         resolve_model(ModelSource(uri=f"file://{tmp_path}/none"), cache=tmp_path)
     assert caught.value.reason is Reason.ModelNotFound
+
+
+@pytest.mark.parametrize("name", sorted(MODEL))
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a volume belongs to another user; told before the gang waits, whoever reads the file later."""
+    source, really = folder(tmp_path / "m", MODEL), Path.open
+
+    def open_it(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_it)
+    with pytest.raises(FinetuneError) as caught:
+        resolve_model(source, cache=tmp_path)
+    assert caught.value.reason is Reason.CredentialsRejected
+    assert caught.value.message == f"cannot read file://{tmp_path}/m/{name}: Permission denied"
+    assert "pod.fsGroup" in caught.value.hint
 
 
 @pytest.fixture

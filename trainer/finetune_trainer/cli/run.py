@@ -6,11 +6,10 @@ made from what it trains, so the same manifest resumes and a changed one starts 
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from finetune_api.budget import Enough, next_attempt
@@ -24,6 +23,7 @@ from finetune_trainer.cli.live import View, view_of
 from finetune_trainer.cli.text import aligned, artifact_rows, evaluation_table, failure_block, problems_text
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.rundir import TrainerReport, now
+from finetune_trainer.store.locks import locked
 
 POLL_SECONDS = 0.2
 SAVE_SECONDS = 1.0
@@ -84,11 +84,10 @@ def _with_overwrite(job: FineTuneJob) -> FineTuneJob:
 def _alone(home: Home, name: str) -> Iterator[None]:
     """One `finetune run` at a time for each name: two would write into the same folders."""
     folder = home.run(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            held.enter_context(locked(folder / "lock", wait=False))
+        except BlockingIOError as error:
             message = f"{name} is running already in {folder}"
             raise FinetuneError(Reason.InvalidSpec, message, "Wait for it, or give the job another name.") from error
         yield

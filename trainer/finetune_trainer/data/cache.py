@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from finetune_trainer.store.locks import locked
 
 MOST_BYTES = 20 << 30
 MOST_DAYS = 30.0
@@ -20,9 +21,7 @@ _DAY = 86400.0
 def kept(folder: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
     """The folder, filled by the first process of the node that asks; the others wait for it. What nobody has asked for
     in a while goes when something new comes: arrays that are mapped stay readable until they are let go."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             _write(folder, fill)
             prune(folder.parent, keep=folder)
@@ -47,8 +46,7 @@ def prune(root: Path, *, keep: Path, most_bytes: int = MOST_BYTES, most_days: fl
 
 def _remove(folder: Path) -> None:
     lock = folder.with_suffix(".lock")
-    with lock.open("w") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(BlockingIOError), locked(lock, wait=False):
         shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)
 

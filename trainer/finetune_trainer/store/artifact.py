@@ -137,24 +137,6 @@ def verify(folder: Folder, digest: str | None = None) -> VerifyReport:
     return VerifyReport(tuple(sorted(found, key=lambda p: p.path)), manifest)
 
 
-def download_artifact(folder: Folder, target: Path) -> Manifest:
-    """All files of an artifact into the local folder `target`, each verified. DataUnreadable names a bad one."""
-    manifest = read_manifest(folder)
-    for name in manifest.files:
-        safe_path(name)
-    at_once(lambda name: _download(folder, name, manifest.files[name].digest, target / name), manifest.files)
-    (target / MANIFEST).write_bytes(manifest.encode())
-    return manifest
-
-
-def _download(folder: Folder, name: str, expected: Digest, target: Path) -> None:
-    if folder.download(name, target) != expected:
-        target.unlink()
-        raise FinetuneError(
-            Reason.DataUnreadable, f"{folder.uri}/{name} is not what was committed", "Commit the artifact again."
-        )
-
-
 def _compare(folder: Folder, name: str, expected: Digest, size: int | None) -> list[Problem]:
     try:
         safe_path(name)

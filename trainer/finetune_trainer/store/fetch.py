@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +18,7 @@ from finetune_api.failures import FinetuneError, Reason
 
 from .folder import Entry, Folder, NotFound, open_folder, safe_path
 from .local import LocalFolder, os_errors
+from .locks import locked
 
 CONCURRENCY = 8
 """Transfers at once; object stores answer many slow requests faster than one."""
@@ -38,15 +37,16 @@ def fetch_folder(
     """The path of a folder's content; of an object store, the files that match one of the patterns. NotFound."""
     folder = open_folder(uri, prefix=prefix, environ=environ)
     if isinstance(folder, LocalFolder):
-        if not folder.path.is_dir():
-            raise NotFound(f"there is no folder {uri}")
+        with os_errors("read", uri):
+            if not folder.path.is_dir():
+                raise NotFound(f"there is no folder {uri}")
         return folder.path
     entries = [e for e in folder.list() if any(fnmatch(e.path, p) for p in patterns)]
     if not entries:
         raise NotFound(f"there is no file {' or '.join(patterns)} in {uri}")
     complete = cache / "folders" / _key(uri, *entries)
     partial = complete.with_name(complete.name + ".partial")
-    with os_errors("write", str(complete)), _locked(complete):
+    with os_errors("write", str(complete)), locked(complete.with_name(f".{complete.name}.lock")):
         if not complete.exists():
             at_once(lambda entry: _download_missing(folder, entry, partial), entries)
             partial.rename(complete)
@@ -79,12 +79,3 @@ def _download_missing(folder: Folder, entry: Entry, target: Path) -> None:
 def _key(uri: str, *entries: Entry) -> str:
     facts = "\n".join([uri, *(f"{e.path}\t{e.size}\t{e.version}" for e in entries)])
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the lock ends with the process that holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune_api.spec import ModelSource
 from .fetch import fetch_folder
 from .folder import NotFound
 from .hub import Hub, explain
+from .local import os_errors
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 """Weights, configuration and every form of tokenizer; never pickles, never Python."""
@@ -55,7 +57,9 @@ def resolve_model(source: ModelSource, *, cache: Path, environ: Mapping[str, str
 
 
 def check_model(path: Path, uri: str) -> None:
-    """ModelNotFound if the folder holds no model, ModelUnsupported if it is not one that can be tuned."""
+    """ModelNotFound if the folder holds no model, ModelUnsupported if it is not one that can be tuned,
+    CredentialsRejected for files that this user may not read."""
+    _check_readable(path, uri)
     config = _json(path / "config.json")
     if config is None:
         raise FinetuneError(Reason.ModelNotFound, f"there is no model in {uri}: it has no readable config.json")
@@ -69,6 +73,16 @@ def check_model(path: Path, uri: str) -> None:
         )
     for name in _weights(path, uri):
         _check_weights(path / name, uri)
+
+
+def _check_readable(path: Path, uri: str) -> None:
+    """Each file that will be read later, by other libraries and in every rank."""
+    with os_errors("read", uri):
+        files = sorted(file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in _PATTERNS))
+    for file in files:
+        if not file.is_dir():
+            with os_errors("read", f"{uri.rstrip('/')}/{file.name}"):
+                file.open("rb").close()
 
 
 def _weights(path: Path, uri: str) -> list[str]:
