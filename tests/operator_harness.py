@@ -255,6 +255,15 @@ class Hands:
     def services(self) -> list[str]:
         return sorted(service["metadata"]["name"] for service in self.list(SERVICES))
 
+    def let_go(self, job: str) -> None:
+        """What a queue does when it admits a Job."""
+        wait_for(lambda: (self.get(job, JOBS) or {}).get("spec", {}).get("suspend"), what=f"{job} suspended")
+        self.patch(job, {"spec": {"suspend": False}}, JOBS)
+
+    def take_back(self, job: str) -> None:
+        """What a queue does when it preempts a Job."""
+        self.patch(job, {"spec": {"suspend": True}}, JOBS)
+
     def gang(self, job: str, attempt: int) -> list[Raw]:
         """The attempt's pods in order, or none while they are not all there."""
         own = {names.LABEL_JOB: job, names.LABEL_ATTEMPT: str(attempt)}
@@ -307,13 +316,13 @@ def install(rig: Rig) -> Path:
     return rig.service_account_kubeconfig("finetune-system", "finetune-operator")
 
 
-def allow(rig: Rig, namespace: str, *, account: str = "finetune-operator") -> None:
+def allow(rig: Rig, namespace: str, *, account: str = "finetune-operator", file: str = "rbac.yaml") -> None:
     """The operator may look after this namespace, and no other: by a Role and a RoleBinding here, nothing beyond."""
-    role = yaml.safe_load((ROOT / "operator" / "rbac.yaml").read_text()) | {"kind": "Role"}
+    role = yaml.safe_load((ROOT / "operator" / file).read_text()) | {"kind": "Role"}
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
-        "metadata": {"name": account},
+        "metadata": {"name": f"{account}-{role['metadata']['name']}"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
         "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": "finetune-system"}],
     }
@@ -336,7 +345,8 @@ class Rights:
     def of(rig: Rig, *, since: int) -> Rights:
         asked = rig.audit.requests(since=since, user=ACCOUNT)
         used = frozenset((request.resource, request.verb) for request in asked if request.allowed)
-        roles = [yaml.safe_load((ROOT / "operator" / file).read_text()) for file in ("rbac.yaml", "rbac-leader.yaml")]
+        files = ("rbac.yaml", "rbac-leader.yaml", "rbac-gang.yaml")
+        roles = [yaml.safe_load((ROOT / "operator" / file).read_text()) for file in files]
         rules = [rule for role in roles for rule in role["rules"]]
         granted = frozenset((r, verb) for rule in rules for r in rule["resources"] for verb in rule["verbs"])
         asked_for = {(request.resource, request.verb) for request in asked if request.resource and not request.allowed}

@@ -59,6 +59,18 @@ def suspend_and_resume(hands: Hands, job: str) -> None:
     finish(hands, job, 2)
 
 
+def queue(hands: Hands, job: str) -> None:
+    """It waits for its turn, loses its nodes to another job while it runs, and gets them back."""
+    hands.create(manifest(job, queueName="team-a"))
+    hands.let_go(f"{job}-1")
+    hands.run(job, 1)
+    hands.take_back(f"{job}-1")
+    wait_for(lambda: hands.phase(job) == "Queued" and not hands.list(PODS), what="preempted")
+    hands.let_go(f"{job}-1")
+    wait_for(lambda: hands.phase(job) == "Pending", what="admitted again")
+    finish(hands, job, 1)
+
+
 def expire(hands: Hands, job: str) -> None:
     """The manifest asks for its own deletion after the end."""
     hands.create(manifest(job, ttlAfterFinished="1s"))

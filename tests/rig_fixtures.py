@@ -10,6 +10,7 @@ A folder's conftest.py makes them known with two lines:
     namespace             function  a fresh namespace whose pods nobody touches: the test writes their status
     restricted_namespace  function  a fresh namespace (Pod Security `restricted`) whose pods run
     s3                    function  `S3`: endpoint, keys, `bucket()`, `store(bucket)`
+    kueue                 session   `Kueue`: a real one beside the control plane, for namespaces that it manages
     prometheus            function  a factory: `prometheus({"scrape_configs": [...]})` gives a real server to query
 
 Programs are built before the first test (minutes, once), so no test's time limit counts it.
@@ -28,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.rig import S3, NotOursError, Prometheus, Rig, build, lifecycle, machine
+from tests.cluster.rig import S3, Kueue, NotOursError, Prometheus, Rig, build, lifecycle, machine
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
 from tests.cluster.rig.state import Paths
 
@@ -36,6 +37,7 @@ NEEDS = {  # fixture -> what the machine may lack for it, and what it builds
     "control_plane": (machine.missing_for_control_plane, build.CONTROL_PLANE),
     "cluster": (machine.missing_for_node, build.CONTROL_PLANE + build.NODE + build.S3),
     "s3": (machine.missing_for_s3, build.S3),
+    "kueue": (machine.missing_for_kueue, build.KUEUE),
     "prometheus": (machine.missing_for_monitoring, build.MONITORING),
 }
 
@@ -117,6 +119,17 @@ def s3(control_plane: Rig) -> S3:
     if not control_plane.external:
         _skip_without("s3")
     return control_plane.s3
+
+
+@pytest.fixture(scope="session")
+def kueue(control_plane: Rig) -> Iterator[Kueue]:
+    """A real Kueue. Its webhooks stand before Jobs of namespaces that it was told to manage, and before no others."""
+    if control_plane.external:
+        raise NotOursError("Kueue is started beside a rig of our own")
+    _skip_without("kueue")
+    kueue = Kueue.ensure(control_plane)
+    yield kueue
+    kueue.stop()
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ class Reason(StrEnum):
     SlowStart = "SlowStart"
     Interrupted = "Interrupted"
     Evicted = "Evicted"
+    Preempted = "Preempted"
     UnexpectedError = "UnexpectedError"
     ScriptFailed = "ScriptFailed"
     # conditions and events of the life cycle
@@ -79,6 +80,10 @@ class Reason(StrEnum):
     GangRunning = "GangRunning"
     Restarting = "Restarting"
     RestartsExhausted = "RestartsExhausted"
+    Queued = "Queued"
+    Admitted = "Admitted"
+    Grouped = "Grouped"
+    OneByOne = "OneByOne"
     Suspended = "Suspended"
     Resumed = "Resumed"
     Succeeded = "Succeeded"
@@ -193,6 +198,10 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.ScriptFailed: (
         FailureClass.Internal,
         "Read the traceback in the log of the rank named: `finetune logs NAME`.",
+    ),
+    Reason.Preempted: (
+        FailureClass.Preemption,
+        "Nothing to do: the run continues from its last checkpoint when its queue admits it again.",
     ),
     Reason.UnexpectedError: (FailureClass.Internal, "Read the traceback in the log; please report it."),
 }

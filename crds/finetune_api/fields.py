@@ -14,8 +14,10 @@ PRESERVE = "x-kubernetes-preserve-unknown-fields"
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
+CONTROLLER_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9][-._A-Za-z0-9]*$"
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ControllerName = Annotated[str, Field(min_length=3, max_length=63, pattern=CONTROLLER_NAME)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
 Duration = Annotated[str, Field(min_length=2, max_length=32, pattern=durations.PATTERN)]
 Quantity = Annotated[int | str, Field(union_mode="left_to_right")]

@@ -184,6 +184,7 @@ def _form(pattern: str) -> str:
         durations.PATTERN: "90s, 10m, 24h or 7d",
         fields.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
         fields.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
+        fields.CONTROLLER_NAME: "example.com/name",
     }
     return known.get(pattern, pattern)
 

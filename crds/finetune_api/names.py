@@ -11,6 +11,9 @@ SHORT_NAME = "ftj"
 FIELD_MANAGER = "finetune-operator"
 """Owner of everything that the operator applies."""
 
+MANAGER = f"{GROUP}/finetune-operator"
+"""What `spec.managedBy` says of jobs that this operator looks after; so do all that say nothing."""
+
 # Labels on every child object
 LABEL_JOB = f"{GROUP}/job-name"
 LABEL_UID = f"{GROUP}/job-uid"
@@ -21,9 +24,19 @@ APP_NAME = "finetune-job"
 LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Set by the Job controller; the node rank."""
 
+# Kueue's, on an attempt's Job
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUED_JOB_UID = "kueue.x-k8s.io/job-uid"
+"""On the Workload that Kueue makes of a Job."""
+
 # Annotations
 ANNOTATION_PLAN = f"{GROUP}/plan"
 """On the pod template: the attempt's RunPlan as JSON, read in the pod through a downwardAPI volume."""
+
+ANNOTATION_PODS = f"{GROUP}/pods"
+"""On an attempt's Job: a digest of what the manifest said of its pods. Another one asks for another attempt."""
+ANNOTATION_GANG = f"{GROUP}/gang"
+"""On an attempt's Job: the way to schedule its pods together that it was made for."""
 
 # Environment of a training pod
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"

@@ -14,10 +14,10 @@ LAUNCHERS = "torchrun|accelerate|deepspeed"
 DECIDED_BY_COMMAND = ("model", "data", "method", "training", "strategy", "checkpoint")
 """What a script of the user's own decides by itself."""
 
-IMMUTABLE = ("model", "data", "output", "command", "method", "training", "checkpoint")
+IMMUTABLE = ("model", "data", "output", "command", "method", "training", "checkpoint", "managedBy")
 """What a run is about: another run needs another job."""
 
-MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod")
+MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod", "queueName")
 """What the pods look like: changeable while no pod exists; a request may change it and resume at once."""
 
 

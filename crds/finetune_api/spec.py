@@ -11,11 +11,11 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from . import durations, uris
+from . import durations, names, uris
 from .base import ApiModel, Rule
 from .data import Credentials, Data
 from .failures import FinetuneError, Reason
-from .fields import LIST_MAP, Duration, OutputUri
+from .fields import LIST_MAP, ControllerName, Duration, Name, OutputUri
 from .methods import Method
 from .pod import Pod, Resources
 from .rules import MODEL_RULES, SPEC_RULES
@@ -186,7 +186,17 @@ class FineTuneJobSpec(ApiModel):
     )
     pod: Pod = Field(default_factory=Pod)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    queue_name: Name | None = Field(
+        None,
+        description="A LocalQueue of Kueue in the job's namespace. Each attempt waits there until it is admitted; "
+        "pod.priorityClassName is its priority. Default: no queue.",
+    )
     suspend: bool = Field(False, description="true: stop after a checkpoint and give the nodes back; false: go on.")
+    managed_by: ControllerName | None = Field(
+        None,
+        description="Who looks after the job, such as kueue.x-k8s.io/multikueue; the operator leaves it alone then. "
+        f"Default: {names.MANAGER}. Cannot be changed.",
+    )
     retry: Retry = Field(default_factory=Retry)
     deadlines: Deadlines = Field(default_factory=Deadlines)
     ttl_after_finished: Duration | None = Field(

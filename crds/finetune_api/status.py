@@ -17,6 +17,7 @@ class Phase(StrEnum):
     """Where a job is, in one word. Terminal: Succeeded and Failed."""
 
     Pending = "Pending"
+    Queued = "Queued"
     Starting = "Starting"
     Running = "Running"
     Restarting = "Restarting"

@@ -20,7 +20,7 @@ from .cache import Cache
 from .client import AlreadyExists, ApiError, Client, Conflict, Invalid, NotFound
 from .decision import Create, Decision
 from .observe import Observed
-from .resources import FINETUNEJOBS, JOBS, PODS, Raw
+from .resources import FINETUNEJOBS, JOBS, POD_GROUP, PODS, Raw
 from .views import JobView, view_pod
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Applier:
             _check_ours(job, create, raw)
         if resource is JOBS:
             self.cache.children.put(raw)
+        elif resource.kind == POD_GROUP:
+            self.cache.grouped[job.owner] = body["metadata"]["ownerReferences"][0]["uid"]
 
 
 def _check_ours(job: JobView, create: Create, found: Raw) -> None:

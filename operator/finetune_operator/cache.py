@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from finetune_api.plan import ProgressReport
 
+from .offers import Offers
 from .resources import FINETUNEJOBS, JOBS, PODS, Key, Raw, Resource
 from .views import ChildJob, JobView, Pod, view_child_job, view_job, view_pod
 
@@ -143,6 +144,14 @@ class Refusal:
     message: str
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Why a queue does not let a Job go, in its words."""
+
+    child_uid: str
+    message: str
+
+
 @dataclass
 class Cache:
     jobs: Store[JobView] = field(default_factory=lambda: Store(view_job))
@@ -150,6 +159,10 @@ class Cache:
     pods: Store[Pod] = field(default_factory=lambda: Store(view_pod))
     reports: dict[Key, Report] = field(default_factory=dict)
     refusals: dict[Key, Refusal] = field(default_factory=dict)
+    offers: Offers = field(default_factory=Offers)
+    holds: dict[Key, Hold] = field(default_factory=dict)
+    grouped: dict[Key, str] = field(default_factory=dict)
+    """uid of the latest Job whose pods' group was made."""
     heard: dict[Key, Heard] = field(default_factory=dict)
     heard_anybody: datetime | None = None
 

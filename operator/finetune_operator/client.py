@@ -199,6 +199,14 @@ class HttpClient:
             return None
         return answer if answer.get("kind") == resource.kind else None
 
+    async def discover(self, path: str) -> Raw:
+        """What is served below a path of the API server. NotFound, if nothing is."""
+        return await self._request("GET", path)
+
+    async def ask(self, path: str, body: Raw) -> Raw:
+        """A question that is put by a creation and leaves nothing behind."""
+        return await self._request("POST", path, body=body)
+
     async def _request(
         self, method: str, path: str, *, body: Raw | None = None, query: dict[str, str] | None = None, content: str = ""
     ) -> Raw:

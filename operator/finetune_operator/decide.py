@@ -2,7 +2,7 @@
 
 A Job of an attempt that is over is deleted whatever the story says: a creation may arrive late (see leader).
 
-expired? → finished? → invalid? → suspended? → overdue? → failed attempt? → start an attempt? → running
+expired? → finished? → invalid? → suspended? → overdue? → queued? → failed attempt? → start an attempt? → running
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .status import change
 
 
 def decide(seen: Observed, now: datetime) -> Decision:
-    if seen.job.deleting:
-        return Decision(status=seen.status)  # what it owns goes with it
+    if seen.job.deleting or seen.job.foreign:
+        return Decision(status=seen.status)  # what it owns goes with it, or is not ours
     decision = next((d for policy in STORY if (d := policy(seen, now)) is not None), None)
     if decision is None:
         decision = Decision(status=seen.status)

@@ -15,8 +15,10 @@ from finetune_api.pod import EnvVar, Volume
 from finetune_api.pod import Pod as PodSpec
 from finetune_api.spec import FineTuneJobSpec
 
+from .gangs import Gang
 from .observe import Defaults
-from .views import JobView
+from .resources import Resource
+from .views import ChildJob, JobView
 
 WRITABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("finetune-tmp", "/tmp", {}),
@@ -54,16 +56,20 @@ def attempt_job(
     defaults: Defaults,
     micro_batch_tokens: int | None = None,
     skipped_step: int | None = None,
+    gang: Gang | None = None,
 ) -> dict[str, Any]:
     """One gang. Nothing inside it restarts anything: a failed pod fails the Job, and the next is our decision."""
     own = {names.LABEL_ATTEMPT: str(attempt)}
+    queue = {names.LABEL_QUEUE: spec.queue_name} if spec.queue_name else {}
     changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
     plan = run_plan(job, spec, attempt=attempt).model_copy(update=changed)
-    return {
+    made: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, names.attempt_name(job.name, attempt), own),
+        "metadata": _metadata(job, names.attempt_name(job.name, attempt), {**own, **queue})
+        | {"annotations": {names.ANNOTATION_PODS: job.pods_digest}},
         "spec": {
+            **({"suspend": True} if queue else {}),
             "completionMode": "Indexed",
             "completions": spec.nodes,
             "parallelism": spec.nodes,
@@ -80,6 +86,22 @@ def attempt_job(
                 "spec": pod_spec(job.name, spec, defaults=defaults, grace_seconds=plan.grace_seconds),
             },
         },
+    }
+    if gang is not None:
+        made["metadata"]["annotations"][names.ANNOTATION_GANG] = gang.name
+        gang.mark(made["spec"]["template"], names.attempt_name(job.name, attempt))
+    return made
+
+
+def pod_group(job: JobView, spec: FineTuneJobSpec, child: ChildJob, *, gang: Gang, kind: Resource) -> dict[str, Any]:
+    """What the pods of an attempt's Job wait for together. It goes with the Job."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": child.name, "uid": child.uid}
+    meta = _metadata(job, child.name, {names.LABEL_ATTEMPT: str(child.attempt)})
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {**meta, "ownerReferences": [owner]},
+        "spec": gang.spec(child.nodes, durations.seconds(spec.deadlines.startup)),
     }
 
 

@@ -14,6 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 from .cache import Cache
+from .offers import Offers
 from .resources import Key
 from .views import ChildJob, JobView, Pod
 
@@ -43,6 +44,11 @@ class Observed:
     """Nobody else has answered since, either: it may be us."""
     refusal: str = ""
     """Why the present attempt's Job cannot make all its pods."""
+    hold: str = ""
+    """Why the queue does not let the present attempt's Job go, in its words."""
+    grouped: bool = False
+    """The group of the present attempt's pods is there."""
+    offers: Offers = field(default_factory=Offers)
     defaults: Defaults = field(default_factory=Defaults)
 
     @property
@@ -63,8 +69,14 @@ class Observed:
 
     @property
     def gang(self) -> tuple[Pod, ...]:
-        """The present attempt's pods, in order of their index."""
-        return tuple(sorted((p for p in self.pods if p.attempt == self.attempt), key=lambda p: p.index))
+        """The present attempt's pods, in order of their index, less those that end since the Job was suspended."""
+        own = (p for p in self.pods if p.attempt == self.attempt and not _leftover(p, self.child))
+        return tuple(sorted(own, key=lambda p: p.index))
+
+
+def _leftover(pod: Pod, child: ChildJob | None) -> bool:
+    resumed = child.resumed if child else None
+    return pod.deleting and resumed is not None and pod.created is not None and pod.created < resumed
 
 
 def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
@@ -78,6 +90,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         spec=None,
         children=tuple(c for c in cache.children.of(key) if c.job_uid == job.uid),
         pods=tuple(p for p in cache.pods.of(key) if p.job_uid == job.uid),
+        offers=cache.offers,
         defaults=defaults,
     )
     current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt
@@ -86,6 +99,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     ours = heard is not None and (heard.job_uid, heard.attempt) == (job.uid, seen.attempt)
     refused = refusal.message if refusal and seen.child and refusal.child_uid == seen.child.uid else ""
     known = report.progress if report and current else None
+    hold = cache.holds.get(key)
     return replace(
         seen,
         spec=spec,
@@ -94,6 +108,8 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         heard=heard.at if heard and ours else None,
         deaf=len(cache.heard) > 1 and heard is not None and heard.at == cache.heard_anybody,
         refusal=refused,
+        grouped=seen.child is not None and cache.grouped.get(key) == seen.child.uid,
+        hold=hold.message if hold and seen.child and hold.child_uid == seen.child.uid else "",
     )
 
 

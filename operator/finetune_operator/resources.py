@@ -39,5 +39,8 @@ PODS = Resource("", "v1", "pods", "Pod", names.LABEL_JOB)
 SERVICES = Resource("", "v1", "services", "Service")
 EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+REVIEWS = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
+POD_GROUP = "PodGroup"
+"""Kind of the group objects of all ways to schedule gangs."""
 
 WATCHED = (FINETUNEJOBS, JOBS, PODS)

@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from finetune_api.failures import Reason, class_of, hint_of
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
 
-from . import refusals
+from . import offers, refusals
 from .apply import Applier, Refused
 from .cache import Cache
 from .client import ApiError, Client, Forbidden, HttpClient, NotFound
 from .connection import Connection
 from .decide import decide
 from .health import OLDEST_KEY, OLDEST_WATCH, serve
+from .holds import Holds
 from .leader import Election, Fenced, Leader
 from .metrics import Counters, State
 from .observe import Defaults, Observed, observe
@@ -85,16 +86,19 @@ class Service:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. What is under way then is finished; what is not is decided anew after the next start."""
         async with self._connection.session(self.counters.request) as session, self._health():
-            self._client = self._wrap(HttpClient(session, self._connection.server))
+            self._server = HttpClient(session, self._connection.server)
+            self._client = self._wrap(self._server)
             if self.options.election is not None:
                 hasty = HttpClient(session, self._connection.server, patient=False)
                 self._leader = Leader(hasty, self.options.election)
                 self._client = Fenced(self._client, self._leader)
             self._applier = Applier(self._client, self.cache, utc_now, self._written)
             self._refusals = refusals.Refusals(self._client, self.cache)
+            self._holds = Holds(self._client, self.cache)
             stopped = asyncio.create_task(stop.wait())
             try:
                 if await self._crd_installed(stopped):
+                    await self._discover()
                     await self._work(stopped)
             finally:
                 stopped.cancel()
@@ -171,9 +175,16 @@ class Service:
     async def _resync_for_ever(self) -> None:
         while True:
             await asyncio.sleep(RESYNC_SECONDS * random.uniform(0.9, 1.1))
+            await self._discover()
             for namespace in self.options.namespaces or (None,):
                 for resource in WATCHED:
                     await self._resync_patiently(resource, namespace)
+
+    async def _discover(self) -> None:
+        try:
+            self.cache.offers = await offers.look(self._server, self.options.namespaces)
+        except ApiError as error:
+            logger.warning("what the cluster offers is not known yet: %s", error)
 
     # what is done about it
 
@@ -220,6 +231,9 @@ class Service:
         if seen is None:
             self._forget(key)
             return
+        if (wait := await self._holds.ask(seen)) is not None:
+            self.queue.add_after(key, wait)
+            seen = observe(self.cache, key, self.options.defaults) or seen
         if lacks_pods(seen, utc_now()):
             self.queue.add_after(key, refusals.INTERVAL)
             if await self._refusals.ask(seen):
@@ -240,6 +254,8 @@ class Service:
     def _forget(self, key: Key) -> None:
         self.poller.follow(key, None)
         self.cache.refusals.pop(key, None)
+        self.cache.holds.pop(key, None)
+        self.cache.grouped.pop(key, None)
 
     async def _end(self, key: Key, problem: str) -> None:
         if seen := observe(self.cache, key, self.options.defaults):

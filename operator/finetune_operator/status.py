@@ -17,6 +17,9 @@ MESSAGE = 4000
 """Characters of a message; the CRD allows 4096 in most places."""
 
 
+ConditionType = Literal["Complete", "Failed", "Queued", "Suspended", "Running", "GangScheduled"]
+
+
 class Stamp(NamedTuple):
     """When something was decided, and which generation of the spec it was decided on."""
 
@@ -39,7 +42,7 @@ def change(status: FineTuneJobStatus, **fields: Any) -> FineTuneJobStatus:
 
 def condition(
     status: FineTuneJobStatus,
-    type: Literal["Complete", "Failed", "Suspended", "Running"],
+    type: ConditionType,
     *,
     true: bool,
     reason: Reason,
@@ -62,6 +65,16 @@ def condition(
     )
     others = tuple(c for c in status.conditions if c.type != type)
     return change(status, conditions=(*others, new) if old is None else _in_place(status.conditions, new))
+
+
+def settled(status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
+    """Of a job that has ended: it waits for nothing any more."""
+    types: tuple[ConditionType, ...] = ("Queued", "Suspended")
+    for type in types:
+        if is_true(status, type):
+            message = "The job has ended"
+            status = condition(status, type, true=False, reason=Reason.Finished, message=message, stamp=stamp)
+    return status
 
 
 def _in_place(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:

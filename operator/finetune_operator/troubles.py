@@ -92,21 +92,21 @@ def _unprepared(pod: Pod, now: datetime) -> Trouble | None:
 
 def _missing(seen: Observed, now: datetime) -> Trouble | None:
     child = seen.child
-    if child is None or child.deleting or len(seen.gang) >= child.nodes:
+    if child is None or child.deleting or child.suspended or len(seen.gang) >= child.nodes:
         return None
     if seen.refusal:
         message = f"{len(seen.gang)} of {child.nodes} pods could be made: {seen.refusal}"
         return Trouble(_of(seen.attempt, Reason.PodsRefused, message, now))
-    wait = _left(child.created, PATIENCE, now)
+    wait = _left(child.wanted_since, PATIENCE, now)
     return Trouble(None, wait) if wait > 0 else None
 
 
 def lacks_pods(seen: Observed, now: datetime) -> bool:
     """The Job has had time, and not all of its pods are there: its events tell why."""
     child = seen.child
-    if child is None or child.deleting or child.failing or child.finished:
+    if child is None or child.deleting or child.suspended or child.failing or child.finished:
         return False
-    return len(seen.gang) < child.nodes and _left(child.created, PATIENCE, now) <= 0
+    return len(seen.gang) < child.nodes and _left(child.wanted_since, PATIENCE, now) <= 0
 
 
 def _left(since: datetime | None, patience: timedelta, now: datetime) -> float:

@@ -5,6 +5,7 @@ A pod's view is a fiftieth of the pod. Times are aware datetimes in UTC, to the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.failures import LastWords
+from finetune_api.rules import MUTABLE_WHILE_SUSPENDED
 from finetune_api.status import FineTuneJobStatus
 
 from .resources import Key, Raw
@@ -55,6 +57,17 @@ class JobView:
     def suspended(self) -> bool:
         return self.raw_spec.get("suspend") is True
 
+    @property
+    def pods_digest(self) -> str:
+        """Of what the manifest says of the pods: all that can be changed while they are not there."""
+        told = {field: self.raw_spec[field] for field in MUTABLE_WHILE_SUSPENDED if field in self.raw_spec}
+        return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+    @property
+    def foreign(self) -> bool:
+        """Somebody else looks after it."""
+        return self.raw_spec.get("managedBy") not in (None, names.MANAGER)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildJob:
@@ -78,6 +91,28 @@ class ChildJob:
     """Complete or Failed: the Job controller says so only when no pod runs any more."""
     message: str
     """Why it failed."""
+    suspended: bool = False
+    """By whomever, and until the Job controller says that it is resumed."""
+    resumed: datetime | None = None
+    """When the Job controller last did; None: it was never suspended, or still is."""
+    queue: str = ""
+    """The queue that may suspend and resume it."""
+    gang: str = ""
+    """The way to schedule its pods together that it was made for; empty: one by one."""
+    pods_digest: str = ""
+    """Of what the manifest said of its pods; empty: a version made it that kept none."""
+    holder: str = ""
+    """Who suspended it, by the name under which that was written."""
+
+    @property
+    def held(self) -> bool:
+        """It may not have pods now."""
+        return self.suspended and not (self.deleting or self.failing or self.finished)
+
+    @property
+    def wanted_since(self) -> datetime | None:
+        """Since when its pods should be there; None while it is suspended."""
+        return None if self.suspended else self.resumed or self.created
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +191,10 @@ def view_job(raw: Raw) -> JobView:
 def view_child_job(raw: Raw) -> ChildJob:
     meta, spec = raw["metadata"], raw["spec"]
     labels = meta.get("labels", {})
-    true = {c["type"]: c for c in raw.get("status", {}).get("conditions", ()) if c["status"] == "True"}
+    notes = meta.get("annotations", {})
+    conditions = {c["type"]: c for c in raw.get("status", {}).get("conditions", ())}
+    true = {type: c for type, c in conditions.items() if c["status"] == "True"}
+    suspended = bool(spec.get("suspend")) or "Suspended" in true
     failed = true.get("Failed") or true.get("FailureTarget")
     return ChildJob(
         namespace=meta["namespace"],
@@ -173,7 +211,19 @@ def view_child_job(raw: Raw) -> ChildJob:
         failing=failed is not None,
         finished="Complete" in true or "Failed" in true,
         message=failed.get("message", "") if failed else "",
+        suspended=suspended,
+        resumed=None if suspended else parse_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
+        queue=labels.get(names.LABEL_QUEUE, ""),
+        gang=notes.get(names.ANNOTATION_GANG, ""),
+        pods_digest=notes.get(names.ANNOTATION_PODS, ""),
+        holder=_writer(meta, "f:suspend") if suspended else "",
     )
+
+
+def _writer(meta: dict[str, Any], field: str) -> str:
+    """Who wrote a field of the spec."""
+    owners = (m for m in meta.get("managedFields", ()) if field in m.get("fieldsV1", {}).get("f:spec", {}))
+    return next((owner.get("manager", "") for owner in owners), "")
 
 
 def view_pod(raw: Raw) -> Pod:

@@ -72,7 +72,10 @@ class World:
     def job_controller(self) -> None:
         for number, each in self.children.items():
             own = [p for (attempt, _), p in self.pods.items() if attempt == number]
-            if not each.deleting and not each.failing and len(own) < NODES:
+            if each.held:
+                for gone in [key for key in self.pods if key[0] == number]:
+                    del self.pods[gone]
+            elif not each.deleting and not each.failing and len(own) < NODES:
                 index = len(own)
                 self.pods[number, index] = pod(index, attempt=number)
             if any(p.phase == "Failed" for p in own):
@@ -108,6 +111,13 @@ class World:
     def somebody_deletes_the_job(self) -> None:
         for number, each in self.children.items():
             self.children[number] = replace(each, deleting=True)
+
+    def queue(self, holds: bool) -> None:
+        """Kueue, or somebody, suspends the present Job or lets it go."""
+        for number, each in self.children.items():
+            if not each.finished and not each.deleting and each.suspended != holds:
+                resumed = None if holds else self.now
+                self.children[number] = replace(each, suspended=holds, resumed=resumed)
 
     # and what usually comes in a row
 
@@ -147,6 +157,7 @@ STEPS = st.one_of(
     st.just(("is_cleared",)),
     st.just(("is_cleared",)),
     st.tuples(st.just("suspend"), st.booleans()),
+    st.tuples(st.just("queue"), st.booleans()),
     st.just(("somebody_deletes_the_job",)),
     st.tuples(st.just("time"), st.sampled_from([1, 10, 100])),
 )
@@ -185,7 +196,7 @@ def test_whatever_happens(history: list[tuple[str, object]], deadlines: dict[str
     writes = sum(world.look() for _ in range(3))
     assert writes == 0, "at rest, nothing is written"
     present = world.view.status
-    if present.phase in (Phase.Pending, Phase.Running, Phase.Starting, Phase.Restarting):
+    if present.phase in (Phase.Pending, Phase.Running, Phase.Starting, Phase.Restarting, Phase.Queued):
         assert present.attempt in world.children, "a job that goes on has its Job"
     if present.phase is Phase.Suspended:
         assert not world.children, "a suspended job has none"

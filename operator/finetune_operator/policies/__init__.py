@@ -11,7 +11,7 @@ from datetime import datetime
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
 
-from . import deadline, failure, finish, running, start, suspend
+from . import deadline, failure, finish, grouping, queueing, running, start, suspend
 
 Policy = Callable[[Observed, datetime], Decision | None]
 
@@ -22,9 +22,12 @@ STORY: tuple[Policy, ...] = (
     failure.invalid,
     suspend.suspended,
     deadline.overdue,
+    queueing.held,
     failure.failed,
+    queueing.admitted,
     deadline.not_started,
     deadline.silent,
     start.started,
+    grouping.ungrouped,
     running.running,
 )

@@ -1,12 +1,13 @@
 """Deadlines, each by a wake-up at its time and none by polling.
 
-    startup    from the Job's creation until all its pods run: the nodes are given back, the next attempt is counted
+    startup    from the Job's creation, or from its admission by a queue, until all its pods run: the nodes are given
+               back, the next attempt is counted
     active     from `startTime` (the start, or the last resuming): the job has failed
     silence    node 0's agent answered before and does not for `stall` and a margin: its node hangs
     ttl        from `completionTime`: the FineTuneJob itself is deleted
 
 A stall that an agent can see is its own to tell (agent.watch); silence is the backstop for a node that froze.
-Suspending ends all of them; resuming begins anew.
+Suspending and queueing end all of them; resuming begins anew.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _startup_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None
         return None
     if sum(pod.phase in ("Running", "Succeeded") for pod in seen.gang) >= child.nodes:
         return None
-    return _after(child.created, seen.spec.deadlines.startup)
+    return _after(child.wanted_since, seen.spec.deadlines.startup)
 
 
 def _silent_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None:

@@ -18,7 +18,9 @@ from finetune_operator.avoidance import after
 from finetune_operator.decision import Decision, Event
 from finetune_operator.evidence import blame, lost
 from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, clip, condition, rfc3339
+from finetune_operator.status import Stamp, change, clip, condition, rfc3339, settled
+
+from .grouping import described
 
 
 def invalid(seen: Observed, now: datetime) -> Decision | None:
@@ -87,6 +89,7 @@ def judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: date
             status.avoided_nodes or (), failure, elsewhere=len({p.node for p in seen.gang if p.node}) > 1, now=now
         ),
     )
+    status = described(seen, spec, status, now)
     return _restart(seen, status, message=f"{what}; attempt {status.attempt} follows {verdict.change}".strip(), now=now)
 
 
@@ -110,6 +113,7 @@ def end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, n
     status = change(seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure)
     message = f"{message} ({failure.hint})" if failure.hint else message
     stamp = Stamp(seen.job.generation, now)
+    status = settled(status, stamp)
     if seen.attempt:
         status = condition(status, "Running", true=False, reason=reason, message=message, stamp=stamp)
     status = condition(status, "Failed", true=True, reason=reason, message=message, stamp=stamp)

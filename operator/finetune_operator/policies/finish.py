@@ -8,7 +8,7 @@ from finetune_api.failures import LastWords, Reason
 from finetune_api.status import Evaluation, Phase, Progress
 from finetune_operator.decision import Decision, Event
 from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, condition, finite, rfc3339, sound, terminal
+from finetune_operator.status import Stamp, change, condition, finite, rfc3339, settled, sound, terminal
 
 NEWS_SECONDS = 2.0
 """How long the Job's end waits for the pod's, when the two watches are not at one point."""
@@ -54,6 +54,7 @@ def _finished(seen: Observed, words: LastWords, now: datetime) -> Decision:
     status = condition(
         status, "Running", true=False, reason=Reason.Finished, message="All pods have ended", stamp=stamp
     )
+    status = settled(status, stamp)
     status = condition(status, "Complete", true=True, reason=Reason.Succeeded, message=message, stamp=stamp)
     return Decision(status=status, events=(Event(Reason.Succeeded, message),))
 

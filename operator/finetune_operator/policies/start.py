@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from finetune_api import durations
+from finetune_api import durations, names
 from finetune_api.budget import pause_seconds
 from finetune_api.failures import CLASSES, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -21,6 +21,9 @@ from finetune_operator.observe import Observed
 from finetune_operator.resources import JOBS, SERVICES
 from finetune_operator.status import Stamp, change, condition, find, rfc3339
 from finetune_operator.views import parse_time
+
+from .grouping import described, way
+from .queueing import queued, waits_in
 
 STILL_ENDING = 10.0
 """Events tell when the old pods have ended; this is for an event that was lost."""
@@ -35,6 +38,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
     if spec is None or (seen.child is not None and not resuming and seen.status.attempt is not None):
         return None
     status, events = _numbered(seen, spec, resuming=resuming, now=now)
+    status, gang = described(seen, spec, status, now), way(seen, spec)
     number = status.attempt or 1
     if seen.child is not None and seen.child.attempt == number:
         return Decision(status=status, look_again_in=0.0)  # its status was lost; the Job was not
@@ -52,9 +56,10 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         defaults=seen.defaults,
         micro_batch_tokens=status.micro_batch_tokens,
         skipped_step=status.skipped_step,
+        gang=gang,
     )
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
-    return decision.but(create=children, alone=number > 1)
+    return decision.but(create=children, alone=number > 1, look_again_in=0.0 if gang else None)
 
 
 def _numbered(
@@ -78,7 +83,11 @@ def _numbered(
     stamp = Stamp(seen.job.generation, now)
     pods = "1 pod" if spec.nodes == 1 else f"{spec.nodes} pods"
     message = f"Attempt {number} with {pods} starts"
-    status = condition(status, "Running", true=False, reason=Reason.GangCreated, message=message, stamp=stamp)
+    if spec.queue_name:
+        waits = waits_in(spec.queue_name, names.attempt_name(seen.job.name, number))
+        status = queued(seen, status, why=waits, now=now)
+    else:
+        status = condition(status, "Running", true=False, reason=Reason.GangCreated, message=message, stamp=stamp)
     if find(status, "Suspended") is None:
         return status, ()
     status = condition(status, "Suspended", true=False, reason=Reason.Resumed, message=message, stamp=stamp)

@@ -1,6 +1,8 @@
 """`spec.suspend: true`: the pods checkpoint and end, the nodes are given back, the status stays.
 
-The Job goes in the foreground: it is there as long as a pod of it is. Resuming is a new attempt (see start).
+The Job goes in the foreground: it is there as long as a pod of it is. Resuming is a new attempt (see start). A job that
+was suspended, changed and resumed before anybody looked is suspended and resumed all the same: its pods are those of
+another manifest.
 """
 
 from __future__ import annotations
@@ -13,16 +15,27 @@ from finetune_operator.decision import Decision, Event
 from finetune_operator.observe import Observed
 from finetune_operator.status import Stamp, change, condition
 
+from .queueing import left
+
 
 def suspended(seen: Observed, now: datetime) -> Decision | None:
-    if not seen.job.suspended:
-        return None
     leftovers = tuple(child for child in seen.children if not child.deleting)
     if seen.status.phase is Phase.Suspended:
-        return Decision(status=seen.status, delete=leftovers)
+        return Decision(status=seen.status, delete=leftovers) if seen.job.suspended else None
+    if not seen.job.suspended and not _missed(seen):
+        return None
     message = f"Attempt {seen.attempt} stops after a checkpoint" if seen.attempt else "Not started"
     stamp, reason = Stamp(seen.job.generation, now), Reason.Suspended
     status = change(seen.status, phase=Phase.Suspended, start_time=None)
+    status = left(status, reason=reason, message=message, stamp=stamp)
     status = condition(status, "Suspended", true=True, reason=reason, message=message, stamp=stamp)
     status = condition(status, "Running", true=False, reason=reason, message=message, stamp=stamp)
-    return Decision(status=status, delete=leftovers, events=(Event(Reason.Suspended, message),))
+    again = None if seen.job.suspended else 0.0
+    return Decision(status=status, delete=leftovers, events=(Event(Reason.Suspended, message),), look_again_in=again)
+
+
+def _missed(seen: Observed) -> bool:
+    child = seen.child
+    if child is None or child.deleting or not child.pods_digest:
+        return False
+    return child.pods_digest != seen.job.pods_digest

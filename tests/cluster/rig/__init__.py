@@ -15,6 +15,7 @@ Rooms, in the order in which a reader meets them:
     image.py          the hand-made container image
     host_trees.py     the stand-in for an image's content: the host's trees as read-only claims
     s3.py             MinIO: buckets, keys, stores
+    kueue.py          a real Kueue, for Jobs that wait in queues
     prometheus.py     a real Prometheus with a given configuration
     audit.py          who asked the API server for what
 
@@ -23,6 +24,7 @@ plane (integration tests) and the node (cluster tests); one rig serves both."""
 
 from .build import BuildError
 from .host_trees import HostTree, apply_host_trees, host_trees, job_volumes, pod_volumes
+from .kueue import Kueue
 from .lifecycle import down, join, leave, status, up, wipe
 from .machine import Missing, missing_for_control_plane, missing_for_node, missing_for_s3
 from .prometheus import Prometheus
@@ -34,6 +36,7 @@ __all__ = [
     "S3",
     "BuildError",
     "HostTree",
+    "Kueue",
     "Missing",
     "NotOursError",
     "Prometheus",

@@ -43,7 +43,7 @@ class Binary:
     def stamp(self) -> str:
         """What the version file says when the binary is up to date."""
         if not self.source:
-            return f"{self.package}@{self.version} {self.tags}".strip()
+            return " ".join(filter(None, (f"{self.package}@{self.version}", self.tags, self.files)))
         digest = hashlib.sha256(self.ldflags.encode())
         for file in sorted((HERE / self.source).iterdir()):
             digest.update(file.read_bytes())
@@ -82,7 +82,7 @@ TABLE: tuple[Binary, ...] = (
     Binary(name="promtool", package=f"{_PROMETHEUS}/promtool", version="v0.316.0", module="prometheus",
            tags=_KUBERNETES_DISCOVERY),
     Binary(name="kwok", package="sigs.k8s.io/kwok/cmd/kwok", version="v0.7.0"),
-    Binary(name="kueue", package="sigs.k8s.io/kueue/cmd/kueue", version="v0.19.0", files="config/components/crd/bases"),
+    Binary(name="kueue", package="sigs.k8s.io/kueue/cmd/kueue", version="v0.19.0", files="config/components"),
     Binary(name="helm", package="helm.sh/helm/v4/cmd/helm", version="v4.2.4"),
     Binary(name="trainer", package="github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager", version="v2.3.0"),
     Binary(name="jobset", package="sigs.k8s.io/jobset", version="v0.12.0"),

@@ -18,7 +18,7 @@ from .rig import Rig
 from .state import Paths, RigError, State, locked
 
 STOP_ORDER = ("minio", "apiserver", "etcd")  # the node's programs go before
-CREATED = ("cni", "ctd", "etcd", "kubeconfig", "kubectl", "kubelet", "log", "pki", "proc", "s3", "sessions")
+CREATED = ("cni", "ctd", "etcd", "kubeconfig", "kubectl", "kubelet", "kueue", "log", "pki", "proc", "s3", "sessions")
 
 
 def up(paths: Paths, *, with_node: bool, kept: bool, say: Callable[[str], None] = print) -> Rig:

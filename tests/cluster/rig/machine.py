@@ -33,6 +33,10 @@ def missing_for_s3(paths: Paths) -> Missing:
     return _binaries(build.S3, paths)
 
 
+def missing_for_kueue(paths: Paths) -> Missing:
+    return missing_for_control_plane(paths) + _binaries(build.KUEUE, paths)
+
+
 def missing_for_monitoring(paths: Paths) -> Missing:
     return _binaries(build.MONITORING, paths)
 

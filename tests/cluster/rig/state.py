@@ -25,7 +25,18 @@ ACTORS = {  # one user for each program, so that the audit log tells them apart:
     "rig:proxy": "system:masters",
     "rig:tests": "system:masters",
 }
-PORTS = ("etcd", "etcd_peer", "apiserver", "minio", "proxy_health", "proxy_metrics", "kubelet_health", "dns_ready")
+PORTS = (
+    "etcd",
+    "etcd_peer",
+    "apiserver",
+    "minio",
+    "proxy_health",
+    "proxy_metrics",
+    "kubelet_health",
+    "dns_ready",
+    "kueue_health",
+    "kueue_webhook",
+)
 
 
 class RigError(RuntimeError):

@@ -1,0 +1,25 @@
+"""The coscheduling plugin of scheduler-plugins, chosen by the name under which that scheduler is usually installed."""
+
+from __future__ import annotations
+
+from finetune_operator.resources import POD_GROUP, Raw, Resource
+
+from .gang import Gang
+
+
+def mark(template: Raw, group: str) -> None:
+    template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = group
+
+
+def spec(pods: int, seconds: int) -> Raw:
+    """The plugin's own timeout is for pods that have a node and wait for the others there."""
+    return {"minMember": pods, "scheduleTimeoutSeconds": seconds}
+
+
+COSCHEDULING = Gang(
+    name="coscheduling",
+    schedulers=frozenset({"scheduler-plugins-scheduler", "coscheduling"}),
+    kinds=(Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", POD_GROUP),),
+    mark=mark,
+    spec=spec,
+)

@@ -1,0 +1,84 @@
+"""A Job that somebody else holds: its queue has not admitted it yet, or has taken its nodes back.
+
+`spec.queueName` makes the attempt's Job suspended, with the label by which Kueue finds it; Kueue lets it go when there
+is quota. A preempted Job is suspended again: its pods checkpoint and end, and the same attempt waits for its next turn,
+in the place that its queue gives it. Nothing here lets a Job go. While it is held no deadline runs and nothing that
+its pods do is a failure.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
+from finetune_operator.decision import Decision, Event
+from finetune_operator.observe import Observed
+from finetune_operator.status import Stamp, change, clip, condition, is_true, rfc3339
+from finetune_operator.views import ChildJob
+
+UP = (Phase.Starting, Phase.Running)
+
+
+def held(seen: Observed, now: datetime) -> Decision | None:
+    """The attempt's Job is suspended, and not by `spec.suspend`."""
+    child, phase = seen.child, seen.status.phase
+    if child is None or not child.held or phase is Phase.Suspended:
+        return None
+    if phase in UP:
+        return _preempted(seen, child, now)
+    return Decision(status=queued(seen, seen.status, why=_why(seen, child), now=now))
+
+
+def admitted(seen: Observed, now: datetime) -> Decision | None:
+    """It was held, and is not any more."""
+    child = seen.child
+    if seen.status.phase is not Phase.Queued or child is None or child.held or child.deleting:
+        return None
+    message = f"Attempt {seen.attempt} may start"
+    status = change(seen.status, phase=Phase.Pending, start_time=rfc3339(now))
+    status = left(status, reason=Reason.Admitted, message=message, stamp=Stamp(seen.job.generation, now))
+    stamp = Stamp(seen.job.generation, now)
+    status = condition(status, "Running", true=False, reason=Reason.GangCreated, message=message, stamp=stamp)
+    return Decision(status=status, events=(Event(Reason.Admitted, message),), look_again_in=0.0)
+
+
+def queued(seen: Observed, status: FineTuneJobStatus, *, why: str, now: datetime) -> FineTuneJobStatus:
+    """The status of a job that waits for its turn. Its active time begins when that comes."""
+    stamp = Stamp(seen.job.generation, now)
+    status = change(status, phase=Phase.Queued, start_time=None)
+    status = condition(status, "Running", true=False, reason=Reason.Queued, message=why, stamp=stamp)
+    return condition(status, "Queued", true=True, reason=Reason.Queued, message=why, stamp=stamp)
+
+
+def waits_in(queue: str, job: str, why: str = "") -> str:
+    return f"the Job {job} waits in the queue {queue}: {why or 'not admitted yet'}"
+
+
+def left(status: FineTuneJobStatus, *, reason: Reason, message: str, stamp: Stamp) -> FineTuneJobStatus:
+    """The status of a job that does not wait for its turn any more, if it did."""
+    if not is_true(status, "Queued"):
+        return status
+    return condition(status, "Queued", true=False, reason=reason, message=message, stamp=stamp)
+
+
+def _preempted(seen: Observed, child: ChildJob, now: datetime) -> Decision:
+    """No restart, and free: the attempt goes on when the queue lets it."""
+    message = f"the nodes of attempt {seen.attempt} were taken back: {_why(seen, child)}"
+    failure = LastFailure(
+        failure_class=class_of(Reason.Preempted),
+        reason=Reason.Preempted.value,
+        message=clip(message),
+        hint=hint_of(Reason.Preempted),
+        attempt=seen.attempt,
+        time=rfc3339(now),
+    )
+    status = queued(seen, change(seen.status, last_failure=failure), why=_why(seen, child), now=now)
+    return Decision(status=status, events=(Event(Reason.Preempted, message, "Warning"),))
+
+
+def _why(seen: Observed, child: ChildJob) -> str:
+    """Who holds the Job, and what is known of the reason."""
+    if not child.queue:
+        return f"the Job {child.name} was suspended by {child.holder or 'somebody'}"
+    return waits_in(child.queue, child.name, seen.hold)
