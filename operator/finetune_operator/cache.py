@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -61,7 +61,7 @@ class Store(Generic[V]):
         return sum(map(len, self._by_owner.values()))
 
     def put(self, raw: Raw) -> Key | None:
-        """The key whose picture changed; None if this was no news."""
+        """The key whose picture changed; None if this was no news: older, or of something that no decision uses."""
         if raw["metadata"].get("uid") in self._buried:
             return None
         new = self._read(raw)
@@ -71,7 +71,8 @@ class Store(Generic[V]):
         if known is not None and known.version >= new.version:
             return None
         self._by_owner.setdefault(new.owner, {})[new.name] = new
-        return new.owner
+        same = known is not None and replace(known, version=new.version) == new  # type: ignore[type-var]
+        return None if same else new.owner
 
     def remove(self, raw: Raw) -> Key | None:
         """It was deleted."""
@@ -87,12 +88,13 @@ class Store(Generic[V]):
 
     def replace(self, raws: Iterable[Raw], *, namespace: str | None, version: int) -> set[Key]:
         """A full list as of `version`: takes what is newer and drops what the list does not hold. Keys that changed."""
+        items = list(raws)
+        changed = {key for raw in items if (key := self.put(raw))}
+        return changed | self.sweep({raw["metadata"]["uid"] for raw in items}, namespace=namespace, version=version)
+
+    def sweep(self, listed: set[str], *, namespace: str | None, version: int) -> set[Key]:
+        """Drops what is not among the uids of a full list as of `version`. Keys that changed."""
         changed: set[Key] = set()
-        listed: set[str] = set()
-        for raw in raws:
-            listed.add(raw["metadata"]["uid"])
-            if key := self.put(raw):
-                changed.add(key)
         for known in list(self):
             here = namespace is None or known.namespace == namespace
             if here and known.uid not in listed and known.version <= version:

@@ -16,7 +16,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
@@ -26,6 +26,12 @@ from yarl import URL
 from finetune_api.names import FIELD_MANAGER
 
 from .resources import FINETUNEJOBS, Key, Raw, Resource
+
+INACTIVITY = 70.0
+"""Seconds without an event or a bookmark (these come every minute) after which a watch counts as dead."""
+
+WATCH_SECONDS = 120
+"""After which a watch is renewed: so often at least the API server has to answer."""
 
 TRIES = 3
 FIRST_PAUSE = 0.2
@@ -115,6 +121,12 @@ class Listing:
     """resourceVersion of the list as a whole."""
 
 
+class WatchEvent(NamedTuple):
+    kind: str
+    """ADDED, MODIFIED, DELETED, BOOKMARK; OPEN, without an object, when the watch has begun."""
+    raw: Raw | None
+
+
 class Client(Protocol):
     """What the operator asks of the API server. `writes` are the calls that change something."""
 
@@ -147,14 +159,50 @@ class HttpClient:
     async def list(self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = "") -> Listing:
         """All pages. Gone (410) means that the list expired between two pages: start again."""
         items: list[Raw] = []
-        query = {"limit": str(PAGE), "labelSelector": selector or resource.selector, "fieldSelector": fields}
+        version = "0"
+        async for page in self.pages(resource, namespace, selector=selector, fields=fields):
+            items += page.items
+            version = page.version
+        return Listing(items, version)
+
+    async def pages(
+        self, resource: Resource, namespace: str | None, *, selector: str = "", fields: str = "", size: int = PAGE
+    ) -> AsyncIterator[Listing]:
+        """The same, one page at a time: thousands of objects need not be in memory together."""
+        query = {"limit": str(size), "labelSelector": selector or resource.selector, "fieldSelector": fields}
         while True:
             page = await self._request("GET", resource.path(namespace), query=query)
-            items += page.get("items", [])
-            following = page["metadata"].get("continue", "")
-            if not following:
-                return Listing(items, page["metadata"].get("resourceVersion", "0"))
-            query["continue"] = following
+            yield Listing(page.get("items", []), page["metadata"].get("resourceVersion", "0"))
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                return
+
+    async def watch(self, resource: Resource, namespace: str | None, version: int) -> AsyncIterator[WatchEvent]:
+        """What happens after `version`, until the server ends the watch. Gone, if its history begins later."""
+        query = {
+            "watch": "true",
+            "resourceVersion": str(version),
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "labelSelector": resource.selector,
+        }
+        url = self._url(resource.path(namespace), query)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS, sock_read=INACTIVITY)
+        try:
+            async with self._session.get(url, timeout=timeout) as response:
+                if response.status >= 300:
+                    raise _error(response.status, await response.read(), response.headers.get("Retry-After", ""))
+                yield WatchEvent("OPEN", None)
+                rest = b""
+                async for chunk in response.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        told = orjson.loads(line)
+                        if told["type"] == "ERROR":
+                            raise _error(told["object"].get("code", 0), orjson.dumps(told["object"]), "")
+                        yield WatchEvent(told["type"], told["object"])
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError) as error:
+            raise Unavailable(f"{url.path}: {error or type(error).__name__}") from error
 
     async def get(self, resource: Resource, key: Key) -> Raw:
         return await self._request("GET", resource.path(*key))
@@ -210,8 +258,7 @@ class HttpClient:
     async def _request(
         self, method: str, path: str, *, body: Raw | None = None, query: dict[str, str] | None = None, content: str = ""
     ) -> Raw:
-        text = f"{self._server}{path}" + (f"?{urlencode({k: v for k, v in query.items() if v})}" if query else "")
-        url = URL(text, encoded=True)
+        url = self._url(path, query)
         data = None if body is None else orjson.dumps(body)
         headers = {"Content-Type": content or "application/json"} if data is not None else {}
         for remaining in reversed(range(self._tries)):
@@ -226,6 +273,10 @@ class HttpClient:
                     raise
                 await asyncio.sleep(max(pause, error.retry_after))
         raise AssertionError("the last try returns or raises")
+
+    def _url(self, path: str, query: dict[str, str] | None) -> URL:
+        given = urlencode({name: value for name, value in query.items() if value}) if query else ""
+        return URL(f"{self._server}{path}?{given}" if given else f"{self._server}{path}", encoded=True)
 
     async def _once(self, method: str, url: URL, data: bytes | None, headers: dict[str, str]) -> Raw:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)

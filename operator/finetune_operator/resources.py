@@ -43,4 +43,5 @@ REVIEWS = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "Se
 POD_GROUP = "PodGroup"
 """Kind of the group objects of all ways to schedule gangs."""
 
-WATCHED = (FINETUNEJOBS, JOBS, PODS)
+CHILDREN = (JOBS, PODS)
+WATCHED = (FINETUNEJOBS, *CHILDREN)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -29,7 +29,8 @@ from .policies.failure import refuse
 from .policies.waiting import told
 from .progress import Poller
 from .queue import WorkQueue
-from .resources import FINETUNEJOBS, WATCHED, Key, Raw, Resource
+from .reflect import Reflector
+from .resources import CHILDREN, FINETUNEJOBS, WATCHED, Key, Raw, Resource
 from .status import clip, rfc3339, terminal
 from .troubles import lacks_pods
 from .views import JobView
@@ -105,8 +106,11 @@ class Service:
 
     async def _work(self, stopped: asyncio.Task[bool]) -> None:
         self._watcher.start()
+        reflector = Reflector(stream=self._server, listed=self.resync, fed=self._fed, heard=self._watcher.heard)
+        children = [(resource, n) for resource in CHILDREN for n in self.options.namespaces or (None,)]
         acting = self._act() if self.options.election is None else self._leader.run(self._act)
-        tasks = [asyncio.create_task(each) for each in (acting, self.poller.run(), self._resync_for_ever())]
+        endless = (acting, reflector.run(children), self.poller.run(), self._resync_for_ever())
+        tasks = [asyncio.create_task(each) for each in endless]
         try:
             done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -123,7 +127,7 @@ class Service:
         while not stopped.done():
             for namespace in self.options.namespaces or (None,):
                 try:
-                    await self._client.list(FINETUNEJOBS, namespace)
+                    await anext(self._server.pages(FINETUNEJOBS, namespace, size=1))
                 except NotFound:
                     logger.warning("the CRD finetunejobs.finetune.dev is not installed; waiting for it")
                 except ApiError as error:
@@ -158,19 +162,27 @@ class Service:
                 logger.warning("%s could not be listed: %s; again in %.0f s", resource.plural, error, pause)
                 await asyncio.sleep(pause)
 
-    async def resync(self, resource: Resource, namespace: str | None) -> None:
-        """Compare the cache with a list of our own: what is not in it has gone while nobody watched.
+    async def resync(self, resource: Resource, namespace: str | None) -> int:
+        """Compare the cache with a list of our own: what is not in it has gone while nobody watched. Its version.
 
-        A watch from before the list is open by now, so nothing between the two is missed. The first round of lists is
-        also what the workers wait for."""
-        listing = await self._client.list(resource, namespace)
-        store = self.cache.store(resource)
-        for key in store.replace(listing.items, namespace=namespace, version=int(listing.version)):
-            self._news(key)
+        A watch from before the list is open by now, or one from its version on is opened after it, so nothing between
+        the two is missed. The first round of lists is also what the workers wait for."""
+        store, listed, version = self.cache.store(resource), set[str](), 0
+        async for page in self._server.pages(resource, namespace):
+            listed.update(raw["metadata"]["uid"] for raw in page.items)
+            self._all_news(store.put(raw) for raw in page.items)
+            version = int(page.version)
+        self._all_news(store.sweep(listed, namespace=namespace, version=version))
         self._missing.discard((resource, namespace))
         if not self._missing and not self.synced.is_set():
             logger.info("in sync: %d jobs, %d attempts, %d pods", *(len(store) for store in self.cache.stores))
             self.synced.set()
+        return version
+
+    def _all_news(self, keys: Iterable[Key | None]) -> None:
+        for key in keys:
+            if key is not None:
+                self._news(key)
 
     async def _resync_for_ever(self) -> None:
         while True:

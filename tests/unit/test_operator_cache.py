@@ -29,7 +29,14 @@ def test_older_and_equal_versions_are_no_news() -> None:
     cache.feed(PODS, "ADDED", raw_pod(5))
     assert cache.feed(PODS, "MODIFIED", raw_pod(4)) is None
     assert cache.feed(PODS, "MODIFIED", raw_pod(5)) is None
-    assert cache.feed(PODS, "MODIFIED", raw_pod(6)) == KEY
+    assert cache.feed(PODS, "MODIFIED", raw_pod(6) | {"status": {"phase": "Succeeded"}}) == KEY
+
+
+def test_a_version_that_changes_nothing_a_decision_uses_is_no_news_and_is_known() -> None:
+    cache = Cache()
+    cache.feed(PODS, "ADDED", raw_pod(5))
+    assert cache.feed(PODS, "MODIFIED", raw_pod(6)) is None
+    assert cache.pods.of(KEY)[0].version == 6
 
 
 def test_what_was_deleted_does_not_come_back_by_a_late_event() -> None:

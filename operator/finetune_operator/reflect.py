@@ -1,0 +1,86 @@
+"""List, then watch from there on, for ever: how the cache follows Jobs and pods.
+
+These bring ten times as many events as the FineTuneJobs, which kopf watches (watch.py): a job of two pods has about
+twenty in its life. So they are read here, in the operator's own loop, with nothing between the line and the cache.
+
+A watch that ends is continued from the last version that it told. Only when the API server cannot do that, a list is
+made again, and what it does not hold has gone meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .client import ApiError, TooManyRequests, Unavailable, WatchEvent
+from .resources import Resource
+from .watch import Backoff, Fed, Place
+
+logger = logging.getLogger(__name__)
+
+SETTLED = 60.0
+"""A watch that lasted so many seconds was good: the next pause is a short one again."""
+
+TOO_NEW = 504
+BRIEF = 1.0
+"""Seconds: a watch that ends sooner is not begun again at once."""
+
+
+class Stream(Protocol):
+    def watch(self, resource: Resource, namespace: str | None, version: int) -> AsyncIterator[WatchEvent]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflector:
+    """`listed` makes a list, compares the cache with it and returns its version."""
+
+    stream: Stream
+    listed: Callable[[Resource, str | None], Awaitable[int]]
+    fed: Fed
+    heard: dict[Place, float]
+    """When each watch was last answered or brought an event (monotonic seconds)."""
+
+    async def run(self, places: Iterable[tuple[Resource, str | None]]) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for resource, namespace in places:
+                group.create_task(self._follow(resource, namespace), name=f"watch {resource.plural} {namespace or ''}")
+
+    async def _follow(self, resource: Resource, namespace: str | None) -> None:
+        version, pauses = 0, iter(Backoff())
+        while True:
+            begin = time.monotonic()
+            try:
+                version = version or await self.listed(resource, namespace)
+                async for event in self.stream.watch(resource, namespace, version):
+                    self.heard[resource.plural, namespace] = time.monotonic()
+                    version = self._take(resource, event, version)
+            except ApiError as error:
+                logger.warning("the watch of %s: %s", resource.plural, error)
+                version = version if _can_go_on(error) else 0
+                await asyncio.sleep(next(pauses))
+            if time.monotonic() - begin > SETTLED:
+                pauses = iter(Backoff())
+            elif time.monotonic() - begin < BRIEF:
+                await asyncio.sleep(next(pauses))
+
+    def _take(self, resource: Resource, event: WatchEvent, version: int) -> int:
+        """The version from which to go on."""
+        if event.raw is None:
+            return version
+        if event.kind != "BOOKMARK":
+            try:
+                self.fed(resource, event.kind, event.raw)
+            except Exception:
+                logger.exception("an event was lost")
+        return int(event.raw["metadata"].get("resourceVersion", version))
+
+
+def _can_go_on(error: ApiError) -> bool:
+    """No answer, or one that passes. A server that does not know the version (410, or 504 for one that is too new) is
+    asked for a list."""
+    return isinstance(error, (Unavailable, TooManyRequests)) and error.status != TOO_NEW
