@@ -54,6 +54,8 @@ class Bad:
     server: str = ""
     before: dict[str, Any] | None = None
     """For updates: the stored object, as changes to BASE."""
+    server_path: str = ""
+    """Where the API server points, if not there."""
 
     @property
     def new(self) -> Json:
@@ -202,6 +204,16 @@ BAD = (
         "less than or equal to 0.5"),
     Bad("no nodes", {"spec.nodes": 0}, "spec.nodes", "at least 1", "greater than or equal to 1"),
     Bad("too many nodes", {"spec.nodes": 5000}, "spec.nodes", "at most 1024", "less than or equal to 1024"),
+    Bad("nodes in words", {"spec.nodes": "two"}, "spec.nodes", "must be a whole number", "Too long"),
+    Bad("half a node", {"spec.nodes": 2.5}, "spec.nodes", "must be a whole number", "multiple of 1"),
+    Bad("nodes by yes or no", {"spec.nodes": True}, "spec.nodes", "must be a whole number", "must not validate the schema (not)"),
+    Bad("a list of nodes", {"spec.nodes": [1, 4]}, "spec.nodes", "must be a whole number", "must have at most 0 items"),
+    Bad("elastic from nothing", {"spec.nodes": {"min": 0, "max": 4}}, "spec.nodes.min", "at least 1", "greater than or equal to 1"),
+    Bad("elastic beyond all", {"spec.nodes": {"min": 1, "max": 5000}}, "spec.nodes.max", "at most 1024", "less than or equal to 1024"),
+    Bad("elastic without an end", {"spec.nodes": {"min": 1}}, "spec.nodes.max", "is required", "Required value"),
+    Bad("elastic by a word", {"spec.nodes": {"min": "one", "max": 4}}, "spec.nodes.min", "must be a whole number", "type integer"),
+    Bad("elastic in other words", {"spec.nodes": {"min": 1, "max": 4, "step": 2}}, "spec.nodes.step", "unknown field", "at most 2 items",
+        server_path="spec.nodes"),
     Bad("no processes", {"spec.processesPerNode": 0}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
     Bad("processes by a word", {"spec.processesPerNode": "all"}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
     Bad("a source of no weight", {"spec.data.train.0.weight": 0}, "spec.data.train[0].weight", "more than 0", "should be greater than 0"),
@@ -276,9 +288,23 @@ BAD = (
     Bad("another manager", {"spec.managedBy": "kueue.x-k8s.io/multikueue"}, "spec", "spec.managedBy cannot be changed", before={}),
     Bad("more nodes while running", {"spec.nodes": 4}, "spec", "spec.nodes can be changed only while the job is suspended",
         before={"spec.nodes": 2}),
+    Bad("elastic while running", {"spec.nodes": {"min": 1, "max": 2}}, "spec",
+        "spec.nodes can be changed only while the job is suspended", before={"spec.nodes": 2}),
+    Bad("fewer while running", {"spec.nodes": {"min": 1, "max": 2}}, "spec",
+        "spec.nodes can be changed only while the job is suspended", before={"spec.nodes": {"min": 1, "max": 4}}),
     Bad("another image while running", {"spec.image": "trainer:2"}, "spec", "spec.image can be changed only while the job is suspended",
         before={}),
 )  # fmt: skip
+
+UNSEEN: tuple[Bad, ...] = (
+    Bad(
+        "the most is less than the fewest",
+        {"spec.nodes": {"min": 4, "max": 2}},
+        "spec.nodes",
+        "raise max, or lower min",
+    ),
+)
+"""What CEL cannot look at: the API server takes it, and the operator tells what is wrong."""
 
 GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the short form", {}, None),
@@ -353,6 +379,13 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         {"spec.suspend": True},
     ),
     ("suspending", {"spec.suspend": True}, {}),
+    ("elastic", {"spec.nodes": {"min": 1, "max": 4}}, None),
+    ("the same range again", {"spec.retry": {"maxRestarts": 9}}, {"spec.nodes": {"min": 1, "max": 4}}),
+    (
+        "elastic from now on",
+        {"spec.nodes": {"min": 2, "max": 2}, "spec.suspend": False},
+        {"spec.nodes": 2, "spec.suspend": True},
+    ),
     (
         "deadlines",
         {"spec.deadlines": {"startup": "1h", "active": "7d", "stall": "90s"}, "spec.ttlAfterFinished": "7d"},

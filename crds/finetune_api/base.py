@@ -15,7 +15,8 @@ class Rule:
     """One statement about a part of a manifest, told twice: to the API server as CEL, to `finetune validate` as Python.
 
     `holds(new, old)` gets the JSON objects; `old` is None on creation. A rule whose CEL names `oldSelf` is judged on
-    updates alone. Both tellings are tested against each other on the real API server.
+    updates alone. Both tellings are tested against each other on the real API server. Where CEL cannot look (`cel` is
+    empty), the operator judges in the API server's stead, and puts the verdict into the status.
     """
 
     cel: str
@@ -28,7 +29,7 @@ class Rule:
 
 
 def _describe_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    if rules := getattr(model, "RULES", ()):
+    if rules := [rule for rule in getattr(model, "RULES", ()) if rule.cel]:
         schema["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
 
 

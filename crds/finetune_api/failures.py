@@ -84,6 +84,8 @@ class Reason(StrEnum):
     Admitted = "Admitted"
     Grouped = "Grouped"
     OneByOne = "OneByOne"
+    ScaledDown = "ScaledDown"
+    ScaledUp = "ScaledUp"
     Suspended = "Suspended"
     Resumed = "Resumed"
     Succeeded = "Succeeded"

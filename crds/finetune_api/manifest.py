@@ -25,6 +25,10 @@ from .names import API_VERSION, KIND
 from .schema import NAME_RULES
 from .spec import FineTuneJobSpec
 
+SCALARS = ("int", "str", "constrained-str", "constrained-int")
+OBJECTS = ("NodeRange",)
+"""What pydantic puts into a path for the kinds that a value may be of."""
+
 
 class Problem(NamedTuple):
     """One thing that is wrong. `path` as in `kubectl`'s messages: `spec.data.train[0].uri`."""
@@ -118,10 +122,19 @@ def _structure(raw: dict[str, Any]) -> Iterator[Problem]:
     except ValidationError as error:
         told: dict[str, list[str]] = {}
         for detail in error.errors(include_url=False):
-            place = [part for part in detail["loc"] if part not in ("int", "str", "constrained-str", "constrained-int")]
+            if _of_the_other_kind(detail):
+                continue
+            place = [part for part in detail["loc"] if part not in (*SCALARS, *OBJECTS)]
             told.setdefault(_path(place), []).append(_told(detail))
         for path, messages in told.items():
             yield Problem(path, messages[0] if len(messages) == 1 else "must be a whole number or text")
+
+
+def _of_the_other_kind(detail: Any) -> bool:
+    """Of a number or object: what the one should have been says nothing to who gave the other."""
+    given_object = isinstance(detail["input"], dict)
+    below = detail["loc"][-1]
+    return (below in SCALARS and given_object) or (below in OBJECTS and not given_object)
 
 
 def _path(location: list[int | str]) -> str:

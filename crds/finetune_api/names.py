@@ -24,6 +24,9 @@ APP_NAME = "finetune-job"
 LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Set by the Job controller; the node rank."""
 
+LABEL_PROBE = f"{GROUP}/probe"
+"""On pods that only find out whether there is place for more nodes: see `probe_of`."""
+
 # Kueue's, on an attempt's Job
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUED_JOB_UID = "kueue.x-k8s.io/job-uid"
@@ -81,6 +84,16 @@ def attempt_name(job: str, attempt: int) -> str:
     return f"{job}-{attempt}"
 
 
+def probe_name(job: str, attempt: int) -> str:
+    """The Job that looks for more nodes for an attempt: `cardiology-2-probe`."""
+    return f"{attempt_name(job, attempt)}-probe"
+
+
+def probe_of(uid: str, attempt: int) -> str:
+    """Value of `LABEL_PROBE`."""
+    return f"{uid}.{attempt}"
+
+
 # Metrics: the operator's, one owner for each name
 JOB_INFO = "finetune_job_info"
 JOB_PHASE = "finetune_job_phase"
@@ -92,6 +105,7 @@ JOB_EVAL_LOSS = "finetune_job_eval_loss"
 JOB_TOKENS_PER_SECOND = "finetune_job_tokens_per_second"
 JOB_ETA_SECONDS = "finetune_job_eta_seconds"
 JOB_LAST_PROGRESS_TIMESTAMP = "finetune_job_last_progress_timestamp_seconds"
+JOB_NODES_WANTED = "finetune_job_nodes_wanted"
 JOB_RESTARTS = "finetune_job_restarts"
 JOBS_FINISHED = "finetune_jobs_finished_total"
 JOB_FAILURES = "finetune_job_failures_total"

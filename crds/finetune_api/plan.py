@@ -41,10 +41,11 @@ class RunPlan(ApiModel):
     @property
     def spec_of_attempt(self) -> FineTuneJobSpec:
         """The spec with what this attempt does differently."""
+        spec = self.spec.model_copy(update={"nodes": self.nodes})
         if self.micro_batch_tokens is None:
-            return self.spec
-        training = self.spec.training.model_copy(update={"micro_batch_tokens": self.micro_batch_tokens})
-        return self.spec.model_copy(update={"training": training})
+            return spec
+        training = spec.training.model_copy(update={"micro_batch_tokens": self.micro_batch_tokens})
+        return spec.model_copy(update={"training": training})
 
 
 class ProgressReport(ApiModel):

@@ -57,6 +57,8 @@ def _fields(node: Schema, path: str) -> Iterator[tuple[str, str, str]]:
 def _kind(node: Schema) -> str:
     if node.get("x-kubernetes-int-or-string"):
         return "number or text"
+    if "type" not in node:
+        return "whole number or object"
     if "enum" in node:
         return " \\| ".join(map(str, node["enum"]))
     if node["type"] == "array":
@@ -68,7 +70,7 @@ def _kind(node: Schema) -> str:
 
 
 def _bounds(node: Schema) -> str:
-    if node.get("type") not in ("integer", "number") or "minimum" not in node or "maximum" not in node:
+    if node.get("type", "integer") not in ("integer", "number") or "minimum" not in node or "maximum" not in node:
         return ""
     low = "above " if node.get("exclusiveMinimum") else ""
     high = "below " if node.get("exclusiveMaximum") else ""

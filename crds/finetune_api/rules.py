@@ -20,6 +20,9 @@ IMMUTABLE = ("model", "data", "output", "command", "method", "training", "checkp
 MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod", "queueName")
 """What the pods look like: changeable while no pod exists; a request may change it and resume at once."""
 
+UNTYPED = ("nodes",)
+"""A number or an object: CEL sees it only as the dynamic value that it is."""
+
 
 def exactly_one(*fields: str, where: str) -> Rule:
     """One of the fields must be set and no other."""
@@ -41,9 +44,10 @@ def _unchanged(field: str) -> Rule:
 
 
 def _unchanged_unless_suspended(field: str) -> Rule:
+    new, old = (f"dyn({object}).{field}" if field in UNTYPED else f"{object}.{field}" for object in ("self", "oldSelf"))
     return Rule(
-        cel=f"(has(oldSelf.suspend) && oldSelf.suspend) || (has(self.{field}) == has(oldSelf.{field}) && "
-        f"(!has(self.{field}) || self.{field} == oldSelf.{field}))",
+        cel=f"(has(oldSelf.suspend) && oldSelf.suspend) || (has({new}) == has({old}) && "
+        f"(!has({new}) || {new} == {old}))",
         message=f"spec.{field} can be changed only while the job is suspended: set spec.suspend: true first",
         holds=lambda new, old: old is None or bool(old.get("suspend")) or new.get(field) == old.get(field),
     )

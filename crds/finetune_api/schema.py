@@ -2,6 +2,8 @@
 
 pydantic's JSON Schema becomes a structural one (KEP-2335): references inlined, `anyOf` resolved into nullable or
 int-or-string, `const` into enum, numeric exclusive bounds into the boolean form, defaults moved into the description.
+A whole number or an object has no type that a structural schema could name: see `_number_or_object`.
+
     python -m finetune_api.schema > crds/finetunejobs.finetune.dev.yaml
 """
 
@@ -14,6 +16,7 @@ import yaml
 
 from . import names
 from .base import ApiModel, Rule
+from .fields import PRESERVE
 from .spec import FineTuneJobSpec
 from .status import FineTuneJobStatus
 
@@ -96,7 +99,7 @@ def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sch
         out["anyOf"] = [{"type": "integer"}, {"type": "string"}]
         if "pattern" in out:
             out.pop("pattern")
-    elif "type" not in out:
+    elif "type" not in out and not out.get(PRESERVE):
         raise ValueError(f"{where}: a schema needs a type")
     if text := _described(node):
         out["description"] = text
@@ -121,15 +124,34 @@ def _inlined(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _merged(node: Schema, definitions: dict[str, Schema], *, where: str) -> Schema:
-    """What an `anyOf` means: optional (X or null), or int-or-string. Nothing else has a structural form."""
+    """What an `anyOf` means: optional (X or null), int-or-string, or a number or object. Nothing else has a form."""
     variants = [_inlined(v, definitions) for v in node["anyOf"] if v.get("type") != "null"]
     if len(variants) == 1:
         return variants[0]
     if {v.get("type") for v in variants} == {"integer", "string"}:
         return {"x-kubernetes-int-or-string": True}
+    if sorted(v.get("type", "") for v in variants) == ["integer", "object"]:
+        return _number_or_object(*sorted(variants, key=lambda v: str(v["type"])), where=where)
     if all("anyOf" in v for v in variants):
         return _merged(variants[0], definitions, where=where)
-    raise ValueError(f"{where}: only optional values and int-or-string may be unions")
+    raise ValueError(f"{where}: only optional values, int-or-string and number-or-object may be unions")
+
+
+def _number_or_object(number: Schema, fields: Schema, *, where: str) -> Schema:
+    """Without a type, each keyword of JSON Schema holds for the values it is about: bounds for numbers, `properties`
+    for objects. What is neither is kept out by bounds that it cannot meet, an unknown field by the number of fields.
+
+    CEL does not see values without a type, but for comparing them as `dyn(self).field == dyn(oldSelf).field`."""
+    if set(fields["properties"]) != set(fields.get("required", ())):
+        raise ValueError(f"{where}: all fields of a number or object must be required")
+    return {
+        PRESERVE: True,
+        **{key: number[key] for key in ("minimum", "maximum")},
+        "multipleOf": 1,
+        **{key: fields[key] for key in ("properties", "required")},
+        "maxProperties": len(fields["properties"]),
+        **{"minLength": 1, "maxLength": 0, "minItems": 1, "maxItems": 0, "not": {"enum": [True, False]}},
+    }
 
 
 def crd() -> Schema:

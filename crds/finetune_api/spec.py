@@ -152,6 +152,21 @@ class Deadlines(ApiModel):
     RULES: ClassVar[tuple[Rule, ...]] = tuple(map(_some_time, ("startup", "active", "stall")))
 
 
+class NodeRange(ApiModel):
+    """Elastic: each attempt has a fixed number of nodes, by what can be scheduled."""
+
+    min: int = Field(ge=1, le=1024, description="The fewest nodes that an attempt may have.")
+    max: int = Field(ge=1, le=1024, description="Nodes of the first attempt, and of others once they can be had.")
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="",
+            message="nodes.min must not be more than nodes.max: raise max, or lower min",
+            holds=lambda new, _: new["min"] <= new["max"],
+        ),
+    )
+
+
 class FineTuneJobSpec(ApiModel):
     """What trains is either told by model, data and method, or a script of the user's own does as it likes (command).
 
@@ -175,7 +190,11 @@ class FineTuneJobSpec(ApiModel):
     )
     method: Method = Field(default_factory=Method)
     training: Training = Field(default_factory=Training)
-    nodes: int = Field(1, ge=1, le=1024, description="Pods of the gang.")
+    nodes: Annotated[int, Field(ge=1, le=1024)] | NodeRange = Field(
+        1,
+        description="Pods of the gang: a number, or {min, max} to go on with fewer (at least min) while others cannot "
+        "be scheduled, and with more once they can. The batch stays the same.",
+    )
     processes_per_node: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
         "auto", description="Processes in each pod. auto: one for each GPU of the limits, else one."
     )
@@ -227,8 +246,18 @@ class FineTuneJobSpec(ApiModel):
         return max(1, sum(gpus))
 
     @property
+    def min_nodes(self) -> int:
+        """The fewest pods that an attempt may have."""
+        return self.nodes.min if isinstance(self.nodes, NodeRange) else self.nodes
+
+    @property
+    def max_nodes(self) -> int:
+        return self.nodes.max if isinstance(self.nodes, NodeRange) else self.nodes
+
+    @property
     def world_size(self) -> int:
-        return self.nodes * self.processes
+        """Processes of the whole gang, where it has all the nodes that it may have."""
+        return self.max_nodes * self.processes
 
 
 def _given(part: T | None, field: str) -> T:

@@ -61,10 +61,11 @@ class Restarts(ApiModel):
     free: int = Field(0, description="Preemptions and resumes.")
     out_of_memory: int | None = Field(None, description="With half the micro-batch each.")
     non_finite: int | None = Field(None, description="From the last checkpoint, once.")
+    resized: int | None = Field(None, description="With fewer nodes, or with more.")
 
     @property
     def total(self) -> int:
-        return self.counted + self.free + (self.out_of_memory or 0) + (self.non_finite or 0)
+        return self.counted + self.free + (self.out_of_memory or 0) + (self.non_finite or 0) + (self.resized or 0)
 
 
 class Progress(ApiModel):

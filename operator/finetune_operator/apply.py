@@ -17,7 +17,7 @@ from finetune_api.status import FineTuneJobStatus
 
 from . import events
 from .cache import Cache
-from .client import AlreadyExists, ApiError, Client, Conflict, Invalid, NotFound
+from .client import AlreadyExists, ApiError, Client, Conflict, Forbidden, Invalid, NotFound
 from .decision import Create, Decision
 from .observe import Observed
 from .resources import FINETUNEJOBS, JOBS, POD_GROUP, PODS, Raw
@@ -58,6 +58,8 @@ class Applier:
             await self._be_alone(seen)
         for create in decision.create:
             await self._create(job, create)
+        if decision.probe is not None:
+            await self._probe(job, decision.probe)
         for event in decision.events:
             attempt = decision.status.attempt or 0
             await events.send(self.client, job, event, attempt=attempt, now=self.now())
@@ -92,6 +94,13 @@ class Applier:
         if alive:
             raise Occupied(f"pods of an earlier attempt still run: {', '.join(alive)}")
 
+    async def _probe(self, job: JobView, probe: Create) -> None:
+        try:
+            await self._create(job, probe)
+        except (Refused, Forbidden, Occupied) as error:
+            logger.info("%s/%s: no probe for more nodes: %s", *job.owner, error)
+            self.cache.probe_refused[job.owner] = self.now()
+
     async def _create(self, job: JobView, create: Create) -> None:
         resource, body = create.resource, create.body
         try:
@@ -112,5 +121,5 @@ def _check_ours(job: JobView, create: Create, found: Raw) -> None:
     labels, what = meta.get("labels", {}), f"{create.resource.kind} {meta['name']}"
     if labels.get(names.LABEL_JOB) != job.name or labels.get(names.LABEL_MANAGED_BY) != names.FIELD_MANAGER:
         raise Refused(f"a {what} that is not this job's exists already: choose another metadata.name")
-    if labels.get(names.LABEL_UID) != job.uid or "deletionTimestamp" in meta:
+    if not create.body["metadata"]["labels"].items() <= labels.items() or "deletionTimestamp" in meta:
         raise Occupied(f"the {what} of an earlier job or attempt is still being deleted")

@@ -165,6 +165,8 @@ class Cache:
     holds: dict[Key, Hold] = field(default_factory=dict)
     grouped: dict[Key, str] = field(default_factory=dict)
     """uid of the latest Job whose pods' group was made."""
+    probe_refused: dict[Key, datetime] = field(default_factory=dict)
+    """When a probe for more nodes could not be made."""
     heard: dict[Key, Heard] = field(default_factory=dict)
     heard_anybody: datetime | None = None
 

@@ -2,7 +2,8 @@
 
 A Job of an attempt that is over is deleted whatever the story says: a creation may arrive late (see leader).
 
-expired? → finished? → invalid? → suspended? → overdue? → queued? → failed attempt? → start an attempt? → running
+expired? → finished? → invalid? → suspended? → overdue? → queued? → failed attempt? → fewer nodes? → start an
+attempt? → more nodes? → running
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 
 from .decision import Decision
 from .observe import Observed
-from .policies import STORY, deadline
+from .policies import STORY, deadline, elastic
 from .status import change
 
 
@@ -24,5 +25,6 @@ def decide(seen: Observed, now: datetime) -> Decision:
     status = change(decision.status, observed_generation=seen.job.generation)
     late = tuple(c for c in seen.children if c.attempt < seen.attempt and not (c.deleting or c.finished))
     decision = decision.but(delete=(*decision.delete, *(c for c in late if c not in decision.delete)))
-    waits = [wait for wait in (decision.look_again_in, deadline.wake(seen, status, now)) if wait is not None]
-    return decision.but(status=status, look_again_in=min(waits, default=None))
+    decision = elastic.probed(seen, decision.but(status=status), now)
+    wakes = (decision.look_again_in, deadline.wake(seen, status, now), elastic.wake(seen, status, now))
+    return decision.but(look_again_in=min((wait for wait in wakes if wait is not None), default=None))

@@ -34,6 +34,8 @@ class Decision:
     status: FineTuneJobStatus
     delete: tuple[ChildJob, ...] = ()
     create: tuple[Create, ...] = ()
+    probe: Create | None = None
+    """Made if it may be, last; a refusal harms nobody."""
     alone: bool = False
     """Create only if the API server itself says that no pod of an earlier attempt is left: there was one."""
     events: tuple[Event, ...] = ()

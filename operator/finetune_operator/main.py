@@ -64,6 +64,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
                         help="of the Lease (default: the pod's own)")  # fmt: skip
     parser.add_argument("--lease-seconds", type=int, default=int(default("LEASE_SECONDS", "15")), metavar="N",
                         help="after which a silent leader is replaced (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--grow-after", type=float, default=float(default("GROW_AFTER", "300")), metavar="SECONDS",
+                        help="how long an elastic job runs with fewer nodes before it looks for more; "
+                        "longer each time that it changed (default: %(default)s)")  # fmt: skip
     parser.add_argument("--kubeconfig", default=default("KUBECONFIG") or None, metavar="FILE",
                         help="default: the service account in a pod, else $KUBECONFIG or ~/.kube/config")  # fmt: skip
     parser.add_argument("--log-level", default=default("LOG_LEVEL", "info"), choices=("debug", "info", "warning"))
@@ -107,7 +110,11 @@ def _own_namespace() -> str:
 
 
 def options(args: argparse.Namespace) -> Options:
-    defaults = Defaults(image=args.default_image, trainer_command=tuple(shlex.split(args.trainer_command)))
+    defaults = Defaults(
+        image=args.default_image,
+        trainer_command=tuple(shlex.split(args.trainer_command)),
+        grow_after=args.grow_after,
+    )
     return Options(
         namespaces=tuple(dict.fromkeys(args.namespace)),
         defaults=defaults,

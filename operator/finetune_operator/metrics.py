@@ -104,6 +104,7 @@ class State(Collector):
         phase = family(names.JOB_PHASE, "1 for the phase that the job is in.", "phase")
         attempt = family(names.JOB_ATTEMPT, "Number of the present attempt.")
         nodes = family(names.JOB_NODES, "Pods of the present attempt.")
+        wanted = family(names.JOB_NODES_WANTED, "Pods that the job wants: spec.nodes, or the most of its range.")
         restarts = family(names.JOB_RESTARTS, "Restarts by whether they count against retry.maxRestarts.", "counted")
         numbers = {
             "ratio": family(names.JOB_PROGRESS_RATIO, "Steps done of the steps planned."),
@@ -121,12 +122,13 @@ class State(Collector):
             phase.add_metric((*key, (status.phase or Phase.Pending).value), 1)
             attempt.add_metric(key, status.attempt or 0)
             nodes.add_metric(key, status.nodes or 0)
+            wanted.add_metric(key, job.wanted_nodes)
             if status.restarts:
                 restarts.add_metric((*key, "true"), status.restarts.counted)
                 restarts.add_metric((*key, "false"), status.restarts.total - status.restarts.counted)
             for name, value in self._progress(job):
                 numbers[name].add_metric(key, value)
-        yield from (info, phase, attempt, nodes, restarts, *numbers.values())
+        yield from (info, phase, attempt, nodes, wanted, restarts, *numbers.values())
 
     def _progress(self, job: JobView) -> Iterator[tuple[str, float]]:
         """The freshest there is: the last report of a running job, else what its status says."""

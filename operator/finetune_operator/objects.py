@@ -53,16 +53,19 @@ def attempt_job(
     spec: FineTuneJobSpec,
     *,
     attempt: int,
+    nodes: int | None = None,
     defaults: Defaults,
     micro_batch_tokens: int | None = None,
     skipped_step: int | None = None,
     gang: Gang | None = None,
 ) -> dict[str, Any]:
-    """One gang. Nothing inside it restarts anything: a failed pod fails the Job, and the next is our decision."""
+    """One gang, of all the nodes that the job may have unless told. Nothing inside it restarts anything: a failed pod
+    fails the Job, and the next is our decision."""
+    nodes = nodes or spec.max_nodes
     own = {names.LABEL_ATTEMPT: str(attempt)}
     queue = {names.LABEL_QUEUE: spec.queue_name} if spec.queue_name else {}
     changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
-    plan = run_plan(job, spec, attempt=attempt).model_copy(update=changed)
+    plan = run_plan(job, spec, attempt=attempt, nodes=nodes).model_copy(update=changed)
     made: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -71,8 +74,8 @@ def attempt_job(
         "spec": {
             **({"suspend": True} if queue else {}),
             "completionMode": "Indexed",
-            "completions": spec.nodes,
-            "parallelism": spec.nodes,
+            "completions": nodes,
+            "parallelism": nodes,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "template": {
@@ -94,23 +97,51 @@ def attempt_job(
 
 
 def pod_group(job: JobView, spec: FineTuneJobSpec, child: ChildJob, *, gang: Gang, kind: Resource) -> dict[str, Any]:
-    """What the pods of an attempt's Job wait for together. It goes with the Job."""
+    """What the pods of an attempt's Job wait for together, at least spec.nodes.min of them. It goes with the Job."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": child.name, "uid": child.uid}
     meta = _metadata(job, child.name, {names.LABEL_ATTEMPT: str(child.attempt)})
     return {
         "apiVersion": kind.api_version,
         "kind": kind.kind,
         "metadata": {**meta, "ownerReferences": [owner]},
-        "spec": gang.spec(child.nodes, durations.seconds(spec.deadlines.startup)),
+        "spec": gang.spec(min(child.nodes, spec.min_nodes), durations.seconds(spec.deadlines.startup)),
     }
 
 
-def run_plan(job: JobView, spec: FineTuneJobSpec, *, attempt: int) -> RunPlan:
+def probe_job(
+    job: JobView, spec: FineTuneJobSpec, *, attempt: int, pods: int, defaults: Defaults, seconds: int
+) -> dict[str, Any]:
+    """Pods that ask the scheduler whether the attempt could have so many more: all that decides on a node is as in the
+    attempt's own, and they do nothing. One that has got a node keeps it for so many seconds."""
+    own = {names.LABEL_PROBE: names.probe_of(job.uid, attempt)}
+    pod = pod_spec(job.name, spec, defaults=defaults, grace_seconds=1)
+    keep = ("image", "resources", "securityContext")
+    idle = {key: pod["containers"][0][key] for key in keep}
+    idle |= {"name": "probe", "command": ["sleep", str(seconds)]}
+    labels = {**NAME_LABELS, names.LABEL_JOB: job.name, **own}
+    metadata = _metadata(job, names.probe_name(job.name, attempt), {})
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {**metadata, "labels": labels},
+        "spec": {
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimit": 0,
+            "template": {
+                "metadata": {"labels": {**spec.pod.labels, **labels}, "annotations": {**spec.pod.annotations}},
+                "spec": {**pod, "containers": [idle]},
+            },
+        },
+    }
+
+
+def run_plan(job: JobView, spec: FineTuneJobSpec, *, attempt: int, nodes: int) -> RunPlan:
     """What every pod of the attempt reads. The pod's own settings are left out: it cannot see them, nor need to."""
     return RunPlan(
         job=JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid),
         attempt=attempt,
-        nodes=spec.nodes,
+        nodes=nodes,
         processes_per_node=spec.processes,
         master_address=f"{names.attempt_name(job.name, attempt)}-0.{job.name}",
         grace_seconds=durations.seconds(spec.pod.termination_grace_period),

@@ -23,6 +23,9 @@ from .views import ChildJob, JobView, Pod
 class Defaults:
     """What the operator's arguments say about every job."""
 
+    grow_after: float = 300.0
+    """Seconds that an attempt with fewer nodes than wanted runs at least; each change of size doubles it."""
+
     image: str = ""
     trainer_command: tuple[str, ...] = ("finetune", "agent")
 
@@ -36,6 +39,11 @@ class Observed:
     children: tuple[ChildJob, ...] = ()
     """Jobs of all attempts, also of those that are being deleted."""
     pods: tuple[Pod, ...] = ()
+    probes: tuple[ChildJob, ...] = ()
+    """Jobs that look for more nodes: no attempts."""
+    probe_pods: tuple[Pod, ...] = ()
+    probe_refused: datetime | None = None
+    """When the last one could not be made."""
     report: ProgressReport | None = None
     """Of the present attempt."""
     heard: datetime | None = None
@@ -91,6 +99,9 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         children=tuple(c for c in cache.children.of(key) if c.job_uid == job.uid),
         pods=tuple(p for p in cache.pods.of(key) if p.job_uid == job.uid),
         offers=cache.offers,
+        probes=tuple(c for c in cache.children.of(key) if c.probe.startswith(f"{job.uid}.")),
+        probe_pods=tuple(p for p in cache.pods.of(key) if p.probe.startswith(f"{job.uid}.")),
+        probe_refused=cache.probe_refused.get(key),
         defaults=defaults,
     )
     current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt

@@ -268,6 +268,7 @@ class Service:
         self.cache.refusals.pop(key, None)
         self.cache.holds.pop(key, None)
         self.cache.grouped.pop(key, None)
+        self.cache.probe_refused.pop(key, None)
 
     async def _end(self, key: Key, problem: str) -> None:
         if seen := observe(self.cache, key, self.options.defaults):

@@ -54,6 +54,13 @@ class JobView:
         return self.namespace, self.name
 
     @property
+    def wanted_nodes(self) -> int:
+        """Of the spec as it is, which may make no sense."""
+        nodes = self.raw_spec.get("nodes", 1)
+        most = nodes.get("max") if isinstance(nodes, dict) else nodes
+        return most if isinstance(most, int) else 1
+
+    @property
     def suspended(self) -> bool:
         return self.raw_spec.get("suspend") is True
 
@@ -103,6 +110,8 @@ class ChildJob:
     """Of what the manifest said of its pods; empty: a version made it that kept none."""
     holder: str = ""
     """Who suspended it, by the name under which that was written."""
+    probe: str = ""
+    """Not an attempt, but what looks for more nodes for one: see names.probe_of."""
 
     @property
     def held(self) -> bool:
@@ -163,6 +172,8 @@ class Pod:
     waiting: Waiting | None = None
     unschedulable: str = ""
     """The scheduler's words on why no node takes it."""
+    probe: str = ""
+    """As of its Job."""
     unreachable: bool = False
     """Its container runs for all that is known, but its node does not report any more."""
 
@@ -217,6 +228,7 @@ def view_child_job(raw: Raw) -> ChildJob:
         gang=notes.get(names.ANNOTATION_GANG, ""),
         pods_digest=notes.get(names.ANNOTATION_PODS, ""),
         holder=_writer(meta, "f:suspend") if suspended else "",
+        probe=labels.get(names.LABEL_PROBE, ""),
     )
 
 
@@ -255,6 +267,7 @@ def view_pod(raw: Raw) -> Pod:
         ended=_ended(container),
         waiting=_waiting(container),
         unschedulable=homeless.get("message", "") if homeless and homeless.get("reason") == "Unschedulable" else "",
+        probe=labels.get(names.LABEL_PROBE, ""),
         unreachable="Ready" in missing and bool(container.get("ready")),
     )
 

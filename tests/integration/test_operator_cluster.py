@@ -99,7 +99,7 @@ def test_a_restricted_namespace_takes_the_pods(control_plane: Rig, fields: dict[
     raw = manifest("a", **fields)
     raw["metadata"] |= {"namespace": namespace, "uid": "u", "resourceVersion": "1"}
     spec = FineTuneJobSpec.model_validate_json(json.dumps(raw["spec"]))
-    made = attempt_job(view_job(raw), spec, attempt=1, defaults=Defaults(image="trainer:test"))
+    made = attempt_job(view_job(raw), spec, attempt=1, nodes=spec.max_nodes, defaults=Defaults(image="trainer:test"))
     template = made["spec"]["template"]
     pod = {
         "apiVersion": "v1",

@@ -9,7 +9,7 @@ import yaml
 
 from finetune_api import manifest
 from finetune_api.manifest import ManifestError
-from tests.bad_manifests import BAD, BASE, GOOD, Bad, changed
+from tests.bad_manifests import BAD, BASE, GOOD, UNSEEN, Bad, changed
 
 
 def test_the_table_is_as_wide_as_promised() -> None:
@@ -17,7 +17,7 @@ def test_the_table_is_as_wide_as_promised() -> None:
     assert len({bad.name for bad in BAD}) == len(BAD)
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", BAD + UNSEEN, ids=lambda bad: bad.name)
 def test_a_bad_manifest_is_refused_with_words_that_help(bad: Bad) -> None:
     problems = manifest.validate(bad.new, bad.old)
 

@@ -15,7 +15,8 @@ from tests.unit.operator_world import DEFAULTS, job, spec
 
 
 def built(attempt: int = 1, **fields: Any) -> dict[str, Any]:
-    return attempt_job(job(), spec(**fields), attempt=attempt, defaults=DEFAULTS)
+    made = spec(**fields)
+    return attempt_job(job(), made, attempt=attempt, nodes=made.max_nodes, defaults=DEFAULTS)
 
 
 def pod_of(made: dict[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,9 @@ def test_a_first_gang_is_made_without_asking_who_else_runs_and_a_second_is_not()
 
 def test_restarts_pause_longer_each_time() -> None:
     def wait(restarts: int) -> float | None:
-        failure = LastFailure(failure_class=FailureClass.Internal, reason="UnexpectedError", time=rfc3339(NOW))
+        failure = LastFailure(
+            failure_class=FailureClass.Internal, reason="UnexpectedError", time=rfc3339(NOW), attempt=restarts
+        )
         given = seen(job(status(Phase.Restarting, restarts + 1, counted=restarts, last_failure=failure)))
         return decide(given, NOW).look_again_in
 

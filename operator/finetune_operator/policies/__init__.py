@@ -11,7 +11,7 @@ from datetime import datetime
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
 
-from . import deadline, failure, finish, grouping, queueing, running, start, suspend
+from . import deadline, elastic, failure, finish, grouping, queueing, running, start, suspend
 
 Policy = Callable[[Observed, datetime], Decision | None]
 
@@ -25,9 +25,11 @@ STORY: tuple[Policy, ...] = (
     queueing.held,
     failure.failed,
     queueing.admitted,
+    elastic.short,
     deadline.not_started,
     deadline.silent,
     start.started,
     grouping.ungrouped,
+    elastic.grown,
     running.running,
 )

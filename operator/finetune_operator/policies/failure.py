@@ -20,6 +20,7 @@ from finetune_operator.evidence import blame, lost
 from finetune_operator.observe import Observed
 from finetune_operator.status import Stamp, change, clip, condition, rfc3339, settled
 
+from .elastic import size_after
 from .grouping import described
 
 
@@ -83,7 +84,7 @@ def judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: date
         restarts=verdict.restarts,
         micro_batch_tokens=verdict.micro_batch_tokens,
         skipped_step=failure.step if verdict.skips and spec.training.skip_bad_batch else status.skipped_step,
-        nodes=spec.nodes,
+        nodes=size_after(seen, spec, now),
         last_failure=failure,
         avoided_nodes=after(
             status.avoided_nodes or (), failure, elsewhere=len({p.node for p in seen.gang if p.node}) > 1, now=now

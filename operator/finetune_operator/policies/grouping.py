@@ -33,12 +33,12 @@ def ungrouped(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
 def way(seen: Observed, spec: FineTuneJobSpec) -> Gang | None:
     """The one that the next attempt takes. A single pod needs none."""
     gang = known_to(spec)
-    return gang if gang and gang.name in seen.offers.groups and spec.nodes > 1 else None
+    return gang if gang and gang.name in seen.offers.groups and spec.max_nodes > 1 else None
 
 
 def described(seen: Observed, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime) -> FineTuneJobStatus:
     """The status with the condition GangScheduled, for more than one pod."""
-    if spec.nodes == 1:
+    if spec.max_nodes == 1:
         return status
     gang, known = way(seen, spec), known_to(spec)
     if gang is not None:

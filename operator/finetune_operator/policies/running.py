@@ -34,6 +34,8 @@ def running(seen: Observed, now: datetime) -> Decision | None:
 def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
     status = change(relieved(seen, now), phase=Phase.Running)
     pods = "the pod runs" if nodes == 1 else f"all {nodes} pods run"
+    if seen.spec is not None and nodes < seen.spec.max_nodes:
+        pods += f" ({seen.spec.max_nodes} are wanted)"
     return condition(
         status,
         "Running",

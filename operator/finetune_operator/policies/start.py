@@ -22,6 +22,7 @@ from finetune_operator.resources import JOBS, SERVICES
 from finetune_operator.status import Stamp, change, condition, find, rfc3339
 from finetune_operator.views import parse_time
 
+from .elastic import size
 from .grouping import described, way
 from .queueing import queued, waits_in
 
@@ -53,6 +54,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         seen.job,
         spec.model_copy(update={"pod": spec.pod.model_copy(update={"affinity": away})}),
         attempt=number,
+        nodes=size(spec, status),
         defaults=seen.defaults,
         micro_batch_tokens=status.micro_batch_tokens,
         skipped_step=status.skipped_step,
@@ -72,16 +74,17 @@ def _numbered(
     again = resuming and seen.attempt > 0
     number = seen.attempt + 1 if again else max(seen.attempt, 1)
     restarts = status.restarts or Restarts()
+    nodes = seen.child.nodes if seen.child is not None and not again else spec.max_nodes
     status = change(
         status,
         phase=Phase.Pending,
         attempt=number,
         restarts=restarts.model_copy(update={"free": restarts.free + 1}) if again else restarts,
-        nodes=spec.nodes,
+        nodes=nodes,
         start_time=rfc3339(now),
     )
     stamp = Stamp(seen.job.generation, now)
-    pods = "1 pod" if spec.nodes == 1 else f"{spec.nodes} pods"
+    pods = "1 pod" if nodes == 1 else f"{nodes} pods"
     message = f"Attempt {number} with {pods} starts"
     if spec.queue_name:
         waits = waits_in(spec.queue_name, names.attempt_name(seen.job.name, number))
@@ -122,6 +125,8 @@ def _pause(status: FineTuneJobStatus, now: datetime) -> float:
     failed_at = parse_time(failure.time) if failure else None
     if status.phase is not Phase.Restarting or failure is None or failed_at is None:
         return 0.0
+    if failure.attempt != (status.attempt or 0) - 1:
+        return 0.0  # the last attempt did not fail: another number of nodes was to be had
     counted = CLASSES[failure.failure_class].counted
     pause = pause_seconds(status.restarts or Restarts(), counted=counted)
     return (failed_at + timedelta(seconds=pause) - now).total_seconds()

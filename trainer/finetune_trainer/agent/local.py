@@ -100,7 +100,7 @@ def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
     return RunPlan(
         job=JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=uid),
         attempt=attempt,
-        nodes=job.spec.nodes,
+        nodes=job.spec.max_nodes,
         processes_per_node=job.spec.processes,
         master_address="127.0.0.1",
         master_port=free_port(),

@@ -110,7 +110,7 @@ class Run:
             attempt = first + restarts.total
             self._status(
                 phase=Phase.Starting, attempt=attempt, restarts=restarts,
-                start_time=self.job.status.start_time or now(), nodes=self.job.spec.nodes,
+                start_time=self.job.status.start_time or now(), nodes=self.job.spec.max_nodes,
             )  # fmt: skip
             self.words = words = self._attempt(attempt)
             if words.failure_class is None or self.stop.requested:

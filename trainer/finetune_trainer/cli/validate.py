@@ -28,7 +28,8 @@ def validate_files(files: list[str]) -> int:
             print(problems_text(file, error.problems), file=sys.stderr)
         else:
             spec = job.spec
-            shape = f"{spec.nodes} node(s) with {spec.processes} process(es) each"
+            nodes = str(spec.max_nodes) if spec.min_nodes == spec.max_nodes else f"{spec.min_nodes} to {spec.max_nodes}"
+            shape = f"{nodes} node(s) with {spec.processes} process(es) each"
             what = shlex.join(spec.command) if spec.command else f"{spec.method.type} on {spec.model.uri}"
             print(f"{file}: valid: {job.metadata.name}, {what}, {shape}")
     return ExitCode.OK if good else ExitCode.CONFIG

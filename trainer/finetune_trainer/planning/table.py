@@ -104,7 +104,7 @@ class Planner:
             tokens=batch,
             at_once=tokens,
             row=self.row_tokens,
-            network=self.device.link if self.spec.nodes == 1 else min(self.network, self.device.link),
+            network=self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link),
         )
         steps = self.steps
         if method.type == "probe" and self.workload.rows:  # one pass over the rows
@@ -153,7 +153,7 @@ class Planner:
     def spread(self, strategy: str) -> Spread:
         """Of this job's gang. HSDP: a node's processes share a weight, or all where each node has one."""
         if strategy == "fsdp":
-            ranks = shards(nodes=self.spec.nodes, processes_per_node=self.spec.processes)
+            ranks = shards(nodes=self.spec.max_nodes, processes_per_node=self.spec.processes)
             return Spread(strategy="fsdp", ranks=self.spec.world_size, shards=ranks)
         if strategy == "deepspeed":
             asked = self.spec.strategy

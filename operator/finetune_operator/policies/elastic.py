@@ -1,0 +1,213 @@
+"""How many pods an attempt has, for a job with `nodes: {min, max}`. Within an attempt the number is fixed.
+
+    at first, and resuming   max
+    short of nodes           as many as have one, at least min: when the others had `deadlines.startup` to find theirs,
+                             or a minute in an attempt that follows another
+    after a failure          as many as before, and for how many more there is place by then
+    place for more           so many more, after a checkpoint
+
+Whether there is place only the scheduler knows, so it is asked: by a Job of idle pods like the missing ones (a probe),
+which wait until they get a node. That takes no polling and no right to look at nodes. The probe is made when the
+attempt has run for a while, twice as long after each time that the number went down and up, and goes when it has its
+answer or nobody needs it any more. Changes of size are free (`restarts.resized`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from finetune_api import durations, names
+from finetune_api.failures import Reason
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus, Phase, Restarts
+from finetune_operator.decision import Create, Decision, Event
+from finetune_operator.objects import probe_job
+from finetune_operator.observe import Observed
+from finetune_operator.resources import JOBS
+from finetune_operator.status import Stamp, change, condition, find
+from finetune_operator.views import ChildJob, parse_time
+
+from .waiting import PASSING
+
+SHORT = 60.0
+"""Seconds that an attempt which follows another waits for more nodes than it has found."""
+
+SETTLE = timedelta(seconds=10)
+"""Places that are found within so long of each other are taken together."""
+
+KEPT = timedelta(seconds=180)
+"""For how long an idle pod keeps its place."""
+
+EVER = datetime.min.replace(tzinfo=UTC)
+
+LONGEST = 3600.0
+"""Seconds between two times that an attempt may grow, at most."""
+
+
+def size(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
+    """Pods of the attempt whose number is in the status."""
+    return min(max(status.nodes or spec.max_nodes, spec.min_nodes), spec.max_nodes)
+
+
+def size_after(seen: Observed, spec: FineTuneJobSpec, now: datetime) -> int:
+    """Pods of the attempt that follows the present one."""
+    return min(size(spec, seen.status) + len(_places(seen, now)), spec.max_nodes)
+
+
+def short(seen: Observed, now: datetime) -> Decision | None:
+    """Fewer pods than the attempt has can be scheduled, and they have waited long enough for the others."""
+    child, at = seen.child, _short_at(seen, seen.status)
+    if child is None or at is None or at > now:
+        return None
+    placed = _placed(seen)
+    words = next((pod.unschedulable for pod in seen.gang if pod.unschedulable), "") or seen.refusal
+    message = (
+        f"Attempt {seen.attempt} found nodes for {placed} of {child.nodes} pods; attempt {seen.attempt + 1} follows "
+        f"with {placed}{f' (the scheduler: {words})' if words else ''}"
+    )
+    return _resize(seen, placed, Reason.ScaledDown, message, now)
+
+
+def grown(seen: Observed, now: datetime) -> Decision | None:
+    """Nodes for more pods have been found."""
+    child, spec = seen.child, seen.spec
+    if spec is None or child is None or seen.status.phase is not Phase.Running:
+        return None
+    places = _places(seen, now)
+    if not places:
+        return None
+    nodes = size_after(seen, spec, now)
+    if nodes <= child.nodes:
+        return None
+    wait = (max(places) + SETTLE - now).total_seconds()
+    if nodes < spec.max_nodes and wait > 0:
+        return None
+    message = (
+        f"There is place for {nodes - child.nodes} more pods; attempt {seen.attempt + 1} follows with {nodes} from a "
+        "checkpoint"
+    )
+    return _resize(seen, nodes, Reason.ScaledUp, message, now)
+
+
+def probed(seen: Observed, decision: Decision, now: datetime) -> Decision:
+    """The decision with a probe made when it is time, and taken away when it is of no use."""
+    alive = tuple(probe for probe in seen.probes if not probe.deleting)
+    useless = tuple(probe for probe in alive if not _useful(probe, seen, decision, now))
+    decision = decision.but(delete=(*decision.delete, *useless))
+    at = _probe_at(seen, decision.status)
+    if seen.probes or seen.spec is None or at is None or at > now:
+        return decision
+    missing = _missing(seen, decision.status)
+    body = probe_job(
+        seen.job,
+        seen.spec,
+        attempt=seen.attempt,
+        pods=missing,
+        defaults=seen.defaults,
+        seconds=int(KEPT.total_seconds()),
+    )
+    return decision.but(probe=Create(JOBS, body))
+
+
+def wake(seen: Observed, status: FineTuneJobStatus, now: datetime) -> float | None:
+    """Seconds until the number of pods may have to change, for a job whose status is about to be this."""
+    places = _places(seen, now)
+    settled = max(places) + SETTLE if places else None
+    ends = min((_stale_at(probe, seen) for probe in seen.probes if _over(probe)), default=None)
+    times = (_short_at(seen, status), None if seen.probes else _probe_at(seen, status), settled, ends)
+    return min(((at - now).total_seconds() for at in times if at is not None and at > now), default=None)
+
+
+def _resize(seen: Observed, nodes: int, reason: Reason, message: str, now: datetime) -> Decision:
+    status, restarts = seen.status, seen.status.restarts or Restarts()
+    told = status.last_failure
+    passing = told is not None and told.attempt == seen.attempt and told.reason in PASSING
+    status = change(
+        status,
+        phase=Phase.Restarting,
+        attempt=seen.attempt + 1,
+        restarts=restarts.model_copy(update={"resized": (restarts.resized or 0) + 1}),
+        nodes=nodes,
+        last_failure=None if passing else told,
+    )
+    stamp = Stamp(seen.job.generation, now)
+    status = condition(status, "Running", true=False, reason=reason, message=message, stamp=stamp)
+    leftovers = tuple(child for child in seen.children if not child.deleting)
+    event = Event(reason, message, "Warning" if reason is Reason.ScaledDown else "Normal")
+    return Decision(status=status, delete=leftovers, events=(event,), look_again_in=0.0)
+
+
+# fewer
+
+
+def _placed(seen: Observed) -> int:
+    return sum(bool(pod.node) or pod.scheduled is not None for pod in seen.gang)
+
+
+def _short_at(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
+    """When the pods that have a node go on without the others; None while that cannot be said."""
+    spec, child = seen.spec, seen.child
+    starting = status.phase in (Phase.Pending, Phase.Starting, Phase.Restarting)
+    if spec is None or not starting or child is None or child.deleting or child.attempt != status.attempt:
+        return None
+    if not spec.min_nodes <= _placed(seen) < child.nodes or child.wanted_since is None:
+        return None
+    patience = float(durations.seconds(spec.deadlines.startup))
+    lacking = [pod for pod in seen.gang if pod.scheduled is None and not pod.node]
+    if child.attempt > 1 and all(pod.unschedulable for pod in lacking):
+        patience = min(patience, SHORT)
+    return child.wanted_since + timedelta(seconds=patience)
+
+
+# more
+
+
+def _missing(seen: Observed, status: FineTuneJobStatus) -> int:
+    """Pods that the running attempt has too few."""
+    child, spec = seen.child, seen.spec
+    running = status.phase is Phase.Running and status.attempt == seen.attempt
+    if spec is None or child is None or child.deleting or not running:
+        return 0
+    return max(0, spec.max_nodes - child.nodes)
+
+
+def _probe_at(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
+    """When the running attempt may look for more nodes; None if it needs none, or ends too soon."""
+    runs = find(status, "Running")
+    if not _missing(seen, status) or runs is None or runs.status != "True":
+        return None
+    if seen.spec is None or seen.spec.queue_name:
+        return None  # its queue decides who gets what is free
+    progress = seen.report.progress if seen.report else status.progress
+    pause = seen.defaults.grow_after
+    if progress is not None and progress.eta_seconds is not None and progress.eta_seconds < pause:
+        return None
+    times = (status.restarts.resized or 0) if status.restarts else 0
+    since = max((at for at in (parse_time(runs.last_transition_time), seen.probe_refused) if at), default=None)
+    pause = min(pause * 2.0 ** min(max(times - 1, 0) // 2, 16), max(LONGEST, pause))
+    return since + timedelta(seconds=pause) if since else None
+
+
+def _places(seen: Observed, now: datetime) -> list[datetime]:
+    """When pods of the present attempt's probe got a node, each. A place that is not kept any more is none."""
+    own = names.probe_of(seen.job.uid, seen.attempt)
+    found = (pod.scheduled for pod in seen.probe_pods if pod.probe == own and not pod.deleting)
+    return [at for at in found if at is not None and now - at < KEPT]
+
+
+def _over(probe: ChildJob) -> bool:
+    return probe.finished or probe.failing
+
+
+def _stale_at(probe: ChildJob, seen: Observed) -> datetime:
+    """When a probe that has ended without success is worth another try."""
+    return (probe.created or EVER) + timedelta(seconds=max(seen.defaults.grow_after, KEPT.total_seconds()))
+
+
+def _useful(probe: ChildJob, seen: Observed, decision: Decision, now: datetime) -> bool:
+    """It waits for the running attempt, or keeps its places until the next one's Job is made."""
+    status = decision.status
+    if probe.probe == names.probe_of(seen.job.uid, status.attempt or 0):
+        return _missing(seen, status) > 0 and (not _over(probe) or now < _stale_at(probe, seen))
+    keeps = probe.probe == names.probe_of(seen.job.uid, (status.attempt or 0) - 1) and status.phase is Phase.Restarting
+    return keeps and not decision.create and all(child.attempt != status.attempt for child in seen.children)
