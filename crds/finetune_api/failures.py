@@ -64,6 +64,7 @@ class Reason(StrEnum):
     CommandMissing = "CommandMissing"
     ImageUnavailable = "ImageUnavailable"
     ReferenceMissing = "ReferenceMissing"
+    VolumeUnavailable = "VolumeUnavailable"
     Unschedulable = "Unschedulable"
     PodsRefused = "PodsRefused"
     StartupDeadline = "StartupDeadline"
@@ -173,7 +174,11 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     ),
     Reason.ReferenceMissing: (
         FailureClass.Config,
-        "Create the Secret or ConfigMap with the key that the message names: the pods start by themselves then.",
+        "Create the Secret, ConfigMap, key or claim that the message names: the pods start by themselves then.",
+    ),
+    Reason.VolumeUnavailable: (
+        FailureClass.Infrastructure,
+        "Look at the volume that the message names: a ReadWriteOnce claim, for one, serves one node at a time.",
     ),
     Reason.Unschedulable: (
         FailureClass.Infrastructure,

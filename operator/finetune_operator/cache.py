@@ -154,6 +154,15 @@ class Hold:
     message: str
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """The latest event of a pod that does not run yet."""
+
+    pod_uid: str
+    reason: str
+    message: str
+
+
 @dataclass
 class Cache:
     jobs: Store[JobView] = field(default_factory=lambda: Store(view_job))
@@ -163,6 +172,7 @@ class Cache:
     refusals: dict[Key, Refusal] = field(default_factory=dict)
     offers: Offers = field(default_factory=Offers)
     holds: dict[Key, Hold] = field(default_factory=dict)
+    preparations: dict[Key, Preparation] = field(default_factory=dict)
     grouped: dict[Key, str] = field(default_factory=dict)
     """uid of the latest Job whose pods' group was made."""
     probe_refused: dict[Key, datetime] = field(default_factory=dict)

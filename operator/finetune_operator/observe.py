@@ -13,7 +13,7 @@ from finetune_api.plan import ProgressReport
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
-from .cache import Cache
+from .cache import Cache, Preparation
 from .offers import Offers
 from .resources import Key
 from .views import ChildJob, JobView, Pod
@@ -54,6 +54,8 @@ class Observed:
     """Why the present attempt's Job cannot make all its pods."""
     hold: str = ""
     """Why the queue does not let the present attempt's Job go, in its words."""
+    preparation: Preparation | None = None
+    """What was last told of a pod of the gang that has a node and does not run yet."""
     grouped: bool = False
     """The group of the present attempt's pods is there."""
     offers: Offers = field(default_factory=Offers)
@@ -119,6 +121,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         heard=heard.at if heard and ours else None,
         deaf=len(cache.heard) > 1 and heard is not None and heard.at == cache.heard_anybody,
         refusal=refused,
+        preparation=cache.preparations.get(key),
         grouped=seen.child is not None and cache.grouped.get(key) == seen.child.uid,
         hold=hold.message if hold and seen.child and hold.child_uid == seen.child.uid else "",
     )

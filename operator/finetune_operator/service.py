@@ -27,6 +27,7 @@ from .metrics import Counters, State
 from .observe import Defaults, Observed, observe
 from .policies.failure import refuse
 from .policies.waiting import told
+from .preparations import Preparations
 from .progress import Poller
 from .queue import WorkQueue
 from .reflect import Reflector
@@ -95,6 +96,7 @@ class Service:
                 self._client = Fenced(self._client, self._leader)
             self._applier = Applier(self._client, self.cache, utc_now, self._written)
             self._refusals = refusals.Refusals(self._client, self.cache)
+            self._preparations = Preparations(self._client, self.cache)
             self._holds = Holds(self._client, self.cache)
             stopped = asyncio.create_task(stop.wait())
             try:
@@ -250,6 +252,9 @@ class Service:
             self.queue.add_after(key, refusals.INTERVAL)
             if await self._refusals.ask(seen):
                 seen = observe(self.cache, key, self.options.defaults) or seen
+        if (wait := await self._preparations.ask(seen, utc_now())) is not None:
+            self.queue.add_after(key, wait)
+            seen = observe(self.cache, key, self.options.defaults) or seen
         decision = decide(seen, utc_now())
         try:
             await self._applier.carry_out(seen, decision)
@@ -266,6 +271,7 @@ class Service:
     def _forget(self, key: Key) -> None:
         self.poller.follow(key, None)
         self.cache.refusals.pop(key, None)
+        self._preparations.forget(key)
         self.cache.holds.pop(key, None)
         self.cache.grouped.pop(key, None)
         self.cache.probe_refused.pop(key, None)

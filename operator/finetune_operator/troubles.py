@@ -5,6 +5,7 @@ Nothing here ends a job: what is missing may come.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,8 +37,17 @@ REASONS: dict[str, Reason] = {
 """By the kubelet's reason for a container that waits."""
 
 
+VOLUME_EVENTS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+"""By which the kubelet and the attach controller tell of a volume."""
+
+BEING_MADE = frozenset({"", "ContainerCreating", "PodInitializing"})
+"""Reasons for which a container waits that say nothing."""
+
+ABSENT = re.compile(r'(secret|configmap|persistentvolumeclaim)s? "[^"]+" not found|references non-existent')
+
 ORDER = (
     Reason.ReferenceMissing,
+    Reason.VolumeUnavailable,
     Reason.ImageUnavailable,
     Reason.PodsRefused,
     Reason.Unschedulable,
@@ -56,7 +66,8 @@ class Trouble:
 def trouble(seen: Observed, now: datetime) -> Trouble:
     """What keeps the present attempt from running, the surest evidence first; else when there may be some."""
     gang = [pod for pod in seen.gang if pod.phase == "Pending"]
-    found = [each for pod in gang for each in (_held(pod, now), _homeless(pod, now), _unprepared(pod, now)) if each]
+    looks = [look for pod in gang for look in (_held(pod, now), _homeless(pod, now), _unprepared(seen, pod, now))]
+    found = [look for look in looks if look]
     if missing := _missing(seen, now):
         found.append(missing)
     told = [each for each in found if each.failure is not None]
@@ -78,15 +89,27 @@ def _homeless(pod: Pod, now: datetime) -> Trouble | None:
         return None
     if (wait := _left(pod.created, PATIENCE, now)) > 0:
         return Trouble(None, wait)
-    return Trouble(_failure(pod, Reason.Unschedulable, f"no node takes pod {pod.name}: {pod.unschedulable}", now))
+    reason = Reason.ReferenceMissing if ABSENT.search(pod.unschedulable) else Reason.Unschedulable
+    return Trouble(_failure(pod, reason, f"no node takes pod {pod.name}: {pod.unschedulable}", now))
 
 
-def _unprepared(pod: Pod, now: datetime) -> Trouble | None:
+def in_preparation(seen: Observed) -> Pod | None:
+    """The first pod of the gang that has a node, and of which nothing shows why it does not run."""
+    pods = (pod for pod in seen.gang if pod.phase == "Pending" and pod.scheduled is not None and not pod.deleting)
+    return next((pod for pod in pods if pod.waiting is None or pod.waiting.reason in BEING_MADE), None)
+
+
+def _unprepared(seen: Observed, pod: Pod, now: datetime) -> Trouble | None:
     if pod.scheduled is None:
         return None
+    told = seen.preparation if seen.preparation and seen.preparation.pod_uid == pod.uid else None
+    if told is not None and told.reason in VOLUME_EVENTS and in_preparation(seen) is pod:
+        reason = Reason.ReferenceMissing if ABSENT.search(told.message) else Reason.VolumeUnavailable
+        return Trouble(_failure(pod, reason, f"pod {pod.name} waits: {told.reason}: {told.message}", now))
     if (wait := _left(pod.scheduled, PREPARATION, now)) > 0:
         return Trouble(None, wait)
-    message = f"pod {pod.name} is still being prepared on node {pod.node}: its image, its volumes or its network"
+    what = f"{told.reason}: {told.message}" if told else "its image, its volumes or its network"
+    message = f"pod {pod.name} is still being prepared on node {pod.node}: {what}"
     return Trouble(_failure(pod, Reason.SlowStart, message, now))
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from finetune_api.status import Phase
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Preparation
 from finetune_operator.client import Listing
 from finetune_operator.decide import decide
+from finetune_operator.preparations import INTERVAL as PREPARING
+from finetune_operator.preparations import Preparations
 from finetune_operator.refusals import INTERVAL, Refusals
 from finetune_operator.status import find, rfc3339
 from finetune_operator.troubles import lacks_pods
@@ -36,6 +38,8 @@ TROUBLES: list[tuple[str, tuple[Pod, ...], str, float, str | None, str]] = [
     ("no node", (pod(0, unschedulable="0/3 nodes are available"), pod(1)), "", 10, "Unschedulable", "0/3 nodes"),
     ("being made", (held("ContainerCreating"), pod(1, scheduled=NOW)), "", 59, None, ""),
     ("being made for a minute", (held("ContainerCreating"), pod(1)), "", 60, "SlowStart", "still being prepared"),
+    ("no claim", (pod(0, unschedulable='0/3 nodes: persistentvolumeclaim "notes" not found'), pod(1)), "", 10,
+     "ReferenceMissing", 'persistentvolumeclaim "notes" not found'),
     ("no pods, nobody knows why", (), "", 30, None, ""),
     ("no pods, the namespace is full", (), "forbidden: exceeded quota", 10, "PodsRefused", QUOTA),
     ("a missing Secret counts more than a full cluster",
@@ -61,6 +65,41 @@ def test_what_is_told(pods: tuple[Pod, ...], refusal: str, at: float, reason: st
     assert words in running.message
     assert after.last_failure.hint in running.message
     assert after.phase in (Phase.Pending, Phase.Starting), "waiting is no failure"
+
+
+VOLUMES = [
+    ("FailedMount", 'MountVolume.SetUp failed for volume "keys" : secret "own" not found', 16, "ReferenceMissing"),
+    ("FailedMount", 'MountVolume.SetUp failed for volume "a" : configmap "own" not found', 16, "ReferenceMissing"),
+    ("FailedMount", "MountVolume.SetUp failed: references non-existent secret key: a", 16, "ReferenceMissing"),
+    ("FailedMount", "MountVolume.SetUp failed: mount.nfs: Connection timed out", 16, "VolumeUnavailable"),
+    ("FailedAttachVolume", 'Multi-Attach error for volume "pvc-1"', 16, "VolumeUnavailable"),
+    ("Pulling", 'Pulling image "trainer:test"', 16, None),
+    ("Pulling", 'Pulling image "trainer:test"', 60, "SlowStart"),
+    ("FailedCreatePodSandBox", "no address is left", 60, "SlowStart"),
+]
+
+
+@pytest.mark.parametrize(("event", "message", "at", "reason"), VOLUMES)
+def test_a_pods_events_tell_what_its_containers_do_not(event: str, message: str, at: float, reason: str | None) -> None:
+    pods = (pod(0, scheduled=NOW, waiting=Waiting("ContainerCreating", "")), pod(1, scheduled=NOW))
+    told = Preparation("p1-0", event, message)
+    given = seen(job(status(Phase.Pending)), children=(child(),), pods=pods, preparation=told)
+    failure = decide(given, later(at)).status.last_failure
+    assert (failure.reason if failure else None) == reason
+    if failure:
+        assert f"{event}: {message}" in failure.message
+
+
+def test_an_event_of_another_pod_or_of_a_pod_that_goes_on_tells_nothing() -> None:
+    told = Preparation("p1-0", "FailedMount", 'secret "own" not found')
+    for pods in (
+        (pod(0, "Running"), pod(1, scheduled=NOW)),
+        (pod(0, scheduled=NOW, uid="later"), pod(1, scheduled=NOW)),
+        (held("ErrImagePull", "x: not found"), pod(1, scheduled=NOW)),
+    ):
+        given = seen(job(status(Phase.Pending)), children=(child(),), pods=pods, preparation=told)
+        failure = decide(given, later(16)).status.last_failure
+        assert failure is None or failure.reason == "ImageUnavailable"
 
 
 def test_it_is_looked_for_in_time() -> None:
@@ -104,13 +143,35 @@ def test_a_jobs_events_are_asked_for_when_its_pods_do_not_come() -> None:
 class Answers:
     """A client that knows events."""
 
-    def __init__(self, *messages: str) -> None:
+    def __init__(self, *messages: str, reasons: tuple[str, ...] = ()) -> None:
         self.items = [{"message": text, "lastTimestamp": f"2026-01-02T03:04:0{n}Z"} for n, text in enumerate(messages)]
+        for item, reason in zip(self.items, reasons, strict=False):
+            item["reason"] = reason
         self.asked: list[str] = []
 
     async def list(self, resource: Any, namespace: str, *, fields: str = "") -> Listing:
         self.asked.append(f"{resource.plural} in {namespace}: {fields}")
         return Listing(self.items, "1")
+
+
+def test_the_events_of_a_pod_are_read_when_it_has_had_time_and_the_latest_counts() -> None:
+    client, cache, clock = Answers("Pulling", "", reasons=("Pulling", "FailedMount")), Cache(), [100.0]
+    ask = Preparations(client, cache, lambda: clock[0]).ask  # type: ignore[arg-type]
+    waits = seen(job(status(Phase.Pending)), children=(child(),), pods=(pod(0, scheduled=NOW), pod(1)))
+
+    assert asyncio.run(ask(waits, later(5))) == 10
+    assert client.asked == []
+    clock[0] += 10
+    assert asyncio.run(ask(waits, later(15))) == PREPARING
+    assert client.asked == ["events in ml: involvedObject.uid=p1-0"]
+    assert cache.preparations[("ml", "a")] == Preparation("p1-0", "FailedMount", "")
+    clock[0] += 5
+    assert asyncio.run(ask(waits, later(20))) == PREPARING - 5
+    assert len(client.asked) == 1
+
+    running = seen(job(status(Phase.Pending)), children=(child(),), pods=(pod(0, "Running"), pod(1)))
+    assert asyncio.run(ask(running, later(25))) is None
+    assert cache.preparations == {}
 
 
 def test_the_latest_refusal_is_kept_and_asked_for_now_and_then() -> None:

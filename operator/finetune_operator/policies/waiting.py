@@ -19,6 +19,7 @@ PASSING = frozenset(
     {
         Reason.ImageUnavailable.value,
         Reason.ReferenceMissing.value,
+        Reason.VolumeUnavailable.value,
         Reason.Unschedulable.value,
         Reason.PodsRefused.value,
         Reason.SlowStart.value,

@@ -1,0 +1,31 @@
+"""What a real kubelet says of a pod that cannot start reaches the job's status within a minute."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cluster.operator_process import Operator
+from tests.cluster.rig import Rig
+from tests.cluster.rig.host_trees import IMAGE
+from tests.operator_harness import manifest
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_a_volume_of_a_secret_that_is_missing(cluster: Rig, operator: Operator, restricted_namespace: str) -> None:
+    volume = {"name": "keys", "mountPath": "/keys", "secret": {"name": "own"}}
+    job = manifest("a", nodes=1, image=IMAGE, pod={"volumes": [volume]})
+    cluster.kubectl("apply", "-n", restricted_namespace, "-f", "-", stdin=json.dumps(job))
+
+    def told() -> dict[str, str]:
+        found: dict[str, str] = (
+            cluster.get("ftj", "a", "-n", restricted_namespace).get("status", {}).get("lastFailure", {})
+        )
+        return found
+
+    cluster.wait_until(told, what="an explanation", seconds=60)
+    assert told()["reason"] == "ReferenceMissing", operator.log.read_text()
+    assert 'secret "own" not found' in told()["message"]
+    assert "FailedMount" in told()["message"]
