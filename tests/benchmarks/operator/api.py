@@ -1,4 +1,4 @@
-"""A client that is as light as can be, because it shares the machine with what it measures: raw objects, three watches."""
+"""A client as light as can be, because it shares the machine with what it measures: raw objects and watches."""
 
 from __future__ import annotations
 
@@ -71,16 +71,17 @@ class Api:
 
     async def _watch(self, path: str, seen: Seen, waiter: Waiter, opened: asyncio.Event) -> None:
         version = (await self.call("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
-        url = f"{self.server}{path}?watch=1&resourceVersion={version}&timeoutSeconds=3600"
-        async with self.session.get(url) as response:
-            opened.set()
-            async for line in response.content:
-                event = orjson.loads(line)
-                if event["type"] == "ERROR":
-                    raise RuntimeError(f"{path}: {event['object']}")
-                seen(event["type"], event["object"], time.monotonic())
-                waiter.news.set()
-        raise RuntimeError(f"the watch of {path} ended")
+        while True:  # the server ends watches that do not keep up
+            url = f"{self.server}{path}?watch=1&resourceVersion={version}&timeoutSeconds=3600"
+            async with self.session.get(url) as response:
+                opened.set()
+                async for line in response.content:
+                    event = orjson.loads(line)
+                    if event["type"] == "ERROR":
+                        raise RuntimeError(f"{path}: {event['object']}")
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    seen(event["type"], event["object"], time.monotonic())
+                    waiter.news.set()
 
 
 class Waiter:

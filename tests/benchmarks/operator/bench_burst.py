@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.operator.bench_burst [--sizes 100 500 1000] [--sides ours kubeflow bare] [--rounds 1]
 
+Then 200 jobs run while pods fail, on both operators, and ours is started again among 5000 jobs.
+
 Each job is a gang of two pods on nodes that KWOK plays, so that nothing but the control plane works. All sides meet the
 same API server in one run and take turns; a side's controllers run only during its own burst, as processes of this
 machine, with the settings that they ship with. Prints a table and, with --out, writes every figure as JSON lines.
@@ -14,6 +16,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +24,71 @@ from tests.cluster.rig import Rig, build
 
 from .api import Api
 from .burst import burst
-from .kubeflow import Kubeflow
+from .existing import existing
+from .kubeflow import RESTARTING, Kubeflow
+from .restarts import restarts
 from .scale import wide_rig
 from .sides import Bare, Ours, Side
-from .table import print_bursts
+from .table import print_bursts, print_restarts
 
 SIDES = ("kubeflow", "ours", "bare")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000], metavar="JOBS")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[100, 500, 1000], metavar="JOBS", help="of bursts")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--rounds", type=int, default=1, help="bursts of each size on each side")
-    parser.add_argument("--out", type=Path, help="file to which every burst's figures are added, a JSON line each")
+    parser.add_argument("--running", type=int, default=200, metavar="JOBS", help="while pods fail; 0: no such run")
+    parser.add_argument("--failures", type=int, default=50, metavar="PODS", help="that fail, one after the other")
+    parser.add_argument("--existing", type=int, default=5000, metavar="JOBS", help="at a restart; 0: no such run")
+    parser.add_argument("--out", type=Path, help="file to which every run's figures are added, a JSON line each")
     options = parser.parse_args()
     with (
         wide_rig(*(build.RIVAL if "kubeflow" in options.sides else ())) as rig,
         tempfile.TemporaryDirectory() as folder,
     ):
-        made: dict[str, Side] = {"ours": Ours(rig, Path(folder)), "bare": Bare(), "kubeflow": Kubeflow(rig)}
-        sides = [made[name] for name in options.sides]
-        for side in sides:
-            print(f"{side.name}: {side.versions()}", flush=True)
-        print(f"Kubernetes {build.KUBERNETES}, etcd {build.BINARIES['etcd'].version}", flush=True)
-        rows = asyncio.run(_bursts(rig, sides, options))
-    print_bursts(rows)
+        asyncio.run(_run(rig, Path(folder), options))
     return 0
 
 
-async def _bursts(rig: Rig, sides: list[Side], options: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
+async def _run(rig: Rig, folder: Path, options: argparse.Namespace) -> None:
+    ours = Ours(rig, folder)
+    made: dict[str, Side] = {"ours": ours, "bare": Bare(), "kubeflow": Kubeflow(rig)}
+    for name in options.sides:
+        print(f"{name}: {made[name].versions()}", flush=True)
+    print(f"Kubernetes {build.KUBERNETES}, etcd {build.BINARIES['etcd'].version}\n", flush=True)
+    keep = Keeper(options.out)
     async with Api.of(rig) as api:
         for count in options.sizes:
             for round in range(options.rounds):
-                for side in sides if round % 2 == 0 else reversed(sides):
-                    row = await burst(api, rig, side, count=count)
-                    rows.append(row)
-                    print(json.dumps(row), file=sys.stderr, flush=True)
-                    if options.out:
-                        with options.out.open("a") as out:
-                            out.write(json.dumps(row) + "\n")
-    return rows
+                for name in options.sides if round % 2 == 0 else reversed(options.sides):
+                    keep("burst", await burst(api, rig, made[name], count=count))
+            print_bursts(keep.rows["burst"])
+        restarting: dict[str, Side] = {"ours": ours, "kubeflow": Kubeflow(rig, runtime=RESTARTING)}
+        for name in options.sides if options.running else ():
+            if side := restarting.get(name):
+                row = await restarts(api, rig, side, running=options.running, failures=options.failures)
+                keep("restarts", row)
+        print_restarts(keep.rows["restarts"])
+        if options.existing and "ours" in options.sides:
+            keep("existing", await existing(api, rig, ours, count=options.existing))
+
+
+class Keeper:
+    """Every figure at once where it is safe: on stderr, and in a file."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._file = file
+
+    def __call__(self, what: str, row: dict[str, Any]) -> None:
+        self.rows[what].append(row)
+        line = json.dumps({"what": what, **row})
+        print(line, file=sys.stderr, flush=True)
+        if self._file:
+            with self._file.open("a") as out:
+                out.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Kubeflow Trainer v2 and JobSet as a side: two processes of this machine, with what their own manifests say.
 
-CRDs, webhooks, settings and the torch runtime come from the modules that the programs were built from. What differs from
-a cluster: the webhooks are called by URL instead of by a Service, certificates are the rig's, there is no leader
+CRDs, webhooks, settings and the torch runtime come from the modules that the programs were built from. What differs
+from a cluster: the webhooks are called by URL instead of by a Service, certificates are the rig's, there is no leader
 election, and both may do everything.
 """
 
@@ -104,7 +104,7 @@ class Kubeflow:
         self.rig.apply(runtime)
 
     def owner(self, job: str) -> str:
-        return job.split("-")[0]
+        return job.partition("-")[0]
 
     def running(self, raw: Raw) -> bool:
         """A TrainJob has no condition for it: its Jobs that are ready are counted."""

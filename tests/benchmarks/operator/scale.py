@@ -31,7 +31,8 @@ def wide_rig(*programs: str) -> Iterator[Rig]:
     build.build((*build.FAKE_NODES, *programs), paths, say=build.say_on_stderr)
     rig = lifecycle.join(paths, say=build.say_on_stderr)
     try:
-        assert rig.state is not None and rig.processes is not None
+        assert rig.state is not None
+        assert rig.processes is not None
         rig.processes.start(scheduler(paths, rig.state))
         rig.processes.start(_kwok(paths))
         rig.apply([_node(number) for number in range(NODES)])

@@ -74,13 +74,13 @@ class Ours:
     name: str = "ours"
     path: str = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
     user_names: tuple[str, ...] = ("system:serviceaccount:finetune-system:finetune-operator",)
-    profile: bool = False
     _process: Operator | None = field(default=None, repr=False)
 
     def versions(self) -> str:
         packages = ("kopf", "aiohttp", "uvloop", "orjson", "pydantic")
         found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-        return f"finetune-operator {importlib.metadata.version('finetune-operator')} (Python {sys.version.split()[0]}, {found})"
+        own = importlib.metadata.version("finetune-operator")
+        return f"finetune-operator {own} (Python {sys.version.partition(' ')[0]}, {found})"
 
     def prepare(self, namespace: str) -> None:
         pass
@@ -116,7 +116,8 @@ class Ours:
             self._process.stop()
 
     def pids(self) -> Mapping[str, int]:
-        assert self._process is not None and self._process.process is not None
+        assert self._process is not None
+        assert self._process.process is not None
         return {"operator": self._process.process.pid}
 
     def begin(self) -> None:

@@ -39,6 +39,17 @@ def print_bursts(rows: Sequence[Row]) -> None:
     print_table(("jobs", "", *(title for title, _ in COLUMNS)), lines)
 
 
+def print_restarts(rows: Sequence[Row]) -> None:
+    """From the failed pod to the next Job and to the whole gang running."""
+    parts = (("Job", "failed_pod_to_job_s"), ("gang", "failed_pod_to_gang_s"))
+    points = ("p50", "p99", "max")
+    lines = [
+        (row["side"], str(row["running"]), *(f"{row[key][point]:.2f}" for _, key in parts for point in points))
+        for row in rows
+    ]
+    print_table(("", "running", *(f"{what} {point}, s" for what, _ in parts for point in points)), lines)
+
+
 def print_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
