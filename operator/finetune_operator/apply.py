@@ -69,8 +69,7 @@ class Applier:
         since, a user or another replica, is heard first. The uid keeps it from a job that took the name since.
 
         Raises Conflict, with the newer version in the cache then."""
-        new = status.to_json()
-        if new == job.status.to_json():
+        if status is job.status or (new := status.to_json()) == job.status.to_json():
             return
         meta = {"name": job.name, "namespace": job.namespace, "uid": job.uid, "resourceVersion": str(job.version)}
         body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": new}

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from finetune_api.plan import ProgressReport
+from finetune_api.spec import FineTuneJobSpec
 
 from .offers import Offers
 from .resources import FINETUNEJOBS, JOBS, PODS, Key, Raw, Resource
@@ -168,6 +169,8 @@ class Cache:
     jobs: Store[JobView] = field(default_factory=lambda: Store(view_job))
     children: Store[ChildJob] = field(default_factory=lambda: Store(view_child_job))
     pods: Store[Pod] = field(default_factory=lambda: Store(view_pod))
+    specs: dict[tuple[str, int, bool], tuple[FineTuneJobSpec | None, str]] = field(default_factory=dict)
+    """What observe read, by the job's uid and generation, and how thoroughly."""
     reports: dict[Key, Report] = field(default_factory=dict)
     refusals: dict[Key, Refusal] = field(default_factory=dict)
     offers: Offers = field(default_factory=Offers)

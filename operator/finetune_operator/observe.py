@@ -18,6 +18,9 @@ from .offers import Offers
 from .resources import Key
 from .views import ChildJob, JobView, Pod
 
+SPECS = 500
+"""Specs kept, of any number of jobs: each takes some ten KiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -107,7 +110,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         defaults=defaults,
     )
     current = report and report.job_uid == job.uid and report.progress.attempt == seen.attempt
-    spec, problem = read_spec(job, thoroughly=seen.attempt == 0)
+    spec, problem = _spec_of(cache, job, thoroughly=seen.attempt == 0)
     heard = cache.heard.get(key)
     ours = heard is not None and (heard.job_uid, heard.attempt) == (job.uid, seen.attempt)
     refused = refusal.message if refusal and seen.child and refusal.child_uid == seen.child.uid else ""
@@ -125,6 +128,16 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         grouped=seen.child is not None and cache.grouped.get(key) == seen.child.uid,
         hold=hold.message if hold and seen.child and hold.child_uid == seen.child.uid else "",
     )
+
+
+def _spec_of(cache: Cache, job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:
+    """A job is looked at some times in a row, and then not for long: the latest specs are kept."""
+    which = (job.uid, job.generation, thoroughly)
+    if which not in cache.specs:
+        cache.specs[which] = read_spec(job, thoroughly=thoroughly)
+        if len(cache.specs) > SPECS:
+            del cache.specs[next(iter(cache.specs))]
+    return cache.specs[which]
 
 
 def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:

@@ -36,7 +36,9 @@ def clip(text: str) -> str:
 
 
 def change(status: FineTuneJobStatus, **fields: Any) -> FineTuneJobStatus:
-    """A copy with some fields replaced; None removes one."""
+    """A copy with some fields replaced; None removes one. Itself, if they are so already: most looks change nothing."""
+    if all(getattr(status, name) == value for name, value in fields.items()):
+        return status
     return status.model_copy(update=fields)
 
 
