@@ -125,7 +125,7 @@ class Operator:
         election: Election | None = None,
     ) -> None:
         self._loop = Loop()
-        defaults = Defaults(image="trainer:test")
+        defaults = Defaults(image="trainer:test", grow_after=1.0)
         options = Options(namespaces=namespaces, listen=listen, workers=4, defaults=defaults, election=election)
         self.client: Dying | None = None
 
@@ -288,9 +288,29 @@ class Hands:
     def set_pod(self, pod: Raw, status: Raw) -> None:
         self.patch(pod["metadata"]["name"], {"status": status}, PODS, "status")
 
+    def schedule(self, *pods: Raw) -> None:
+        """They have a node."""
+        for pod in pods:
+            self.set_pod(
+                pod, {"conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": _now()}]}
+            )
+
+    def find_no_node(self, pod: Raw, why: str = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu") -> None:
+        lacks = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why}
+        self.set_pod(pod, {"conditions": [{**lacks, "lastTransitionTime": _now()}]})
+
+    def probe(self, job: str, attempt: int) -> list[Raw]:
+        """The pods that look for more nodes for the attempt; none while they are not all there."""
+        child = self.get(names.probe_name(job, attempt), JOBS)
+        if child is None:
+            return []
+        own = child["metadata"]["labels"][names.LABEL_PROBE]
+        pods = [p for p in self.list(PODS) if p["metadata"]["labels"].get(names.LABEL_PROBE) == own]
+        return pods if len(pods) == child["spec"]["parallelism"] else []
+
     def end(self, pod: Raw, *, code: int = 0, words: LastWords | None = None, reason: str = "", text: str = "") -> None:
         """Its container ends."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = _now()
         ended = {
             "exitCode": code,
             "reason": reason or ("Error" if code else "Completed"),
@@ -308,6 +328,10 @@ class Hands:
         }
         phase = "Failed" if code else "Succeeded"
         self.set_pod(pod, {"phase": phase, "containerStatuses": [container]})
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def install(rig: Rig) -> Path:

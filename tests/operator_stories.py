@@ -71,6 +71,17 @@ def queue(hands: Hands, job: str) -> None:
     finish(hands, job, 1)
 
 
+def lose_and_regain_a_node(hands: Hands, job: str) -> None:
+    """Two pods, of which one finds no node; then one; then two again, when a probe has found a node."""
+    hands.create(manifest(job, nodes={"min": 1, "max": 2}, deadlines={"startup": "2s"}))
+    first, second = hands.await_gang(job, 1)
+    hands.schedule(first)
+    hands.find_no_node(second)
+    hands.run(job, 2)
+    hands.schedule(*wait_for(lambda: hands.probe(job, 2), what="a probe"))
+    finish(hands, job, 3)
+
+
 def expire(hands: Hands, job: str) -> None:
     """The manifest asks for its own deletion after the end."""
     hands.create(manifest(job, ttlAfterFinished="1s"))
