@@ -141,6 +141,15 @@ class Method(ApiModel):
         return self.type in ("full", "partial")
 
     @property
+    def virtual_tokens(self) -> int:
+        """Positions that a learned input takes in front of every sequence."""
+        defaults = {"prompt": Prompt, "ptuning": PTuning, "prefix": Prefix}
+        if self.type not in defaults:
+            return 0
+        settings = {"prompt": self.prompt, "ptuning": self.ptuning, "prefix": self.prefix}[self.type]
+        return (settings or defaults[self.type]()).virtual_tokens
+
+    @property
     def low_rank(self) -> Lora | None:
         """The settings of a method that adds low-rank updates; None for the others."""
         chosen = {"lora": self.lora, "dora": self.dora, "qlora": self.qlora}

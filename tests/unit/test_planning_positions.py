@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.methods import Method, Prefix
 from finetune_trainer.planning.positions import fitted, most_positions
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -40,14 +41,33 @@ def test_a_folder_without_configuration_sets_no_limit(tmp_path: Path) -> None:
 def test_what_fits_stays_and_the_default_gives_way(tmp_path: Path, asked: int, given: int) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
     data = Data.model_validate({"train": ({"uri": "file:///a.jsonl"},), "sequenceLength": asked})
-    assert fitted(data, tmp_path).sequence_length == given
+    assert fitted(data, tmp_path, Method()).sequence_length == given
 
 
 def test_more_than_the_model_knows_is_refused_with_the_number_to_use(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
     data = Data.model_validate({"train": ({"uri": "file:///a.jsonl"},), "sequenceLength": 4096})
     with pytest.raises(FinetuneError) as caught:
-        fitted(data, tmp_path)
+        fitted(data, tmp_path, Method())
     assert caught.value.reason is Reason.InvalidSpec
     assert "4096 is more than the 512 positions" in caught.value.message
     assert "data.sequenceLength: 512" in caught.value.hint
+
+
+def test_virtual_tokens_take_positions_too(tmp_path: Path) -> None:
+    """A table of 64 learned positions, of which 20 come before the first word."""
+    (tmp_path / "config.json").write_text('{"n_positions": 64}')
+    prompt, most = Method(type="prompt"), Method(type="prefix", prefix=Prefix(virtual_tokens=60))
+    left_open = Data.model_validate({"train": ({"uri": "file:///a.jsonl"},)})
+    assert fitted(left_open, tmp_path, prompt).sequence_length == 44
+    assert fitted(left_open, tmp_path, Method(type="ptuning")).sequence_length == 44
+    assert fitted(left_open, tmp_path, Method(type="adapter")).sequence_length == 64
+    asked = left_open.model_copy(update={"sequence_length": 64})
+    with pytest.raises(
+        FinetuneError, match=r"64 positions that the model knows, of which virtual tokens take 20"
+    ) as no:
+        fitted(asked, tmp_path, prompt)
+    assert "data.sequenceLength: 44" in no.value.hint
+    with pytest.raises(FinetuneError, match="no sequence fits") as none:
+        fitted(left_open, tmp_path, most)
+    assert none.value.hint == "Set method.prefix.virtualTokens to at most 56."

@@ -10,7 +10,7 @@ from finetune_api.strategy import Strategy
 from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
-from finetune_trainer.planning.strategy import check_installed, choose, shards
+from finetune_trainer.planning.strategy import check_installed, choose, of_gang, shards
 
 GIB = 1 << 30
 
@@ -68,6 +68,15 @@ def test_what_an_adapter_trains_lies_whole_on_every_process() -> None:
 @pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])
 def test_a_node_holds_the_model_where_it_has_several_processes(nodes: int, each: int, expected: int) -> None:
     assert shards(nodes=nodes, processes_per_node=each) == expected
+
+
+def test_a_gang_spreads_its_states_as_the_manifest_says() -> None:
+    gang = {"nodes": 2, "processes_per_node": 4}
+    assert of_gang(Strategy(type="ddp"), **gang) == of_gang(Strategy(), **gang) == Spread(ranks=8)
+    assert of_gang(Strategy(type="fsdp"), **gang) == Spread(strategy="fsdp", ranks=8, shards=4)
+    offloaded = of_gang(Strategy(type="deepspeed", zero_stage=3, offload="all"), **gang)
+    assert (offloaded.zero_stage, offloaded.offload_optimizer, offloaded.offload_parameters) == (3, True, True)
+    assert not of_gang(Strategy(type="deepspeed", offload="optimizer"), **gang).offload_parameters
 
 
 def test_each_stage_of_zero_leaves_less_on_a_process() -> None:

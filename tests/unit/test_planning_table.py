@@ -20,6 +20,7 @@ from tests.unit.test_planning_memory import LLAMA_3B, SMOLLM2, llama
 
 GIB = 1 << 30
 LLAMA_8B = llama(hidden=4096, layers=32, intermediate=14336, key_value=1024, vocabulary=128256, tied=False)
+EIGHT = {"nodes": 1, "processesPerNode": 8}
 CORE = replace(nameless("cpu", memory=16 * GIB), fp32=80e9, bandwidth=10e9, utilisation=0.75, ramp=32)
 
 
@@ -64,10 +65,29 @@ def test_every_method_and_strategy_has_a_row() -> None:
     rows = planner(gpu("H100"), resources={"limits": {"nvidia.com/gpu": 4}}).rows()
     labels = [(row.method.type, row.spread.label) for row in rows]
     assert ("full", "ddp") in labels
-    assert ("full", "fsdp") in labels
+    assert [label for method, label in labels if method == "full"] == [
+        "ddp", "fsdp", "deepspeed zero 1", "deepspeed zero 2", "deepspeed zero 3"
+    ]  # fmt: skip
+    assert [label for method, label in labels if method == "lora"] == ["ddp", "fsdp", "deepspeed zero 3"]
     assert ("qlora", "fsdp") not in labels, "what cannot be sharded is not offered"
     assert "probe" not in {method for method, _ in labels}, "only of classification"
     assert {spread for _, spread in ((r.method.type, r.spread.label) for r in planner(gpu("H100")).rows())} == {"ddp"}
+
+
+def test_zero_as_the_job_asks_for_it_has_a_row_of_its_own() -> None:
+    asked = {"type": "deepspeed", "zeroStage": 3, "offload": "all"}
+    for processes in (1, 4):  # offloading helps one process too
+        rows = planner(gpu("H100"), strategy=asked, processesPerNode=processes).rows()
+        own = [row for row in rows if row.spread.offload_parameters]
+        assert {row.method.type for row in own} == {"full", "partial", "lora", "adapter"}
+        assert all(row.spread.label == "deepspeed zero 3 offload" and row.need.host for row in own)
+
+
+def test_what_is_sharded_leaves_room_for_more_tokens_at_once() -> None:
+    made = planner(gpu("H100", memory=40 * GIB), method={"type": "full"}, **EIGHT)
+    tokens = {row.spread.label: row.tokens for row in made.rows() if row.method.type == "full"}
+    assert tokens["ddp"] == made.row_tokens, "nothing fits, so it is the least"
+    assert tokens["ddp"] < tokens["deepspeed zero 2"] < tokens["fsdp"]
 
 
 def test_the_own_method_keeps_its_settings() -> None:
@@ -112,9 +132,6 @@ def test_the_row_to_begin_with(
 def test_nothing_is_recommended_where_nothing_fits() -> None:
     made = planner(gpu("H100", memory=GIB))
     assert recommended(made.rows(), made).row is None
-
-
-EIGHT = {"nodes": 1, "processesPerNode": 8}
 
 
 @pytest.mark.parametrize(

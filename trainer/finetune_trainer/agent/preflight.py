@@ -87,7 +87,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_memory(plan, shape)
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
-    data = fitted(spec.data, model.path)
+    data = fitted(spec.data, model.path, spec.method)
     if data != spec.data:
         _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
     datasets = load_datasets(data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)

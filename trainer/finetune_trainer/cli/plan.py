@@ -223,8 +223,9 @@ def _merged_bytes(folder: Path, planner: Planner) -> int:
 def _hint(planner: Planner, rows: list[Row]) -> str | None:
     """What to change, if the job as it is written fits with no strategy that it allows."""
     wanted = planner.spec.strategy.type
+    spreads = [planner.spread(kind) for kind in (("ddp", "fsdp") if wanted == "auto" else (wanted,))]
     own = [row for row in rows if row.method.type == planner.spec.method.type]
-    allowed = [row for row in own if wanted in ("auto", row.spread.strategy)] or own
+    allowed = [row for row in own if row.spread in spreads] or own
     return None if any(row.fits for row in allowed) else smallest_change(planner, allowed[-1].spread)
 
 

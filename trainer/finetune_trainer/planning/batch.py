@@ -11,6 +11,7 @@ from typing import Literal
 from finetune_api.methods import Method
 from finetune_trainer.planning.memory import Precision, estimate
 from finetune_trainer.planning.model import ModelShape
+from finetune_trainer.planning.spread import WHOLE, Spread
 
 CPU_TOKENS = 1024
 GPU_TOKENS = 32768
@@ -25,15 +26,20 @@ def micro_batch_tokens(
     longest_row: int,
     device: Literal["cpu", "cuda"],
     device_memory: int | None = None,
+    spread: Spread = WHOLE,
 ) -> int:
-    """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength."""
+    """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
+    `spread`: what the strategy leaves of the states on the process."""
     if device == "cpu":
         return max(longest_row, CPU_TOKENS)
     if shape is None or device_memory is None:
         return max(longest_row, GPU_TOKENS // 2)
 
     def need(tokens: int) -> int:
-        return estimate(shape, method, precision=precision, device=device, tokens=tokens, row=longest_row).total
+        need = estimate(
+            shape, method, precision=precision, device=device, tokens=tokens, row=longest_row, spread=spread
+        )
+        return need.total
 
     one, two = need(4096), need(8192)
     per_token = max(1.0, (two - one) / 4096)

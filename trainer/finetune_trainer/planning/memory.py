@@ -106,7 +106,7 @@ def estimate(
     ) + 2 * h * width * tokens  # in bf16 also as the product left them
     inside_a_block = (3 * f + 2 * h) * width * tokens
     states = spread.share(
-        _parts(shape, method, trained, width), low=width == 2, trains_the_model=method.trains_the_model
+        _parts(shape, method, trained, width, spread), low=width == 2, trains_the_model=method.trains_the_model
     )
     on_the_host = device == "cuda"
     export = _merging(shape, method) if merged else 0
@@ -179,13 +179,14 @@ def _bottlenecks(shape: ModelShape, method: Method) -> int:
     return shape.layers * (2 if (method.adapter or Adapter()).placement == "houlsby" else 1)
 
 
-def _parts(shape: ModelShape, method: Method, trained: int, width: int) -> Parts:
+def _parts(shape: ModelShape, method: Method, trained: int, width: int, spread: Spread) -> Parts:
     """Parameters, and the bytes of those that stay as they are."""
     blocks = max(shape.blocks, default=0)
     # Two blocks and what lies outside of all, at most the whole.
     gathered = width * min(shape.parameters, 2 * blocks + shape.parameters - sum(shape.blocks)) if shape.blocks else 0
     if method.trains_the_model:
-        return Parts(trained=trained, frozen=(shape.parameters - trained) * width, gathered=gathered)
+        kept = width if spread.strategy == "ddp" else 4  # only whole weights go back to 16 bits where they are frozen
+        return Parts(trained=trained, frozen=(shape.parameters - trained) * kept, gathered=gathered)
     if method.type == "qlora":
         packed = sum(a * b for a, b in shape.linears.values())
         frozen = int(packed * FOUR_BITS) + (shape.parameters - packed) * width

@@ -8,21 +8,35 @@ from typing import Any
 
 from finetune_api.data import DEFAULT_SEQUENCE_LENGTH, Data
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.methods import Method
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+_SHORTEST = 8
+"""Of data.sequenceLength, by the schema."""
 
 
-def fitted(data: Data, folder: Path) -> Data:
-    """The manifest's data with the sequence length that the model in `folder` allows: the default gives way to a model
-    with less, what was asked for does not. InvalidSpec names the number to use."""
-    most = most_positions(folder)
-    if most is None or data.sequence_length <= most:
+def fitted(data: Data, folder: Path, method: Method) -> Data:
+    """The manifest's data with the sequence length that the model in `folder` allows, behind the virtual tokens that
+    `method` puts in front: the default gives way to a model with less, what was asked for does not. InvalidSpec names
+    the number to use."""
+    known = most_positions(folder)
+    if known is None:
         return data
+    most = known - method.virtual_tokens
+    if data.sequence_length <= most:
+        return data
+    taken = f", of which virtual tokens take {method.virtual_tokens}" if method.virtual_tokens else ""
+    if most < _SHORTEST:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"no sequence fits into the {known} positions that the model knows{taken}",
+            f"Set method.{method.type}.virtualTokens to at most {known - _SHORTEST}.",
+        )
     if data.sequence_length == DEFAULT_SEQUENCE_LENGTH:
         return data.model_copy(update={"sequence_length": most})
     raise FinetuneError(
         Reason.InvalidSpec,
-        f"data.sequenceLength {data.sequence_length} is more than the {most} positions that the model knows",
+        f"data.sequenceLength {data.sequence_length} is more than the {known} positions that the model knows{taken}",
         f"Set data.sequenceLength: {most}, or use a model with a longer context.",
     )
 

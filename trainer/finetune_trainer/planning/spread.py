@@ -3,9 +3,12 @@
 ddp         everything, on every rank
 fsdp        the model in shards, with gradients and moments where it trains; adapters whole; blocks are gathered to
             compute and freed after. Where a node has several processes, each node holds the whole model
-deepspeed   ZeRO 1: moments in shards; 2: gradients too; 3: weights too. In bf16 weights and gradients take 2 bytes,
-            and fp32 weights count as moments: 2 + 2 + 12 (1910.02054, figure 1). Offloaded parts lie in the
-            memory of the node
+deepspeed   ZeRO 1: moments in shards; 2: gradients too; 3: weights too. Its paper (1910.02054, figure 1) counts
+            2 + 2 + 12 bytes for weights, gradients and moments with a second copy of the weights in fp32. Here
+            weights that train are in fp32 themselves: 4 + 4 + 12, of which stage 3 needs no second copy (8), unless
+            moments are offloaded. Offloaded parts lie in the memory of the node
+autocast    in bf16 the copies that products of trained weights are made of, 2 bytes each, live from the forward to the
+            backward: whole on every rank, but not under fsdp, which gathers weights in bf16
 """
 
 from __future__ import annotations
@@ -62,27 +65,27 @@ class Spread:
     def share(self, parts: Parts, *, low: bool, trains_the_model: bool) -> States:
         """`low`: products in bf16. Adapters are fp32 whatever the base is."""
         n = parts.trained
+        copies = 2 * n if low and trains_the_model else 0
         if self.strategy == "deepspeed":
-            return self._zero(parts, low=low)
+            return self._zero(parts, copies)
         if self.strategy == "fsdp":
             own = self._sharing if trains_the_model else 1
             weights = self._part(parts.frozen) + -(-4 * n // own)
             return States(
                 weights=weights, gradients=-(-4 * n // own), moments=-(-8 * n // own), gathered=parts.gathered
             )
-        copies = 2 * n if low and trains_the_model else 0
         return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=8 * n)
 
-    def _zero(self, parts: Parts, *, low: bool) -> States:
+    def _zero(self, parts: Parts, copies: int) -> States:
         stage, n = self.zero_stage, parts.trained
-        width = 2 if low else 4
-        weights, gradients, moments = parts.frozen + width * n, width * n, (12 if low else 8) * n
+        second = stage < 3 or self.offload_optimizer
+        weights, gradients, moments = parts.frozen + 4 * n, 4 * n, (12 if second else 8) * n
         moments = self._part(moments) if stage >= 1 else moments
         gradients = self._part(gradients) if stage >= 2 else gradients
         weights = self._part(weights) if stage >= 3 else weights
         host = (moments if self.offload_optimizer else 0) + (weights if self.offload_parameters else 0)
         return States(
-            weights=0 if self.offload_parameters else weights,
+            weights=copies + (0 if self.offload_parameters else weights),
             gradients=gradients,
             moments=0 if self.offload_optimizer else moments,
             gathered=parts.gathered if stage >= 3 else 0,

@@ -10,6 +10,7 @@ from finetune_api.methods import Method
 from finetune_api.strategy import SHARDABLE, Strategy
 
 from .memory import Estimate
+from .spread import Spread
 
 Kind = Literal["ddp", "fsdp", "deepspeed"]
 
@@ -38,6 +39,23 @@ def check_installed(settings: Strategy) -> None:
             "strategy.type deepspeed needs the package deepspeed, which the trainer's image does not have",
             "Use an image with finetune-operator[trainer,deepspeed], or set strategy.type: fsdp.",
         )
+
+
+def of_gang(settings: Strategy, *, nodes: int, processes_per_node: int) -> Spread:
+    """What a gang's strategy (ddp where it is still auto) does with the states. HSDP: a node's processes share a
+    weight, or all where each node has one."""
+    ranks = nodes * processes_per_node
+    if settings.type == "fsdp":
+        return Spread(strategy="fsdp", ranks=ranks, shards=shards(nodes=nodes, processes_per_node=processes_per_node))
+    if settings.type == "deepspeed":
+        return Spread(
+            strategy="deepspeed",
+            ranks=ranks,
+            zero_stage=settings.stage,
+            offload_optimizer=settings.offload in ("optimizer", "all"),
+            offload_parameters=settings.offload == "all",
+        )
+    return Spread(ranks=ranks)
 
 
 def shards(*, nodes: int, processes_per_node: int) -> int:

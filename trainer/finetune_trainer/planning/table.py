@@ -9,14 +9,14 @@ from typing import get_args
 
 from finetune_api.methods import Method
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.strategy import SHARDABLE, SHARDED, Strategy
+from finetune_api.strategy import SHARDABLE
 from finetune_trainer.planning.batch import GPU_TOKENS, micro_batch_tokens
 from finetune_trainer.planning.devices import Device
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.speed import step_seconds
 from finetune_trainer.planning.spread import Spread
-from finetune_trainer.planning.strategy import shards
+from finetune_trainer.planning.strategy import of_gang
 
 FEWEST_TOKENS = 64
 USUAL_ROW = 256
@@ -151,20 +151,9 @@ class Planner:
         return low * FEWEST_TOKENS
 
     def spread(self, strategy: str) -> Spread:
-        """Of this job's gang. HSDP: a node's processes share a weight, or all where each node has one."""
-        if strategy == "fsdp":
-            ranks = shards(nodes=self.spec.max_nodes, processes_per_node=self.spec.processes)
-            return Spread(strategy="fsdp", ranks=self.spec.world_size, shards=ranks)
-        if strategy == "deepspeed":
-            asked = self.spec.strategy
-            return Spread(
-                strategy="deepspeed",
-                ranks=self.spec.world_size,
-                zero_stage=asked.stage,
-                offload_optimizer=asked.offload in ("optimizer", "all"),
-                offload_parameters=asked.offload == "all",
-            )
-        return Spread(ranks=self.spec.world_size)
+        """Of this job's gang, with its own settings."""
+        settings = self.spec.strategy.model_copy(update={"type": strategy})
+        return of_gang(settings, nodes=self.spec.max_nodes, processes_per_node=self.spec.processes)
 
     def _tokens(self, method: Method, spread: Spread) -> int:
         """As the trainer chooses, and less where that would not fit."""
@@ -175,6 +164,7 @@ class Planner:
             longest_row=self.row_tokens,
             device=self.device.kind,
             device_memory=self.device.memory,
+            spread=spread,
         )
         return max(self.row_tokens, min(chosen, self.most_tokens(method, spread) or 0))
 
@@ -185,7 +175,15 @@ class Planner:
             yield self.spec.method if kind == self.spec.method.type else Method(type=kind)
 
     def _spreads(self, method: Method) -> Iterator[Spread]:
+        """ZeRO without offloading, and as the job asks for it. Of adapters its first stages share next to nothing."""
         yield self.spread("ddp")
-        if self.spec.world_size > 1 and method.type in SHARDABLE:
-            known = get_args(Strategy.model_fields["type"].annotation)
-            yield from (self.spread(name) for name in SHARDED if name in known)
+        if method.type not in SHARDABLE:
+            return
+        many = self.spec.world_size > 1
+        if many:
+            yield self.spread("fsdp")
+        stages = (1, 2, 3) if method.trains_the_model else (3,)
+        zero = [Spread(strategy="deepspeed", ranks=self.spec.world_size, zero_stage=stage) for stage in stages if many]
+        if self.spec.strategy.type == "deepspeed" and (own := self.spread("deepspeed")) not in zero:
+            zero.append(own)
+        yield from zero

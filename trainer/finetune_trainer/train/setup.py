@@ -29,7 +29,7 @@ from finetune_trainer.planning.machine import memory_limit
 from finetune_trainer.planning.memory import estimate
 from finetune_trainer.planning.model import find_shape
 from finetune_trainer.planning.positions import fitted
-from finetune_trainer.planning.strategy import choose
+from finetune_trainer.planning.strategy import choose, of_gang
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -83,7 +83,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter = Reporter(run_dir, plan, gang.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
     local = resolve_model(spec.model, cache=cache)
-    spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path)})
+    spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path, spec.method)})
     data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
@@ -123,7 +123,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     model = LanguageModel(network, device, autocast, abilities, strategy, below)
 
     train = data.train.after(prompt.ids) if prompt else data.train
-    layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates)
+    layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -257,8 +257,10 @@ def _layout(
     *,
     low: bool,
     isolates: bool,
+    strategy: Strategy,
 ) -> Layout:
     on_gpu = device.type == "cuda"
+    place, kind = strategy.place, strategy.name if strategy.name in SHARDED else "ddp"
     default = micro_batch_tokens(
         find_shape(local.path),
         spec.method,
@@ -266,6 +268,11 @@ def _layout(
         longest_row=int(train.lengths.max(initial=1)),
         device="cuda" if on_gpu else "cpu",
         device_memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
+        spread=of_gang(
+            spec.strategy.model_copy(update={"type": kind}),
+            nodes=place.world_size // place.local_world_size,
+            processes_per_node=place.local_world_size,
+        ),
     )
     return Layout(
         max_tokens=spec.training.micro_batch_tokens or default,
