@@ -118,6 +118,8 @@ BAD = (
     Bad("an unknown format", {"spec.data.format": "alpaca"}, "spec.data.format", "must be one of", "Unsupported value"),
     Bad("an unknown schedule", {"spec.training.schedule": "step"}, "spec.training.schedule", "must be one of", "Unsupported value"),
     Bad("an unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "must be one of", "Unsupported value"),
+    Bad("lora in no layer", {"spec.method": {"lora": {"layers": 0}}}, "spec.method.lora.layers", "at least 1",
+        "should be greater than or equal to 1"),
     Bad("unknown targets", {"spec.method": {"lora": {"targets": "q_proj"}}}, "spec.method.lora.targets", "must be one of",
         "Unsupported value"),
     # unions

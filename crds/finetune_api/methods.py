@@ -42,6 +42,11 @@ class Lora(ApiModel):
     targets: Literal["all-linear", "attention", "mlp"] = Field(
         "all-linear", description="Which linear layers of the decoder blocks get an adapter; the head never does."
     )
+    layers: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="How many of the last decoder layers get an adapter; those below are only passed forward, which "
+        "saves their memory and most of their time. Default: all.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="On the adapter's input.")
 
 

@@ -26,6 +26,7 @@ CONFIG = {
         (Method(type="lora"), "float32", 512),
         (Method(type="lora"), "bfloat16", 512),
         (Method(type="lora", lora=Lora(dropout=0.1)), "float32", 256),
+        (Method(type="lora", lora=Lora(layers=1)), "float32", 512),
         (Method(type="partial", partial=Partial(layers=2)), "float32", 512),
     ],
     ids=lambda value: f"{value.type}" if isinstance(value, Method) else str(value),

@@ -143,6 +143,9 @@ def test_parameter_counts_are_the_published_ones() -> None:
         # attention has k and o too: 32·28·((3072+3072)·2 + (3072+1024)·2).
         (Lora(rank=10, targets="mlp"), 9_461_760),
         (Lora(rank=32, targets="attention"), 18_350_080),
+        # one of 28 layers; and a number beyond them means all
+        (Lora(rank=10, targets="mlp", layers=1), 9_461_760 // 28),
+        (Lora(rank=10, targets="mlp", layers=99), 9_461_760),
     ],
 )
 def test_lora_parameters(lora: Lora, expected: int) -> None:

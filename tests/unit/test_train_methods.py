@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,26 @@ TARGETS = [
 def test_targets_are_the_linear_layers_of_the_blocks(kind: str, targets: str, names: list[str]) -> None:
     net = network(kind)
     assert target_suffixes(net, decoder_layers(net), targets) == names
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Mixtral"])
+def test_adapters_in_the_last_layers_alone(kind: str) -> None:
+    net = network(kind, layers=3)
+    whole = len(_lora(network(kind, layers=3)).trainable)
+    attached = _lora(net, layers=1)
+    assert attached.lowest_layer == 2
+    assert len(attached.trainable) == whole // 3
+    assert all(re.search(r"\.(layers|h)\.2\.", name) for name in attached.trainable)
+    assert len(_lora(network(kind, layers=3), layers=9).trainable) == whole
+
+
+def test_nothing_is_recorded_below_the_lowest_adapter() -> None:
+    net = network(layers=3)
+    attached = _lora(net, layers=1)
+    hidden = net.model(TOKENS, output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in hidden] == [False, False, False, True]
+    attached.adapter(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    assert all(parameter.grad is not None for parameter in attached.trainable.values())
 
 
 def test_a_block_without_the_wanted_layers_is_refused() -> None:

@@ -7,6 +7,7 @@ adapter and the same optimizer, and must have the same losses to 1e-3 and the sa
 that has not is void. What counts is CPU seconds of the process from the end of one step to the end of the next: for
 each process the cheapest step after the first, of all rounds the cheapest. Sides take turns, each in a process of its
 own. Ours is a whole run from a manifest. Rivals live in virtual environments of their own (tools/rivals.sh).
+With --keep FILE what was measured stays in a file, and later calls add their rounds to it.
 Prints one Markdown table a row, and exits 1 where a target is missed or a side is void.
 """
 
@@ -140,6 +141,7 @@ def main() -> int:
     parser.add_argument("--side", action="append", choices=[*SIDES], help="default: all of the row")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="the first is not counted")
+    parser.add_argument("--keep", type=Path, help="a file of earlier rounds, for this machine alone")
     options = parser.parse_args()
     model = _smollm2()
     print(f"{_machine()}; one thread; {options.rounds} rounds of {options.steps} steps")
@@ -147,42 +149,55 @@ def main() -> int:
     for name in options.row or ROWS:
         row = ROWS[name]
         sides = [side for side in row.sides if side in (options.side or row.sides)]
-        missed += _compare(name, row, sides, model=model, rounds=options.rounds, steps=options.steps)
+        found = {side: Found(runs) for side, runs in _kept(options.keep).get(name, {}).items()}
+        found = {side: found.get(side, Found()) for side in row.sides if side in sides or side in found}
+        _measure_all(found, row, sides, model=model, rounds=options.rounds, steps=options.steps)
+        if options.keep:
+            options.keep.write_text(json.dumps(_kept(options.keep) | {name: {s: f.runs for s, f in found.items()}}))
+        missed += _judge_all(name, row, found)
     return 1 if missed else 0
 
 
-def _compare(name: str, row: Row, sides: Sequence[str], *, model: Path, rounds: int, steps: int) -> int:
-    print(f"\n## {name}\n", flush=True)
-    found = {side: Found() for side in sides}
+def _kept(file: Path | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Runs by row and side."""
+    return json.loads(file.read_text()) if file and file.exists() else {}
+
+
+def _measure_all(
+    found: dict[str, Found], row: Row, sides: Sequence[str], *, model: Path, rounds: int, steps: int
+) -> None:
     with tempfile.TemporaryDirectory(prefix="rivals-") as folder:
-        documents = _documents(Path(folder) / "documents", row, steps, model=model)
+        documents = _documents(Path(folder) / "documents", row, steps, model=model) if rounds else Path()
         for turn in range(rounds):
             for side in sides if turn % 2 == 0 else reversed(sides):
                 if not found[side].trouble:
                     _measure(found[side], side, row, documents, steps=steps, model=model, scratch=Path(folder) / "run")
-    first = next((found[side] for side in sides if found[side].runs), None)
+
+
+def _judge_all(name: str, row: Row, found: dict[str, Found]) -> int:
+    """Prints the row; answers how much is wrong with it."""
+    print(f"\n## {name}\n")
+    first = next((its for its in found.values() if its.runs), None)
     if first is None:
         return 1
     trained = sum(row.lengths) - len(row.lengths)
-    print("| side | CPU s a step | first step | trained tokens a CPU s | peak MB | loss apart | versions |")
-    print("|---|---|---|---|---|---|---|")
+    print("| side | runs | CPU s a step | first step | trained tokens a CPU s | peak MB | loss apart | versions |")
+    print("|---|---|---|---|---|---|---|---|")
     missed = 0
     for side, its in found.items():
-        if its.trouble:
-            print(f"| {side} | {its.trouble} | | | | | |")
+        if not its.runs:
+            print(f"| {side} | {its.trouble} | | | | | | |")
             continue
         apart = its.apart(first)
         same = apart <= LOSS_TOLERANCE and its.runs[0]["trainable"] == first.runs[0]["trainable"]
         missed += not same
         begin = min(run["cpu"][0] for run in its.runs)
         print(
-            f"| {side} | {its.cpu:.2f} | {begin:.2f} | {trained / its.cpu:.1f} | {its.peak:.0f} "
+            f"| {side} | {len(its.runs)} | {its.cpu:.2f} | {begin:.2f} | {trained / its.cpu:.1f} | {its.peak:.0f} "
             f"| {apart:.1e}{'' if same else ' **void**'} | {its.runs[0]['versions']} |"
         )
     print()
-    for target in row.targets:
-        missed += _judge(target, found)
-    return missed
+    return missed + sum(_judge(target, found) for target in row.targets)
 
 
 def _judge(target: Target, found: dict[str, Found]) -> bool:

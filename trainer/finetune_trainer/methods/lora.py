@@ -66,6 +66,7 @@ class Lora:
             task_type="CAUSAL_LM",
             bias="none",
             revision=base.revision,
+            **_last(layers, self.settings.layers),
             **self.options,
         )
         network.requires_grad_(False)
@@ -90,6 +91,15 @@ class Lora:
 
         loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
         return loaded
+
+
+def _last(layers: Layers, count: int | None) -> dict[str, Any]:
+    """PEFT's words for the last `count` blocks. Without the list's name it would take the last number in a module's
+    name for its block, which in a mixture of experts is the expert."""
+    if count is None or count >= layers.count:
+        return {}
+    chosen = list(range(layers.count - count, layers.count))
+    return {"layers_to_transform": chosen, "layers_pattern": layers.prefix.rpartition(".")[2]}
 
 
 def target_suffixes(network: nn.Module, layers: Layers, targets: str, *, method: str = "lora") -> list[str]:

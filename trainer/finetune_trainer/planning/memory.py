@@ -160,11 +160,14 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
         return _bottlenecks(shape, method) * (2 * shape.hidden * m + m + shape.hidden)
     lora = method.low_rank or Lora()
     magnitudes = 1 if method.type == "dora" else 0
-    return sum(lora.rank * (d_out + d_in) + magnitudes * d_out for d_out, d_in in shape.adapted(lora.targets))
+    adapted = shape.adapted(lora.targets, lora.layers)
+    return sum(lora.rank * (d_out + d_in) + magnitudes * d_out for d_out, d_in in adapted)
 
 
 def recorded_layers(shape: ModelShape, method: Method) -> int:
     """Of which a pass keeps activations. How many `auto` comes to is measured in a pass through all."""
+    if method.low_rank and method.low_rank.layers:
+        return min(method.low_rank.layers, shape.layers)
     fixed = method.type == "partial" and isinstance((method.partial or Partial()).layers, int)
     return _last(shape, method) if fixed else shape.layers
 
@@ -202,7 +205,7 @@ def _beside(shape: ModelShape, method: Method, width: int) -> int:
     settings = method.low_rank
     if settings is None:
         return 0
-    adapted = shape.adapted(settings.targets)
+    adapted = shape.adapted(settings.targets, settings.layers)
     copies = settings.rank * width * len(adapted)  # what lies between the two matrices
     if settings.dropout > 0:  # PEFT keeps what is left of each input, the mask, and in bf16 more
         copies += int(sum((5 if width == 4 else 6.5) * d_in for _, d_in in adapted))
@@ -224,7 +227,7 @@ def _merging(shape: ModelShape, method: Method) -> int:
     """Bytes of the largest adapted matrix while it is merged: in fp32, and twice as it is stored (at most fp32)."""
     if method.low_rank is None:
         return 0
-    return 12 * max((a * b for a, b in shape.adapted(method.low_rank.targets)), default=0)
+    return 12 * max((a * b for a, b in shape.adapted(method.low_rank.targets, method.low_rank.layers)), default=0)
 
 
 def human(size: float) -> str:

@@ -37,9 +37,14 @@ class ModelShape:
     blocks: tuple[int, ...] = ()
     """Parameters of each decoder block, norms and biases too."""
 
-    def adapted(self, targets: str) -> list[tuple[int, int]]:
-        """The matrices that `targets` of a low-rank method means."""
-        return [shape for name, shape in self.linears.items() if targets == "all-linear" or _part(name) == targets]
+    def adapted(self, targets: str, last: int | None = None) -> list[tuple[int, int]]:
+        """The matrices that `targets` of a low-rank method means, in the `last` blocks or in all."""
+        first = 0 if last is None else self.layers - last
+        return [
+            shape
+            for name, shape in self.linears.items()
+            if (targets == "all-linear" or _part(name) == targets) and _block(name) >= first
+        ]
 
 
 def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
@@ -117,6 +122,12 @@ def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
             header = json.loads(file.read(length))
         found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return found
+
+
+def _block(name: str) -> int:
+    """`model.layers.3.self_attn.q_proj.weight` → 3."""
+    found = _BLOCK.search(name)
+    return int(found[1]) if found else 0
 
 
 def _part(name: str) -> str:

@@ -59,6 +59,10 @@ def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     if method.type == "partial":
         head = shape.vocabulary * shape.hidden
         return 2 * n + 4 * trained + 2 * head + attention * (1 + 2 * recorded_layers(shape, method) / shape.layers) / 3
+    if (passed := recorded_layers(shape, method)) < shape.layers and shape.blocks:
+        above = sum(shape.blocks[-passed:]) + shape.vocabulary * shape.hidden
+        attention *= (1 + 2 * passed / shape.layers) / 3
+        return (2 * n + 2 * above + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
     return (4 * n + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
 
 

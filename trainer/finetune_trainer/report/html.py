@@ -190,7 +190,11 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     plan, training = report.plan, report.spec.training
     yield "method", _method(report)
     if lora := report.spec.method.low_rank:
-        yield "adapter", f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+        yield (
+            "adapter",
+            f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+            + (f", the last {lora.layers} layers" if lora.layers else ""),
+        )
     yield from _learned_input(report.spec.method)
     if plan.trained_layers:
         yield "trained layers", f"the last {plan.trained_layers}"

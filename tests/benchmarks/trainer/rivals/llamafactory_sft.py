@@ -1,5 +1,6 @@
 """LLaMA-Factory's supervised fine-tuning. It reads text only, through templates of its own; so that it gets our tokens,
-its encoder is told to answer them, and everything behind that is its own. Its `lora` turns checkpointing on."""
+its encoder is told to answer them, and everything behind that is its own. Checkpointing is on by default, and a model
+trains in the type that its configuration names: here float32 is named."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ def side(task: Task) -> dict[str, Any]:
     from transformers import AutoConfig
 
     rows = examples(task)
+    model = Path(task.scratch) / "model"
+    _in_float32(Path(task.model), model)
     folder = Path(task.scratch) / "data"
     folder.mkdir()
-    numbered = [{"instruction": str(i), "output": "-"} for i in range(len(rows))]
+    numbered = [{"instruction": str(i), "input": "", "output": "-"} for i in range(len(rows))]
     (folder / "rows.json").write_text(json.dumps(numbered))
     (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
 
@@ -48,7 +51,7 @@ def side(task: Task) -> dict[str, Any]:
             **batch,
             "stage": "sft",
             "do_train": True,
-            "model_name_or_path": task.model,
+            "model_name_or_path": str(model),
             "dataset": "rows",
             "dataset_dir": str(folder),
             "template": "empty",
@@ -60,11 +63,19 @@ def side(task: Task) -> dict[str, Any]:
             "lora_target": ",".join(targets),
             "disable_shuffling": True,
             "disable_gradient_checkpointing": task.setting != "default",
-            "infer_dtype": "float32",
         },
         callbacks=[watching(meter)],
     )
     return meter.report("llamafactory", "transformers", "peft", "accelerate", "torch")
+
+
+def _in_float32(model: Path, folder: Path) -> None:
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
 
 
 if __name__ == "__main__":
