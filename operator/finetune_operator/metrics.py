@@ -1,18 +1,20 @@
 """/metrics. Each job's gauges are computed from the cache when Prometheus asks, so they vanish with the job.
 
-At most a dozen series a job, labelled namespace and name; what the operator does is counted by bounded labels.
+At most sixteen series a job, labelled namespace and name; what the operator does is counted by bounded labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_api import names
+from finetune_api import durations, names
+from finetune_api.spec import Deadlines
 from finetune_api.status import Phase
 
 from . import __version__
@@ -23,6 +25,7 @@ from .views import JobView, parse_time
 from .watch import Watcher
 
 OF_JOB = ("namespace", "name")
+DEADLINES = Deadlines()
 KNOWN = frozenset(resource.plural for resource in (FINETUNEJOBS, JOBS, PODS, SERVICES, EVENTS))
 
 
@@ -106,6 +109,7 @@ class State(Collector):
         nodes = family(names.JOB_NODES, "Pods of the present attempt.")
         wanted = family(names.JOB_NODES_WANTED, "Pods that the job wants: spec.nodes, or the most of its range.")
         restarts = family(names.JOB_RESTARTS, "Restarts by whether they count against retry.maxRestarts.", "counted")
+        deadlines = family(names.JOB_DEADLINE_SECONDS, "spec.deadlines, for alerts that fit each job.", "deadline")
         numbers = {
             "ratio": family(names.JOB_PROGRESS_RATIO, "Steps done of the steps planned."),
             "loss": family(names.JOB_LOSS, "Training loss, nats per trained token."),
@@ -126,9 +130,11 @@ class State(Collector):
             if status.restarts:
                 restarts.add_metric((*key, "true"), status.restarts.counted)
                 restarts.add_metric((*key, "false"), status.restarts.total - status.restarts.counted)
+            for name, seconds in _deadlines(job):
+                deadlines.add_metric((*key, name), seconds)
             for name, value in self._progress(job):
                 numbers[name].add_metric(key, value)
-        yield from (info, phase, attempt, nodes, wanted, restarts, *numbers.values())
+        yield from (info, phase, attempt, nodes, wanted, restarts, deadlines, *numbers.values())
 
     def _progress(self, job: JobView) -> Iterator[tuple[str, float]]:
         """The freshest there is: the last report of a running job, else what its status says."""
@@ -145,6 +151,15 @@ class State(Collector):
                 yield name, value
         if moment := parse_time(progress.last_update_time):
             yield "updated", moment.timestamp()
+
+
+def _deadlines(job: JobView) -> Iterator[tuple[str, float]]:
+    """Each with its seconds, the defaults too; none for what is no duration."""
+    told = job.raw_spec.get("deadlines") or {}
+    for name, default in (("startup", DEADLINES.startup), ("active", DEADLINES.active), ("stall", DEADLINES.stall)):
+        with suppress(ValueError, TypeError):
+            if text := told.get(name, default):
+                yield name, durations.seconds(text)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

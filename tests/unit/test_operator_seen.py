@@ -64,6 +64,21 @@ def test_a_jobs_gauges_come_from_its_status() -> None:
     assert series[f"{names.JOB_LAST_PROGRESS_TIMESTAMP}{{{of}}}"] == NOW.timestamp()
 
 
+def test_a_jobs_own_deadlines_are_there_for_its_alerts() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(spec={"deadlines": {"stall": "90s", "active": "1d"}}))
+    series = scraped(cache)
+    found = {name: series.get(f'{names.JOB_DEADLINE_SECONDS}{{deadline="{name}",name="a",namespace="ml"}}')
+             for name in ("startup", "active", "stall")}  # fmt: skip
+    assert found == {"startup": 1800, "active": 86400, "stall": 90}
+
+
+def test_a_script_is_told_from_a_method() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(spec={"command": ["train.py"]}))
+    assert scraped(cache)[f'{names.JOB_INFO}{{method="command",model="",name="a",namespace="ml"}}'] == 1
+
+
 def test_a_fresh_report_comes_before_the_status() -> None:
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, running_job())
@@ -77,7 +92,7 @@ def test_a_job_has_few_series_and_none_when_it_is_gone() -> None:
     raw = running_job(eval_loss=1.0, tokens_per_second=9.0, eta_seconds=3, last_update_time="2026-01-02T03:04:05Z")
     cache.feed(FINETUNEJOBS, None, raw)
     own = [name for name in scraped(cache) if 'name="a"' in name]
-    assert 10 <= len(own) <= 40
+    assert 14 <= len(own) <= 16, "as docs/metrics.md says; 40 would be too many"
     cache.feed(FINETUNEJOBS, "DELETED", raw)
     assert not [name for name in scraped(cache) if 'name="a"' in name]
 
