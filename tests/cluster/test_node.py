@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.rig import S3, HostTree, Rig, apply_host_trees, host_trees
+from tests.cluster.rig.control_plane import SERVICE_NETWORK
 from tests.cluster.rig.host_trees import IMAGE, restricted_pod
 
 CHECKOUT = Path(__file__).parents[2]
@@ -40,11 +42,13 @@ SEALED = """
 import os, socket
 mounts = {fields[1]: fields[3].split(",") for fields in map(str.split, open("/proc/mounts"))}
 assert "ro" in mounts["/usr"], mounts["/usr"]
-try: socket.create_connection(("192.0.2.1", 80), 3)
-except OSError as error: print("outside:", error)
-else: raise SystemExit("a way out of the machine")
-try: socket.gethostbyname("example.com")
-except OSError as error: print("names:", error)
+routes = [line.split()[1] for line in list(open("/proc/net/route"))[1:]]
+assert "00000000" not in routes, f"a way out of the machine: {routes}"
+try: socket.create_connection((os.environ["NOBODYS_SERVICE"], 80), 3)
+except OSError as error: print("a Service that is not there:", error)
+else: raise SystemExit("something answers for a Service that is not there")
+try: socket.gethostbyname("outside.invalid")
+except OSError as error: print("a name of the outside:", error)
 else: raise SystemExit("a name of the outside")
 socket.create_connection(("kubernetes.default", 443), 10).close()
 import finetune_api
@@ -124,7 +128,9 @@ def test_two_restricted_pods_reduce_over_gloo_and_write_to_s3(
 def test_a_pod_is_sealed_in_and_sees_the_host_read_only(
     cluster: Rig, restricted_namespace: str, trees: tuple[HostTree, ...]
 ) -> None:
-    sealed = job("sealed", restricted_pod(trees, [PYTHON, "/code/sealed.py"]), pods=1)
+    nobodys = str(ipaddress.ip_network(SERVICE_NETWORK)[-2])
+    pod = restricted_pod(trees, [PYTHON, "/code/sealed.py"], env={"NOBODYS_SERVICE": nobodys})
+    sealed = job("sealed", pod, pods=1)
     cluster.apply([config_map(sealed=SEALED), sealed], namespace=restricted_namespace)
     assert str(CHECKOUT) in finish(cluster, restricted_namespace, "sealed")
 

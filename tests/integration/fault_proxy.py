@@ -7,8 +7,9 @@
         proxy.inject(stall(), when=watches)                    # until `proxy.heal()`
         proxy.cut(); proxy.mend()                              # no connection stands, none is taken
 
-It speaks plain HTTP to the client (a token is all that a client shows) and HTTPS to the API server. Each request is in
-`log`, with what the client was told; `writes()` counts those that reached the API server and changed something.
+What may happen is in faults, and to which requests in exchange. It speaks plain HTTP to the client (a token is all that
+a client shows) and HTTPS to the API server. Each request is in `log`, with what the client was told; `writes()` counts
+those that reached the API server and changed something.
 """
 
 from __future__ import annotations
@@ -20,229 +21,17 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from tests.cluster.rig import Rig
-
-VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
-HOP_BY_HOP = frozenset(("connection", "transfer-encoding", "content-length", "host", "keep-alive"))
-
-
-class Call(NamedTuple):
-    """One request: `create jobs`, `patch finetunejobs/status`, `watch pods`."""
-
-    verb: str
-    resource: str
-    name: str = ""
-    at: float = 0.0
-    """Monotonic seconds."""
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.resource}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    call: Call
-    code: int
-    """What the client was told; 0: nothing."""
-    reached: bool
-    """The API server got it."""
-
-
-@dataclass
-class Exchange:
-    """One request on its way. A fault calls what it lets happen, in any order, or nothing."""
-
-    call: Call
-    request: web.Request
-    proxy: FaultProxy
-    reached: bool = False
-
-    async def forward(self) -> web.StreamResponse:
-        """To the API server, and its answer to the client."""
-        return await self.proxy._relay(self)
-
-    async def swallow(self) -> int:
-        """To the API server, and its answer to nobody. Returns the code."""
-        async with self.proxy._upstream(self) as answer:
-            await answer.read()
-            return answer.status
-
-    def reset(self) -> web.StreamResponse:
-        """The connection breaks."""
-        transport = self.request.transport
-        if transport is not None:
-            transport.abort()
-        raise ConnectionResetError
-
-
-Fault = Callable[[Exchange], Awaitable[web.StreamResponse]]
-When = Callable[[Call], bool]
-
-
-def anything(call: Call) -> bool:
-    return True
-
-
-def watches(call: Call) -> bool:
-    return call.verb == "watch"
-
-
-def writes(call: Call) -> bool:
-    return call.verb in VERBS.values()
-
-
-def reads(call: Call) -> bool:
-    return not writes(call)
-
-
-def only(*calls: str) -> When:
-    """`only("create jobs", "patch finetunejobs/status")`."""
-    return lambda call: str(call) in calls
-
-
-# what may happen to a request
-
-
-def refuse(code: int, *, reason: str = "", retry_after: int | None = None, message: str = "by the proxy") -> Fault:
-    """The API server never sees it."""
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}
-    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-
-    async def refuse(exchange: Exchange) -> web.StreamResponse:
-        return web.json_response(status | {"message": message}, status=code, headers=headers)
-
-    return refuse
-
-
-def lose_answer(code: int = 0) -> Fault:
-    """The API server does it; the client is told `code`, or sees the connection break."""
-
-    async def lose(exchange: Exchange) -> web.StreamResponse:
-        await exchange.swallow()
-        return await refuse(code)(exchange) if code else exchange.reset()
-
-    return lose
-
-
-def reset() -> Fault:
-    async def reset(exchange: Exchange) -> web.StreamResponse:
-        return exchange.reset()
-
-    return reset
-
-
-def slow(seconds: float) -> Fault:
-    async def slow(exchange: Exchange) -> web.StreamResponse:
-        await asyncio.sleep(seconds)
-        return await exchange.forward()
-
-    return slow
-
-
-def hold(until: threading.Event) -> Fault:
-    """The request lies in the network, and arrives whether its client still lives or not."""
-
-    async def deliver(exchange: Exchange) -> None:
-        while not until.is_set():
-            await asyncio.sleep(0.02)
-        code = await exchange.swallow()
-        exchange.proxy.log.append(Entry(exchange.call, code, reached=True))
-
-    async def hold(exchange: Exchange) -> web.StreamResponse:
-        await exchange.request.read()  # all of it is on its way; its sender may go
-        exchange.proxy._outlive(deliver(exchange))
-        await asyncio.sleep(3600)
-        raise AssertionError("nobody waits so long")
-
-    return hold
-
-
-# what may happen to a watch
-
-
-def _events(change: Callable[[bytes], AsyncIterator[bytes]]) -> Fault:
-    async def watch(exchange: Exchange) -> web.StreamResponse:
-        async with exchange.proxy._upstream(exchange) as answer:
-            response = await _begin(exchange.request, answer)
-            async for line in _lines(answer):
-                async for each in change(line):
-                    await response.write(each)
-            return response
-
-    return watch
-
-
-def drop_after(events: int) -> Fault:
-    """The watch breaks after so many events."""
-
-    async def watch(exchange: Exchange) -> web.StreamResponse:
-        left = events
-        async with exchange.proxy._upstream(exchange) as answer:
-            response = await _begin(exchange.request, answer)
-            async for line in _lines(answer):
-                if not left:
-                    return exchange.reset()
-                left -= 1
-                await response.write(line)
-            return response
-
-    return watch
-
-
-def stall() -> Fault:
-    """The watch stays open, and nothing comes."""
-
-    async def watch(exchange: Exchange) -> web.StreamResponse:
-        async with exchange.proxy._upstream(exchange) as answer:
-            await _begin(exchange.request, answer)
-            await asyncio.sleep(3600)
-        raise AssertionError("nobody waits so long")
-
-    return watch
-
-
-def gone() -> Fault:
-    """The history that the watch asks for is no longer there: told within the stream, as the API server does it."""
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"}
-    line = json.dumps({"type": "ERROR", "object": status | {"message": "too old resource version"}}).encode() + b"\n"
-
-    async def watch(exchange: Exchange) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(exchange.request)
-        await response.write(line)
-        return response
-
-    return watch
-
-
-def duplicate() -> Fault:
-    """Each event three times."""
-
-    async def thrice(line: bytes) -> AsyncIterator[bytes]:
-        for _ in range(3):
-            yield line
-
-    return _events(thrice)
-
-
-def late(seconds: float) -> Fault:
-    """Each event so much later."""
-
-    async def later(line: bytes) -> AsyncIterator[bytes]:
-        await asyncio.sleep(seconds)
-        yield line
-
-    return _events(later)
+from tests.integration.exchange import HOP_BY_HOP, Call, Entry, Exchange, Fault, When, anything, begin, call_of, writes
 
 
 @dataclass
@@ -355,13 +144,13 @@ class FaultProxy:
         for transport in tuple(self._open):
             transport.abort()
 
-    def _outlive(self, work: Any) -> None:
+    def outlive(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._held.add(task)
         task.add_done_callback(self._held.discard)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        call = _call(request)
+        call = call_of(request)
         self.calls.append(call)
         exchange = Exchange(call, request, self)
         transport = request.transport
@@ -388,7 +177,7 @@ class FaultProxy:
         return Exchange.forward
 
     @contextlib.asynccontextmanager
-    async def _upstream(self, exchange: Exchange) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def upstream(self, exchange: Exchange) -> AsyncIterator[aiohttp.ClientResponse]:
         request = exchange.request
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
         body = await request.read() or None
@@ -398,47 +187,10 @@ class FaultProxy:
         async with self._session.request(request.method, url, headers=headers, data=body, timeout=timeout) as answer:
             yield answer
 
-    async def _relay(self, exchange: Exchange) -> web.StreamResponse:
-        async with self._upstream(exchange) as answer:
-            response = await _begin(exchange.request, answer)
+    async def relay(self, exchange: Exchange) -> web.StreamResponse:
+        async with self.upstream(exchange) as answer:
+            response = await begin(exchange.request, answer)
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
             await response.write_eof()
             return response
-
-
-async def _begin(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
-    headers = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
-    response = web.StreamResponse(status=answer.status, headers=headers)
-    await response.prepare(request)
-    return response
-
-
-async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in answer.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line + b"\n"
-
-
-def _call(request: web.Request) -> Call:
-    """`/apis/GROUP/VERSION/namespaces/NS/PLURAL/NAME/SUBRESOURCE`, or without the namespace."""
-    parts = request.path.strip("/").split("/")
-    parts = parts[2:] if parts[0] == "api" else parts[3:]
-    if parts[:1] == ["namespaces"] and len(parts) > 2:
-        parts = parts[2:]
-    plural, name, subresource = [*parts, "", "", ""][:3]
-    reading = "watch" if request.query.get("watch") == "true" else "get" if name else "list"
-    resource = f"{plural}/{subresource}" if subresource else plural
-    return Call(VERBS.get(request.method, reading), resource, name, time.monotonic())
-
-
-@contextlib.contextmanager
-def passing(proxy: FaultProxy, fault: Fault, *, when: When = anything) -> Iterator[None]:
-    """The fault, for as long as the block."""
-    proxy.inject(fault, when=when)
-    try:
-        yield
-    finally:
-        proxy.heal()

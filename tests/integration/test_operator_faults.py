@@ -18,23 +18,9 @@ import pytest
 from finetune_operator import watch
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
-from tests.integration.fault_proxy import (
-    Fault,
-    FaultProxy,
-    anything,
-    drop_after,
-    duplicate,
-    gone,
-    late,
-    lose_answer,
-    only,
-    refuse,
-    reset,
-    slow,
-    stall,
-    watches,
-    writes,
-)
+from tests.integration.exchange import Fault, anything, only, watches, writes
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.faults import drop_after, duplicate, gone, late, lose_answer, refuse, reset, slow, stall
 from tests.operator_harness import Hands, Operator, allow, manifest, wait_for
 from tests.operator_stories import BROKEN, finish, left, restart
 

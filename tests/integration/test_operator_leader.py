@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -21,7 +24,9 @@ from finetune_operator.leader import Election
 from finetune_operator.resources import JOBS, LEASES
 from tests.cluster.rig import Rig
 from tests.cluster.rig.state import free_ports
-from tests.integration.fault_proxy import FaultProxy, hold, only
+from tests.integration.exchange import only
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.faults import hold
 from tests.operator_harness import ROOT, Hands, Loop, Operator, manifest, wait_for
 from tests.operator_stories import BROKEN, finish
 
@@ -151,6 +156,42 @@ def test_one_acts_and_hands_over_when_it_is_stopped(pair: Pair, hands: Hands) ->
     lease = hands.get("finetune-operator", LEASES)
     assert lease is not None
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("b", 2)
+
+
+def test_two_processes_as_people_start_them(control_plane: Rig, hands: Hands, operator_kubeconfig: Path) -> None:
+    """One leads; when it is told to go, the other one does, and a job made then is looked after."""
+    allow_leases(control_plane, hands.namespace)
+    ports = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    where = ["--namespace", hands.namespace, "--lease-namespace", hands.namespace]
+    command = [sys.executable, "-m", "finetune_operator", "--leader-elect", *where]
+    environ = os.environ | {"KUBECONFIG": str(operator_kubeconfig)}
+    processes = [subprocess.Popen([*command, "--listen", port], env=environ) for port in ports]
+
+    def leaders() -> list[int]:
+        return [n for n, port in enumerate(ports) if f"{names.LEADER} 1.0" in text(f"http://{port}/metrics")]
+
+    try:
+        wait_for(lambda: all(answers(f"http://{port}/readyz") for port in ports), what="both are ready")
+        (first,) = wait_for(leaders, what="one leads")
+        hands.create(manifest("a", nodes=1))
+        hands.await_gang("a", 1)
+        processes[first].terminate()
+        assert processes[first].wait(20) == 0
+        ports[first] = ports[1 - first]
+        wait_for(leaders, what="the other leads")
+        hands.create(manifest("b", nodes=1))
+        hands.await_gang("b", 1)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(20)
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(text(url))
+    except OSError:
+        return False
 
 
 def test_a_leader_without_network_is_replaced_within_20_seconds(

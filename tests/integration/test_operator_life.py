@@ -257,20 +257,6 @@ def test_a_quota_is_told_and_waited_for(start: Start, hands: Hands) -> None:
     wait_for(lambda: hands.condition("a", "Running")["reason"] == "GangCreated", what="taken back")
 
 
-def test_finished_and_running_jobs_cost_no_writes(start: Start, hands: Hands) -> None:
-    operator = start()
-    for name in ("done", "runs"):
-        hands.create(manifest(name, nodes=1))
-        hands.run(name, 1)
-    hands.end(hands.gang("done", 1)[0], words=DONE)
-    wait_for(lambda: hands.phase("done") == "Succeeded" and "create events" in operator.writes, what="done")
-    time.sleep(2)
-    before = operator.writes
-    hands.patch("runs", {"metadata": {"labels": {"touched": "yes"}}})
-    time.sleep(6)
-    assert operator.writes == before
-
-
 def test_what_happened_while_no_operator_ran_is_found_at_its_start(start: Start, hands: Hands) -> None:
     start().stop()
     hands.create(manifest("a", nodes=1))

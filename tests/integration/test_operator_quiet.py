@@ -35,6 +35,7 @@ def test_finished_and_running_jobs_cost_no_writes(start: Start, hands: Hands, co
     wait_for(lambda: phases(hands)["Running"] == RUNNING, what="all run", seconds=60)
     time.sleep(3)
     mark = control_plane.audit.mark()
+    hands.patch("runs-0", {"metadata": {"labels": {"touched": "yes"}}})
     time.sleep(WINDOW)
     written = control_plane.audit.writes(ACCOUNT, since=mark)
     assert written == Counter()
