@@ -20,96 +20,17 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from .documents import documents
+from .rows import ROWS, SIDES, Row, Target
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = Path(__file__).parent / "rivals"
 LOSS_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Side:
-    script: str
-    setting: str = "default"
-    environment: str | None = None
-    """Of tools/rivals.sh; None: our own, which has the Trainer, PEFT and all that they want."""
-    method: str = "lora"
-    layers: int | None = None
-
-
-SIDES = {
-    "ours": Side("ours"),
-    "ours-compiled": Side("ours", "compiled"),
-    "hf": Side("hf"),
-    "hf-grouped": Side("hf", "grouped"),
-    "hf-flattened": Side("hf", "flattened"),
-    "trl-default": Side("trl_sft", environment="trl"),
-    "trl": Side("trl_sft", "no checkpointing", environment="trl"),
-    "trl-padded": Side("trl_sft", "padded", environment="trl"),
-    "llamafactory-default": Side("llamafactory_sft", environment="llamafactory"),
-    "llamafactory": Side("llamafactory_sft", "no checkpointing", environment="llamafactory"),
-    "axolotl": Side("axolotl_sft", environment="axolotl"),
-    "ours-full": Side("ours", method="full"),
-    "ours-last4": Side("ours", method="partial", layers=4),
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """`side` over `rival` is at most this."""
-
-    side: str
-    rival: str
-    most: float
-    of: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Row:
-    sides: tuple[str, ...]
-    targets: tuple[Target, ...]
-    lengths: tuple[int, ...]
-    """Of a step's documents, in tokens."""
-    layers: int | None = None
-    packing: bool = False
-
-
-_VARIABLE = tuple(int(n) for n in np.random.default_rng(5).integers(8, 257, 16))
-
-ROWS = {
-    "lora": Row(
-        ("ours", "ours-compiled", "hf", "trl", "trl-default", "llamafactory", "llamafactory-default", "axolotl"),
-        (
-            Target("ours", "hf", 0.95),
-            Target("ours", "trl", 0.72),
-            Target("ours", "trl-default", 0.55),
-            Target("ours-compiled", "hf", 0.88),
-            Target("ours", "hf", 0.88, "peak"),
-            Target("ours-compiled", "hf", 0.62, "peak"),
-        ),
-        lengths=(256,) * 4,
-    ),
-    "packing": Row(
-        ("ours", "hf", "hf-grouped", "hf-flattened", "trl", "trl-padded", "llamafactory", "axolotl"),
-        tuple(
-            Target("ours", rival, round(1 / 1.15, 3))
-            for rival in ("hf", "hf-grouped", "hf-flattened", "trl", "trl-padded", "llamafactory", "axolotl")
-        ),
-        lengths=_VARIABLE,
-        packing=True,
-    ),
-    "top4": Row(
-        ("ours", "hf", "trl", "trl-default", "llamafactory", "axolotl"),
-        (Target("ours", "hf", 0.76), Target("ours", "trl-default", 0.35), Target("ours", "hf", 0.7, "peak")),
-        lengths=(256,) * 4,
-        layers=4,
-    ),
-}
 
 
 @dataclass
@@ -122,6 +43,15 @@ class Found:
     @property
     def cpu(self) -> float:
         return float(min(min(run["cpu"][1:]) for run in self.runs))
+
+    @property
+    def first_epoch(self) -> float:
+        """A step is an epoch where this is asked."""
+        return float(min(run["before"] + min(run["cpu"][1:]) for run in self.runs))
+
+    @property
+    def start(self) -> float:
+        return float(min(run["start"] for run in self.runs))
 
     @property
     def peak(self) -> float:
@@ -151,9 +81,10 @@ def main() -> int:
         sides = [side for side in row.sides if side in (options.side or row.sides)]
         found = {side: Found(runs) for side, runs in _kept(options.keep).get(name, {}).items()}
         found = {side: found.get(side, Found()) for side in row.sides if side in sides or side in found}
-        _measure_all(found, row, sides, model=model, rounds=options.rounds, steps=options.steps)
-        if options.keep:
-            options.keep.write_text(json.dumps(_kept(options.keep) | {name: {s: f.runs for s, f in found.items()}}))
+        for _ in _measure_all(found, row, sides, model=model, rounds=options.rounds, steps=options.steps):
+            if options.keep:
+                mine = {name: {side: its.runs for side, its in found.items()}}
+                options.keep.write_text(json.dumps(_kept(options.keep) | mine))
         missed += _judge_all(name, row, found)
     return 1 if missed else 0
 
@@ -165,37 +96,40 @@ def _kept(file: Path | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def _measure_all(
     found: dict[str, Found], row: Row, sides: Sequence[str], *, model: Path, rounds: int, steps: int
-) -> None:
+) -> Iterator[None]:
+    """Once for each run."""
     with tempfile.TemporaryDirectory(prefix="rivals-") as folder:
-        documents = _documents(Path(folder) / "documents", row, steps, model=model) if rounds else Path()
+        made = documents(Path(folder) / "documents", row, steps, model=model) if rounds else Path()
         for turn in range(rounds):
             for side in sides if turn % 2 == 0 else reversed(sides):
                 if not found[side].trouble:
-                    _measure(found[side], side, row, documents, steps=steps, model=model, scratch=Path(folder) / "run")
+                    _measure(found[side], side, row, made, steps=steps, model=model, scratch=Path(folder) / "run")
+                    yield
 
 
 def _judge_all(name: str, row: Row, found: dict[str, Found]) -> int:
     """Prints the row; answers how much is wrong with it."""
     print(f"\n## {name}\n")
-    first = next((its for its in found.values() if its.runs), None)
-    if first is None:
-        return 1
     trained = sum(row.lengths) - len(row.lengths)
-    print("| side | runs | CPU s a step | first step | trained tokens a CPU s | peak MB | loss apart | versions |")
+    print("| side | runs | CPU s a step | first step | from start | trained tokens a CPU s | peak MB | loss apart |")
     print("|---|---|---|---|---|---|---|---|")
     missed = 0
     for side, its in found.items():
         if not its.runs:
             print(f"| {side} | {its.trouble} | | | | | | |")
             continue
-        apart = its.apart(first)
-        same = apart <= LOSS_TOLERANCE and its.runs[0]["trainable"] == first.runs[0]["trainable"]
+        like = next(other for name, other in found.items() if other.runs and SIDES[name].method == SIDES[side].method)
+        apart = its.apart(like)
+        same = apart <= LOSS_TOLERANCE and its.runs[0]["trainable"] == like.runs[0]["trainable"]
         missed += not same
-        begin = min(run["cpu"][0] for run in its.runs)
+        begin = min(run["before"] + run["cpu"][0] for run in its.runs)
         print(
-            f"| {side} | {len(its.runs)} | {its.cpu:.2f} | {begin:.2f} | {trained / its.cpu:.1f} | {its.peak:.0f} "
-            f"| {apart:.1e}{'' if same else ' **void**'} | {its.runs[0]['versions']} |"
+            f"| {side} | {len(its.runs)} | {its.cpu:.2f} | {begin:.2f} | {its.start:.1f} | {trained / its.cpu:.1f} "
+            f"| {its.peak:.0f} | {apart:.1e}{'' if same else ' **void**'} |"
         )
+    print()
+    for versions in dict.fromkeys(its.runs[0]["versions"] for its in found.values() if its.runs):
+        print(f"- {versions}")
     print()
     return missed + sum(_judge(target, found) for target in row.targets)
 
@@ -204,18 +138,20 @@ def _judge(target: Target, found: dict[str, Found]) -> bool:
     mine, theirs = found.get(target.side), found.get(target.rival)
     if mine is None or theirs is None or not mine.runs or not theirs.runs:
         return False
-    ratio = getattr(mine, target.of) / getattr(theirs, target.of)
+    above, below = target.of if isinstance(target.of, tuple) else (target.of, target.of)
+    ratio = getattr(mine, above) / getattr(theirs, below)
+    what = above if above == below else f"{above} / {below}"
     missed = ratio > target.most
-    print(f"- {target.side} / {target.rival}, {target.of}: {ratio:.3f} (target {target.most}){' MISSED' * missed}")
+    print(f"- {target.side} / {target.rival}, {what}: {ratio:.3f} (target {target.most}){' MISSED' * missed}")
     return missed
 
 
-def _measure(found: Found, name: str, row: Row, documents: Path, *, steps: int, model: Path, scratch: Path) -> None:
+def _measure(found: Found, name: str, row: Row, data: Path, *, steps: int, model: Path, scratch: Path) -> None:
     side = SIDES[name]
     with tempfile.TemporaryDirectory(dir=scratch.parent, prefix="run-") as folder:
         task = {
-            "model": str(model),
-            "documents": str(documents),
+            "model": str(data / "tiny" if row.tiny else model),
+            "documents": str(data),
             "scratch": folder,
             "steps": steps,
             "rows": len(row.lengths),
@@ -263,46 +199,6 @@ def _interpreter(environment: str | None) -> str:
         return sys.executable
     made = subprocess.run([ROOT / "tools" / "rivals.sh", environment], capture_output=True, text=True, check=True)
     return made.stdout.strip()
-
-
-def _documents(folder: Path, row: Row, steps: int, *, model: Path) -> Path:
-    """train.jsonl for our data path, and what it makes of it for the others, in the order of our steps."""
-    from finetune_api.spec import FineTuneJobSpec
-    from finetune_trainer.data.load import load_datasets
-    from finetune_trainer.data.order import step_rows
-
-    folder.mkdir(parents=True)
-    chosen = np.random.default_rng(7)
-    words = _words(model)
-    lengths = row.lengths if row.packing else row.lengths * steps
-    texts = [" ".join(chosen.choice(words, n)) for n in lengths]
-    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "validation.jsonl").write_text(json.dumps({"text": " ".join(words[:8])}) + "\n")
-    manifest = {
-        "model": {"uri": f"file://{model}"},
-        "data": {
-            "train": [{"uri": f"file://{folder}/train.jsonl"}],
-            "validation": {"uri": f"file://{folder}/validation.jsonl"},
-            "sequenceLength": max(row.lengths),
-        },
-        "output": {"uri": f"file://{folder}/output"},
-    }
-    spec = FineTuneJobSpec.model_validate_json(json.dumps(manifest))
-    data = load_datasets(spec.data, tokenizer_path=model, cache=folder / "cache", seed=1)
-    corpus = data.train
-    assert sorted(corpus.lengths) == sorted(lengths), (corpus.lengths, lengths)
-    if not row.packing:
-        order = [step_rows(len(corpus), batch_size=len(row.lengths), seed=1, step=step) for step in range(steps)]
-        corpus = corpus.take(np.concatenate(order))
-    np.savez(folder / "train.npz", tokens=corpus.tokens, offsets=corpus.offsets)
-    return folder
-
-
-def _words(model: Path) -> list[str]:
-    """Words of one token each, with and without a space before them."""
-    vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
-    plain = {word for word in vocabulary if word.isascii() and word.islower() and word.isalpha() and len(word) > 3}
-    return sorted(word for word in plain if f"Ġ{word}" in vocabulary)
 
 
 def _smollm2() -> Path:

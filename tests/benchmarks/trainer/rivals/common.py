@@ -42,14 +42,10 @@ class Task:
     layers: int | None
     """How many of the last layers get an adapter; None: all."""
     packing: bool
+    """Each step sees all documents, and a side may lay them out as it likes; else the next `rows` of them."""
     setting: str
     """One of the side's own words, such as "default"."""
     method: str = "lora"
-
-    @property
-    def whole_epochs(self) -> bool:
-        """Each step sees all documents, however a side lays them out."""
-        return self.packing
 
     def adapted(self, layers: int) -> list[int] | None:
         return None if self.layers is None else list(range(layers - self.layers, layers))
@@ -87,6 +83,10 @@ class Meter:
         self.cpu: list[float] = []
         self.trainable = 0
         self.dtypes: list[str] = []
+        self.start = 0.0
+        """From the start of the process to the end of its first step."""
+        self.before = 0.0
+        """Between loading and the first step, for what later steps save."""
         self._since = 0.0
 
     def begin(self, named: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
@@ -101,12 +101,15 @@ class Meter:
     def step(self) -> None:
         now = time.process_time()
         self.cpu.append(now - self._since)
+        self.start = self.start or now
         self._since = now
 
     def report(self, *packages: str) -> dict[str, Any]:
         return {
             "losses": self.losses,
             "cpu": self.cpu,
+            "start": self.start,
+            "before": self.before,
             "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "trainable": self.trainable,
             "dtypes": self.dtypes,
@@ -138,7 +141,7 @@ def watching(meter: Meter) -> Any:
 
 def constants(task: Task) -> dict[str, Any]:
     """TrainingArguments that make the sides comparable; everything else is the side's own default."""
-    steps = {"num_train_epochs": task.steps} if task.whole_epochs else {"max_steps": task.steps}
+    steps = {"num_train_epochs": task.steps} if task.packing else {"max_steps": task.steps}
     return {
         **steps,
         "output_dir": task.scratch,

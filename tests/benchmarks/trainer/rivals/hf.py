@@ -35,7 +35,7 @@ def side(task: Task) -> dict[str, Any]:
         collator: Any = DataCollatorWithFlattening()
     else:
         collator = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(task.model))
-    rows = 8 if task.whole_epochs else task.rows  # 8 is the Trainer's own default
+    rows = 8 if task.packing else task.rows  # 8 is the Trainer's own default
     arguments = TrainingArguments(
         **constants(task),
         per_device_train_batch_size=rows,

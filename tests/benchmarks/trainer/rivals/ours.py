@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def manifest(task: Task, scratch: Path) -> dict[str, Any]:
     elif task.layers is not None:
         method["lora"] = {"layers": task.layers}
     training: dict[str, Any] = {
-        "epochs": task.steps if task.whole_epochs else 1,
+        "epochs": task.steps if task.packing else 1,
         "batchSize": task.rows,
         "learningRate": RATE,
         "schedule": "constant",
@@ -27,6 +28,8 @@ def manifest(task: Task, scratch: Path) -> dict[str, Any]:
     }
     if task.setting == "compiled":
         training["compile"] = True
+    if task.setting == "uncached":
+        training["frozenLayerCache"] = False
     return {
         "model": {"uri": f"file://{task.model}"},
         "data": {
@@ -44,6 +47,7 @@ def side(task: Task) -> dict[str, Any]:
     from finetune_api.plan import RunPlan
     from finetune_trainer.methods.lora import Lora
     from finetune_trainer.rundir import RunDir
+    from finetune_trainer.train import frozen
     from finetune_trainer.train.reporter import Reporter
     from finetune_trainer.train.run import run
 
@@ -56,6 +60,12 @@ def side(task: Task) -> dict[str, Any]:
     def attach(self: Lora, network: Any, **rest: Any) -> Any:
         made = plain_attach(self, network, **rest)
         meter.begin(network.named_parameters())
+        return made
+
+    def kept(*args: Any, **rest: Any) -> Any:
+        started = time.process_time()
+        made = plain_kept(*args, **rest)
+        meter.before = time.process_time() - started
         return made
 
     def phase(self: Reporter, name: str, message: str = "") -> None:
@@ -72,6 +82,7 @@ def side(task: Task) -> dict[str, Any]:
     plain_attach: Callable[..., Any] = Lora.attach
     plain_phase: Callable[..., None] = Reporter.phase
     plain_step: Callable[..., None] = Reporter.step
+    plain_kept, frozen.kept = frozen.kept, kept
     Lora.attach, Reporter.phase, Reporter.step = attach, phase, step  # type: ignore[method-assign]
     run(plan, RunDir(scratch / "run"), os.environ)
     return meter.report("torch", "transformers", "peft")

@@ -17,7 +17,7 @@ def side(task: Task) -> dict[str, Any]:
     if packed:
         # Rows of the packed data set are as long as the longest document; 4 of them are 1024 tokens.
         batch = {"packing": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1000}
-    elif task.whole_epochs:
+    elif task.packing:
         batch = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": -(-task.rows // 8)}
     else:
         batch = {"per_device_train_batch_size": task.rows}
