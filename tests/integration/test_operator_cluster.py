@@ -66,6 +66,7 @@ def test_the_role_holds_nothing_that_is_not_used(start: Start, hands: Hands, con
 
 RESTRICTED = [
     ("short", {}),
+    ("script", {"model": None, "data": None, "command": ["python", "train.py"]}),
     ("claims", {"model": {"uri": "pvc://models/m"}, "output": {"uri": "pvc://results/out"}}),
     ("secrets", {"output": {"uri": "s3://corp/out", "credentials": {"secretName": "s"}}}),
     (
@@ -98,6 +99,7 @@ def test_a_restricted_namespace_takes_the_pods(control_plane: Rig, fields: dict[
     namespace = control_plane.create_namespace("strict", labels={"pod-security.kubernetes.io/enforce": "restricted"})
     raw = manifest("a", **fields)
     raw["metadata"] |= {"namespace": namespace, "uid": "u", "resourceVersion": "1"}
+    raw["spec"] = {name: value for name, value in raw["spec"].items() if value is not None}
     spec = FineTuneJobSpec.model_validate_json(json.dumps(raw["spec"]))
     made = attempt_job(view_job(raw), spec, attempt=1, nodes=spec.max_nodes, defaults=Defaults(image="trainer:test"))
     template = made["spec"]["template"]

@@ -64,6 +64,16 @@ def test_every_example_is_valid(example: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_test_that_a_document_names_exists() -> None:
+    named = {
+        name for document in DOCUMENTS for name in re.findall(r"`(tests/\S+?\.py::test_\w+)`", document.read_text())
+    }
+    assert len(named) > 20
+    for name in named:
+        file, _, test = name.partition("::")
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), name
+
+
 def test_the_manifest_reference_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "manifest.md").read_text() == reference.markdown(), "run: make generate"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -71,6 +72,27 @@ def test_the_plan_travels_with_the_pod_and_without_the_pods_own_settings() -> No
     (item,) = volume["downwardAPI"]["items"]
     assert item["path"] == names.PLAN_FILE
     assert names.ANNOTATION_PLAN in item["fieldRef"]["fieldPath"]
+
+
+SCRIPT: dict[str, Any] = {"model": None, "data": None, "output": None, "command": ["python", "train.py", "--lr=1e-4"]}
+
+
+def test_a_script_of_ones_own_has_the_same_pod_and_the_agent_starts_it() -> None:
+    made, ours = built(**SCRIPT), built()
+    text = made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN]
+    plan = RunPlan.model_validate_json(text)
+    assert plan.spec.command == ("python", "train.py", "--lr=1e-4")
+    assert not {"model", "data", "output", "given_model"} & set(json.loads(text)["spec"])
+    assert pod_of(made) == {**pod_of(ours)}
+    assert pod_of(made)["containers"][0]["command"] == ["finetune", "agent"]
+    assert unrestricted(pod_of(made)) == []
+
+
+def test_a_scripts_output_gives_it_the_claim_and_the_secret() -> None:
+    fields = SCRIPT | {"output": {"uri": "pvc://models/a", "credentials": {"secret_name": "keys"}}}
+    assert claims(spec(**fields)) == {"models": True}
+    env = pod_of(built(**fields))["containers"][0]["envFrom"]
+    assert env == [{"prefix": names.PREFIX_OUTPUT, "secretRef": {"name": "keys"}}]
 
 
 def test_the_pod_has_no_token_and_no_service_links() -> None:
