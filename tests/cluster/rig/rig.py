@@ -87,7 +87,14 @@ class Rig:
     def install_crd(self, file: Path) -> None:
         """Applies a file with a CustomResourceDefinition and returns when the API server serves it."""
         self.apply(file)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", file)
+
+        def served() -> bool:
+            # `kubectl wait` fails on a definition that has no conditions yet
+            found = json.loads(self.kubectl("get", "-f", file, "-o", "json"))
+            conditions = [each.get("status", {}).get("conditions") or [] for each in found.get("items", [found])]
+            return all(any((c["type"], c["status"]) == ("Established", "True") for c in own) for own in conditions)
+
+        self.wait_until(served, what=f"the API server serves {file.name}", seconds=30)
 
     # namespaces and users
 
