@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -153,6 +154,18 @@ class Rig:
             yield
         finally:
             self.start(component)
+
+    @contextlib.contextmanager
+    def flags(self, component: str, *flags: str) -> Iterator[None]:
+        """`with rig.flags("apiserver", "--feature-gates=...")`: the component runs with these besides its own."""
+        program = self._own.program(component)
+        self.stop(component)
+        self._own.start(dataclasses.replace(program, argv=(*program.argv, *flags)), wait=60)
+        try:
+            yield
+        finally:
+            self.stop(component)
+            self._own.start(program, wait=60)
 
     def pid(self, component: str) -> int | None:
         return self._own.pid(component)
