@@ -72,6 +72,11 @@ def test_the_messages_of_a_run_become_its_reports() -> None:
     assert (report.progress.step, report.progress.loss) == (4, 1.5), "the last message names no step"
 
 
+def test_a_script_that_was_stopped_is_not_done_though_its_callback_says_so() -> None:
+    report = told(told(first_report(PLAN), STEP, at=1.0), END, at=2.0, stopping=True)
+    assert (report.phase, report.progress.percent, report.progress.eta_seconds) == ("saving", 25, 90)
+
+
 @pytest.mark.parametrize(
     "message",
     [status(10, loss="nan"), status(10, loss="inf"), status(10, loss="high"), status(10, accuracy=0.5), status(10)],

@@ -16,7 +16,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -72,12 +72,17 @@ def first_report(plan: RunPlan) -> TrainerReport:
     )
 
 
-def told(before: TrainerReport, status: TrainerStatus, *, at: float) -> TrainerReport:
-    """The report with what a message adds; what it leaves out stays as it was. `at`: Unix seconds."""
+def told(before: TrainerReport, status: TrainerStatus, *, at: float, stopping: bool = False) -> TrainerReport:
+    """The report with what a message adds; what it leaves out stays as it was. `at`: Unix seconds.
+
+    `stopping`: the script was asked to stop. The callback then calls its end 100 % too, which it is not."""
     numbers = _numbers(status.metrics)
     old = before.progress
     percent = _whole(status.progress_percentage)
     eta = _whole(status.estimated_remaining_seconds)
+    at_its_end = percent is not None and percent >= 100
+    if at_its_end and stopping:
+        percent, eta = None, None
     progress = Progress(
         step=_whole(_any(numbers, _STEP)) or old.step,
         total_steps=_whole(_any(numbers, _TOTAL)) or old.total_steps,
@@ -90,7 +95,7 @@ def told(before: TrainerReport, status: TrainerStatus, *, at: float) -> TrainerR
     )
     return before.model_copy(
         update={
-            "phase": "saving" if progress.percent == 100 else "training",
+            "phase": "saving" if at_its_end else "training",
             "progress": progress,
             "epoch": _known(_any(numbers, _EPOCH), before.epoch),
             "learning_rate": numbers.get("learning_rate", before.learning_rate),
@@ -126,7 +131,9 @@ def _whole(value: float | None) -> int | None:
 
 
 @contextmanager
-def listening(plan: RunPlan, run_dir: RunDir) -> Iterator[dict[str, str]]:
+def listening(
+    plan: RunPlan, run_dir: RunDir, *, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, str]]:
     """Takes messages while the block runs; yields the environment by which the ranks find the place."""
     token = secrets.token_urlsafe(32)
     token_file = run_dir.path / TOKEN_FILE
@@ -141,7 +148,7 @@ def listening(plan: RunPlan, run_dir: RunDir) -> Iterator[dict[str, str]]:
 
         def take(self, status: TrainerStatus) -> None:
             nonlocal report
-            report = told(report, status, at=time.time())
+            report = told(report, status, at=time.time(), stopping=stopping())
             run_dir.write_report(report)
 
     with TCPServer(("127.0.0.1", 0), Post) as server:  # one at a time: there is one that reports

@@ -180,7 +180,7 @@ class Agent:
         node, kills_before = self.options.node, machine.oom_kills()
         place: AbstractContextManager[dict[str, str]] = nullcontext({})
         if node == 0:
-            place = listening(self.plan, self.run_dir)
+            place = listening(self.plan, self.run_dir, stopping=lambda: self.stop.requested)
         with place as found:
             extra = script.environment(self.plan, node, self.options.environ) | found
             killed, exit_code = self._run_ranks(script.Script(run_dir=self.run_dir), extra)
