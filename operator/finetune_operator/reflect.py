@@ -53,15 +53,17 @@ class Reflector:
     async def _follow(self, resource: Resource, namespace: str | None) -> None:
         version, pauses = 0, iter(Backoff())
         while True:
-            begin = time.monotonic()
+            begin, news = time.monotonic(), False
             try:
                 version = version or await self.listed(resource, namespace)
                 async for event in self.stream.watch(resource, namespace, version):
                     self.heard[resource.plural, namespace] = time.monotonic()
                     version = self._take(resource, event, version)
+                    news = news or event.raw is not None
             except ApiError as error:
                 logger.warning("the watch of %s: %s", resource.plural, error)
                 version = version if _can_go_on(error) else 0
+                pauses = iter(Backoff()) if news else pauses  # what breaks now and then is not in trouble
                 await asyncio.sleep(next(pauses))
             if time.monotonic() - begin > SETTLED:
                 pauses = iter(Backoff())

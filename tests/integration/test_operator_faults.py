@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import watch
+from finetune_operator import client, watch
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
 from tests.integration.exchange import Fault, anything, only, watches, writes
@@ -86,7 +86,8 @@ class Outcome:
 def outcomes(control_plane: Rig, operator_kubeconfig: Path) -> Iterator[dict[str, Future[Outcome]]]:
     """All rows, several at a time: each with a namespace, a network and an operator of its own."""
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(AT_ONCE) as pool:
-        patch.setattr(watch, "INACTIVITY", 3.0)
+        for module in (client, watch):
+            patch.setattr(module, "INACTIVITY", 3.0)
         yield {name: pool.submit(play, control_plane, fault, where) for name, fault, where in FAULTS}
 
 
