@@ -29,6 +29,9 @@ LABEL_PROBE = f"{GROUP}/probe"
 
 # Kueue's, on an attempt's Job
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+ANNOTATION_QUEUE_MIN = "kueue.x-k8s.io/job-min-parallelism"
+"""So few pods are worth admitting."""
+ANNOTATION_QUEUE_SYNC = "kueue.x-k8s.io/job-completions-equal-parallelism"
 LABEL_QUEUED_JOB_UID = "kueue.x-k8s.io/job-uid"
 """On the Workload that Kueue makes of a Job."""
 

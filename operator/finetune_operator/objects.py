@@ -64,13 +64,15 @@ def attempt_job(
     nodes = nodes or spec.max_nodes
     own = {names.LABEL_ATTEMPT: str(attempt)}
     queue = {names.LABEL_QUEUE: spec.queue_name} if spec.queue_name else {}
+    notes = {names.ANNOTATION_PODS: job.pods_digest}
+    if queue and spec.min_nodes < nodes:
+        notes |= {names.ANNOTATION_QUEUE_MIN: str(spec.min_nodes), names.ANNOTATION_QUEUE_SYNC: "true"}
     changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
     plan = run_plan(job, spec, attempt=attempt, nodes=nodes).model_copy(update=changed)
     made: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, names.attempt_name(job.name, attempt), {**own, **queue})
-        | {"annotations": {names.ANNOTATION_PODS: job.pods_digest}},
+        "metadata": _metadata(job, names.attempt_name(job.name, attempt), {**own, **queue}) | {"annotations": notes},
         "spec": {
             **({"suspend": True} if queue else {}),
             "completionMode": "Indexed",

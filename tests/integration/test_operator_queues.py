@@ -11,6 +11,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.failures import LastWords
+from finetune_api.plan import RunPlan
 from finetune_operator.resources import EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES
 from tests.cluster.rig import Kueue, Rig
 from tests.operator_harness import Hands, Raw, Start, allow, manifest, wait_for
@@ -114,6 +115,19 @@ def test_a_queued_job_can_be_suspended_and_resumed(start: Start, hands: Hands, q
     hands.set_spec("second", suspend=False)
     hands.run("second", 2)
     assert hands.phase("first") == "Suspended"
+
+
+def test_an_elastic_job_takes_what_the_queue_has(start: Start, hands: Hands, queue: Kueue) -> None:
+    """There is quota for two of at most four pods: an attempt of two follows, whose pods know of each other."""
+    start()
+    hands.create(queued("a", nodes={"min": 1, "max": 4}))
+    pods = hands.run("a", 2)
+    assert len(pods) == 2
+    plan = RunPlan.model_validate_json(pods[0]["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert plan.nodes == 2
+    status = hands.status("a")
+    assert (status["nodes"], status["restarts"]) == (2, {"counted": 0, "free": 0, "resized": 1})
+    finish(hands, "a", 2)
 
 
 # without Kueue

@@ -100,7 +100,7 @@ def test_a_report_counts_for_the_attempt_that_made_it() -> None:
 
 
 PROBLEMS: list[tuple[str, dict[str, Any], str]] = [
-    ("no model", {"data": SPEC["data"], "output": SPEC["output"]}, "spec.model: is required"),
+    ("no model", {"data": SPEC["data"], "output": SPEC["output"]}, "spec: model, data and output are required"),
     ("wrong type", SPEC | {"nodes": "two"}, "spec.nodes"),
     ("a broken rule", SPEC | {"method": {"type": "full", "lora": {}}}, "method.lora is only for type lora"),
     ("half a GPU", SPEC | {"resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "processesPerNode"),

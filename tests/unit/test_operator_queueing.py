@@ -273,3 +273,28 @@ def test_the_same_pods_run_on(digest: str) -> None:
     view = job(status(Phase.Running))
     given = seen(view, children=(child(pods_digest=digest and view.pods_digest),), pods=RUNNING)
     assert decide(given, NOW).status.phase is Phase.Running
+
+
+ELASTIC = {"nodes": {"min": 2, "max": 4}, "queue_name": "team-a"}
+
+
+def test_an_elastic_attempt_may_be_admitted_in_part() -> None:
+    made = attempt_job(job(), spec(**ELASTIC), attempt=1, defaults=DEFAULTS)
+    notes = made["metadata"]["annotations"]
+    assert notes["kueue.x-k8s.io/job-min-parallelism"] == "2"
+    assert notes["kueue.x-k8s.io/job-completions-equal-parallelism"] == "true"
+    least = attempt_job(job(), spec(**ELASTIC), attempt=2, nodes=2, defaults=DEFAULTS)
+    assert "kueue.x-k8s.io/job-min-parallelism" not in least["metadata"]["annotations"]
+
+
+def test_what_was_admitted_in_part_starts_anew_with_so_many() -> None:
+    four = QUEUED.model_copy(update={"nodes": 4})
+    given = seen(job(four), children=(let_go(nodes=3),), spec=spec(**ELASTIC))
+    over = decide(given, NOW)
+    assert (over.status.phase, over.status.attempt, over.status.nodes) == (Phase.Restarting, 2, 3)
+    assert over.status.restarts is not None
+    assert (over.status.restarts.counted, over.status.restarts.free, over.status.restarts.resized) == (0, 0, 1)
+    made = decide(seen(job(over.status), spec=spec(**ELASTIC)), NOW).create[-1].body
+    assert (made["spec"]["completions"], made["metadata"]["name"]) == (3, "a-2")
+    settled = seen(job(over.status), children=(held(attempt=2, nodes=3),), spec=spec(**ELASTIC))
+    assert decide(settled, NOW).status.phase is Phase.Queued

@@ -23,6 +23,7 @@ STORY: tuple[Policy, ...] = (
     suspend.suspended,
     deadline.overdue,
     queueing.held,
+    elastic.admitted_in_part,
     failure.failed,
     queueing.admitted,
     elastic.short,

@@ -5,6 +5,7 @@
                              or a minute in an attempt that follows another
     after a failure          as many as before, and for how many more there is place by then
     place for more           so many more, after a checkpoint
+    admitted in part         as many as its queue has place for: the attempt's pods were told another number
 
 Whether there is place only the scheduler knows, so it is asked: by a Job of idle pods like the missing ones (a probe),
 which wait until they get a node. That takes no polling and no right to look at nodes. The probe is made when the
@@ -66,6 +67,19 @@ def short(seen: Observed, now: datetime) -> Decision | None:
         f"with {placed}{f' (the scheduler: {words})' if words else ''}"
     )
     return _resize(seen, placed, Reason.ScaledDown, message, now)
+
+
+def admitted_in_part(seen: Observed, now: datetime) -> Decision | None:
+    """The queue let the Job go with fewer pods than it asked for, and their plan says another number."""
+    child, nodes = seen.child, seen.status.nodes
+    if child is None or not child.queue or nodes is None or child.nodes == nodes:
+        return None
+    if child.suspended or child.deleting or child.failing or child.finished:
+        return None
+    message = (
+        f"The queue {child.queue} has place for {child.nodes} of {nodes} pods; attempt {seen.attempt + 1} asks for them"
+    )
+    return _resize(seen, child.nodes, Reason.ScaledDown, message, now)
 
 
 def grown(seen: Observed, now: datetime) -> Decision | None:
