@@ -8,9 +8,11 @@ service      the parts, wired together                  queue      which job to 
 connection   kubeconfig or service account              client     requests with typed errors and bounded retries
 cache        what the watches said, newest wins         views      raw objects to typed views
 observe      all that a decision may use                decide     PURE: the ordered story, one policy a file
-policies/    finish, suspend, failure, start, running   evidence   who failed first, and why
+policies/    finish, suspend, failure, queueing, …      evidence   who failed first, and why
 objects      the Job and the Service of an attempt      status     conditions and phases
 apply        status first, then children, then events   events     what people read in `kubectl describe`
+offers       what else the cluster has                  gangs/     ways to schedule a gang, one a file
+holds        why a queue holds a Job                    refusals   why a Job has no pods
 progress     asks node 0 how far it is                  metrics    /metrics from the cache at scrape time
 health       /healthz and /readyz
 
