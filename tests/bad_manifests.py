@@ -87,6 +87,7 @@ BAD = (
         Bad(f"a command with {field}", {**SCRIPT, f"spec.{field}": {}}, "spec", SCRIPT_DECIDES)
         for field in ("method", "training", "strategy", "checkpoint")
     ),
+    Bad("a command with a merged artifact", {**SCRIPT, "spec.output.merged": True}, "spec", "a command commits no artifact"),
     Bad("a launcher as command", {**SCRIPT, "spec.command": ["/opt/bin/torchrun", "train.py"]}, "spec",
         "torchrun runs the command in each process: name the script itself"),
     Bad("another launcher", {**SCRIPT, "spec.command": ["accelerate", "launch", "train.py"]}, "spec",

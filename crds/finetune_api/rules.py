@@ -104,6 +104,11 @@ COMMAND_RULES = (
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
+        cel="!has(self.command) || !has(self.output) || !(has(self.output.merged) || has(self.output.overwrite))",
+        message="a command commits no artifact: remove output.merged and output.overwrite",
+        holds=lambda new, _: "command" not in new or not {"merged", "overwrite"} & set(new.get("output") or {}),
+    ),
+    Rule(
         cel=f"!has(self.command) || !self.command[0].matches('(^|/)({LAUNCHERS})$')",
         message="torchrun runs the command in each process: name the script itself, not torchrun, accelerate or "
         "deepspeed",

@@ -14,6 +14,7 @@ import yaml
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
 from finetune_trainer.planning.model import read_shape
+from tests.bad_manifests import BASE, SCRIPT, changed
 from tests.unit.test_planning_memory import LLAMA_3B
 
 CONFIG = {
@@ -100,6 +101,13 @@ def test_a_job_that_does_not_fit_is_told_what_would(
     assert told["hint"] == "Set method.type: lora."
     assert told["device"]["memoryBytes"] == 24 << 30
     assert {row["cost"] for row in told["plans"]} == {None}, "no price is made up"
+
+
+def test_a_script_of_ones_own_cannot_be_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "script.yaml"
+    file.write_text(yaml.safe_dump(changed(BASE, SCRIPT)))
+    assert main(["plan", str(file)]) == ExitCode.CONFIG
+    assert "a job with spec.command has no spec.model" in capsys.readouterr().err
 
 
 def test_rows_of_local_files_are_counted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
