@@ -113,6 +113,8 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     spec, problem = _spec_of(cache, job, thoroughly=seen.attempt == 0)
     heard = cache.heard.get(key)
     ours = heard is not None and (heard.job_uid, heard.attempt) == (job.uid, seen.attempt)
+    if heard is not None and seen.child and seen.child.resumed and heard.at < seen.child.resumed:
+        ours = False  # that was before the Job lost its pods to its queue
     refused = refusal.message if refusal and seen.child and refusal.child_uid == seen.child.uid else ""
     known = report.progress if report and current else None
     hold = cache.holds.get(key)

@@ -11,18 +11,31 @@ import pytest
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.status import FineTuneJobStatus, Phase
-from finetune_operator.cache import Cache
+from finetune_operator.cache import Cache, Heard
 from finetune_operator.client import ApiError, Listing, NotFound
 from finetune_operator.decide import decide
 from finetune_operator.holds import FIRST, INTERVAL, Holds, explanation
 from finetune_operator.objects import attempt_job
-from finetune_operator.observe import Observed
+from finetune_operator.observe import Observed, observe
 from finetune_operator.offers import WORKLOADS, Offers, look
 from finetune_operator.resources import JOBS, Raw, Resource
 from finetune_operator.status import find, is_true, rfc3339
 from finetune_operator.troubles import lacks_pods
 from finetune_operator.views import ChildJob, view_child_job
-from tests.unit.operator_world import DEFAULTS, NOW, child, failed_pod, job, later, pod, seen, spec, status, suspended
+from tests.unit.operator_world import (
+    DEFAULTS,
+    NOW,
+    child,
+    failed_pod,
+    job,
+    later,
+    pod,
+    raw_job,
+    seen,
+    spec,
+    status,
+    suspended,
+)
 
 HOUR = 3600
 RUNNING = (pod(0, "Running"), pod(1, "Running"))
@@ -298,3 +311,15 @@ def test_what_was_admitted_in_part_starts_anew_with_so_many() -> None:
     assert (made["spec"]["completions"], made["metadata"]["name"]) == (3, "a-2")
     settled = seen(job(over.status), children=(held(attempt=2, nodes=3),), spec=spec(**ELASTIC))
     assert decide(settled, NOW).status.phase is Phase.Queued
+
+
+@pytest.mark.parametrize(("at", "heard"), [(5, None), (61, later(61))])
+def test_silence_before_it_was_let_go_does_not_count(at: float, heard: object) -> None:
+    cache = Cache(heard={("ml", "a"): Heard(job_uid="u", attempt=1, at=later(at))})
+    raw = raw_child(suspend=False, conditions=[
+        {"type": "Suspended", "status": "False", "lastTransitionTime": rfc3339(later(60))}])  # fmt: skip
+    cache.jobs.put(raw_job() | {"status": {"phase": "Running", "attempt": 1}})
+    cache.children.put(raw)
+    found = observe(cache, ("ml", "a"), DEFAULTS)
+    assert found is not None
+    assert found.heard == heard
