@@ -125,7 +125,7 @@ class Operator:
         election: Election | None = None,
     ) -> None:
         self._loop = Loop()
-        defaults = Defaults(image="trainer:test", grow_after=1.0)
+        defaults = Defaults(image="trainer:test", grow_after=0.5)
         options = Options(namespaces=namespaces, listen=listen, workers=4, defaults=defaults, election=election)
         self.client: Dying | None = None
 

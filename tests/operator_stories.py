@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api import names
 from finetune_api.failures import LastWords, Reason
-from finetune_api.status import Artifact, FailureClass
+from finetune_api.plan import RunPlan
+from finetune_api.status import Artifact, FailureClass, ResolvedPlan
 from finetune_operator.resources import PODS
 from tests.operator_harness import DISCOVERY, Hands, manifest, wait_for
 
@@ -21,6 +23,11 @@ DONE = LastWords(
 BROKEN = LastWords(
     failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70, rank=1,
     time="2026-01-01T00:00:00.5Z",
+)  # fmt: skip
+
+TOO_MUCH = LastWords(
+    failure_class=FailureClass.OutOfMemory, reason=Reason.OutOfMemory, message="too much", exit_code=80, rank=1,
+    time="2026-01-01T00:00:00.5Z", plan=ResolvedPlan(micro_batch_tokens=1024, longest_row=64),
 )  # fmt: skip
 
 
@@ -40,6 +47,17 @@ def restart(hands: Hands, job: str) -> None:
     hands.create(manifest(job))
     _, second = hands.run(job, 1)
     hands.end(second, code=70, words=BROKEN)
+    finish(hands, job, 2)
+
+
+def run_out_of_memory(hands: Hands, job: str) -> None:
+    """The next attempt computes half as much at once."""
+    hands.create(manifest(job))
+    _, second = hands.run(job, 1)
+    hands.end(second, code=80, words=TOO_MUCH)
+    first, _ = hands.await_gang(job, 2)
+    plan = RunPlan.model_validate_json(first["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert plan.micro_batch_tokens == 512
     finish(hands, job, 2)
 
 
@@ -71,12 +89,20 @@ def queue(hands: Hands, job: str) -> None:
     finish(hands, job, 1)
 
 
-def lose_and_regain_a_node(hands: Hands, job: str) -> None:
-    """Two pods, of which one finds no node; then one; then two again, when a probe has found a node."""
-    hands.create(manifest(job, nodes={"min": 1, "max": 2}, deadlines={"startup": "2s"}))
+def short_of_a_node(hands: Hands, job: str) -> None:
+    """One of the first attempt's two pods finds no node, until that takes too long."""
     first, second = hands.await_gang(job, 1)
     hands.schedule(first)
     hands.find_no_node(second)
+    hands.set_spec(job, deadlines={"startup": "1s"})
+    wait_for(lambda: hands.status(job).get("attempt") == 2, what="the second attempt")
+    hands.set_spec(job, deadlines=None)
+
+
+def lose_and_regain_a_node(hands: Hands, job: str) -> None:
+    """Two pods, of which one finds no node; then one; then two again, when a probe has found a node."""
+    hands.create(manifest(job, nodes={"min": 1, "max": 2}))
+    short_of_a_node(hands, job)
     hands.run(job, 2)
     hands.schedule(*wait_for(lambda: hands.probe(job, 2), what="a probe"))
     finish(hands, job, 3)

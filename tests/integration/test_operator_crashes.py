@@ -15,7 +15,16 @@ import pytest
 
 from finetune_operator.resources import PODS
 from tests.operator_harness import DISCOVERY, Hands, Operator, Start, wait_for
-from tests.operator_stories import create, expire, give_up, left, queue, restart, suspend_and_resume
+from tests.operator_stories import (
+    create,
+    expire,
+    give_up,
+    left,
+    lose_and_regain_a_node,
+    queue,
+    run_out_of_memory,
+    suspend_and_resume,
+)
 
 
 class Successors:
@@ -41,7 +50,9 @@ class Successors:
         return self.first
 
 
-@pytest.mark.parametrize("scenario", [create, restart, give_up, suspend_and_resume, queue, expire])
+@pytest.mark.parametrize(
+    "scenario", [create, run_out_of_memory, give_up, suspend_and_resume, queue, expire, lose_and_regain_a_node]
+)
 def test_a_crash_after_any_write_changes_nothing(
     start: Start, hands: Hands, scenario: Callable[[Hands, str], None]
 ) -> None:

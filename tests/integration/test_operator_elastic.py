@@ -6,7 +6,7 @@ from finetune_api import names
 from finetune_api.plan import RunPlan
 from finetune_operator.resources import EVENTS, JOBS
 from tests.operator_harness import Hands, Start, manifest, wait_for
-from tests.operator_stories import DONE, lose_and_regain_a_node
+from tests.operator_stories import DONE, lose_and_regain_a_node, short_of_a_node
 
 ELASTIC = {"min": 1, "max": 2}
 
@@ -31,12 +31,11 @@ def test_a_gang_goes_on_with_fewer_nodes_and_grows_back(start: Start, hands: Han
 
 def test_what_runs_with_fewer_nodes_says_so(start: Start, hands: Hands) -> None:
     start()
-    hands.create(manifest("a", nodes=ELASTIC, deadlines={"startup": "2s"}))
-    first, second = hands.await_gang("a", 1)
+    hands.create(manifest("a", nodes=ELASTIC))
+    first, _ = hands.await_gang("a", 1)
     plan = RunPlan.model_validate_json(first["metadata"]["annotations"][names.ANNOTATION_PLAN])
     assert (plan.nodes, plan.spec.min_nodes) == (2, 1)
-    hands.schedule(first)
-    hands.find_no_node(second)
+    short_of_a_node(hands, "a")
     (pod,) = hands.run("a", 2)
     plan = RunPlan.model_validate_json(pod["metadata"]["annotations"][names.ANNOTATION_PLAN])
     assert (plan.nodes, plan.master_address) == (1, "a-2-0.a")
@@ -49,8 +48,8 @@ def test_what_runs_with_fewer_nodes_says_so(start: Start, hands: Hands) -> None:
 
 def test_a_probe_goes_with_suspension_and_a_resumed_job_wants_all(start: Start, hands: Hands) -> None:
     start()
-    hands.create(manifest("a", nodes=ELASTIC, deadlines={"startup": "2s"}))
-    hands.schedule(hands.await_gang("a", 1)[0])
+    hands.create(manifest("a", nodes=ELASTIC))
+    short_of_a_node(hands, "a")
     hands.run("a", 2)
     wait_for(lambda: hands.probe("a", 2), what="a probe")
     hands.set_spec("a", suspend=True)
@@ -61,8 +60,8 @@ def test_a_probe_goes_with_suspension_and_a_resumed_job_wants_all(start: Start, 
 
 def test_what_a_quota_keeps_from_growing_is_left_in_peace(start: Start, hands: Hands) -> None:
     operator = start()
-    hands.create(manifest("a", nodes=ELASTIC, deadlines={"startup": "2s"}))
-    hands.schedule(hands.await_gang("a", 1)[0])
+    hands.create(manifest("a", nodes=ELASTIC))
+    short_of_a_node(hands, "a")
     wait_for(lambda: hands.status("a").get("attempt") == 2 and hands.jobs() == ["a-2"], what="the second attempt alone")
     quota = {
         "apiVersion": "v1",

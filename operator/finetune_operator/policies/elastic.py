@@ -120,7 +120,9 @@ def probed(seen: Observed, decision: Decision, now: datetime) -> Decision:
         defaults=seen.defaults,
         seconds=int(KEPT.total_seconds()),
     )
-    return decision.but(probe=Create(JOBS, body))
+    again = seen.defaults.grow_after  # if it is refused
+    soon = again if decision.look_again_in is None else min(again, decision.look_again_in)
+    return decision.but(probe=Create(JOBS, body), look_again_in=soon)
 
 
 def wake(seen: Observed, status: FineTuneJobStatus, now: datetime) -> float | None:
