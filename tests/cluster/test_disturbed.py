@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.jobs import Json, Place, example, rank_of
 from tests.cluster.operator_process import Operator
-from tests.cluster.rig import S3, Rig
+from tests.cluster.rig import S3, Kueue, Rig
 from tests.tiny import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -146,3 +146,48 @@ def test_a_bucket_that_is_away_for_20_seconds_is_waited_for(
     status = finish(place, "patient")
     assert status["attempt"] == 1
     assert_same(adapter(place, "patient", tmp_path), undisturbed)
+
+
+def urgent(place: Place, queue: str) -> Json:
+    """A Job of high priority that needs the whole queue. That its pods are refused here does not matter."""
+    place.rig.apply(
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": "urgent"},
+            "value": 1000,
+        }
+    )
+    container = {"name": "c", "image": "none", "resources": {"requests": {"cpu": "2"}}}
+    pod = {"restartPolicy": "Never", "priorityClassName": "urgent", "containers": [container]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "urgent", "labels": {"kueue.x-k8s.io/queue-name": queue}},
+        "spec": {"suspend": True, "template": {"spec": pod}},
+    }
+
+
+def test_a_preempted_job_goes_on_from_its_checkpoint_when_its_queue_lets_it(
+    place: Place, tiny: Path, operator: Operator, kueue: Kueue, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    kueue.manage(place.namespace)
+    kueue.queue(place.namespace, "team", cpu="2")
+    manifest = job(place, tiny, "queued")
+    manifest["spec"] |= {"queueName": "team", "resources": {"requests": {"cpu": "100m"}}, "retry": {"maxRestarts": 0}}
+    place.apply(manifest)
+    place.rig.wait_until(lambda: len(checkpoints(place, "queued")) > 0, what="a checkpoint", seconds=120)
+
+    place.rig.apply(urgent(place, "team"), namespace=place.namespace)
+    place.wait("queued", lambda s: s.get("phase") == "Queued", what="preemption")
+    place.rig.wait_until(lambda: not place.pods("queued"), what="its pods are gone", seconds=60)
+    place.rig.kubectl("delete", "job", "urgent", "-n", place.namespace)
+
+    place.wait("queued", lambda s: s.get("phase") == "Running", what="its second turn")
+    first = next(pod["metadata"]["name"] for pod in place.pods("queued") if node(pod) == "0")
+    log = lambda: place.rig.kubectl("logs", first, "-n", place.namespace, check=False)  # noqa: E731
+    place.rig.wait_until(lambda: "resuming after step" in log(), what="it resumes", seconds=60)
+    status = finish(place, "queued")
+    assert (status["attempt"], status["restarts"]["counted"]) == (1, 0)
+    assert status["lastFailure"]["reason"] == "Preempted"
+    assert_same(adapter(place, "queued", tmp_path), undisturbed)
