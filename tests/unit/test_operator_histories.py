@@ -1,7 +1,8 @@
 """Random histories: whatever happens to the pods, however often the operator dies, these hold.
 
 The little cluster below is meaner than a real one: pods fail at any time, deletions take as long as they like, people
-suspend, resume and delete Jobs, and the operator may die after any write of a decision.
+suspend, resume and delete Jobs, and the operator may die after any write of a decision. Elastic jobs live in one whose
+nodes come and go.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from finetune_operator.views import ChildJob, JobView, Pod
 from tests.unit.operator_world import NOW, SPEC, child, ended, job, pod, seen, spec, words
 
 NODES = 2
+RANGE = {"min": 1, "max": 3}
 LIMIT = 1
 REASONS = (Reason.UnexpectedError, Reason.PeerLost, Reason.Interrupted, Reason.Evicted, Reason.DataEmpty)
 REASONS += (Reason.OutOfMemory, Reason.LossNonFinite)
@@ -34,11 +36,23 @@ class World:
     pods: dict[tuple[int, int], Pod] = field(default_factory=dict)
     now: datetime = NOW
     deadlines: dict[str, str] = field(default_factory=dict)
+    places: int | None = None
+    """Pods that have a node at once. None: nodes are no matter, and the job is not elastic."""
+    probes: dict[str, ChildJob] = field(default_factory=dict)
+    probe_pods: dict[tuple[str, int], Pod] = field(default_factory=dict)
     written: list[FineTuneJobStatus] = field(default_factory=list)
 
     def observe(self) -> Observed:
-        known = spec(retry={"max_restarts": LIMIT}, suspend=self.view.suspended, deadlines=self.deadlines)
-        return seen(self.view, children=tuple(self.children.values()), pods=tuple(self.pods.values()), spec=known)
+        nodes = NODES if self.places is None else RANGE
+        known = spec(retry={"max_restarts": LIMIT}, suspend=self.view.suspended, deadlines=self.deadlines, nodes=nodes)
+        return seen(
+            self.view,
+            children=tuple(self.children.values()),
+            pods=tuple(self.pods.values()),
+            probes=tuple(self.probes.values()),
+            probe_pods=tuple(self.probe_pods.values()),
+            spec=known,
+        )
 
     def look(self, survives: int = 100) -> int:
         """The operator looks once and dies after so many writes. How many it made."""
@@ -54,7 +68,10 @@ class World:
             if writes == survives:
                 return writes
             writes += 1
-            self.children[each.attempt] = replace(self.children[each.attempt], deleting=True)
+            if each.probe:
+                self.probes[each.name] = replace(each, deleting=True)
+            else:
+                self.children[each.attempt] = replace(self.children[each.attempt], deleting=True)
         if decision.create:
             assert not any(p.unfinished for p in self.pods.values()), "another gang is seen to run"
         for create in decision.create:
@@ -64,7 +81,15 @@ class World:
             if create.resource is JOBS:
                 number = int(create.body["metadata"]["labels"]["finetune.dev/attempt"])
                 assert number == self.view.status.attempt, "a Job whose number is not in the status"
-                self.children.setdefault(number, child(number, nodes=NODES, created=self.now))
+                nodes = create.body["spec"]["completions"]
+                assert RANGE["min"] <= nodes <= RANGE["max"]
+                self.children.setdefault(number, child(number, nodes=nodes, created=self.now))
+        if decision.probe and writes < survives:
+            writes += 1
+            meta, nodes = decision.probe.body["metadata"], decision.probe.body["spec"]["parallelism"]
+            of = meta["labels"]["finetune.dev/probe"]
+            made = child(0, name=meta["name"], nodes=nodes, created=self.now, job_uid="", probe=of)
+            self.probes.setdefault(made.name, made)
         return writes
 
     # what others do; each may come at any time
@@ -75,13 +100,40 @@ class World:
             if each.held:
                 for gone in [key for key in self.pods if key[0] == number]:
                     del self.pods[gone]
-            elif not each.deleting and not each.failing and len(own) < NODES:
+            elif not each.deleting and not each.failing and len(own) < each.nodes:
                 index = len(own)
                 self.pods[number, index] = pod(index, attempt=number)
             if any(p.phase == "Failed" for p in own):
                 self.children[number] = replace(each, failing=True, finished=all(not p.unfinished for p in own))
-            if len(own) == NODES and all(p.phase == "Succeeded" for p in own):
+            if len(own) == each.nodes and all(p.phase == "Succeeded" for p in own):
                 self.children[number] = replace(each, complete=True, finished=True)
+        for name, each in self.probes.items():
+            for index in range(0 if each.deleting else each.nodes):
+                idle = pod(index, attempt=0, created=self.now, probe=each.probe)
+                self.probe_pods.setdefault((name, index), idle)
+
+    def scheduler(self, places: int) -> None:
+        """There are so many places now; what has one keeps it."""
+        self.places = places
+        for pods in (self.pods, self.probe_pods):
+            for key, each in pods.items():
+                if each.phase == "Pending" and each.scheduled is None:
+                    found = self._taken() < places
+                    pods[key] = replace(
+                        each, scheduled=self.now if found else None, unschedulable="" if found else "no node"
+                    )
+
+    def _taken(self) -> int:
+        everything = (*self.pods.values(), *self.probe_pods.values())
+        return sum(each.unfinished and each.scheduled is not None for each in everything)
+
+    def node_goes(self) -> None:
+        """With the last pod that has one."""
+        self.scheduler(max(0, (self.places or 1) - 1))
+        for key, each in reversed(self.pods.items()):
+            if each.unfinished and each.scheduled:
+                self.pods[key] = replace(each, phase="Failed", disruption="DeletionByPodGC", disrupted=self.now)
+                return
 
     def garbage_collector(self) -> None:
         for number, each in list(self.children.items()):
@@ -90,10 +142,16 @@ class World:
                 del self.pods[own[0]]
             elif each.deleting:
                 del self.children[number]
+        for name, each in list(self.probes.items()):
+            if each.deleting:
+                del self.probes[name]
+                self.probe_pods = {key: p for key, p in self.probe_pods.items() if key[0] != name}
 
     def kubelet(self, reason: Reason | None) -> None:
         """The first pod that can moves on, or fails."""
         for key, each in self.pods.items():
+            if self.places is not None and not each.scheduled:
+                continue
             if each.unfinished and (reason or each.phase == "Pending"):
                 last = words(reason) if reason else None
                 end = ended(last.exit_code, words=last) if last else None
@@ -122,9 +180,12 @@ class World:
     # and what usually comes in a row
 
     def goes_up(self) -> None:
-        for step in (self.look, self.job_controller, self.job_controller):
-            step()
-        for _ in range(NODES):
+        self.look()
+        for _ in range(RANGE["max"]):
+            self.job_controller()
+        if self.places is not None:
+            self.scheduler(self.places)
+        for _ in range(RANGE["max"]):
             self.kubelet(None)
         self.look()
 
@@ -134,7 +195,7 @@ class World:
         self.look()
 
     def is_cleared(self) -> None:
-        for _ in range(NODES + 1):
+        for _ in range(RANGE["max"] + 1):
             self.garbage_collector()
         self.time(100)
         self.look()
@@ -162,15 +223,26 @@ STEPS = st.one_of(
     st.tuples(st.just("time"), st.sampled_from([1, 10, 100])),
 )
 
+ELASTIC_STEPS = st.one_of(
+    STEPS,
+    st.tuples(st.just("scheduler"), st.integers(0, 4)),
+    st.tuples(st.just("scheduler"), st.integers(0, 4)),
+    st.just(("node_goes",)),
+    st.tuples(st.just("time"), st.sampled_from([70, 400, 4000])),
+)
+
 
 def settle(world: World) -> None:
     """The operator looks, and the cluster does what was asked of it, until nothing changes."""
-    for _ in range(40):
+    quiet = 0
+    for _ in range(80):
         world.time(100)
-        writes = world.look()
+        quiet = 0 if world.look() else quiet + 1
         world.job_controller()
+        if world.places is not None:
+            world.scheduler(world.places)
         world.garbage_collector()
-        if not writes and not any(c.deleting for c in world.children.values()):
+        if quiet > 1 and not any(c.deleting for c in world.children.values()):
             return
 
 
@@ -178,6 +250,22 @@ def settle(world: World) -> None:
 @given(st.lists(STEPS, max_size=60), st.sampled_from([{}, {}, {"startup": "50s"}, {"active": "5m"}]))
 def test_whatever_happens(history: list[tuple[str, object]], deadlines: dict[str, str]) -> None:
     world = World(deadlines=deadlines)
+    live(world, history)
+
+
+@settings(max_examples=400)
+@given(st.lists(ELASTIC_STEPS, max_size=60), st.integers(0, 4), st.sampled_from([{}, {"startup": "50s"}]))
+def test_nodes_come_and_go(history: list[tuple[str, object]], places: int, deadlines: dict[str, str]) -> None:
+    world = World(deadlines=deadlines, places=places)
+    live(world, history)
+    sizes = [status.nodes for status in world.written if status.attempt]
+    assert all(RANGE["min"] <= (nodes or 0) <= RANGE["max"] for nodes in sizes), "the size is within the range"
+    if world.view.status.phase is not Phase.Running:
+        assert not any(not probe.deleting for probe in world.probes.values()), "only what runs looks for more"
+
+
+def live(world: World, history: list[tuple[str, object]]) -> None:
+    """And hold to what holds for all."""
     for name, *args in history:
         getattr(world, name)(*args)
 
