@@ -200,6 +200,25 @@ class World:
         self.time(100)
         self.look()
 
+    def runs_short_of_nodes(self) -> None:
+        """All have run, and a node goes for good."""
+        self.scheduler(RANGE["max"])
+        self.goes_up()
+        self.node_goes()
+        for _ in range(2):
+            self.time(70)
+            self.look()
+            self.is_cleared()
+            self.goes_up()
+
+    def finds_more_nodes(self) -> None:
+        self.time(4000)
+        self.look()
+        self.job_controller()
+        self.scheduler(RANGE["max"] + 1)
+        self.time(20)
+        self.look()
+
     def time(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
@@ -228,6 +247,10 @@ ELASTIC_STEPS = st.one_of(
     st.tuples(st.just("scheduler"), st.integers(0, 4)),
     st.tuples(st.just("scheduler"), st.integers(0, 4)),
     st.just(("node_goes",)),
+    st.just(("runs_short_of_nodes",)),
+    st.just(("runs_short_of_nodes",)),
+    st.just(("finds_more_nodes",)),
+    st.just(("finds_more_nodes",)),
     st.tuples(st.just("time"), st.sampled_from([70, 400, 4000])),
 )
 
