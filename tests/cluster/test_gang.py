@@ -1,0 +1,68 @@
+"""The real scheduler with Kubernetes' own PodGroup: all pods of an attempt get a node, or none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_operator.gangs import GANGS
+from tests.cluster.operator_process import ACCOUNT, CHECKOUT, SYSTEM, Operator
+from tests.cluster.rig import Rig
+from tests.operator_harness import manifest
+
+KIND = GANGS["native"].kinds[-1]
+GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"
+
+
+@pytest.fixture(scope="module")
+def gangs(cluster: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A cluster that schedules gangs, and an operator that may ask for it."""
+    with (
+        cluster.flags("apiserver", GATES, f"--runtime-config={KIND.api_version}=true"),
+        cluster.flags("controller-manager", GATES),
+        cluster.flags("scheduler", GATES),
+    ):
+        program = Operator.of(cluster, tmp_path_factory.mktemp("operator"))
+        cluster.apply(CHECKOUT / "operator" / "rbac-gang.yaml")
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "finetune-operator-gang"}
+        account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": SYSTEM}
+        binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding"}
+        cluster.apply({**binding, "metadata": {"name": role["name"]}, "roleRef": role, "subjects": [account]})
+        try:
+            program.start()
+            yield cluster
+        finally:
+            program.stop()
+            cluster.kubectl("delete", "clusterrolebinding", role["name"])
+
+
+def nodes_of(rig: Rig, namespace: str, job: str) -> list[str]:
+    """Of each pod of the job, its node; empty while it has none."""
+    pods = rig.get("pods", "-n", namespace, "-l", f"finetune.dev/job-name={job}")["items"]
+    return [pod["spec"].get("nodeName", "") for pod in pods]
+
+
+def apply(rig: Rig, namespace: str, name: str, cpu: int) -> None:
+    rig.apply(manifest(name, resources={"requests": {"cpu": f"{cpu}m"}}), namespace=namespace)
+
+
+def test_a_gang_gets_its_nodes_together_or_not_at_all(gangs: Rig, restricted_namespace: str) -> None:
+    (node,) = gangs.get("nodes")["items"]
+    free = int(node["status"]["allocatable"]["cpu"]) * 1000
+
+    apply(gangs, restricted_namespace, "large", free * 6 // 10)
+    gangs.wait_until(lambda: len(nodes_of(gangs, restricted_namespace, "large")) == 2, what="the pods")
+
+    def told() -> dict[str, str]:
+        status = gangs.get("finetunejob", "large", "-n", restricted_namespace).get("status", {})
+        return status.get("lastFailure", {})
+
+    gangs.wait_until(lambda: told().get("reason") == "Unschedulable", what="the scheduler's words", seconds=60)
+    assert nodes_of(gangs, restricted_namespace, "large") == ["", ""], "one of two pods would have had place"
+
+    apply(gangs, restricted_namespace, "small", free // 10)
+    gangs.wait_until(
+        lambda: [bool(name) for name in nodes_of(gangs, restricted_namespace, "small")] == [True, True],
+        what="both pods of a gang that fits",
+    )
