@@ -22,12 +22,10 @@ from .watch import Backoff, Fed, Place
 
 logger = logging.getLogger(__name__)
 
-SETTLED = 60.0
-"""A watch that lasted so many seconds was good: the next pause is a short one again."""
+SETTLED = 30.0
+"""A watch that lasted so many seconds, or brought something, is begun again at once."""
 
 TOO_NEW = 504
-BRIEF = 1.0
-"""Seconds: a watch that ends sooner is not begun again at once."""
 
 
 class Stream(Protocol):
@@ -63,11 +61,9 @@ class Reflector:
             except ApiError as error:
                 logger.warning("the watch of %s: %s", resource.plural, error)
                 version = version if _can_go_on(error) else 0
-                pauses = iter(Backoff()) if news else pauses  # what breaks now and then is not in trouble
-                await asyncio.sleep(next(pauses))
-            if time.monotonic() - begin > SETTLED:
-                pauses = iter(Backoff())
-            elif time.monotonic() - begin < BRIEF:
+            if news or time.monotonic() - begin > SETTLED:
+                pauses = iter(Backoff())  # what breaks now and then is not in trouble
+            else:
                 await asyncio.sleep(next(pauses))
 
     def _take(self, resource: Resource, event: WatchEvent, version: int) -> int:
