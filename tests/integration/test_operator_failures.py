@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.resources import PODS
+from finetune_operator.resources import EVENTS, PODS
 from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
 
 
@@ -23,6 +23,10 @@ def test_pods_that_a_quota_refuses_are_told_within_a_minute(start: Start, hands:
     assert "1 of 2 pods could be made" in told["message"]
     assert "exceeded quota" in told["message"]
     assert "ResourceQuota" in hands.condition("a", "Running")["message"]
+    story = wait_for(
+        lambda: [e for e in hands.list(EVENTS) if e["involvedObject"]["kind"] == "FineTuneJob"], what="event"
+    )
+    assert [(event["type"], event["reason"]) for event in story] == [("Warning", "PodsRefused")]
 
     hands.rig.kubectl("delete", "resourcequota", "q", "-n", hands.namespace)
     wait_for(lambda: len(hands.gang("a", 1)) == 2, what="the Job controller tries again", seconds=90)

@@ -112,10 +112,13 @@ def test_other_words_for_the_same_are_written_once_a_minute() -> None:
         pods = (pod(0, unschedulable=words), pod(1))
         return decide(seen(job(before), children=(child(),), pods=pods), later(at))
 
-    first = look(status(Phase.Pending), "0/3 nodes", 10).status
+    begun = look(status(Phase.Pending), "0/3 nodes", 10)
+    first = begun.status
+    assert [(event.type, event.reason.value) for event in begun.events] == [("Warning", "Unschedulable")]
     assert look(first, "0/3 nodes", 300).status == first
     soon = look(first, "0/4 nodes", 30)
     assert (soon.status, soon.look_again_in) == (first, 40)
+    assert look(first, "0/4 nodes", 70).events == (), "the same reason is no other event"
     late = look(first, "0/4 nodes", 70).status.last_failure
     assert (late.time, "0/4 nodes" in late.message) == (rfc3339(later(70)), True)
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from finetune_api.failures import Reason
 from finetune_api.status import FineTuneJobStatus, LastFailure
-from finetune_operator.decision import Decision
+from finetune_operator.decision import Decision, Event
 from finetune_operator.observe import Observed
 from finetune_operator.status import Stamp, change, condition, find
 from finetune_operator.troubles import trouble
@@ -36,9 +36,10 @@ def waits(seen: Observed, now: datetime) -> Decision:
 
 
 def told(seen: Observed, failure: LastFailure, now: datetime) -> Decision:
-    """The status that says why, and what to do about it."""
+    """The status that says why, and what to do about it; an event where the reason is new."""
     old = seen.status.last_failure
-    if old is not None and (old.attempt, old.reason) == (failure.attempt, failure.reason):
+    known = old is not None and (old.attempt, old.reason) == (failure.attempt, failure.reason)
+    if old is not None and known:
         since = parse_time(old.time)
         wait = OFTEN - (now - since).total_seconds() if since else 0.0
         if old.message == failure.message:
@@ -47,9 +48,10 @@ def told(seen: Observed, failure: LastFailure, now: datetime) -> Decision:
             return Decision(status=seen.status, look_again_in=wait)
     status = change(seen.status, last_failure=failure)
     message = f"Attempt {failure.attempt} waits: {failure.message} ({failure.hint})"
-    stamp = Stamp(seen.job.generation, now)
+    reason, stamp = Reason(failure.reason), Stamp(seen.job.generation, now)
     return Decision(
-        status=condition(status, "Running", true=False, reason=Reason(failure.reason), message=message, stamp=stamp)
+        status=condition(status, "Running", true=False, reason=reason, message=message, stamp=stamp),
+        events=() if known else (Event(reason, message, "Warning"),),
     )
 
 
