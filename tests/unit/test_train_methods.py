@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
@@ -204,3 +205,4 @@ def test_full_exports_what_was_measured(tmp_path: Path, tied: bool) -> None:
     torch.testing.assert_close(loaded(TOKENS).logits, measured, rtol=1e-5, atol=1e-6)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert net.lm_head.weight.dtype == torch.float32
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied, "tied weights are written once"

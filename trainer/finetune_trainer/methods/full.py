@@ -32,7 +32,13 @@ class FullAttached:
 
     def export(self, folder: Path) -> None:
         network = cast(Any, self.network)
-        weights = {name: tensor.to(self.stored) for name, tensor in network.state_dict().items()}
+        weights: dict[str, torch.Tensor] = {}
+        converted: dict[tuple[int, torch.Size], torch.Tensor] = {}
+        for name, tensor in network.state_dict().items():
+            place = (tensor.data_ptr(), tensor.shape)
+            if place not in converted:
+                converted[place] = tensor.to(self.stored)
+            weights[name] = converted[place]  # tied weights stay one tensor, which save_pretrained writes once
         network.save_pretrained(folder, state_dict=weights)
         # transformers notes the dtype that training had; loaders read this one.
         config = json.loads((folder / "config.json").read_text())
