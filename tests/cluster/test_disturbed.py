@@ -1,7 +1,9 @@
-"""The same way, disturbed: a killed rank, a killed operator, a bucket that is away. The end is the same, to 1e-6."""
+"""The same way, disturbed: a killed rank, a killed operator, a bucket that is away, a queue that wants its nodes back, a
+node that is lost for a while. The end is the same, to 1e-6 (on another number of nodes to 1e-5)."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -90,11 +92,11 @@ def undisturbed(place: Place, tiny: Path, tmp_path_factory: pytest.TempPathFacto
     return adapter(place, "calm", tmp_path_factory.mktemp("calm"))
 
 
-def assert_same(found: dict[str, object], expected: dict[str, object]) -> None:
+def assert_same(found: dict[str, object], expected: dict[str, object], *, within: float = 1e-6) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         difference = (found[name] - tensor).abs().max().item()  # type: ignore[operator]
-        assert difference <= 1e-6, f"{name}: {difference}"
+        assert difference <= within, f"{name}: {difference}"
 
 
 def node(pod: Json) -> str:
@@ -191,3 +193,61 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_when_its_queue_lets_it(
     assert (status["attempt"], status["restarts"]["counted"]) == (1, 0)
     assert status["lastFailure"]["reason"] == "Preempted"
     assert_same(adapter(place, "queued", tmp_path), undisturbed)
+
+
+SLOT = "finetune.dev/slot"
+
+
+def offer(place: Place, slots: int | None) -> None:
+    """The node has so many places for pods that ask for one; None: it knows of no such thing."""
+    name = place.rig.get("nodes")["items"][0]["metadata"]["name"]
+    amount = {SLOT: None if slots is None else str(slots)}
+    patch = json.dumps({"status": {"capacity": amount, "allocatable": amount}})
+    place.rig.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", patch)
+
+
+def startup(place: Place, name: str, time: str | None) -> None:
+    patch = json.dumps({"spec": {"deadlines": {"startup": time}}})
+    place.rig.kubectl("patch", "finetunejob", name, "-n", place.namespace, "--type=merge", "-p", patch)
+
+
+@pytest.fixture
+def growing(cluster: Rig, tmp_path: Path) -> Iterator[Operator]:
+    """It looks for more nodes after two seconds."""
+    program = Operator.of(cluster, tmp_path, "--all-namespaces", "--grow-after", "2")
+    try:
+        program.start()
+        yield program
+    finally:
+        program.stop()
+
+
+def test_a_gang_goes_on_with_the_nodes_that_there_are(
+    place: Place, tiny: Path, growing: Operator, undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    """Two nodes, one of which is lost, then one, then two again."""
+    offer(place, 2)
+    manifest = job(place, tiny, "elastic")
+    manifest["spec"] |= {"nodes": {"min": 1, "max": 2}, "resources": {"limits": {SLOT: 1}}}
+    place.apply(manifest)
+    place.rig.wait_until(lambda: len(checkpoints(place, "elastic")) > 0, what="a checkpoint", seconds=120)
+
+    offer(place, 1)
+    startup(place, "elastic", "5s")
+    victim = next(pod["metadata"]["name"] for pod in place.pods("elastic") if node(pod) == "1")
+    place.rig.kubectl("delete", "pod", victim, "-n", place.namespace, "--wait=false")
+    place.wait("elastic", lambda s: s["attempt"] == 3, what="an attempt with one node")
+    startup(place, "elastic", None)
+    alone = place.wait("elastic", lambda s: s["phase"] == "Running" and s["attempt"] == 3, what="running alone")
+    assert alone["nodes"] == 1
+
+    offer(place, 2)
+    status = finish(place, "elastic")
+    assert (status["attempt"], status["nodes"]) == (4, 2)
+    assert status["restarts"] == {"counted": 0, "free": 1, "resized": 2}
+    assert status["plan"]["worldSize"] == 2
+    story = place.rig.kubectl("describe", "finetunejob", "elastic", "-n", place.namespace)
+    told = [story.index(word) for word in ("Restarting", "ScaledDown", "ScaledUp", "Succeeded")]
+    assert told[0] > 0
+    offer(place, None)
+    assert_same(adapter(place, "elastic", tmp_path), undisturbed, within=1e-5)
