@@ -323,3 +323,25 @@ def test_silence_before_it_was_let_go_does_not_count(at: float, heard: object) -
     found = observe(cache, ("ml", "a"), DEFAULTS)
     assert found is not None
     assert found.heard == heard
+
+
+MET: list[tuple[str, Reason, bool, float, tuple[int, int]]] = [
+    ("lost a peer of the turn before", Reason.PeerLost, True, 100, (0, 1)),
+    ("lost a peer long after", Reason.PeerLost, True, 900, (1, 0)),
+    ("lost a peer, and was never preempted", Reason.PeerLost, False, 100, (1, 0)),
+    ("failed by itself", Reason.UnexpectedError, True, 100, (1, 0)),
+]
+
+
+@pytest.mark.parametrize(("reason", "preempted", "at", "counts"), [m[1:] for m in MET], ids=[m[0] for m in MET])
+def test_meeting_the_pods_of_the_turn_before_is_free(
+    reason: Reason, preempted: bool, at: float, counts: tuple[int, int]
+) -> None:
+    before = decide(seen(job(status(Phase.Running)), children=(held(),), pods=RUNNING), NOW).status
+    told = before.last_failure if preempted else None
+    running = status(Phase.Running, last_failure=told)
+    pods = tuple(failed_pod(i, reason, at=at) for i in range(2))
+    over = decide(seen(job(running), children=(let_go(60, failing=True),), pods=pods), later(at + 10)).status
+    assert over.attempt == 2
+    assert over.restarts is not None
+    assert (over.restarts.counted, over.restarts.free) == counts

@@ -22,6 +22,7 @@ from finetune_operator.status import Stamp, change, clip, condition, rfc3339, se
 
 from .elastic import size_after
 from .grouping import described
+from .queueing import excused
 
 
 def invalid(seen: Observed, now: datetime) -> Decision | None:
@@ -61,7 +62,7 @@ def failed(seen: Observed, now: datetime) -> Decision | None:
         return None
     if verdict.wait:
         return Decision(status=seen.status, look_again_in=verdict.wait)
-    return judge(seen, spec, verdict.failure, now)
+    return judge(seen, spec, excused(seen, spec, verdict.failure), now)
 
 
 def judge(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, now: datetime) -> Decision:

@@ -8,16 +8,21 @@ its pods do is a failure.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from finetune_api import durations
 from finetune_api.failures import Reason, class_of, hint_of
-from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FailureClass, FineTuneJobStatus, LastFailure, Phase
 from finetune_operator.decision import Decision, Event
 from finetune_operator.observe import Observed
 from finetune_operator.status import Stamp, change, clip, condition, is_true, rfc3339
-from finetune_operator.views import ChildJob
+from finetune_operator.views import ChildJob, parse_time
 
 UP = (Phase.Starting, Phase.Running)
+
+MEETING = timedelta(seconds=60)
+"""Beyond a pod's grace period: for so long a new pod may notice that it met an old one."""
 
 
 def held(seen: Observed, now: datetime) -> Decision | None:
@@ -60,6 +65,20 @@ def left(status: FineTuneJobStatus, *, reason: Reason, message: str, stamp: Stam
     if not is_true(status, "Queued"):
         return status
     return condition(status, "Queued", true=False, reason=reason, message=message, stamp=stamp)
+
+
+def excused(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure) -> LastFailure:
+    """The failure, free if pods of the turn before were to blame: a queue may let a Job go while these still end, and
+    a new pod that met an old one has lost it soon."""
+    child, told = seen.child, seen.status.last_failure
+    preempted = told is not None and (told.reason, told.attempt) == (Reason.Preempted.value, seen.attempt)
+    if not preempted or child is None or failure.failure_class is not FailureClass.PeerLost:
+        return failure
+    at, grace = parse_time(failure.time), timedelta(seconds=durations.seconds(spec.pod.termination_grace_period))
+    if at is None or child.resumed is None or at > child.resumed + grace + MEETING:
+        return failure
+    free, hint = class_of(Reason.Interrupted), hint_of(Reason.Interrupted)
+    return failure.model_copy(update={"failure_class": free, "reason": Reason.Interrupted.value, "hint": hint})
 
 
 def _preempted(seen: Observed, child: ChildJob, now: datetime) -> Decision:
