@@ -1,5 +1,5 @@
-"""The same way, disturbed: a killed rank, a killed operator, a bucket that is away, a queue that wants its nodes back, a
-node that is lost for a while. The end is the same, to 1e-6 (on another number of nodes to 1e-5)."""
+"""The same way, disturbed: a killed rank, a killed operator, a bucket that is away, a queue that wants its nodes back,
+a node that is lost for a while. The end is the same, to 1e-6 (on another number of nodes to 1e-5)."""
 
 from __future__ import annotations
 

@@ -116,6 +116,7 @@ def test_the_local_plan_is_that_of_a_cluster_on_loopback(tmp_path: Path) -> None
     assert (plan.nodes, plan.processes_per_node, plan.world_size, plan.attempt) == (3, 2, 6, 4)
     assert plan.master_address == "127.0.0.1"
     assert plan.job.name == "tiny"
+    assert local_plan(job(tmp_path, nodes={"min": 1, "max": 2}), uid="u", attempt=1).nodes == 2
 
 
 def finished(home: Home, folder: Path, **status: object) -> FineTuneJob:

@@ -18,7 +18,7 @@ JOB = JobIdentity(namespace="test", name="tiny", uid="u")
 
 def plan(**changes: Any) -> RunPlan:
     made = spec(**changes)
-    return RunPlan(job=JOB, nodes=made.nodes, processes_per_node=made.processes, spec=made)
+    return RunPlan(job=JOB, nodes=made.max_nodes, processes_per_node=made.processes, spec=made)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,15 @@ def test_a_gpu_that_is_too_small_for_ddp(monkeypatch: pytest.MonkeyPatch) -> Non
         check_memory(plan(strategy={"type": "ddp"}, **eight), LLAMA_3B)
     assert raised.value.hint == "Set strategy.type: fsdp."
     check_memory(plan(**eight), LLAMA_3B)  # auto would shard it
+
+
+def test_the_fewest_nodes_that_an_elastic_job_may_have_must_hold_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: [24 << 30])
+    sharded = {"method": {"type": "full"}, "strategy": {"type": "fsdp"}}
+    check_memory(plan(nodes=8, **sharded), LLAMA_3B)
+    check_memory(plan(nodes={"min": 8, "max": 16}, **sharded), LLAMA_3B)
+    with pytest.raises(FinetuneError) as raised:
+        check_memory(plan(nodes={"min": 1, "max": 8}, **sharded), LLAMA_3B)
+    assert raised.value.reason is Reason.InsufficientMemory
+    assert raised.value.message.startswith("with 1 node(s), the fewest that spec.nodes allows: training needs about")
+    assert raised.value.hint.startswith("Raise nodes.min, or: ")

@@ -108,7 +108,22 @@ def _check_script(plan: RunPlan) -> None:
 
 
 def check_memory(plan: RunPlan, shape: ModelShape) -> None:
-    """InsufficientMemory if this node cannot hold its processes, by a margin that no estimate is wrong by."""
+    """InsufficientMemory if this node cannot hold its processes, by a margin that no estimate is wrong by.
+
+    Neither as one of this attempt's, nor as one of the fewest that an elastic job may have: each may hold more then."""
+    _check_memory(plan, shape)
+    fewest = plan.spec.min_nodes
+    if fewest >= plan.nodes:
+        return
+    where = f"with {fewest} node(s), the fewest that spec.nodes allows"
+    _tell(f"{where}:")
+    try:
+        _check_memory(plan.model_copy(update={"nodes": fewest}), shape)
+    except FinetuneError as error:
+        raise FinetuneError(error.reason, f"{where}: {error.message}", f"Raise nodes.min, or: {error.hint}") from error
+
+
+def _check_memory(plan: RunPlan, shape: ModelShape) -> None:
     spec = plan.spec_of_attempt
     gpus = machine.gpu_memory()
     if gpus:

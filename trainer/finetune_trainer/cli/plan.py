@@ -260,6 +260,11 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
     head = (
         f"{content['job']}: {shape.parameters:,} parameters in {shape.layers} layers, {planner.precision}; "
         f"{spec.world_size} x {planner.device.name} with {human(planner.device.memory)} each\n"
+        + (
+            f"(elastic: the most; the fewest are {spec.min_nodes * spec.processes})\n"
+            if spec.min_nodes < spec.max_nodes
+            else ""
+        )
         + (known or "how many tokens there are is not known here: --rows and --tokens tell")
         + (f", {planner.steps:,} steps" if planner.steps else "")
     )
