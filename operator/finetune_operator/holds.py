@@ -20,7 +20,7 @@ FIRST = 5.0
 """Seconds that Kueue gets until it is asked: most Jobs are admitted by then."""
 
 INTERVAL = 60.0
-"""Seconds between two questions about one Job."""
+"""Seconds between two questions about one Job, after some that follow each other faster: each twice as long."""
 
 
 @dataclass
@@ -30,8 +30,8 @@ class Holds:
     client: Client
     cache: Cache
     clock: Callable[[], float] = time.monotonic
-    _due: dict[str, float] = field(default_factory=dict)
-    """By uid of the Job, when to ask."""
+    _due: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By uid of the Job, when to ask, and the pause before that."""
 
     async def ask(self, seen: Observed) -> float | None:
         """Seconds until it should be asked again; None if there is nothing to ask. No answer is no error."""
@@ -41,19 +41,21 @@ class Holds:
                 self._due.pop(child.uid, None)
             return None
         now = self.clock()
-        due = self._due.setdefault(child.uid, now + FIRST)
+        due, pause = self._due.setdefault(child.uid, (now + FIRST, FIRST))
         if due > now:
             return due - now
-        self._due[child.uid] = now + INTERVAL
+        pause = min(pause * 2, INTERVAL)
+        alive = {uid: each for uid, each in self._due.items() if each[0] > now - 2 * INTERVAL}
+        self._due = alive | {child.uid: (now + pause, pause)}
         try:
             selector = f"{names.LABEL_QUEUED_JOB_UID}={child.uid}"
             found = (await self.client.list(workloads, child.namespace, selector=selector)).items
         except ApiError as error:
             logger.info("the Workload of %s/%s cannot be read: %s", child.namespace, child.name, error)
-            return INTERVAL
+            return pause
         told = next((why for raw in found if (why := explanation(raw))), "")
         self.cache.holds[seen.job.owner] = Hold(child.uid, told or "is Kueue there, and does it look after this Job?")
-        return INTERVAL
+        return pause
 
 
 def explanation(workload: Raw) -> str:

@@ -254,10 +254,14 @@ def test_kueue_is_asked_after_a_while_and_then_rarely() -> None:
 
     assert (ask(), server.listed) == (FIRST, 0)
     clock[0] = FIRST
-    assert (ask(), server.listed) == (INTERVAL, 1)
+    assert (ask(), server.listed) == (2 * FIRST, 1)
     assert cache.holds["ml", "a"].message == "insufficient unused quota"
     clock[0] += 1
-    assert (ask(), server.listed) == (INTERVAL - 1, 1)
+    assert (ask(), server.listed) == (2 * FIRST - 1, 1)
+    for _ in range(9):
+        clock[0] += INTERVAL
+        wait = ask()
+    assert (wait, server.listed) == (INTERVAL, 10)
     assert asyncio.run(holds.ask(seen(job(QUEUED), children=(let_go(),)))) is None
 
 
