@@ -52,7 +52,8 @@ def side(task: Task) -> dict[str, Any]:
     from finetune_trainer.train.run import run
 
     scratch = Path(task.scratch)
-    os.environ["FINETUNE_CACHE"] = str(scratch / "cache")
+    # What is compiled outlasts a run; frozen layers' states must not, or later runs would pay nothing for them.
+    os.environ["FINETUNE_CACHE"] = f"{task.documents}/compiled" if task.setting == "compiled" else f"{scratch}/cache"
     job = {"namespace": "bench", "name": "rivals", "uid": "0"}
     plan = RunPlan.model_validate_json(json.dumps({"job": job, "spec": manifest(task, scratch)}))
     meter = Meter()

@@ -50,4 +50,4 @@ def side(task: Task) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(side)
+    main(side, absent=["bitsandbytes"])
