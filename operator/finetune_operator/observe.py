@@ -132,6 +132,16 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     )
 
 
+def lacks_gang(cache: Cache, key: Key) -> bool:
+    """Its next attempt is to be made: there is no Job of it, or a pod failed."""
+    job = next(iter(cache.jobs.of(key)), None)
+    if job is None or (job.status.phase is not None and job.status.phase.terminal):
+        return False
+    attempt = job.status.attempt or 0
+    made = any(child.attempt == attempt for child in cache.children.of(key))
+    return not made or any(pod.attempt == attempt and pod.phase == "Failed" for pod in cache.pods.of(key))
+
+
 def _spec_of(cache: Cache, job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:
     """A job is looked at some times in a row, and then not for long: the latest specs are kept."""
     which = (job.uid, job.generation, thoroughly)

@@ -2,6 +2,9 @@
 
 A key that is added while a worker has it comes back after the worker is done, so no two workers ever look at one job
 and no event is lost. `add_after` is how policies ask for a look at a later time; each look sets that time anew.
+
+Urgent keys go first, those that wait for a gang, since the rest is bookkeeping; but every fourth look is somebody
+else's, so that nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ K = TypeVar("K")
 
 FIRST_RETRY = 0.25
 LONGEST_RETRY = 60.0
+IN_A_ROW = 3
+"""Urgent keys taken before one that is not."""
 
 
 class WorkQueue(Generic[K]):
@@ -24,16 +29,21 @@ class WorkQueue(Generic[K]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ready: dict[K, float] = {}  # key → since when; a dict keeps the order of arrival
+        self._urgent: dict[K, float] = {}
+        self._in_a_row = 0
         self._taken: dict[K, bool] = {}  # key → added again meanwhile
         self._later: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._arrived = asyncio.Event()
         self.retries = 0
 
-    def add(self, key: K) -> None:
+    def add(self, key: K, *, urgent: bool = False) -> None:
         if key in self._taken:
             self._taken[key] = True
-        elif key not in self._ready:
+        elif urgent and key not in self._urgent:
+            self._urgent[key] = self._ready.pop(key, self._clock())
+            self._arrived.set()
+        elif key not in self._ready and key not in self._urgent:
             self._ready[key] = self._clock()
             self._arrived.set()
 
@@ -53,11 +63,14 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """Wait for a key and take it; `done` gives it back."""
-        while not self._ready:
+        while not self._ready and not self._urgent:
             self._arrived.clear()
             await self._arrived.wait()
-        key = next(iter(self._ready))
-        del self._ready[key]
+        hurried = bool(self._urgent) and (self._in_a_row < IN_A_ROW or not self._ready)
+        self._in_a_row = self._in_a_row + 1 if hurried else 0
+        lane = self._urgent if hurried else self._ready
+        key = next(iter(lane))
+        del lane[key]
         self._taken[key] = False
         if timer := self._later.pop(key, None):
             timer.cancel()
@@ -84,14 +97,14 @@ class WorkQueue(Generic[K]):
         """Nothing waits any more, now or later; what workers hold stays theirs."""
         for timer in self._later.values():
             timer.cancel()
-        for each in (self._ready, self._later, self._failures):
+        for each in (self._ready, self._urgent, self._later, self._failures):
             each.clear()
 
     @property
     def depth(self) -> int:
-        return len(self._ready)
+        return len(self._ready) + len(self._urgent)
 
     def oldest_seconds(self) -> float:
         """How long the first key has been waiting for a worker."""
-        first = next(iter(self._ready.values()), None)
-        return 0.0 if first is None else self._clock() - first
+        firsts = [since for lane in (self._ready, self._urgent) for since in list(lane.values())[:1]]
+        return self._clock() - min(firsts) if firsts else 0.0

@@ -24,7 +24,7 @@ from .health import OLDEST_KEY, OLDEST_WATCH, serve
 from .holds import Holds
 from .leader import Election, Fenced, Leader
 from .metrics import Counters, State
-from .observe import Defaults, Observed, observe
+from .observe import Defaults, Observed, lacks_gang, observe
 from .policies.failure import refuse
 from .policies.waiting import told
 from .preparations import Preparations
@@ -148,7 +148,7 @@ class Service:
     def _news(self, key: Key) -> None:
         """A replica that stands by keeps its cache, and no queue."""
         if self.acting:
-            self.queue.add(key)
+            self.queue.add(key, urgent=lacks_gang(self.cache, key))
 
     def _listed(self, resource: Resource, namespace: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._resync_patiently(resource, namespace))

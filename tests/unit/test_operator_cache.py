@@ -10,8 +10,8 @@ from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.plan import ProgressReport
 from finetune_operator.cache import Cache, Report
-from finetune_operator.observe import observe
-from finetune_operator.resources import FINETUNEJOBS, PODS
+from finetune_operator.observe import lacks_gang, observe
+from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS
 from finetune_operator.views import view_child_job, view_pod
 from tests.unit.operator_world import DEFAULTS, SPEC, raw_job, raw_pod, words
 
@@ -165,3 +165,25 @@ def test_the_view_of_a_child_job(conditions: dict[str, str], then: tuple[bool, b
     view = view_child_job({"metadata": meta, "spec": {"completions": 3}, "status": status})
     assert (view.complete, view.failing, view.finished) == then
     assert (view.attempt, view.nodes, view.owner) == (2, 3, KEY)
+
+
+GANGS: list[tuple[str, dict[str, Any] | None, list[int], str, bool]] = [
+    ("new", None, [], "Pending", True),
+    ("numbered", {"phase": "Pending", "attempt": 1}, [], "Pending", True),
+    ("made", {"phase": "Pending", "attempt": 1}, [1], "Running", False),
+    ("a pod failed", {"phase": "Running", "attempt": 1}, [1], "Failed", True),
+    ("restarting", {"phase": "Restarting", "attempt": 2}, [1], "Failed", True),
+    ("ended", {"phase": "Failed", "attempt": 1}, [], "Failed", False),
+]
+
+
+@pytest.mark.parametrize(("status", "children", "pod", "lacks"), [row[1:] for row in GANGS], ids=[r[0] for r in GANGS])
+def test_who_waits_for_a_gang(status: dict[str, Any] | None, children: list[int], pod: str, lacks: bool) -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(status=status))
+    cache.feed(PODS, None, raw_pod() | {"status": {"phase": pod}})
+    for attempt in children:
+        labels = {names.LABEL_JOB: "a", names.LABEL_UID: "u", names.LABEL_ATTEMPT: str(attempt)}
+        meta = {"namespace": "ml", "name": f"a-{attempt}", "uid": f"c{attempt}", "resourceVersion": "1"}
+        cache.feed(JOBS, None, {"metadata": meta | {"labels": labels}, "spec": {}})
+    assert lacks_gang(cache, KEY) is lacks

@@ -86,3 +86,16 @@ def test_ages() -> None:
         assert queue.oldest_seconds() == pytest.approx(5)
 
     run(story)
+
+
+def test_urgent_keys_go_first_and_the_others_still_get_their_turn() -> None:
+    async def story(queue: WorkQueue[str]) -> None:
+        for key in ("later", "promoted", "last"):
+            queue.add(key)
+        for number in range(4):
+            queue.add(f"u{number}", urgent=True)
+        queue.add("promoted", urgent=True)
+        taken = [await queue.get() for _ in range(queue.depth)]
+        assert taken == ["u0", "u1", "u2", "later", "u3", "promoted", "last"]
+
+    run(story)
