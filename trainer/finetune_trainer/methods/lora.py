@@ -21,8 +21,8 @@ from finetune_api.methods import Lora as Settings
 from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
 
 from .base import Base
-from .fused import fuse
 from .halves import half_of
+from .lean import lean_peft
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Lora:
     """Of PEFT's configuration, in which a variant differs."""
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
-        from peft import LoraConfig, get_peft_model
+        with lean_peft():
+            from peft import LoraConfig, get_peft_model
+
+            from .fused import fuse
 
         layers = decoder_layers(network)
         config = LoraConfig(
@@ -71,7 +74,7 @@ class Lora:
         )
         network.requires_grad_(False)
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
+        with lean_peft(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations between PEFT and transformers, and what the config says
             adapter = get_peft_model(cast(Any, network), config)
         # Set afterwards: PEFT takes the name from the model, which knows only the folder that it was loaded from.
@@ -87,7 +90,8 @@ class Lora:
         return int(alpha) if float(alpha).is_integer() else alpha
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        from peft import PeftModel
+        with lean_peft():
+            from peft import PeftModel
 
         loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
         return loaded

@@ -21,6 +21,7 @@ from finetune_api.methods import Prefix as Settings
 
 from . import soft
 from .base import Base
+from .lean import lean_peft
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Prefix:
     settings: Settings
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> soft.SoftAttached:
-        from peft import PrefixTuningConfig
+        with lean_peft():
+            from peft import PrefixTuningConfig
 
         network.requires_grad_(False)
         count = self.settings.virtual_tokens

@@ -20,6 +20,7 @@ from finetune_trainer.data.tokenizer import Tokenizer
 
 from . import soft
 from .base import Base
+from .lean import lean_peft
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class Prompt:
     settings: Settings
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> soft.SoftAttached:
-        from peft import PromptTuningConfig
+        with lean_peft():
+            from peft import PromptTuningConfig
 
         count, text = self.settings.virtual_tokens, self.settings.init_text
         tokens = soft.sampled(network, count, seed=seed) if text is None else _of_text(text, count, base)

@@ -15,6 +15,7 @@ from finetune_api.methods import PTuning as Settings
 
 from . import soft
 from .base import Base
+from .lean import lean_peft
 
 
 class PromptEncoder(nn.Module):
@@ -36,7 +37,8 @@ class PTuning:
     settings: Settings
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> soft.SoftAttached:
-        from peft import PromptEncoderConfig
+        with lean_peft():
+            from peft import PromptEncoderConfig
 
         dim = int(cast(Any, network).get_input_embeddings().weight.shape[1])
         hidden = self.settings.hidden or dim

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from finetune_trainer.data.corpus import Tokens
 
 from .base import Base
+from .lean import lean_peft
 
 
 class Switch(Protocol):
@@ -152,7 +153,8 @@ def settings_of(base: Base, network: nn.Module, count: int) -> dict[str, Any]:
 
 def load(network: nn.Module, folder: Path) -> nn.Module:
     """The exported prompt around `network`, by PEFT."""
-    from peft import PeftModel
+    with lean_peft():
+        from peft import PeftModel
 
     loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
     return loaded
