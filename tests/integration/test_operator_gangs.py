@@ -116,7 +116,7 @@ def test_without_the_right_pods_are_scheduled_one_by_one(native: Rig, start: Sta
             "scheduler-plugins-scheduler",
             "coscheduling",
             ("labels", "scheduling.x-k8s.io/pod-group"),
-            {"minMember": 2, "scheduleTimeoutSeconds": 1800},
+            {"minMember": 2, "scheduleTimeoutSeconds": 60},
         ),
     ],
 )

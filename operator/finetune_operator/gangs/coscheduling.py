@@ -11,9 +11,13 @@ def mark(template: Raw, group: str) -> None:
     template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = group
 
 
+HOLD = 60
+"""Seconds for which pods that have found a node keep it while others look for theirs: two half gangs must not wait for
+each other for long."""
+
+
 def spec(pods: int, seconds: int) -> Raw:
-    """The plugin's own timeout is for pods that have a node and wait for the others there."""
-    return {"minMember": pods, "scheduleTimeoutSeconds": seconds}
+    return {"minMember": pods, "scheduleTimeoutSeconds": min(seconds, HOLD)}
 
 
 COSCHEDULING = Gang(
