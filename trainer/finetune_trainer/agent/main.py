@@ -119,7 +119,9 @@ class Agent:
             return words
         if node > 0 and (words := self._wait_for_master()) is not None:
             return words
-        return self._run_script() if plan.spec.command else self._train()
+        if plan.spec.command is not None:
+            return self._run_script()
+        return self._run(Trainer(self.run_dir), phase="loading")
 
     def _preflight(self) -> LastWords | None:
         self.phase = "preflight"
@@ -155,61 +157,43 @@ class Agent:
         message = f"the master {address}:{port} did not answer for {STARTUP_SECONDS // 60} minutes"
         return say(Reason.PeerLost, message, time=now()).model_copy(update={"node": self.options.node})
 
-    def _train(self) -> LastWords:
-        self.phase = "loading"
-        kills_before = machine.oom_kills()
-        killed, exit_code = self._run_ranks(Trainer(self.run_dir), {})
-        return judge(
-            Evidence(
-                node=self.options.node,
-                time=now(),
-                exit_code=exit_code,
-                launch=Launch.read(self.run_dir.path),
-                errors=self.run_dir.errors(),
-                result=self.run_dir.result(),
-                report=self.run_dir.report(),
-                stop_reason=self.stop.reason,
-                killed=killed,
-                oom_kills=machine.oom_kills() - kills_before,
-            )
-        )
-
     def _run_script(self) -> LastWords:
-        """The same for a program of the user's own: it tells by other means, see script."""
-        self.phase = "training"
-        node, kills_before = self.options.node, machine.oom_kills()
+        """As ranks, a program of the user's own."""
+        node = self.options.node
         place: AbstractContextManager[dict[str, str]] = nullcontext({})
         if node == 0:
             place = listening(self.plan, self.run_dir, stopping=lambda: self.stop.requested)
         with place as found:
             extra = script.environment(self.plan, node, self.options.environ) | found
-            killed, exit_code = self._run_ranks(script.Script(run_dir=self.run_dir), extra)
-        launch, stopped = Launch.read(self.run_dir.path), self.stop.reason
-        oom_kills = machine.oom_kills() - kills_before
-        return judge(
-            Evidence(
-                node=node,
-                time=now(),
-                exit_code=exit_code,
-                launch=launch,
-                errors=script.said(launch, stop_reason=stopped, oom_kills=oom_kills),
-                result=script.result(stopped, time=now()),
-                report=self.run_dir.report(),
-                stop_reason=stopped,
-                killed=killed,
-                oom_kills=oom_kills,
-            )
-        )
+            return self._run(script.Script(run_dir=self.run_dir), phase="training", extra=extra)
 
-    def _run_ranks(self, ranks: Ranks, extra: Mapping[str, str]) -> tuple[LastWords | None, int]:
-        """What they were killed for, if they were, and torchrun's exit status."""
+    def _run(self, ranks: Ranks, *, phase: str, extra: Mapping[str, str] | None = None) -> LastWords:
+        """torchrun, from its start to the verdict."""
+        self.phase = phase
+        kills_before = machine.oom_kills()
         arguments = ("--node", str(self.options.node), "--program", self.options.program)
         process = self._start("finetune_trainer.agent.launch", *arguments, extra=extra)
         limits = Limits(
             grace_seconds=self.plan.grace_seconds, stall_seconds=durations.seconds(self.plan.spec.deadlines.stall)
         )
         killed = run_to_end(process, ranks=ranks, run_dir=self.run_dir, stop=self.stop, limits=limits, log=self.log)
-        return killed, process.returncode
+        launch, stopped = Launch.read(self.run_dir.path), self.stop.reason
+        oom_kills = machine.oom_kills() - kills_before
+        testimony = ranks.testimony(launch, stop_reason=stopped, oom_kills=oom_kills)
+        return judge(
+            Evidence(
+                node=self.options.node,
+                time=now(),
+                exit_code=process.returncode,
+                launch=launch,
+                errors=testimony.errors,
+                result=testimony.result,
+                report=self.run_dir.report(),
+                stop_reason=stopped,
+                killed=killed,
+                oom_kills=oom_kills,
+            )
+        )
 
     def _start(self, module: str, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """A Python program of ours, in a session of its own: a terminal's Ctrl-C must reach the agent alone."""

@@ -28,7 +28,7 @@ from finetune_api.plan import RunPlan
 from finetune_api.pod import EnvVar
 from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.verdict import died, say
-from finetune_trainer.agent.watch import Limits
+from finetune_trainer.agent.watch import Limits, Testimony
 from finetune_trainer.rundir import RunDir, TrainerReport, now
 from finetune_trainer.signs import LOST_PEER, NO_MEMORY
 
@@ -110,6 +110,10 @@ class Script:
         return hung(
             self.run_dir.report(), printed=last_print(self.run_dir.path / "logs"), limits=limits, at=time.time()
         )
+
+    def testimony(self, launch: Launch | None, *, stop_reason: str | None, oom_kills: int) -> Testimony:
+        errors = said(launch, stop_reason=stop_reason, oom_kills=oom_kills)
+        return Testimony(errors, result(stop_reason, time=now()))
 
 
 def last_print(logs: Path) -> float:

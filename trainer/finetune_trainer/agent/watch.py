@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psutil
 
 from finetune_api.failures import LastWords, Reason
 from finetune_trainer.agent import children
+from finetune_trainer.agent.launched import Launch
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.rundir import Heartbeat, RunDir, now
@@ -33,6 +34,16 @@ class Ranks(Protocol):
 
     def hung(self, limits: Limits) -> LastWords | None:
         """Why they are taken to hang, if they are."""
+
+    def testimony(self, launch: Launch | None, *, stop_reason: str | None, oom_kills: int) -> Testimony:
+        """After their end. `launch`: how torchrun saw it."""
+
+
+class Testimony(NamedTuple):
+    errors: dict[int, LastWords]
+    """By global rank, for those that failed and can be explained."""
+    result: LastWords | None
+    """Of a success; None where there should have been one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,9 @@ class Trainer:
 
     def hung(self, limits: Limits) -> LastWords | None:
         return _hung(self.run_dir.heartbeats(), limits, time.time())
+
+    def testimony(self, launch: Launch | None, *, stop_reason: str | None, oom_kills: int) -> Testimony:  # noqa: ARG002
+        return Testimony(self.run_dir.errors(), self.run_dir.result())
 
 
 def run_to_end(
