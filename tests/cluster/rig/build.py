@@ -95,7 +95,7 @@ KUEUE = ("kueue",)
 MONITORING = ("prometheus", "promtool")
 NODE = ("pause", "runc", "containerd", "containerd-shim-runc-v2", "ctr", "cni/bridge", "cni/loopback", "cni/host-local",
         "coredns")  # fmt: skip
-EVERYTHING = CONTROL_PLANE + NODE + S3 + KUEUE + MONITORING  # what else the table has is built when somebody asks for it
+EVERYTHING = CONTROL_PLANE + NODE + S3 + KUEUE + MONITORING  # the rest of the table is built when somebody asks
 FAKE_NODES = ("kwok",)
 RIVAL = ("trainer", "jobset")  # Kubeflow Trainer and JobSet, which tests/benchmarks/operator runs beside ours
 
