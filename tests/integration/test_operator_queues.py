@@ -144,6 +144,22 @@ def test_nobody_lets_a_held_job_go_but_its_queue(start: Start, hands: Hands) -> 
     assert "the Job a-1 waits in the queue nowhere" in hands.condition("a", "Queued")["message"]
 
 
+def test_a_turn_lost_and_won_again_while_no_operator_ran(start: Start, hands: Hands) -> None:
+    first = start()
+    hands.create(manifest("a", queueName="by-hand"))
+    hands.let_go("a-1")
+    hands.run("a", 1)
+    first.stop()
+    hands.take_back("a-1")
+    wait_for(lambda: not hands.list(PODS), what="its pods are gone")
+    hands.let_go("a-1")
+    hands.await_gang("a", 1)
+    start()
+    wait_for(lambda: hands.phase("a") == "Pending", what="it starts again")
+    assert hands.status("a")["lastFailure"]["reason"] == "Preempted"
+    finish(hands, "a", 1)
+
+
 def test_a_job_that_somebody_suspends_says_who(start: Start, hands: Hands) -> None:
     start()
     hands.create(manifest("a"))

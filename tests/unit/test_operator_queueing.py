@@ -349,3 +349,16 @@ def test_meeting_the_pods_of_the_turn_before_is_free(
     assert over.attempt == 2
     assert over.restarts is not None
     assert (over.restarts.counted, over.restarts.free) == counts
+
+
+def test_a_turn_that_was_lost_and_won_again_unseen_is_told() -> None:
+    """Else the startup deadline of the new pods would not run: the job would still say that it runs."""
+    given = seen(job(status(Phase.Running)), children=(let_go(60),), pods=(pod(0, "Running"), pod(1)))
+    over = decide(given, later(70))
+    assert (over.status.phase, over.look_again_in) == (Phase.Queued, 0.0)
+    assert over.status.last_failure is not None
+    assert over.status.last_failure.reason == "Preempted"
+    again = decide(seen(job(over.status), children=(let_go(60),), pods=(pod(0, "Running"), pod(1))), later(70)).status
+    assert again.phase is Phase.Pending
+    whole = seen(job(status(Phase.Running)), children=(let_go(60),), pods=RUNNING)
+    assert decide(whole, later(70)).status.phase is Phase.Running

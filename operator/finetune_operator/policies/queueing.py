@@ -28,8 +28,10 @@ MEETING = timedelta(seconds=60)
 def held(seen: Observed, now: datetime) -> Decision | None:
     """The attempt's Job is suspended, and not by `spec.suspend`."""
     child, phase = seen.child, seen.status.phase
-    if child is None or not child.held or phase is Phase.Suspended:
+    if child is None or phase is Phase.Suspended:
         return None
+    if not child.held:
+        return _preempted(seen, child, now).but(look_again_in=0.0) if _begun_anew(seen, child) else None
     if phase in UP:
         return _preempted(seen, child, now)
     return Decision(status=queued(seen, seen.status, why=_why(seen, child), now=now))
@@ -94,6 +96,12 @@ def _preempted(seen: Observed, child: ChildJob, now: datetime) -> Decision:
     )
     status = queued(seen, change(seen.status, last_failure=failure), why=_why(seen, child), now=now)
     return Decision(status=status, events=(Event(Reason.Preempted, message, "Warning"),))
+
+
+def _begun_anew(seen: Observed, child: ChildJob) -> bool:
+    """It was held and let go again while nobody looked: a gang that runs has no pods that never ran, else."""
+    running = seen.status.phase is Phase.Running and child.resumed is not None and not child.deleting
+    return running and any(pod.phase == "Pending" and not pod.deleting for pod in seen.gang)
 
 
 def _why(seen: Observed, child: ChildJob) -> str:
