@@ -225,8 +225,12 @@ class Hands:
     def list(self, resource: Resource) -> list[Raw]:
         return self._loop.call(self._client.list(resource, self.namespace)).items
 
-    def delete(self, name: str, resource: Resource = FINETUNEJOBS, policy: str = "Background") -> None:
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
+    def delete(
+        self, name: str, resource: Resource = FINETUNEJOBS, policy: str = "Background", *, grace: int | None = None
+    ) -> None:
+        body: Raw = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         self._loop.call(self._client._request("DELETE", resource.path(self.namespace, name), body=body))
 
     def patch(self, name: str, body: Raw, resource: Resource = FINETUNEJOBS, subresource: str = "") -> Raw:
@@ -287,6 +291,14 @@ class Hands:
 
     def set_pod(self, pod: Raw, status: Raw) -> None:
         self.patch(pod["metadata"]["name"], {"status": status}, PODS, "status")
+
+    def bind(self, pod: Raw, node: str) -> None:
+        """It gets a node; there need be none of that name."""
+        name = pod["metadata"]["name"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        path = PODS.path(self.namespace, name, "binding")
+        self._loop.call(self._client._request("POST", path, body=body))
 
     def schedule(self, *pods: Raw) -> None:
         """They have a node."""

@@ -21,6 +21,7 @@ from .client import AlreadyExists, ApiError, Client, Conflict, Forbidden, Invali
 from .decision import Create, Decision
 from .observe import Observed
 from .resources import FINETUNEJOBS, JOBS, POD_GROUP, PODS, Raw
+from .silence import awaited
 from .views import JobView, view_pod
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,11 @@ class Applier:
         """Two attempts never run at once: the API server itself is asked, because a watch may lag."""
         selector = f"{names.LABEL_UID}={seen.job.uid}"
         listing = await self.client.list(PODS, seen.job.namespace, selector=selector)
-        alive = [pod.name for raw in listing.items if (pod := view_pod(raw)).unfinished]
+        alive = awaited(map(view_pod, listing.items), seen.children, seen.spec, self.now())
         for raw in listing.items:
             self.cache.pods.put(raw)
         if alive:
-            raise Occupied(f"pods of an earlier attempt still run: {', '.join(alive)}")
+            raise Occupied(f"pods of an earlier attempt still run: {', '.join(pod.name for pod in alive)}")
 
     async def _probe(self, job: JobView, probe: Create) -> None:
         try:

@@ -169,6 +169,8 @@ class Pod:
     """Reason of a true DisruptionTarget condition: PreemptionByScheduler, EvictionByEvictionAPI, ..."""
     disrupted: datetime | None
     ended: Ended | None
+    ends: datetime | None = None
+    """When it has to have ended, if it was told to."""
     waiting: Waiting | None = None
     unschedulable: str = ""
     """The scheduler's words on why no node takes it."""
@@ -262,6 +264,7 @@ def view_pod(raw: Raw) -> Pod:
         created=parse_time(meta.get("creationTimestamp")),
         scheduled=parse_time(scheduled.get("lastTransitionTime")) if scheduled else None,
         deleting="deletionTimestamp" in meta,
+        ends=parse_time(meta.get("deletionTimestamp")),
         disruption=disrupted.get("reason", "DisruptionTarget") if disrupted else "",
         disrupted=parse_time(disrupted.get("lastTransitionTime")) if disrupted else None,
         ended=_ended(container),

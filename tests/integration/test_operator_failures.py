@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
+
+from finetune_operator import silence
 from finetune_operator.resources import EVENTS, PODS
 from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
 
@@ -70,6 +75,30 @@ def test_a_job_that_takes_too_long_fails_and_is_gone_when_its_time_is_over(start
     assert hands.condition("a", "Failed")["reason"] == "DeadlineExceeded"
     wait_for(lambda: hands.get("a") is None, what="it is gone", seconds=DISCOVERY)
     wait_for(lambda: not (hands.jobs() or hands.list(PODS)), what="with its children", seconds=DISCOVERY)
+
+
+def test_a_pod_on_a_dead_node_does_not_hold_the_next_attempt_for_ever(
+    start: Start, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its peer has ended, so it can do nothing. Here that is believed a second after it should have ended."""
+    monkeypatch.setattr(silence, "PATIENCE", timedelta(seconds=1))
+    start()
+    hands.create(manifest("a", pod={"terminationGracePeriod": "2s"}))
+    first, second = hands.await_gang("a", 1)
+    hands.bind(second, "dead")
+    hands.run("a", 1)
+    lost = [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]
+    hands.set_pod(second, {"conditions": lost, "containerStatuses": [container({"running": {}}, ready=True)]})
+    hands.end(first, code=83)
+    wait_for(lambda: hands.gang("a", 2), what="the next attempt")
+    stuck = hands.get(second["metadata"]["name"], PODS)
+    assert stuck is not None
+    assert stuck["metadata"]["deletionTimestamp"]
+    told = wait_for(lambda: [e for e in hands.list(EVENTS) if e["reason"] == "NodeLost"], what="it is told")
+    assert "on node dead" in told[0]["message"]
+    assert hands.status("a")["lastFailure"]["reason"] == "NodeLost"
+    hands.delete(second["metadata"]["name"], PODS, grace=0)
+    wait_for(lambda: hands.jobs() == ["a-2"], what="the old Job is gone")
 
 
 def container(state: dict[str, object], *, ready: bool) -> dict[str, object]:

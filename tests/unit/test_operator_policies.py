@@ -230,7 +230,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_left_out_if_asked(asked: bool
 def test_pods_that_do_not_end_are_named_when_they_should_have_ended() -> None:
     failure = LastFailure(failure_class=FailureClass.Infrastructure, reason="NodeLost", time=rfc3339(NOW))
     before = status(Phase.Restarting, 2, counted=1, last_failure=failure)
-    stuck = pod(1, "Running", node="gpu-7", deleting=True)
+    stuck = pod(1, "Running", node="gpu-7", deleting=True, ends=later(120))
     given = seen(job(before), children=(child(deleting=True),), pods=(stuck,))
     assert find(decide(given, later(179)).status, "Running") is None
     told = find(decide(given, later(180)).status, "Running")

@@ -2,14 +2,14 @@
 attempt runs any more.
 
 An old Job is over when it is gone, when the Job controller calls it finished, or when it is being deleted (no pod is
-started for it any more) and none of its pods is unfinished.
+started for it any more) and none of its pods is waited for (see silence).
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from finetune_api import durations, names
+from finetune_api import names
 from finetune_api.budget import pause_seconds
 from finetune_api.failures import CLASSES, Reason
 from finetune_api.spec import FineTuneJobSpec
@@ -19,6 +19,7 @@ from finetune_operator.decision import Create, Decision, Event
 from finetune_operator.objects import attempt_job, service
 from finetune_operator.observe import Observed
 from finetune_operator.resources import JOBS, SERVICES
+from finetune_operator.silence import awaited
 from finetune_operator.status import Stamp, change, condition, find, rfc3339
 from finetune_operator.views import parse_time
 
@@ -30,7 +31,7 @@ STILL_ENDING = 10.0
 """Events tell when the old pods have ended; this is for an event that was lost."""
 
 OVERDUE = timedelta(seconds=60)
-"""Beyond a pod's grace period: its kubelet would have killed it by then."""
+"""Beyond the time by which a pod should have ended: its kubelet would have killed it by then."""
 
 
 def started(seen: Observed, now: datetime) -> Decision | None:
@@ -45,7 +46,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         return Decision(status=status, look_again_in=0.0)  # its status was lost; the Job was not
     leftovers = tuple(child for child in seen.children if not child.deleting and child.attempt != number)
     decision = Decision(status=status, delete=leftovers, events=events)
-    if not _over(seen):
+    if not _over(seen, now):
         return decision.but(status=_held_up(seen, spec, status, now), look_again_in=STILL_ENDING)
     if (pause := _pause(status, now)) > 0:
         return decision.but(look_again_in=pause)
@@ -60,6 +61,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         skipped_step=status.skipped_step,
         gang=gang,
     )
+    decision = decision.but(events=(*events, *_given_up(seen, now)))
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
     return decision.but(create=children, alone=number > 1, look_again_in=0.0 if gang else None)
 
@@ -97,18 +99,26 @@ def _numbered(
     return status, (Event(Reason.Resumed, message),)
 
 
-def _over(seen: Observed) -> bool:
+def _over(seen: Observed, now: datetime) -> bool:
     jobs_over = all(child.finished or child.deleting for child in seen.children)
-    return jobs_over and not any(pod.unfinished for pod in seen.pods)
+    return jobs_over and not awaited(seen.pods, seen.children, seen.spec, now)
+
+
+def _given_up(seen: Observed, now: datetime) -> tuple[Event, ...]:
+    """What is said of pods that the next attempt does not wait for."""
+    waits = awaited(seen.pods, seen.children, seen.spec, now)
+    left = [f"{pod.name} on node {pod.node}" for pod in seen.pods if pod.unfinished and pod not in waits]
+    if not left:
+        return ()
+    message = f"Not waited for, because their nodes do not report and their gang has ended: {', '.join(left)}"
+    return (Event(Reason.NodeLost, message, "Warning"),)
 
 
 def _held_up(seen: Observed, spec: FineTuneJobSpec, status: FineTuneJobStatus, now: datetime) -> FineTuneJobStatus:
-    """Says which pods of an earlier attempt do not end, long after they should have: only people know what became of
-    a node that is silent, and two attempts must not run at once."""
-    failed_at = parse_time(status.last_failure.time) if status.last_failure else None
-    grace = timedelta(seconds=durations.seconds(spec.pod.termination_grace_period))
-    late = [pod for pod in seen.pods if pod.unfinished]
-    if not late or failed_at is None or now < failed_at + grace + OVERDUE:
+    """Says which pods of an earlier attempt do not end, long after they should have, and what people can do."""
+    waits = awaited(seen.pods, seen.children, spec, now)
+    late = [pod for pod in waits if pod.ends is not None and now >= pod.ends + OVERDUE]
+    if not late:
         return status
     pods = ", ".join(f"{pod.name} on node {pod.node or '?'}" for pod in late)
     message = (
