@@ -1,4 +1,4 @@
-"""An operator that starts among jobs that are there already: when has it looked at all of them, and with what memory?"""
+"""An operator that starts among jobs that are there: when has it looked at all of them, with how much memory?"""
 
 from __future__ import annotations
 
