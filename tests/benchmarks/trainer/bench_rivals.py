@@ -58,11 +58,11 @@ class Found:
         return float(min(run["peak"] for run in self.runs))
 
     def apart(self, other: Found) -> float:
-        """The largest difference of a loss."""
+        """The largest difference of a loss of `other`'s steps; a side may go on for more epochs."""
         mine, theirs = self.runs[0]["losses"], other.runs[0]["losses"]
-        if len(mine) != len(theirs):
+        if len(mine) < len(theirs):
             return float("inf")
-        return float(max(abs(a - b) for a, b in zip(mine, theirs, strict=True)))
+        return float(max(abs(a - b) for a, b in zip(mine, theirs, strict=False)))
 
 
 def main() -> int:
@@ -160,6 +160,7 @@ def _measure(found: Found, name: str, row: Row, data: Path, *, steps: int, model
             "packing": row.packing,
             "setting": side.setting,
             "method": side.method,
+            "epochs": side.epochs,
         }
         command = [_interpreter(side.environment), str(SCRIPTS / f"{side.script}.py"), json.dumps(task)]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(folder), cwd=folder)

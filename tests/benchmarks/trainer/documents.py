@@ -46,10 +46,12 @@ def documents(folder: Path, row: Row, steps: int, *, model: Path) -> Path:
 
 
 def _tiny(folder: Path, model: Path) -> None:
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=49152, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     for file in model.glob("*token*"):
         (folder / file.name).symlink_to(file)

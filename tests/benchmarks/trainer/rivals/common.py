@@ -46,6 +46,7 @@ class Task:
     setting: str
     """One of the side's own words, such as "default"."""
     method: str = "lora"
+    epochs: int = 1
 
     def adapted(self, layers: int) -> list[int] | None:
         return None if self.layers is None else list(range(layers - self.layers, layers))

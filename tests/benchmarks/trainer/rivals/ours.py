@@ -19,7 +19,7 @@ def manifest(task: Task, scratch: Path) -> dict[str, Any]:
     elif task.layers is not None:
         method["lora"] = {"layers": task.layers}
     training: dict[str, Any] = {
-        "epochs": task.steps if task.packing else 1,
+        "epochs": task.steps if task.packing else task.epochs,
         "batchSize": task.rows,
         "learningRate": RATE,
         "schedule": "constant",
