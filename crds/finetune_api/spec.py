@@ -76,6 +76,11 @@ class Training(ApiModel):
         None, ge=1, le=100000000, description="Steps between evaluations. Default: a tenth of the run."
     )
     early_stopping: EarlyStopping | None = Field(None, description="Stop when validation stops improving.")
+    compile: bool = Field(
+        False,
+        description="Compile the decoder blocks (torch.compile): faster steps, after a first one that takes longer. "
+        "What is compiled stays in the cache. Not for dora, qlora, prefix, probe, nor for strategies fsdp, deepspeed.",
+    )
     frozen_layer_cache: bool = Field(
         True,
         description="What the layers below the lowest trained one make of the rows is computed once and read from disk "

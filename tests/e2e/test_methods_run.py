@@ -181,3 +181,17 @@ def test_a_merged_model_lies_beside_the_adapter_and_is_verified_with_it(
     content[-1] ^= 1
     file.write_bytes(content)
     assert [(p.path, p.fault) for p in verify(output).problems] == [("merged/model.safetensors", "corrupted")]
+
+
+def test_a_run_says_which_kernels_it_uses(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **_: forward
+    )  # what it does: tests/unit/test_train_compiled.py
+    training = {"maxSteps": 1, "batchSize": 8, "compile": True}
+    _run(tmp_path, _spec(inputs, tmp_path, method={"type": "adapter"}, training=training), monkeypatch)
+    assert (
+        "parameters float32, compute float32, attention sdpa, loss fused, documents share rows, "
+        "optimizer fused AdamW, 3 blocks compiled\n"
+    ) in capsys.readouterr().out

@@ -51,6 +51,10 @@ class FusedLinear(lora.Linear):  # type: ignore[misc]  # PEFT ships no types
             return cast(Tensor, super().forward(x, *args, **kwargs))
         base = self.base_layer
         flat = x.reshape(-1, x.shape[-1])
+        if torch.compiler.is_compiling():  # which fuses these by itself, and keeps no graph with functions of others
+            a, b = (weights[name].weight.to(x.dtype) for weights in (self.lora_A, self.lora_B))
+            whole = F.linear(flat, base.weight, base.bias)
+            return torch.addmm(whole, flat @ a.T, b.T, alpha=self.scaling[name]).view(*x.shape[:-1], -1)
         out = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
             flat, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method, Partial
@@ -47,6 +51,44 @@ def check_strategy(method: Method, strategy: str) -> None:
             Reason.InvalidSpec,
             f"method.type {method.type} reads whole weights, and strategy {strategy} shards them",
             "Use strategy ddp, or method.type: lora.",
+        )
+
+
+_UNCOMPILED = {
+    "qlora": "its layers unpack weights in kernels that torch.compile cannot follow",
+    "dora": "PEFT's layers break it into a hundred pieces",
+    "prefix": "its keys and values reach the blocks as a cache, which torch.compile would compile anew in each step",
+    "probe": "it makes no steps",
+}
+
+
+def check_compile(method: Method, strategy: str | None = None) -> None:
+    """InvalidSpec where training.compile cannot be had: by the method, a strategy that is known, or this machine."""
+    hint = "Remove training.compile."
+    if method.type in _UNCOMPILED:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"training.compile does not go with method.type {method.type}: {_UNCOMPILED[method.type]}",
+            hint,
+        )
+    if strategy is not None and strategy not in WHOLE:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"training.compile does not go with strategy {strategy}: blocks are compiled where their weights are whole",
+            "Remove training.compile, or use strategy ddp.",
+        )
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if not any(map(shutil.which, compilers)):
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"training.compile needs a C++ compiler, and this machine has no {' or '.join(compilers)}",
+            "Use a trainer image with g++, or remove training.compile.",
+        )
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            "training.compile needs Python's header files, and this machine has no Python.h",
+            "Use a trainer image with python3-dev, or remove training.compile.",
         )
 
 

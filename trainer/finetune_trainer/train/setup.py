@@ -18,7 +18,7 @@ from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
-from finetune_trainer.methods.needs import check_strategy, is_open
+from finetune_trainer.methods.needs import check_compile, check_strategy, is_open
 from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
@@ -39,6 +39,7 @@ from finetune_trainer.transfer.evaluate import Layout
 
 from . import frozen
 from .choose import settled
+from .compiled import compile_blocks
 from .keeper import Keeper
 from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
@@ -91,6 +92,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     frozen_base = not spec.method.trains_the_model
     strategy = _strategy(spec, local, gang, device, low=low)
     check_strategy(spec.method, strategy.name)
+    if training.compile:
+        check_compile(spec.method, strategy.name)
     in_four_bits = spec.method.type == "qlora"
     network, stored = load_network(
         local.path,
@@ -118,6 +121,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     below = None if data.variants else frozen.below(spec, network, attached, device, strategy)
     if low and spec.method.type == "partial" and strategy.name not in SHARDED:
         _as_stored(network, stored)
+    compiled = 0
+    if training.compile:
+        compiled = compile_blocks(network, lowest=attached.lowest_layer, cache=cache, device=device)
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     autocast = torch.bfloat16 if low and not frozen_base else None
     model = LanguageModel(network, device, autocast, abilities, strategy, below)
@@ -144,7 +150,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     )
     reporter.resolved = resolved
     reporter.steps_per_epoch = steps_per_epoch(data.mixture, batch_size=course.batch_size)
-    reporter.say(model.describe())
+    blocks = f"{compiled} blocks compiled" if compiled else "no blocks compiled"
+    optimizer = "AdamW" if strategy.name == "deepspeed" else "fused AdamW"
+    reporter.say(f"{model.describe()}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
     for topic, line in record.lines():
