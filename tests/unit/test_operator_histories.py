@@ -71,9 +71,9 @@ class World:
             if each.probe:
                 self.probes[each.name] = replace(each, deleting=True)
             else:
-                self.children[each.attempt] = replace(self.children[each.attempt], deleting=True)
+                self.deletes(each.attempt)
         if decision.create:
-            assert not any(p.unfinished for p in self.pods.values()), "another gang is seen to run"
+            assert not self.at_work(), "another gang is seen to run"
         for create in decision.create:
             if writes == survives:
                 return writes
@@ -91,6 +91,19 @@ class World:
             made = child(0, name=meta["name"], nodes=nodes, created=self.now, job_uid="", probe=of)
             self.probes.setdefault(made.name, made)
         return writes
+
+    def at_work(self) -> set[int]:
+        """Attempts that may train: a pod runs whose node reports, or all pods may, for all that is known."""
+        unfinished = [key for key, p in self.pods.items() if p.unfinished]
+        numbers = {attempt for attempt, index in unfinished if not self.pods[attempt, index].unreachable}
+        return numbers | {n for n, each in self.children.items() if sum(a == n for a, _ in unfinished) >= each.nodes}
+
+    def deletes(self, number: int) -> None:
+        """The Job goes, and its pods are told to end."""
+        self.children[number] = replace(self.children[number], deleting=True)
+        for key, each in self.pods.items():
+            if key[0] == number and each.unfinished and each.ends is None:
+                self.pods[key] = replace(each, deleting=True, ends=self.now + timedelta(seconds=120))
 
     # what others do; each may come at any time
 
@@ -138,8 +151,11 @@ class World:
     def garbage_collector(self) -> None:
         for number, each in list(self.children.items()):
             own = [key for key in self.pods if key[0] == number]
-            if each.deleting and own:
-                del self.pods[own[0]]
+            ended = [key for key in own if not (self.pods[key].unreachable and self.pods[key].unfinished)]
+            if each.deleting and ended:
+                del self.pods[ended[0]]
+            elif own:
+                continue
             elif each.deleting:
                 del self.children[number]
         for name, each in list(self.probes.items()):
@@ -150,7 +166,7 @@ class World:
     def kubelet(self, reason: Reason | None) -> None:
         """The first pod that can moves on, or fails."""
         for key, each in self.pods.items():
-            if self.places is not None and not each.scheduled:
+            if each.unreachable or (self.places is not None and not each.scheduled):
                 continue
             if each.unfinished and (reason or each.phase == "Pending"):
                 last = words(reason) if reason else None
@@ -160,15 +176,28 @@ class World:
 
     def succeed(self) -> None:
         for key, each in self.pods.items():
-            if each.phase == "Running":
+            if each.phase == "Running" and not each.unreachable:
                 self.pods[key] = replace(each, phase="Succeeded")
 
     def suspend(self, value: bool) -> None:
         self.view = replace(self.view, raw_spec=SPEC | {"suspend": value})
 
     def somebody_deletes_the_job(self) -> None:
-        for number, each in self.children.items():
-            self.children[number] = replace(each, deleting=True)
+        for number in self.children:
+            self.deletes(number)
+
+    def falls_silent(self) -> None:
+        """The node of the last pod that runs."""
+        for key, each in reversed(self.pods.items()):
+            if each.phase == "Running" and not each.unreachable:
+                self.pods[key] = replace(each, unreachable=True, node="dead", disrupted=self.now)
+                return
+
+    def dead_nodes_go(self) -> None:
+        """A person, or the cloud, takes them out of the cluster; their pods go with them."""
+        for key, each in self.pods.items():
+            if each.unreachable and each.unfinished:
+                self.pods[key] = replace(each, phase="Failed", disruption="DeletionByPodGC", disrupted=self.now)
 
     def queue(self, holds: bool) -> None:
         """Kueue, or somebody, suspends the present Job or lets it go."""
@@ -198,6 +227,15 @@ class World:
         for _ in range(RANGE["max"] + 1):
             self.garbage_collector()
         self.time(100)
+        self.look()
+
+    def loses_one_for_good(self) -> None:
+        """A node falls silent, its peers notice, and nobody does anything about it for long."""
+        self.goes_up()
+        self.falls_silent()
+        self.breaks_down(Reason.PeerLost)
+        self.is_cleared()
+        self.time(500)
         self.look()
 
     def runs_short_of_nodes(self) -> None:
@@ -239,7 +277,10 @@ STEPS = st.one_of(
     st.tuples(st.just("suspend"), st.booleans()),
     st.tuples(st.just("queue"), st.booleans()),
     st.just(("somebody_deletes_the_job",)),
-    st.tuples(st.just("time"), st.sampled_from([1, 10, 100])),
+    st.just(("falls_silent",)),
+    st.just(("loses_one_for_good",)),
+    st.just(("dead_nodes_go",)),
+    st.tuples(st.just("time"), st.sampled_from([1, 10, 100, 500])),
 )
 
 ELASTIC_STEPS = st.one_of(
@@ -257,6 +298,7 @@ ELASTIC_STEPS = st.one_of(
 
 def settle(world: World) -> None:
     """The operator looks, and the cluster does what was asked of it, until nothing changes."""
+    world.dead_nodes_go()
     quiet = 0
     for _ in range(80):
         world.time(100)
@@ -292,8 +334,7 @@ def live(world: World, history: list[tuple[str, object]]) -> None:
     for name, *args in history:
         getattr(world, name)(*args)
 
-        alive = {attempt for (attempt, _), p in world.pods.items() if p.unfinished}
-        assert len(alive) <= 1, f"two attempts run at once: {alive}"
+        assert len(world.at_work()) <= 1, f"two attempts run at once: {world.at_work()}"
 
     settle(world)
     said = [status for status in world.written if status.attempt]
