@@ -57,7 +57,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
                         help="what a pod runs (default: %(default)s)")  # fmt: skip
     parser.add_argument("--listen", default=default("LISTEN", "127.0.0.1:8080"), metavar="HOST:PORT",
                         help="/metrics, /healthz and /readyz; empty: none (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=int(default("WORKERS", "16")), metavar="N",
+    parser.add_argument("--workers", type=int, default=int(default("WORKERS", "32")), metavar="N",
                         help="jobs looked at concurrently (default: %(default)s)")  # fmt: skip
     parser.add_argument("--leader-elect", action="store_true", default=default("LEADER_ELECT") in ("1", "true"),
                         help="with several replicas: only the one that holds the Lease acts")  # fmt: skip

@@ -53,7 +53,7 @@ class Options:
     defaults: Defaults = field(default_factory=Defaults)
     listen: str = ""
     """`host:port` of /metrics and the probes; empty: none."""
-    workers: int = 16
+    workers: int = 32
     election: Election | None = None
     """None: this is the only replica."""
 
