@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.operator.bench_burst [--sizes 100 500 1000] [--sides ours kubeflow bare] [--rounds 1]
 
-Then 200 jobs run while pods fail, on both operators, and ours is started again among 5000 jobs.
+Then 200 jobs run while pods fail, on both operators, and ours is started again among 5000 jobs, of which 200 run.
 
 Each job is a gang of two pods on nodes that KWOK plays, so that nothing but the control plane works. All sides meet the
 same API server in one run and take turns; a side's controllers run only during its own burst, as processes of this
@@ -29,7 +29,7 @@ from .kubeflow import RESTARTING, Kubeflow
 from .restarts import restarts
 from .scale import wide_rig
 from .sides import Bare, Ours, Side
-from .table import print_bursts, print_restarts
+from .table import print_bursts, print_existing, print_restarts
 
 SIDES = ("kubeflow", "ours", "bare")
 
@@ -39,8 +39,8 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="*", default=[100, 500, 1000], metavar="JOBS", help="of bursts")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--rounds", type=int, default=1, help="bursts of each size on each side")
-    parser.add_argument("--running", type=int, default=200, metavar="JOBS", help="while pods fail; 0: no such run")
-    parser.add_argument("--failures", type=int, default=50, metavar="PODS", help="that fail, one after the other")
+    parser.add_argument("--running", type=int, default=200, metavar="JOBS", help="while pods fail, and at a restart")
+    parser.add_argument("--failures", type=int, default=50, metavar="PODS", help="that fail in turn; 0: no such run")
     parser.add_argument("--existing", type=int, default=5000, metavar="JOBS", help="at a restart; 0: no such run")
     parser.add_argument("--out", type=Path, help="file to which every run's figures are added, a JSON line each")
     options = parser.parse_args()
@@ -64,15 +64,19 @@ async def _run(rig: Rig, folder: Path, options: argparse.Namespace) -> None:
             for round in range(options.rounds):
                 for name in options.sides if round % 2 == 0 else reversed(options.sides):
                     keep("burst", await burst(api, rig, made[name], count=count))
+        if keep.rows["burst"]:
             print_bursts(keep.rows["burst"])
         restarting: dict[str, Side] = {"ours": ours, "kubeflow": Kubeflow(rig, runtime=RESTARTING)}
-        for name in options.sides if options.running else ():
+        for name in options.sides if options.failures else ():
             if side := restarting.get(name):
                 row = await restarts(api, rig, side, running=options.running, failures=options.failures)
                 keep("restarts", row)
-        print_restarts(keep.rows["restarts"])
+        if keep.rows["restarts"]:
+            print_restarts(keep.rows["restarts"])
         if options.existing and "ours" in options.sides:
-            keep("existing", await existing(api, rig, ours, count=options.existing))
+            running = min(options.running, options.existing)
+            keep("existing", await existing(api, rig, ours, count=options.existing, running=running))
+            print_existing(keep.rows["existing"])
 
 
 class Keeper:

@@ -50,6 +50,21 @@ def print_restarts(rows: Sequence[Row]) -> None:
     print_table(("", "running", *(f"{what} {point}, s" for what, _ in parts for point in points)), lines)
 
 
+def print_existing(rows: Sequence[Row]) -> None:
+    """From the operator's start to the last job looked at."""
+    lines = [
+        (
+            str(row["jobs"]),
+            str(row["running"]),
+            f"{row['first_pass_s']:.1f}",
+            f"{sum(row['first_pass_cpu_s'].values()):.1f}",
+            str(sum(row["first_pass_peak_mib"].values())),
+        )
+        for row in rows
+    ]
+    print_table(("jobs", "of them running", "first pass, s", "CPU s", "peak, MiB"), lines)
+
+
 def print_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + "---|" * len(head))
