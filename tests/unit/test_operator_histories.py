@@ -238,6 +238,17 @@ class World:
         self.time(500)
         self.look()
 
+    def is_cut_off(self) -> None:
+        """All its nodes fall silent, and people stop it and let it go on."""
+        self.goes_up()
+        for _ in range(RANGE["max"]):
+            self.falls_silent()
+        for wish in (True, False):
+            self.suspend(wish)
+            self.look()
+        self.time(500)
+        self.look()
+
     def runs_short_of_nodes(self) -> None:
         """All have run, and a node goes for good."""
         self.scheduler(RANGE["max"])
@@ -279,6 +290,7 @@ STEPS = st.one_of(
     st.just(("somebody_deletes_the_job",)),
     st.just(("falls_silent",)),
     st.just(("loses_one_for_good",)),
+    st.just(("is_cut_off",)),
     st.just(("dead_nodes_go",)),
     st.tuples(st.just("time"), st.sampled_from([1, 10, 100, 500])),
 )
