@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from finetune_api.data import Data, TrainSource
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
@@ -186,10 +189,39 @@ def make_run(
     return Run(trainer, attached, net)
 
 
+def at_step(run: Run, step: int, act: Callable[[], None]) -> None:
+    """`act` when step `step`, counted from 1, begins a micro-batch."""
+    seed = run.trainer._seed
+
+    def watch(current: int, index: int) -> None:
+        if current == step - 1:
+            act()
+        seed(current, index)
+
+    object.__setattr__(run.trainer, "_seed", watch)
+
+
+def stop_at(run: Run, step: int) -> None:
+    """The stop file appears while this step runs."""
+    at_step(run, step, lambda: run.trainer.reporter.run_dir.request_stop("test"))
+
+
+def interrupted(make: Callable[[], Run], step: int) -> Run:
+    """A run that was stopped while `step` ran, made again: ready to go on from its checkpoint."""
+    stopped = make()
+    stop_at(stopped, step)
+    with pytest.raises(FinetuneError) as error:
+        stopped.finish()
+    assert error.value.reason is Reason.Interrupted
+    assert error.value.exit_code == 75
+    stopped.trainer.reporter.run_dir.clear()
+    return make()
+
+
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
 __all__ = ["BASE", "CPU", "JOB", "LENGTHS", "Knobs", "Place", "Run", "documents", "largest_difference", "make_run"]
-__all__ += ["model", "network", "plan_for", "replace"]
+__all__ += ["at_step", "interrupted", "model", "network", "plan_for", "replace", "stop_at"]

@@ -3,17 +3,16 @@ makes."""
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from finetune_api.methods import Method, Prefix, Prompt
 from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.train.probing import Probing, probed
+from tests import gang
 from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
 from tests.unit.test_transfer_probe import sorted_words
 
@@ -52,22 +51,19 @@ def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def gang(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks made, one method after another."""
     folder = tmp_path_factory.mktemp("gang")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (2, port, str(folder)), nprocs=2, join=True)
+    gang.start(_rank, 2, str(folder))
     return folder
 
 
 @pytest.mark.parametrize("knobs", METHODS, ids=lambda knobs: knobs.method.type)
-def test_two_ranks_make_what_one_makes(tmp_path: Path, gang: Path, knobs: Knobs) -> None:
+def test_two_ranks_make_what_one_makes(tmp_path: Path, ranks: Path, knobs: Knobs) -> None:
     alone = _work(tmp_path, knobs)
-    ranks = [torch.load(gang / f"{knobs.method.type}{rank}.pt") for rank in range(2)]
-    assert largest_difference(ranks[0]["tensors"], ranks[1]["tensors"]) == 0.0
-    for rank in ranks:
+    told = [torch.load(ranks / f"{knobs.method.type}{rank}.pt") for rank in range(2)]
+    assert largest_difference(told[0]["tensors"], told[1]["tensors"]) == 0.0
+    for rank in told:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         names = {name for name in alone["tensors"] if not name.startswith("moments")}
         ours, theirs = ({name: found["tensors"][name] for name in names} for found in (rank, alone))

@@ -7,7 +7,6 @@ tests compare what it left behind. A gang's cases that continue runs come after 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -29,6 +27,7 @@ from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.train.model import load_network
+from tests import gang
 from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,18 +108,18 @@ def _export(run: Run, strategy: Strategy, folder: Path) -> None:
         run.attached.export(folder)
 
 
-def _rank(rank: int, world_size: int, local_size: int, port: int, root: str, cases: list[Case], path: str) -> None:
+def _rank(rank: int, world_size: int, port: int, local_size: int, root: str, cases: list[Case], path: str) -> None:
     torch.set_num_threads(1)
     sys.path.append(path)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    gang = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
+    ranks = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
     for case in cases:
         torch.save(
-            _run(Path(root), case, spread(gang, case.strategy, device=CPU, settings=case.settings)),
+            _run(Path(root), case, spread(ranks, case.strategy, device=CPU, settings=case.settings)),
             f"{root}/{case.folder}.{rank}.pt",
         )
-        gang.barrier()
-    gang.close()
+        ranks.barrier()
+    ranks.close()
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +132,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _gang(
     root: Path, world_size: int, cases: list[Case], *, local_size: int | None = None, path: str | None = None
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (world_size, local_size or world_size, port, str(root), cases, path or ""), nprocs=world_size)
+    gang.start(_rank, world_size, local_size or world_size, str(root), cases, path or "")
 
 
 Told = Callable[[str], list[dict[str, Any]]]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
+from tests import gang
 from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
 
 LORA = Knobs(method=Method(type="lora", lora=Lora(rank=4)), steps=6, checkpoint_steps=2, rate=1e-3)
@@ -54,10 +53,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, knobs: Knobs, stop
 
 def _gang(folder: Path, world_size: int, knobs: Knobs, *, stop_at: int | None = None) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (world_size, port, str(folder), knobs, stop_at), nprocs=world_size, join=True)
+    gang.start(_rank, world_size, str(folder), knobs, stop_at)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
 
 

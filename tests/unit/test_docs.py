@@ -78,6 +78,10 @@ def test_the_manifest_reference_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "manifest.md").read_text() == reference.markdown(), "run: make generate"
 
 
+def test_the_loop_explains_training_in_under_300_lines() -> None:
+    assert len((ROOT / "trainer/finetune_trainer/train/loop.py").read_text().splitlines()) < 300
+
+
 def test_every_class_of_failure_has_a_runbook() -> None:
     text = (ROOT / "docs" / "runbooks.md").read_text()
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
 from finetune_trainer.methods.fused import FusedLinear
-from tests.train_helpers import Knobs, Run, largest_difference, make_run
+from tests.train_helpers import Knobs, interrupted, largest_difference, make_run
 
 RUNS = [
     Knobs(method=Method(type="partial", partial=Partial(layers=1))),
@@ -19,17 +18,6 @@ RUNS = [
     Knobs(method=Method(type="adapter", adapter=Adapter(bottleneck=8, placement="pfeiffer")), kind="GPT2"),
     Knobs(method=Method(type="qlora", qlora=Lora(rank=4)), hidden=64),
 ]
-
-
-def _stop_at(run: Run, step: int) -> None:
-    seed = run.trainer._seed
-
-    def watch(current: int, index: int) -> None:
-        if current == step - 1:
-            run.trainer.reporter.run_dir.request_stop("test")
-        seed(current, index)
-
-    object.__setattr__(run.trainer, "_seed", watch)
 
 
 @pytest.mark.parametrize("knobs", RUNS, ids=lambda knobs: f"{knobs.method.type} {knobs.kind}")
@@ -41,13 +29,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Pa
     assert (state.curve[-1].loss or 9.0) < (state.curve[0].loss or 0.0)
     after = dict(whole.net.named_parameters())
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    cut = make_run(tmp_path / "cut", knobs)
-    _stop_at(cut, 4)
-    with pytest.raises(FinetuneError) as error:
-        cut.finish()
-    assert error.value.reason is Reason.Interrupted
-    cut.trainer.reporter.run_dir.clear()
-    resumed = make_run(tmp_path / "cut", knobs)
+    resumed = interrupted(lambda: make_run(tmp_path / "cut", knobs), 4)
     again = resumed.finish()
     assert largest_difference(resumed.tensors(), whole.tensors()) == 0.0
     assert [point.loss for point in again.curve] == [point.loss for point in state.curve]

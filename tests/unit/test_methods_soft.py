@@ -17,11 +17,20 @@ from finetune_api.methods import Method, Prefix, Prompt, PTuning
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
-from finetune_trainer.train.loop import Trainer
 from finetune_trainer.train.model import LanguageModel, hidden_states, probe
 from finetune_trainer.train.state import State
 from tests.tiny import tiny_model
-from tests.train_helpers import BASE, CPU, LENGTHS, Knobs, documents, largest_difference, make_run, network
+from tests.train_helpers import (
+    BASE,
+    CPU,
+    LENGTHS,
+    Knobs,
+    documents,
+    interrupted,
+    largest_difference,
+    make_run,
+    network,
+)
 
 TOKENS = torch.arange(24).view(2, 12)
 PROMPT = Method(type="prompt", prompt=Prompt(virtual_tokens=5))
@@ -215,28 +224,11 @@ def test_the_loss_goes_down(tmp_path: Path, method: Method) -> None:
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, method: Method) -> None:
     knobs = Knobs(steps=6, method=method)
     whole, whole_state = _finished(tmp_path / "whole", knobs)
-    stopped = make_run(tmp_path / "cut", knobs)
-    _stop_at(stopped.trainer, 3)
-    with pytest.raises(FinetuneError) as error:
-        stopped.finish()
-    assert error.value.reason is Reason.Interrupted
-    stopped.trainer.reporter.run_dir.clear()
-    resumed = make_run(tmp_path / "cut", knobs)
+    resumed = interrupted(lambda: make_run(tmp_path / "cut", knobs), 3)
     state = resumed.finish()
     assert largest_difference(resumed.tensors(), whole) == 0.0
     assert [p.loss for p in state.curve] == [p.loss for p in whole_state.curve]
     assert state.validation == whole_state.validation
-
-
-def _stop_at(trainer: Trainer, step: int) -> None:
-    seed = trainer._seed
-
-    def watch(current: int, index: int) -> None:
-        if current == step - 1:
-            trainer.reporter.run_dir.request_stop("test")
-        seed(current, index)
-
-    object.__setattr__(trainer, "_seed", watch)
 
 
 @METHODS

@@ -17,7 +17,7 @@ from finetune_trainer.data.corpus import Corpus, Numbers
 from finetune_trainer.data.order import Mixture
 from finetune_trainer.train.optimizer import learning_rate
 from finetune_trainer.train.state import State
-from tests.train_helpers import LENGTHS, Knobs, Run, documents, largest_difference, make_run
+from tests.train_helpers import LENGTHS, Knobs, Run, at_step, documents, interrupted, largest_difference, make_run
 
 FULL = Method(type="full")
 LORA = Method(type="lora", lora=Lora(rank=4))
@@ -81,14 +81,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Pa
     """To the bit: weights, moments, losses and validations. Step 3 and 6 are steps that validate, too."""
     knobs = Knobs(steps=8, method=method)
     whole, whole_state = _finished(tmp_path / "whole", knobs)
-    stopped = make_run(tmp_path / "cut", knobs)
-    _stop_at(stopped, cut)
-    with pytest.raises(FinetuneError) as error:
-        stopped.finish()
-    assert error.value.reason is Reason.Interrupted
-    assert error.value.exit_code == 75
-    stopped.trainer.reporter.run_dir.clear()
-    resumed = make_run(tmp_path / "cut", knobs)
+    resumed = interrupted(lambda: make_run(tmp_path / "cut", knobs), cut)
     state = resumed.finish()
     assert largest_difference(resumed.tensors(), whole) == 0.0
     assert _losses(state) == _losses(whole_state)
@@ -106,26 +99,10 @@ def test_an_attempt_with_half_the_micro_batch_continues_the_same_curve(tmp_path:
     """After memory ran out: from the checkpoint, with other micro-batches of the same batch."""
     knobs = Knobs(steps=8, max_tokens=64)
     whole, whole_state = _finished(tmp_path / "whole", knobs)
-    first = make_run(tmp_path / "cut", knobs)
-    _stop_at(first, 3)
-    with pytest.raises(FinetuneError):
-        first.finish()
-    first.trainer.reporter.run_dir.clear()
+    interrupted(lambda: make_run(tmp_path / "cut", knobs), 3)
     second = make_run(tmp_path / "cut", replace(knobs, max_tokens=32))
     assert _losses(second.finish()) == pytest.approx(_losses(whole_state), rel=1e-5)
     assert largest_difference(second.tensors(), whole) < 1e-5
-
-
-def _stop_at(run: Run, step: int) -> None:
-    """The stop file appears while this step runs."""
-    seed = run.trainer._seed
-
-    def watch(current: int, index: int) -> None:
-        if current == step - 1:
-            run.trainer.reporter.run_dir.request_stop("test")
-        seed(current, index)
-
-    object.__setattr__(run.trainer, "_seed", watch)
 
 
 def test_a_run_that_crashed_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
@@ -144,11 +121,10 @@ def test_a_run_that_crashed_resumes_from_its_last_checkpoint(tmp_path: Path) -> 
 
 
 def _crash_at(run: Run, step: int) -> None:
-    def crash(current: int, _index: int) -> None:
-        if current == step - 1:
-            raise RuntimeError("crash")
+    def crash() -> None:
+        raise RuntimeError("crash")
 
-    object.__setattr__(run.trainer, "_seed", crash)
+    at_step(run, step, crash)
 
 
 def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path) -> None:
@@ -222,12 +198,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_itself_however_often_the_ru
     assert updates == rates
     assert state.step == 8
 
-    first = leaving_out(tmp_path / "cut", 3)
-    _stop_at(first, cut)
-    with pytest.raises(FinetuneError):
-        first.finish()
-    first.trainer.reporter.run_dir.clear()
-    second = leaving_out(tmp_path / "cut", 3)
+    second = interrupted(lambda: leaving_out(tmp_path / "cut", 3), cut)
     second.finish()
     assert largest_difference(second.tensors(), whole.tensors()) == 0.0
 
@@ -256,12 +227,7 @@ def test_a_run_over_weighted_sources_and_variants_resumes_to_the_bit(tmp_path: P
     knobs = Knobs(steps=8, method=LORA)
     whole = _weighted_and_varied(make_run(tmp_path / "whole", knobs))
     losses = _losses(whole.finish())
-    stopped = _weighted_and_varied(make_run(tmp_path / "cut", knobs))
-    _stop_at(stopped, 3)
-    with pytest.raises(FinetuneError):
-        stopped.finish()
-    stopped.trainer.reporter.run_dir.clear()
-    resumed = _weighted_and_varied(make_run(tmp_path / "cut", knobs))
+    resumed = interrupted(lambda: _weighted_and_varied(make_run(tmp_path / "cut", knobs)), 3)
     assert _losses(resumed.finish()) == losses
     assert largest_difference(resumed.tensors(), whole.tensors()) == 0.0
     assert losses != _losses(make_run(tmp_path / "plain", knobs).finish())

@@ -17,6 +17,8 @@ _ALIASES = {
     "vocabulary": ("vocab_size",),
 }
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+_TRANSPOSED = ("gpt2", "openai-gpt")
+"""Families whose matrices are (in, out) on disk."""
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _HEADER_LIMIT = 100 << 20
 _BLOCK = re.compile(r"\.(\d+)\.")
@@ -59,6 +61,8 @@ def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
     if weightless and not tensors:
         tensors = _llama(config, sizes, head_size)
     linears = {name: (s[0], s[1]) for name, s in tensors.items() if len(s) == 2 and _BLOCK.search(name)}
+    if config.get("model_type") in _TRANSPOSED:
+        linears = {name: (d_out, d_in) for name, (d_in, d_out) in linears.items()}
     return ModelShape(
         hidden=hidden,
         layers=sizes["layers"],
