@@ -113,15 +113,18 @@ def _judge_all(name: str, row: Row, found: dict[str, Found]) -> int:
     trained = sum(row.lengths) - len(row.lengths)
     print("| side | runs | CPU s a step | first step | from start | trained tokens a CPU s | peak MB | loss apart |")
     print("|---|---|---|---|---|---|---|---|")
-    missed = 0
+    void: list[str] = []
     for side, its in found.items():
+        if not its.runs and not its.trouble:
+            continue
         if not its.runs:
             print(f"| {side} | {its.trouble} | | | | | | |")
             continue
         like = next(other for name, other in found.items() if other.runs and SIDES[name].method == SIDES[side].method)
         apart = its.apart(like)
         same = apart <= LOSS_TOLERANCE and its.runs[0]["trainable"] == like.runs[0]["trainable"]
-        missed += not same
+        if not same:
+            void.append(side)
         begin = min(run["before"] + run["cpu"][0] for run in its.runs)
         print(
             f"| {side} | {len(its.runs)} | {its.cpu:.2f} | {begin:.2f} | {its.start:.1f} | {trained / its.cpu:.1f} "
@@ -131,7 +134,8 @@ def _judge_all(name: str, row: Row, found: dict[str, Found]) -> int:
     for versions in dict.fromkeys(its.runs[0]["versions"] for its in found.values() if its.runs):
         print(f"- {versions}")
     print()
-    return missed + sum(_judge(target, found) for target in row.targets)
+    valid = {side: its for side, its in found.items() if side not in void}
+    return len(void) + sum(_judge(target, valid) for target in row.targets)
 
 
 def _judge(target: Target, found: dict[str, Found]) -> bool:
