@@ -97,6 +97,13 @@ def test_a_queued_attempt_is_born_suspended_and_named_for_kueue() -> None:
     assert names.LABEL_QUEUE not in plain["metadata"]["labels"]
 
 
+def test_a_queued_job_is_looked_at_once_more_when_its_job_is_made() -> None:
+    """Nothing else happens to it until it is admitted, and its queue has to be asked."""
+    decision = decide(seen(job(), spec=spec(queue_name="team-a")), NOW)
+    assert [create.resource is JOBS for create in decision.create] == [False, True]
+    assert decision.look_again_in == 0.0
+
+
 def test_the_queue_and_its_reason_are_told() -> None:
     said = decide(seen(job(QUEUED), children=(held(),), hold="insufficient quota for cpu"), NOW).status
     condition = find(said, "Queued")

@@ -63,7 +63,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
     )
     decision = decision.but(events=(*events, *_given_up(seen, now)))
     children = (Create(SERVICES, service(seen.job)), Create(JOBS, job))
-    return decision.but(create=children, alone=number > 1, look_again_in=0.0 if gang else None)
+    return decision.but(create=children, alone=number > 1, look_again_in=0.0 if gang or spec.queue_name else None)
 
 
 def _numbered(
