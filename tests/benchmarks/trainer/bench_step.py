@@ -15,7 +15,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,19 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROWS, LENGTH, RANK, RATE = 4, 256, 16, 1e-4
+from build import LENGTH, RATE, SMOLLM2, peak_megabytes, random_model, trainer_over
+
+ROWS, RANK = 4, 16
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMOLLM2 = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
 CPU_TARGET, MEMORY_TARGET, LOSS_TOLERANCE = 0.97, 0.9, 1e-3
 
 
@@ -51,7 +41,7 @@ def main() -> int:
         print(json.dumps(_measure(options.side, options.model, options.steps)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or _random_model(Path(folder))
+        model = options.model or random_model(Path(folder))
         return _compare(model, rounds=options.rounds, steps=options.steps)
 
 
@@ -95,8 +85,7 @@ def _measure(side: str, model: Path, steps: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     losses, cpu = (_ours if side == "ours" else _trainer)(model, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"losses": losses, "cpu": cpu, "peak": peak}
+    return {"losses": losses, "cpu": cpu, "peak": peak_megabytes()}
 
 
 def _tokens(steps: int) -> Any:
@@ -107,67 +96,15 @@ def _tokens(steps: int) -> Any:
 
 
 def _ours(model: Path, steps: int) -> tuple[list[float], list[float]]:
-    """The trainer's own loop over the same tokens: nothing is left out that a run would do, but checkpoints."""
-    import numpy as np
-    import torch
-
-    from finetune_api.data import Data, TrainSource
+    """The trainer's own loop over the same tokens."""
     from finetune_api.methods import Lora, Method
-    from finetune_api.plan import JobIdentity, RunPlan
-    from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
-    from finetune_trainer.data.corpus import corpus_of
-    from finetune_trainer.methods.base import Base
-    from finetune_trainer.methods.registry import method_of
-    from finetune_trainer.parallel.flat import FlatAdamW
-    from finetune_trainer.parallel.single import Single
-    from finetune_trainer.rundir import RunDir
-    from finetune_trainer.train.keeper import Keeper
-    from finetune_trainer.train.loop import Course, Trainer
-    from finetune_trainer.train.model import LanguageModel, load_network, probe
-    from finetune_trainer.train.reporter import Reporter
     from finetune_trainer.train.state import State
-    from finetune_trainer.transfer.evaluate import Layout
 
-    device = torch.device("cpu")
-    network, stored = load_network(model, dtype=torch.float32, strategy=Single(), device=torch.device("cpu"))
-    abilities = probe(network, device)
+    rows = _tokens(steps).view(-1, LENGTH).numpy()
     method = Method(type="lora", lora=Lora(rank=RANK))
-    attached = method_of(method).attach(network, seed=1, base=Base("model", stored))
-    rows = _tokens(steps).view(-1, LENGTH).numpy().astype(np.int32)
-    corpus = corpus_of(list(rows), [np.arange(LENGTH) > 0] * len(rows), [LENGTH] * len(rows))
-    spec = FineTuneJobSpec(
-        model=ModelSource(uri="file:///model"),
-        data=Data(train=(TrainSource(uri="file:///data.jsonl"),)),
-        output=Output(uri="file:///out"),
-    )
-    strategy = Single()
     with tempfile.TemporaryDirectory() as folder:
-        plan = RunPlan(job=JobIdentity(namespace="bench", name="step", uid="0"), spec=spec)
-        trainer = Trainer(
-            course=Course(
-                total_steps=steps,
-                batch_size=ROWS,
-                seed=1,
-                peak_rate=RATE,
-                warmup_ratio=0.0,
-                schedule="constant",
-                max_grad_norm=1.0,
-                evaluate_every=steps,
-                patience=None,
-                min_delta=0.0,
-            ),
-            model=LanguageModel(network, device, None, abilities),
-            weights=FlatAdamW(attached.trainable, weight_decay=0.0),
-            train=corpus,
-            validation=None,
-            layout=Layout(max_tokens=ROWS * LENGTH, sequence_length=LENGTH, packing=True, pad_id=0),
-            strategy=strategy,
-            keeper=Keeper(strategy=strategy, store=None, keep=1, every_steps=steps + 1, every_seconds=None),
-            reporter=Reporter(RunDir(Path(folder)), plan, strategy.place),
-            stop_requested=lambda: False,
-        )
+        trainer, _ = trainer_over(model, method, rows, steps=steps, batch=ROWS, folder=Path(folder))
         state, cpu = State(), []
-        network.train()
         for _ in range(steps):
             started = time.process_time()
             state, _ = trainer._step(state)
@@ -228,15 +165,6 @@ def _trainer(model: Path, steps: int) -> tuple[list[float], list[float]]:
         )
         InOrder(model=adapter, args=arguments, train_dataset=data, callbacks=[Watch()]).train()
     return losses, times
-
-
-def _random_model(folder: Path) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SMOLLM2)).save_pretrained(folder)
-    return folder
 
 
 if __name__ == "__main__":
