@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_trainer.train.model import hidden_states, probe
 from finetune_trainer.transfer.evaluate import Layout
@@ -97,6 +100,29 @@ def test_the_backward_ends_at_the_lowest_trainable_layer() -> None:
     (batch,) = PACKED.batches(documents([9]), np.arange(1))
     model(net).nats(batch).backward()
     assert reached == [3]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: a number that is read, a size that depends on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_waits_for_the_device_once_at_most() -> None:
+    """transformers asks whether documents share a row, before anything is computed; we ask nothing."""
+    net = network()
+    ours = model(net)
+    (batch,) = Layout(max_tokens=200, sequence_length=64, packing=True, pad_id=0).batches(
+        documents([9, 8, 7, 60]), np.arange(4)
+    )
+    with Waits() as waits:
+        ours.nats(batch).backward()
+    assert waits.count <= 1
+    assert net.lm_head.weight.grad is not None
 
 
 def test_one_line_says_what_runs() -> None:

@@ -33,13 +33,18 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chu
     trained = targets != IGNORE
     if not bool(trained.all()):
         hidden, targets = hidden[trained], targets[trained]
+    return trained_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows)
+
+
+def trained_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
+    """The same where every target is a token. Nothing here waits for a GPU."""
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return fused_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows)
     return token_nats(hidden, weight, targets, chunk_rows=chunk_rows).sum()
 
 
 def fused_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
-    """The same where every target is a token, with gradients. It looks at no value, so it runs on fake tensors too."""
+    """The same with gradients. It looks at no value, so it runs on fake tensors too."""
     rows = chunk_rows or _rows_in_a_chunk(vocabulary=weight.shape[0], device=weight.device)
     fused = _LinearCrossEntropy.apply(hidden, weight, targets, rows)  # type: ignore[no-untyped-call]
     return cast(Tensor, fused)

@@ -23,7 +23,7 @@ from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.single import Single
 
 from .below import Below
-from .loss import IGNORE, linear_cross_entropy, logits_cross_entropy, token_nats
+from .loss import IGNORE, logits_cross_entropy, token_nats, trained_cross_entropy
 
 Array = np.ndarray[Any, Any]
 
@@ -77,15 +77,19 @@ class LanguageModel:
     def nats(self, batch: MicroBatch) -> Tensor:
         """Summed over the batch's targets, with gradients where the network trains."""
         tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
-        targets = self._tensor(batch.targets).view(-1)
+        # Known here: a GPU that was asked which tokens are trained would be waited for.
+        trained = np.flatnonzero(batch.targets != IGNORE)
+        chosen, targets = self._tensor(trained), self._tensor(batch.targets.reshape(-1)[trained])
 
         def work() -> Tensor:
             with self._begun(batch):
                 if not self.abilities.fused_head:
                     logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
-                    return logits_cross_entropy(logits.view(-1, logits.shape[-1]), targets)
-                hidden = hidden_states(self.network, tokens, positions)
-            return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.head, targets)
+                    return logits_cross_entropy(logits.flatten(0, 1).index_select(0, chosen), targets)
+                hidden = hidden_states(self.network, tokens, positions).flatten(0, 1)
+            if len(trained) < len(hidden):
+                hidden = hidden.index_select(0, chosen)
+            return trained_cross_entropy(hidden, self.head, targets)
 
         return self._inside(work)
 
