@@ -153,6 +153,16 @@ def test_features_are_the_mean_without_token_0_and_the_last(kind: str, packing: 
             assert np.allclose(found[row, index], torch.cat([mean, one[-1]]), atol=2e-5)
 
 
+def test_no_block_runs_above_the_highest_layer_that_is_wanted() -> None:
+    net = network(layers=4)
+    ran: list[int] = []
+    for index, block in enumerate(net.model.layers):
+        block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+    (batch,) = micro_batches(documents([9, 5]), np.arange(2), max_tokens=64, sequence_length=64, packing=True, pad_id=0)
+    features(net, batch, (0, 2))
+    assert ran == [0, 1]
+
+
 def test_the_layers_to_choose_from() -> None:
     assert default_layers(30) == (8, 15, 19, 22, 26, 30)
     assert default_layers(2) == (1, 2)

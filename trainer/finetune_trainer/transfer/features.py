@@ -4,7 +4,7 @@ first (whose states are huge and the same for any text), and the last token, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +29,7 @@ def features(network: nn.Module, batch: MicroBatch, layers: Sequence[int]) -> ND
     A document of one token is its own mean."""
     device = next(network.parameters()).device
     tokens, positions = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions))
-    with _tapped(network, decoder_layers(network), layers) as seen:
+    with _tapped(network, decoder_layers(network), layers) as seen, suppress(_Enough):
         cast(Any, network).base_model(input_ids=tokens, position_ids=positions, use_cache=False)
     segments, places = batch.segments.reshape(-1), batch.positions.reshape(-1)
     count = len(batch.documents)
@@ -52,6 +52,10 @@ def _width(states: Tensor) -> int:
     return int(states.shape[-1])
 
 
+class _Enough(Exception):
+    """No wanted layer lies higher: no further one needs to run."""
+
+
 @contextmanager
 def _tapped(network: nn.Module, blocks: Layers, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Keeps what comes out of the wanted blocks while the network runs, and nothing of the others."""
@@ -60,6 +64,8 @@ def _tapped(network: nn.Module, blocks: Layers, layers: Sequence[int]) -> Iterat
 
     def keep(layer: int, output: Any) -> None:
         seen[layer] = output[0] if isinstance(output, tuple) else output
+        if layer == max(layers):
+            raise _Enough
 
     for layer in layers:
         block = network.get_submodule(f"{blocks.prefix}.{max(0, layer - 1)}")
