@@ -32,7 +32,7 @@ RUN_BY = {
     r"kubectl wait --for=condition=Complete finetunejob/\S+ --timeout=\w+": "tests/cluster/test_end_to_end.py",
     r"kubectl finetune status \w+": "tests/cluster/test_end_to_end.py",
     r"python -m finetune_operator --all-namespaces --default-image \S+": "tests/cluster/operator_process.py",
-    r"python (-m tests\.benchmarks\.|tests/benchmarks/)\S+": "tests/benchmarks/__main__.py",
+    r"python (-m tests\.benchmarks\.|tests/benchmarks/)\S+( .*)?": "tests/benchmarks/__main__.py",
 }
 """What the documents may tell people to type, and the file that types it."""
 
