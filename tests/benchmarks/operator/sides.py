@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,11 +123,6 @@ class Ours:
         """Starts it without waiting."""
         assert self._process is not None
         self._process.begin()
-
-    def metrics(self) -> str:
-        assert self._process is not None
-        with urllib.request.urlopen(f"http://{self._process.metrics_address}/metrics", timeout=30) as answer:
-            return str(answer.read().decode())
 
 
 @dataclass(frozen=True)
