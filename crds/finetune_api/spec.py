@@ -81,6 +81,11 @@ class Training(ApiModel):
         description="Compile the decoder blocks (torch.compile): faster steps, after a first one that takes longer. "
         "What is compiled stays in the cache. Not for dora, qlora, prefix, probe, nor for strategies fsdp, deepspeed.",
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Decoder blocks keep their input alone and run again for their gradients: less memory, a third "
+        "more time, the same losses. For rows that do not fit without. Not with compile, prefix, probe or deepspeed.",
+    )
     frozen_layer_cache: bool = Field(
         True,
         description="What the layers below the lowest trained one make of the rows is computed once and read from disk "

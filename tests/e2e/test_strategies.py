@@ -27,6 +27,7 @@ from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.train.model import load_network
+from finetune_trainer.train.recompute import recompute_blocks
 from tests import gang
 from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
 
@@ -53,6 +54,7 @@ class Case:
     max_tokens: int = 48
     stage: int | None = None
     offload: Literal["optimizer", "all"] | None = None
+    recomputed: bool = False
 
     @property
     def settings(self) -> Settings:
@@ -71,6 +73,8 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     whole = sum(map(_numel, net.parameters()))
     knobs = replace(KNOBS, method=method, max_tokens=case.max_tokens)
     run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
+    if case.recomputed:
+        recompute_blocks(net, lowest=run.attached.lowest_layer)
     seed = run.trainer._seed
 
     def dying(step: int, index: int) -> None:
@@ -156,6 +160,7 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     two += [Case(f"cut-{method}", method, "fsdp", killed_at=3) for method in METHODS]
     two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"small-{method}", method, "fsdp", max_tokens=32) for method in ("full", "lora")]
+    two += [Case(f"again-{method}", method, "fsdp", recomputed=True) for method in METHODS]
     three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
     three += [Case("fsdp-3-full", "full", "fsdp")]
     if deepspeed:
@@ -201,6 +206,13 @@ def _same(left: dict[str, Any], right: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_sharded_ranks_learn_what_one_learns(gangs: Any, method: str) -> None:
     _same(gangs(f"fsdp-2-{method}")[0], gangs(f"alone-{method}")[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_running_blocks_again_changes_no_bit(gangs: Any, method: str) -> None:
+    again, once = gangs(f"again-{method}")[0], gangs(f"fsdp-2-{method}")[0]
+    assert again["losses"] == once["losses"]
+    assert largest_difference(again["tensors"], once["tensors"]) == 0.0
 
 
 def test_so_do_ranks_whose_shares_are_uneven(gangs: Any) -> None:

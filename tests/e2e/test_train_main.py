@@ -222,8 +222,11 @@ def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
 def test_a_plan_that_halves_the_micro_batch_is_obeyed_and_changes_no_result(
     inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
 ) -> None:
-    gang = Gang(tmp_path / "run", _spec(inputs, tmp_path / "out"), micro_batch_tokens=128)
+    spec = _spec(inputs, tmp_path / "out")
+    spec["training"]["activationCheckpointing"] = True  # changes none either
+    gang = Gang(tmp_path / "run", spec, micro_batch_tokens=128)
     assert gang.wait() == [ExitCode.OK], gang.log()
+    assert "2 run again for their gradients" in gang.log()
     words = gang.run_dir.result()
     assert words is not None
     assert words.plan is not None

@@ -154,6 +154,20 @@ def test_the_smallest_change_that_makes_it_fit(memory: int, changes: dict[str, A
         assert made.need(made.spec.method, made.spread("ddp"), tokens=tokens + 64).total > memory * GIB
 
 
+def test_long_rows_are_computed_whole_so_their_blocks_run_again() -> None:
+    made = replace(
+        planner(gpu("H100", memory=40 * GIB), data={"train": [{"uri": "file:///t.jsonl"}], "sequenceLength": 16384}),
+        workload=Workload(rows=100, tokens=100 * 16384),
+    )
+    assert not made.row(made.spec.method, made.spread("ddp")).fits
+    assert smallest_change(made, made.spread("ddp")) == "Set training.activationCheckpointing: true."
+    training = made.spec.training.model_copy(update={"activation_checkpointing": True})
+    again = replace(made, spec=made.spec.model_copy(update={"training": training}))
+    whole, twice = (one.row(one.spec.method, one.spread("ddp")) for one in (made, again))
+    assert twice.fits
+    assert 1.2 < (twice.seconds or 0) / (whole.seconds or 1) < 1.5
+
+
 def test_a_gpu_of_no_figures_is_refused_by_the_names_that_have_some() -> None:
     with pytest.raises(FinetuneError) as raised:
         gpu("TPU")

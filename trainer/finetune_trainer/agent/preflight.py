@@ -24,7 +24,7 @@ from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.methods.needs import check as check_method
-from finetune_trainer.methods.needs import check_compile, check_format
+from finetune_trainer.methods.needs import check_compile, check_format, check_recompute
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.advice import smallest_change
 from finetune_trainer.planning.devices import nameless
@@ -85,6 +85,9 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     check_method(spec.method, layers=shape.layers if shape else None)
     if spec.training.compile:
         check_compile(spec.method)
+    if spec.training.activation_checkpointing:
+        named = None if spec.strategy.type == "auto" else spec.strategy.type
+        check_recompute(spec.method, named, compiled=spec.training.compile)
     if shape is not None:
         check_memory(plan, shape)
     else:

@@ -92,6 +92,30 @@ def check_compile(method: Method, strategy: str | None = None) -> None:
         )
 
 
+_NOT_AGAIN = {
+    "prefix": "its keys and values reach the blocks as a cache, which would grow in the second pass",
+    "probe": "it computes no gradients",
+}
+
+
+def check_recompute(method: Method, strategy: str | None = None, *, compiled: bool = False) -> None:
+    """InvalidSpec where training.activationCheckpointing cannot be had: by the method, a strategy that is known, or
+    beside training.compile."""
+    why = None
+    if method.type in _NOT_AGAIN:
+        why = f"method.type {method.type}: {_NOT_AGAIN[method.type]}"
+    elif strategy == "deepspeed":
+        why = "strategy deepspeed: its engine gathers weights in the order of one pass"
+    elif compiled:
+        why = "training.compile: what is compiled decides by itself what to compute again"
+    if why:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"training.activationCheckpointing does not go with {why}",
+            "Remove training.activationCheckpointing, and lower training.microBatchTokens for less memory.",
+        )
+
+
 def is_open(method: Method) -> bool:
     """Whether something has to be measured before the method is known."""
     return method.type == "partial" and not isinstance((method.partial or Partial()).layers, int)

@@ -9,11 +9,13 @@ or fewer than 100 million tokens, LoRA on all linear layers, which matches full 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from finetune_api.failures import FinetuneError
 from finetune_api.methods import Lora, Method
 from finetune_api.strategy import SHARDABLE, SHARDED
+from finetune_trainer.methods.needs import check_recompute
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.spread import Spread
 from finetune_trainer.planning.table import Planner, Row
@@ -79,8 +81,13 @@ def smallest_change(planner: Planner, spread: Spread) -> str:
     spec = planner.spec
     method = spec.method
     tokens = planner.most_tokens(method, spread)
+    fewer = f"Set training.microBatchTokens: {tokens}; the batch stays what it is."
+    if tokens is not None and tokens >= planner.row_tokens:
+        return fewer
+    if _fits_recomputed(planner, spread):  # a row is computed as a whole
+        return "Set training.activationCheckpointing: true."
     if tokens is not None:
-        return f"Set training.microBatchTokens: {tokens}; the batch stays what it is."
+        return fewer
     shared = _other_strategy(planner, method, spread)
     if shared is not None:
         return f"Set strategy.type: {shared.strategy}."
@@ -108,6 +115,17 @@ class FewestTokens:
     def fits(self, method: Method, spread: Spread) -> bool:
         tokens = self.planner.spec.training.micro_batch_tokens or self.planner.row_tokens
         return self.planner.need(method, spread, tokens=tokens).total <= self.planner.device.memory
+
+
+def _fits_recomputed(planner: Planner, spread: Spread) -> bool:
+    spec = planner.spec
+    try:
+        check_recompute(spec.method, spread.strategy, compiled=spec.training.compile)
+    except FinetuneError:
+        return False
+    training = spec.training.model_copy(update={"activation_checkpointing": True})
+    other = replace(planner, spec=spec.model_copy(update={"training": training}))
+    return FewestTokens(other).fits(spec.method, spread)
 
 
 def _shards(planner: Planner, method: Method) -> Spread | None:

@@ -27,6 +27,7 @@ def micro_batch_tokens(
     device: Literal["cpu", "cuda"],
     device_memory: int | None = None,
     spread: Spread = WHOLE,
+    recomputed: bool = False,
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
     `spread`: what the strategy leaves of the states on the process."""
@@ -36,10 +37,16 @@ def micro_batch_tokens(
         return max(longest_row, GPU_TOKENS // 2)
 
     def need(tokens: int) -> int:
-        need = estimate(
-            shape, method, precision=precision, device=device, tokens=tokens, row=longest_row, spread=spread
-        )
-        return need.total
+        return estimate(
+            shape,
+            method,
+            precision=precision,
+            device=device,
+            tokens=tokens,
+            row=longest_row,
+            spread=spread,
+            recomputed=recomputed,
+        ).total
 
     one, two = need(4096), need(8192)
     per_token = max(1.0, (two - one) / 4096)

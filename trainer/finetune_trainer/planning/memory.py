@@ -8,6 +8,7 @@
                  behind it trains or is adapted (autocast: see `recorded_bytes`); queries, keys, values and result of
                  the attention; 3f of the feed-forward, and f more where the matrix behind it trains or is adapted. In
                  bf16 and all trained that is 20h + 4k + 8f bytes. partial: of the layers that train alone
+                 activation checkpointing: of each block h, and one block as above
     packing      documents in one row are kept apart by a mask: every layer keeps its own, and keys and values as wide
                  as queries
     adapters     with dropout, dora and qlora PEFT's own layers run: on a bf16 base each keeps an fp32 copy of its
@@ -84,17 +85,23 @@ def estimate(
     row: int = 0,
     spread: Spread = WHOLE,
     merged: bool = False,
+    recomputed: bool = False,
 ) -> Estimate:
     """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
-    each document has a row of its own. `merged`: base and adapter are written as one model in the end."""
+    each document has a row of its own. `merged`: base and adapter are written as one model in the end.
+    `recomputed`: with activation checkpointing."""
     width = 2 if precision == "bfloat16" else 4
     trained = trained_parameters(shape, method)
     full = method.type == "full"
     h, f = shape.hidden, shape.intermediate
     autocast = width == 2 and method.trains_the_model
     block = recorded_bytes(shape, method, width, row=row, autocast=autocast)
-    per_token = recorded_layers(shape, method) * block + 3 * h * width
-    per_token += _beside(shape, method, width)
+    layers = recorded_layers(shape, method)
+    per_token = layers * block + _beside(shape, method, width)
+    run_again = 0
+    if recomputed:  # of each block its input; what it keeps when it runs again is there after the loss
+        per_token, run_again = layers * h * (4 if autocast else width), per_token // max(layers, 1)
+    per_token += 3 * h * width
     if method.type == "prefix":  # each layer joins the prefix and a row's keys and values into new tensors
         per_token += 2 * shape.layers * 2 * shape.key_value * width
     if method.type == "probe":  # forward alone: what one block holds at once, and the states that are kept
@@ -104,7 +111,7 @@ def estimate(
     logits = (
         logits if width == 4 else logits * 3 // 2
     ) + 2 * h * width * tokens  # in bf16 also as the product left them
-    inside_a_block = (3 * f + 2 * h) * width * tokens
+    inside_a_block = ((3 * f + 2 * h) * width + run_again) * tokens
     states = spread.share(
         _parts(shape, method, trained, width, spread), low=width == 2, trains_the_model=method.trains_the_model
     )

@@ -1,7 +1,7 @@
 """Seconds for a step, from operations and bandwidths: an order of magnitude to choose by, not a promise.
 
 passes     a token costs 6N operations where all trains; 4N + 6·N_t beside a frozen base; 2N below the lowest layer
-           that trains; and 12·L·h·row/2 for attention
+           that trains; and 12·L·h·row/2 for attention. Activation checkpointing: 2N more, of the layers that train
 optimizer  AdamW reads and writes weights, gradients and moments: about 28 bytes for each parameter that trains.
            With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step
 gang       gradients summed once a step; sharded weights gathered twice a pass, and gradients scattered
@@ -33,6 +33,7 @@ def step_seconds(
     at_once: int,
     row: int,
     network: float,
+    recomputed: bool = False,
 ) -> float:
     """Of an optimizer step over `tokens`, on all ranks together; each computes `at_once` in rows of `row`.
     `network`: bytes a second between ranks."""
@@ -40,7 +41,10 @@ def step_seconds(
     passes = max(1, math.ceil(mine / at_once))
     each = mine / passes
     reached = device.utilisation * each / (each + device.ramp)
-    compute = mine * token_operations(shape, method, row=row) / (device.peak(precision) * reached)
+    operations = token_operations(shape, method, row=row)
+    if recomputed and shape.layers:
+        operations += 2 * shape.parameters * recorded_layers(shape, method) / shape.layers
+    compute = mine * operations / (device.peak(precision) * reached)
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
     update = ADAMW_BYTES * owned / device.bandwidth

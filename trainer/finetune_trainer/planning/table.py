@@ -104,6 +104,7 @@ class Planner:
             tokens=batch,
             at_once=tokens,
             row=self.row_tokens,
+            recomputed=self.spec.training.activation_checkpointing,
             network=self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link),
         )
         steps = self.steps
@@ -134,6 +135,7 @@ class Planner:
             row=packed,
             spread=spread,
             merged=self.spec.output.merged,
+            recomputed=self.spec.training.activation_checkpointing,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:
@@ -165,6 +167,7 @@ class Planner:
             device=self.device.kind,
             device_memory=self.device.memory,
             spread=spread,
+            recomputed=self.spec.training.activation_checkpointing,
         )
         return max(self.row_tokens, min(chosen, self.most_tokens(method, spread) or 0))
 

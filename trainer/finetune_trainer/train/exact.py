@@ -28,6 +28,7 @@ from finetune_trainer.parallel.single import Single
 from finetune_trainer.planning.memory import Precision
 
 from .loss import fused_cross_entropy
+from .recompute import recompute_blocks
 
 CPU = torch.device("cpu")
 
@@ -39,10 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", required=True, help="as JSON")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--recomputed", action="store_true", help="with activation checkpointing")
     options = parser.parse_args(argv)
     method = Method.model_validate_json(options.method)
     try:
-        peak = tracked(options.model, method, precision=options.precision, tokens=options.tokens)
+        peak = tracked(
+            options.model, method, precision=options.precision, tokens=options.tokens, recomputed=options.recomputed
+        )
     except FinetuneError as error:
         print(json.dumps({"error": error.message}))
         return 1
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def tracked(folder: Path, method: Method, *, precision: Precision, tokens: int) -> int:
+def tracked(folder: Path, method: Method, *, precision: Precision, tokens: int, recomputed: bool = False) -> int:
     """Bytes at the peak of a step of one process that holds everything, on one row of `tokens` tokens."""
     low = precision == "bfloat16"
     stored = torch.bfloat16 if low and not method.trains_the_model else torch.float32
@@ -65,6 +69,8 @@ def tracked(folder: Path, method: Method, *, precision: Precision, tokens: int) 
             if not parameter.requires_grad:  # as in the files of almost every model
                 parameter.data = parameter.data.bfloat16()
     network.train()
+    if recomputed:
+        recompute_blocks(network, lowest=attached.lowest_layer)
     tracker = MemTracker()
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         swapped = _without_memory(network)

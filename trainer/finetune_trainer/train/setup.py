@@ -18,7 +18,7 @@ from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
-from finetune_trainer.methods.needs import check_compile, check_strategy, is_open
+from finetune_trainer.methods.needs import check_compile, check_recompute, check_strategy, is_open
 from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
@@ -44,6 +44,7 @@ from .keeper import Keeper
 from .loop import Course, Trainer
 from .model import LanguageModel, load_network, probe
 from .optimizer import default_peak
+from .recompute import recompute_blocks
 from .reporter import Reporter
 from .rows import data_record, varied
 
@@ -94,6 +95,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     check_strategy(spec.method, strategy.name)
     if training.compile:
         check_compile(spec.method, strategy.name)
+    if training.activation_checkpointing:
+        check_recompute(spec.method, strategy.name, compiled=training.compile)
     in_four_bits = spec.method.type == "qlora"
     network, stored = load_network(
         local.path,
@@ -124,6 +127,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     compiled = 0
     if training.compile:
         compiled = compile_blocks(network, lowest=attached.lowest_layer, cache=cache, device=device)
+    again = recompute_blocks(network, lowest=attached.lowest_layer) if training.activation_checkpointing else 0
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     autocast = torch.bfloat16 if low and not frozen_base else None
     model = LanguageModel(network, device, autocast, abilities, strategy, below)
@@ -151,6 +155,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.resolved = resolved
     reporter.steps_per_epoch = steps_per_epoch(data.mixture, batch_size=course.batch_size)
     blocks = f"{compiled} blocks compiled" if compiled else "no blocks compiled"
+    blocks += f", {again} run again for their gradients" if again else ""
     optimizer = "AdamW" if strategy.name == "deepspeed" else "fused AdamW"
     reporter.say(f"{model.describe()}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
@@ -236,6 +241,7 @@ def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: 
             precision="bfloat16" if low else "float32",
             device="cuda" if device.type == "cuda" else "cpu",
             tokens=spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256),
+            recomputed=spec.training.activation_checkpointing,
         )
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
@@ -281,6 +287,7 @@ def _layout(
             nodes=place.world_size // place.local_world_size,
             processes_per_node=place.local_world_size,
         ),
+        recomputed=spec.training.activation_checkpointing,
     )
     return Layout(
         max_tokens=spec.training.micro_batch_tokens or default,
