@@ -81,14 +81,19 @@ def micro_batches(
 
 
 def plan(lengths: Numbers, *, max_tokens: int, sequence_length: int, packing: bool) -> list[list[list[int]]]:
-    """Micro-batches of rows of places in `lengths`: where documents of these lengths go."""
+    """Micro-batches of rows of places in `lengths`: where documents of these lengths go. With `packing` they share rows
+    where that computes fewer tokens."""
     if not len(lengths):
         return []
     order = [int(i) for i in np.argsort(-lengths, kind="stable")]
-    room = min(max(int(lengths.max()), min(SHORT_ROW, sequence_length)), max_tokens) if packing else 0
+    apart = _within([[place] for place in order], lengths, max_tokens=max_tokens)
+    if not packing:
+        return apart
+    room = min(max(int(lengths.max()), min(SHORT_ROW, sequence_length)), max_tokens)
     bins = _first_fit(order, lengths, room=room)
     bins.sort(key=lambda places: -int(lengths[places].sum()))
-    return _within(bins, lengths, max_tokens=max_tokens)
+    packed = _within(bins, lengths, max_tokens=max_tokens)
+    return min(packed, apart, key=lambda groups: computed_tokens(groups, lengths))
 
 
 def computed_tokens(groups: list[list[list[int]]], lengths: Numbers) -> int:
@@ -97,7 +102,7 @@ def computed_tokens(groups: list[list[list[int]]], lengths: Numbers) -> int:
 
 
 def _first_fit(order: list[int], lengths: Numbers, *, room: int) -> list[list[int]]:
-    """Documents, longest first, each into the first row that still has room; without `room` each has its own."""
+    """Documents, longest first, each into the first row that still has room."""
     bins: list[list[int]] = []
     left: list[int] = []
     for place in order:
