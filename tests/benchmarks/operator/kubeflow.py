@@ -168,7 +168,7 @@ class Kubeflow:
         return Program(
             name=name,
             argv=(str(self.rig.paths.bin / name), "--config", str(file)),
-            env={"KUBECONFIG": str(self._kubeconfig(name)), "TMPDIR": str(self.rig.paths.state / "hooks")},
+            env={"KUBECONFIG": str(self._kubeconfig(name)), "TMPDIR": str(self.rig.paths.pki / "hooks")},
             probe=f"http://127.0.0.1:{health}/readyz",
         )
 
@@ -189,7 +189,7 @@ class Kubeflow:
     @cached_property
     def _certificates(self) -> Path:
         """Where controller-runtime looks for them below TMPDIR."""
-        folder = self.rig.paths.state / "hooks" / "k8s-webhook-server" / "serving-certs"
+        folder = self.rig.paths.pki / "hooks" / "k8s-webhook-server" / "serving-certs"
         folder.mkdir(parents=True, exist_ok=True)
         pki.issue(self.rig.paths.pki, "hook", "/CN=rig-hook", names="IP:127.0.0.1")
         for source, target in (("hook.crt", "tls.crt"), ("hook.key", "tls.key")):
