@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Thread
 from typing import ClassVar
@@ -105,7 +106,12 @@ def serving(address: str, port: int, *, plan: RunPlan, run_dir: RunDir, phase: C
     try:
         yield server.server_address[1]
     finally:
-        server.shutdown()
+        ending = Thread(target=server.shutdown, daemon=True)
+        ending.start()
+        own = str(server.server_address[0]), server.server_port
+        with suppress(OSError), socket.create_connection(own, timeout=1):
+            pass  # it looks twice a second whether to end, and at once when somebody comes
+        ending.join()
         server.server_close()
 
 

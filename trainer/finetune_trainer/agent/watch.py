@@ -93,7 +93,8 @@ def run_to_end(
             if killed.reason is Reason.NoProgress:
                 dump_stacks(process.pid)
             break
-        time.sleep(POLL_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
     children.end_all()
     process.wait()
     children.reap([])
