@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from finetune_api.failures import ExitCode, Reason, class_of, hint_of
 from finetune_api.status import FailureClass, LastFailure
 
-from .status import clip, rfc3339
+from .status import clip, failure_of, rfc3339
 from .views import ChildJob, Ended, Pod, parse_time
 
 PATIENCE = timedelta(seconds=5)
@@ -81,7 +81,7 @@ def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verd
         return Verdict(first.failure, max(0.0, (since + PATIENCE - now).total_seconds()))
     if child is not None and child.failing:
         what = f"the Job {child.name} failed and no pod is left to tell why: {child.message}"
-        return Verdict(_failure(Reason.PodLost, what, attempt=child.attempt, at=now), 0.0)
+        return Verdict(failure_of(Reason.PodLost, what, attempt=child.attempt, at=now), 0.0)
     return None
 
 
@@ -97,7 +97,7 @@ def _unreachable(pods: Iterable[Pod]) -> list[Testimony]:
 
 def lost(child_name: str, *, attempt: int, now: datetime) -> LastFailure:
     """The attempt's Job went away, and not by us."""
-    return _failure(Reason.PodLost, f"the Job {child_name} was deleted while it ran", attempt=attempt, at=now)
+    return failure_of(Reason.PodLost, f"the Job {child_name} was deleted while it ran", attempt=attempt, at=now)
 
 
 def hear(pod: Pod) -> Testimony | None:
@@ -161,17 +161,6 @@ def _silent(pod: Pod, ended: Ended | None) -> tuple[Reason, str]:
 
 def _of(pod: Pod, reason: Reason, message: str, at: datetime = LATEST) -> LastFailure:
     at = at if at is not LATEST else (pod.ended.at if pod.ended else None) or pod.disrupted or LATEST
-    failure = _failure(reason, message, attempt=pod.attempt, at=at)
+    failure = failure_of(reason, message, attempt=pod.attempt, at=at if at is not LATEST else None)
     exit_code = pod.ended.exit_code if pod.ended else None
     return failure.model_copy(update={"node": pod.node or None, "exit_code": exit_code})
-
-
-def _failure(reason: Reason, message: str, *, attempt: int, at: datetime) -> LastFailure:
-    return LastFailure(
-        failure_class=class_of(reason),
-        reason=reason.value,
-        message=clip(message),
-        hint=hint_of(reason),
-        attempt=attempt,
-        time=rfc3339(at) if at is not LATEST else None,
-    )

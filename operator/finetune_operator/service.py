@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.failures import Reason
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
 
 from . import offers, refusals
@@ -32,7 +32,7 @@ from .progress import Poller
 from .queue import WorkQueue
 from .reflect import Reflector
 from .resources import CHILDREN, FINETUNEJOBS, WATCHED, Key, Raw, Resource
-from .status import clip, rfc3339, terminal
+from .status import failure_of, terminal
 from .troubles import lacks_pods
 from .views import JobView
 from .watch import Backoff, Watcher
@@ -328,11 +328,5 @@ class Service:
 
 
 def _refused(seen: Observed, problem: str) -> LastFailure:
-    return LastFailure(
-        failure_class=class_of(Reason.PodsRefused),
-        reason=Reason.PodsRefused.value,
-        message=clip(f"the API server does not let it be made yet: {problem}"),
-        hint=hint_of(Reason.PodsRefused),
-        attempt=seen.attempt,
-        time=rfc3339(utc_now()),
-    )
+    message = f"the API server does not let it be made yet: {problem}"
+    return failure_of(Reason.PodsRefused, message, attempt=seen.attempt, at=utc_now())

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from finetune_api.base import ApiModel
-from finetune_api.failures import Reason
-from finetune_api.status import Condition, FineTuneJobStatus, Progress
+from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.status import Condition, FineTuneJobStatus, LastFailure, Progress
 
 P = TypeVar("P", bound=ApiModel)
 
@@ -33,6 +33,18 @@ def rfc3339(moment: datetime) -> str:
 
 def clip(text: str) -> str:
     return text if len(text) <= MESSAGE else f"{text[: MESSAGE // 2]} … {text[-MESSAGE // 2 + 3 :]}"
+
+
+def failure_of(reason: Reason, message: str, *, attempt: int, at: datetime | None) -> LastFailure:
+    """In the class and with the hint of its reason. `at`: None where nobody knows when."""
+    return LastFailure(
+        failure_class=class_of(reason),
+        reason=reason.value,
+        message=clip(message),
+        hint=hint_of(reason),
+        attempt=attempt,
+        time=rfc3339(at) if at is not None else None,
+    )
 
 
 def change(status: FineTuneJobStatus, **fields: Any) -> FineTuneJobStatus:

@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.failures import Reason
 from finetune_api.status import LastFailure
 
 from .observe import Observed
-from .status import clip, rfc3339
+from .status import failure_of
 from .views import Pod
 
 PATIENCE = timedelta(seconds=10)
@@ -148,11 +148,4 @@ def _failure(pod: Pod, reason: Reason, message: str, now: datetime) -> LastFailu
 
 
 def _of(attempt: int, reason: Reason, message: str, now: datetime) -> LastFailure:
-    return LastFailure(
-        failure_class=class_of(reason),
-        reason=reason.value,
-        message=clip(message),
-        hint=hint_of(reason),
-        attempt=attempt,
-        time=rfc3339(now),
-    )
+    return failure_of(reason, message, attempt=attempt, at=now)

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from finetune_api import durations
-from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
 from finetune_operator.decision import Decision
 from finetune_operator.observe import Observed
-from finetune_operator.status import clip, rfc3339, terminal
+from finetune_operator.status import clip, failure_of, terminal
 from finetune_operator.views import parse_time
 
 from .failure import end, judge
@@ -128,11 +128,4 @@ def _after(since: datetime | None, duration: str) -> datetime | None:
 
 
 def _failure(seen: Observed, reason: Reason, message: str, now: datetime) -> LastFailure:
-    return LastFailure(
-        failure_class=class_of(reason),
-        reason=reason.value,
-        message=message,
-        hint=hint_of(reason),
-        attempt=seen.attempt,
-        time=rfc3339(now),
-    )
+    return failure_of(reason, message, attempt=seen.attempt, at=now)

@@ -11,14 +11,14 @@ from datetime import datetime
 
 from finetune_api import names
 from finetune_api.budget import Enough, next_attempt
-from finetune_api.failures import Reason, class_of, hint_of
+from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase, ResolvedPlan, Restarts
 from finetune_operator.avoidance import after
 from finetune_operator.decision import Decision, Event
 from finetune_operator.evidence import blame, lost
 from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, clip, condition, rfc3339, settled
+from finetune_operator.status import Stamp, change, condition, failure_of, rfc3339, settled
 
 from .elastic import size_after
 from .grouping import described
@@ -34,14 +34,7 @@ def invalid(seen: Observed, now: datetime) -> Decision | None:
 
 def refuse(seen: Observed, problem: str, now: datetime) -> Decision:
     """The job can never run as it is written. `problem` may also be the API server's word on the objects made of it."""
-    failure = LastFailure(
-        failure_class=class_of(Reason.InvalidSpec),
-        reason=Reason.InvalidSpec.value,
-        message=clip(problem),
-        hint=hint_of(Reason.InvalidSpec),
-        attempt=seen.attempt,
-        time=rfc3339(now),
-    )
+    failure = failure_of(Reason.InvalidSpec, problem, attempt=seen.attempt, at=now)
     alive = tuple(child for child in seen.children if not child.deleting and not child.finished)
     return end(seen, failure, reason=Reason.InvalidSpec, message=problem, now=now).but(delete=alive)
 

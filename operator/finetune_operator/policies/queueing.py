@@ -16,7 +16,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureClass, FineTuneJobStatus, LastFailure, Phase
 from finetune_operator.decision import Decision, Event
 from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, clip, condition, is_true, rfc3339
+from finetune_operator.status import Stamp, change, condition, failure_of, is_true, rfc3339
 from finetune_operator.views import ChildJob, parse_time
 
 UP = (Phase.Starting, Phase.Running)
@@ -86,14 +86,7 @@ def excused(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure) -> Last
 def _preempted(seen: Observed, child: ChildJob, now: datetime) -> Decision:
     """No restart, and free: the attempt goes on when the queue lets it."""
     message = f"the nodes of attempt {seen.attempt} were taken back: {_why(seen, child)}"
-    failure = LastFailure(
-        failure_class=class_of(Reason.Preempted),
-        reason=Reason.Preempted.value,
-        message=clip(message),
-        hint=hint_of(Reason.Preempted),
-        attempt=seen.attempt,
-        time=rfc3339(now),
-    )
+    failure = failure_of(Reason.Preempted, message, attempt=seen.attempt, at=now)
     status = queued(seen, change(seen.status, last_failure=failure), why=_why(seen, child), now=now)
     return Decision(status=status, events=(Event(Reason.Preempted, message, "Warning"),))
 
