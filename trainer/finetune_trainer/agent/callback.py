@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 from finetune_api.base import ApiModel
 from finetune_api.plan import RunPlan
 from finetune_api.status import Progress, ResolvedPlan
+from finetune_trainer.agent.servers import end
 from finetune_trainer.rundir import RunDir, TrainerReport, now
 
 ENV_URL = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -157,7 +158,7 @@ def listening(
             port = server.server_address[1]
             yield {ENV_URL: f"http://127.0.0.1:{port}{PATH}", ENV_TOKEN_FILE: str(token_file)}
         finally:
-            server.shutdown()
+            end(server)
             token_file.unlink(missing_ok=True)
 
 

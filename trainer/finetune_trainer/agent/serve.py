@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Thread
 from typing import ClassVar
@@ -16,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from finetune_api import names
 from finetune_api.plan import ProgressReport, RunPlan
+from finetune_trainer.agent.servers import end
 from finetune_trainer.rundir import RunDir, TrainerReport
 
 ALIVE_SECONDS = 300
@@ -106,13 +106,7 @@ def serving(address: str, port: int, *, plan: RunPlan, run_dir: RunDir, phase: C
     try:
         yield server.server_address[1]
     finally:
-        ending = Thread(target=server.shutdown, daemon=True)
-        ending.start()
-        own = str(server.server_address[0]), server.server_port
-        with suppress(OSError), socket.create_connection(own, timeout=1):
-            pass  # it looks twice a second whether to end, and at once when somebody comes
-        ending.join()
-        server.server_close()
+        end(server)
 
 
 class _Server(ThreadingHTTPServer):
