@@ -238,6 +238,13 @@ class Hands:
         content = "application/merge-patch+json"
         return self._loop.call(self._client._request("PATCH", path, body=body, content=content))
 
+    def quota(self, **hard: str) -> None:
+        """A ResourceQuota `q`, in force."""
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
+        self.rig.apply(body, namespace=self.namespace)
+        in_force = lambda: self.rig.get("resourcequota", "q", "-n", self.namespace).get("status", {}).get("hard")  # noqa: E731
+        wait_for(in_force, what="quota")
+
     def set_spec(self, name: str, **fields: Any) -> None:
         self.patch(name, {"spec": fields})
 

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -15,19 +14,9 @@ import pytest
 from finetune_api.failures import ExitCode, Reason, hint_of
 from finetune_api.status import Phase
 from finetune_trainer.agent.local import free_port
-from tests.desk import Desk, Json, model_and_corpus
+from tests.desk import Desk, Json
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_and_corpus(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, files: Path) -> Desk:
-    return Desk(folder=tmp_path, files=files)
 
 
 def rows(desk: Desk, *lines: object) -> Json:

@@ -14,19 +14,9 @@ import pytest
 
 from finetune_api.failures import ExitCode
 from finetune_api.status import Phase
-from tests.desk import Desk, model_and_corpus
+from tests.desk import Desk
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_and_corpus(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, files: Path) -> Desk:
-    return Desk(folder=tmp_path, files=files)
 
 
 @pytest.fixture(scope="module")

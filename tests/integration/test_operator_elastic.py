@@ -63,16 +63,7 @@ def test_what_a_quota_keeps_from_growing_is_left_in_peace(start: Start, hands: H
     hands.create(manifest("a", nodes=ELASTIC))
     short_of_a_node(hands, "a")
     wait_for(lambda: hands.status("a").get("attempt") == 2 and hands.jobs() == ["a-2"], what="the second attempt alone")
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "q"},
-        "spec": {"hard": {"count/jobs.batch": "1"}},
-    }
-    hands.rig.apply(quota, namespace=hands.namespace)
-    wait_for(
-        lambda: hands.rig.get("resourcequota", "q", "-n", hands.namespace).get("status", {}).get("hard"), what="quota"
-    )
+    hands.quota(**{"count/jobs.batch": "1"})
     hands.run("a", 2)
     before = operator.writes["create jobs"]
     wait_for(lambda: operator.writes["create jobs"] > before, what="a probe is tried")

@@ -11,17 +11,9 @@ from finetune_operator.resources import EVENTS, PODS
 from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
 
 
-def quota(hands: Hands, **hard: str) -> None:
-    body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
-    hands.rig.apply(body, namespace=hands.namespace)
-    wait_for(
-        lambda: hands.rig.get("resourcequota", "q", "-n", hands.namespace).get("status", {}).get("hard"), what="quota"
-    )
-
-
 def test_pods_that_a_quota_refuses_are_told_within_a_minute(start: Start, hands: Hands) -> None:
     start()
-    quota(hands, pods="1")
+    hands.quota(pods="1")
     hands.create(manifest("a"))
     told = wait_for(lambda: hands.status("a").get("lastFailure"), what="told", seconds=60)
     assert (told["reason"], told["class"]) == ("PodsRefused", "Infrastructure")

@@ -240,16 +240,7 @@ def test_a_spec_that_makes_an_impossible_pod_is_told(start: Start, hands: Hands)
 
 def test_a_quota_is_told_and_waited_for(start: Start, hands: Hands) -> None:
     start()
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "q"},
-        "spec": {"hard": {"count/jobs.batch": "0"}},
-    }
-    hands.rig.apply(quota, namespace=hands.namespace)
-    wait_for(
-        lambda: hands.rig.get("resourcequota", "q", "-n", hands.namespace).get("status", {}).get("hard"), what="quota"
-    )
+    hands.quota(**{"count/jobs.batch": "0"})
     hands.create(manifest("a"))
     wait_for(lambda: "exceeded quota" in hands.condition("a", "Running").get("message", ""), what="told")
     hands.rig.kubectl("delete", "resourcequota", "q", "-n", hands.namespace)
