@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from finetune_trainer.store.checkpoints import Checkpoint, CheckpointStore
 
+from .leave import SAVE_THREAD
+
 _STATE = "state.json"
 
 
@@ -98,7 +100,7 @@ class CheckpointWriter:
         self.wait()
         copied = snapshot.copy()
         also = frozenset() if best_step is None else frozenset({best_step})
-        self._thread = threading.Thread(target=self._run, args=(step, copied, also), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(target=self._run, args=(step, copied, also), name=f"{SAVE_THREAD}{step}")
         self._thread.start()
 
     def wait(self) -> None:

@@ -19,6 +19,8 @@ from finetune_api.plan import RunPlan
 from finetune_trainer.rundir import RunDir, now
 from finetune_trainer.signs import LOST_PEER, NO_MEMORY
 
+from .leave import leave
+
 
 def main(argv: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     parser = argparse.ArgumentParser(prog="finetune_trainer.train.main")
@@ -83,4 +85,4 @@ def _step(run_dir: RunDir, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,0 +1,33 @@
+"""A rank's process ends with its own code, whatever taking the interpreter apart would do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import atexit, os, sys, threading, time
+from finetune_trainer.train.leave import SAVE_THREAD, leave
+
+def save():
+    time.sleep(0.3)
+    open(sys.argv[1], "w").write("whole")
+
+threading.Thread(target=save, name=f"{SAVE_THREAD}7").start()
+threading.Thread(target=time.sleep, args=(60,)).start()
+atexit.register(os.abort)
+print("said")
+leave(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 65])
+def test_saves_end_and_words_are_written_and_the_end_of_libraries_counts_for_nothing(tmp_path: Path, code: int) -> None:
+    kept = tmp_path / "checkpoint"
+    command = [sys.executable, "-c", PROGRAM, str(kept), str(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
+    assert kept.read_text() == "whole"
