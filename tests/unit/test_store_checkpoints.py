@@ -155,6 +155,26 @@ def test_prune_keeps_the_newest_and_the_best() -> None:
     assert len(blobs(folder)) == 1 + 2 * 3
 
 
+def test_what_is_saved_after_a_fall_back_is_kept_in_the_place_of_what_is_broken(tmp_path: Path) -> None:
+    """Steps 20 and 30 broke after the best one, 10: the run goes on from there, and is killed again."""
+    folder = saved(10, 20, 30)
+    for step in (20, 30):
+        flip(folder, blob_of(folder, step, "weights"), 0)
+    again = store(folder)
+    checkpoint = again.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    again.save(15, files(15), {})
+    again.prune(2, {10})
+    assert again.steps() == [10, 15]
+    assert loaded(folder, tmp_path) == (15, files(15))
+    for step in (20, 30):
+        again.save(step, files(step), {})
+        again.prune(2, {10})
+    assert again.steps() == [10, 20, 30]
+    assert loaded(folder, tmp_path) == (30, files(30))
+
+
 def test_clear_leaves_nothing() -> None:
     folder = saved(10, 20)
     store(folder).clear()

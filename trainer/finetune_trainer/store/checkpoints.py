@@ -64,6 +64,8 @@ class CheckpointStore:
     run: JobIdentity
     _stored: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
     """Blobs (sha256 → size) that this process wrote or read in full. Others may be damaged and are written again."""
+    _broken: set[int] = field(default_factory=set, repr=False, compare=False)
+    """Steps that `latest` passed over."""
 
     def save(self, step: int, files: Mapping[str, bytes | Path], meta: Mapping[str, Any]) -> None:
         """Commits a checkpoint; uploads only what is not stored yet. Saving a step again replaces it."""
@@ -75,6 +77,7 @@ class CheckpointStore:
         missing = [d for d in wanted if there.get(d.sha256) != d.size or self._stored.get(d.sha256) != d.size]
         at_once(lambda digest: self._put(digest, wanted[digest]), missing)
         self.folder.put(self._manifest(step), encoded)
+        self._broken.discard(step)
 
     def steps(self) -> list[int]:
         """Of all checkpoints, rising, whether they are whole or not."""
@@ -90,6 +93,7 @@ class CheckpointStore:
                 return checkpoint
             except Broken as error:
                 _log.warning("checkpoint of step %d is broken: %s; trying the one before", step, error.message)
+                self._broken.add(step)
         return None
 
     def get(self, step: int) -> Checkpoint:
@@ -104,9 +108,11 @@ class CheckpointStore:
         at_once(lambda item: self._download(target, *item), checkpoint.files.items())
 
     def prune(self, keep: int, also: set[int] | frozenset[int] = frozenset()) -> None:
-        """Removes all checkpoints but the newest `keep` and the steps in `also`, then what none of the others needs."""
+        """Removes all checkpoints but the newest `keep` and the steps in `also`, then what none of the others needs.
+        One that is broken counts for nothing: it would take the place of what a run saves after it fell back."""
         steps = self.steps()
-        kept = {*steps[-keep:], *also} if keep > 0 else set(also)
+        whole = [step for step in steps if step not in self._broken]
+        kept = {*whole[-keep:], *also} if keep > 0 else set(also)
         for step in steps:
             if step not in kept:
                 self.folder.delete(self._manifest(step))
