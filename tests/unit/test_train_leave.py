@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+TRAINER = Path(__file__).parents[2] / "trainer" / "finetune_trainer"
+
 PROGRAM = """
 import atexit, os, sys, threading, time
 from finetune_trainer.train.leave import SAVE_THREAD, leave
@@ -31,3 +33,15 @@ def test_saves_end_and_words_are_written_and_the_end_of_libraries_counts_for_not
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
     assert kept.read_text() == "whole"
+
+
+def test_every_program_of_the_trainer_ends_so() -> None:
+    """But for the command line's: of its commands the agent alone has threads in a library, and ends so itself."""
+    ends = {}
+    for file in TRAINER.rglob("*.py"):
+        _, main, end = file.read_text().partition('if __name__ == "__main__":\n')
+        if main:
+            ends[file.relative_to(TRAINER).as_posix()] = "leave(main())" in end or "os._exit(" in end
+    assert ends.pop("cli/main.py") is False
+    assert len(ends) >= 4
+    assert all(ends.values()), ends

@@ -35,6 +35,7 @@ from finetune_trainer.planning.quantity import quantity
 from finetune_trainer.planning.strategy import check_installed, choose
 from finetune_trainer.planning.table import USUAL_ROW, Planner
 from finetune_trainer.rundir import now, write_atomic
+from finetune_trainer.train.leave import leave
 
 BENEFIT_OF_THE_DOUBT = 0.8
 """A closed form is not a measurement: only a run that misses its memory by more is refused."""
@@ -176,4 +177,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

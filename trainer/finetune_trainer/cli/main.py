@@ -221,10 +221,11 @@ def _verify(options: argparse.Namespace) -> int:
 def _agent(options: argparse.Namespace) -> int:
     from finetune_trainer.agent.children import die_with_parent
     from finetune_trainer.agent.main import AgentOptions, run_agent
+    from finetune_trainer.train.leave import leave
 
     if options.local:
         die_with_parent()
-    return run_agent(
+    status = run_agent(
         AgentOptions(
             plan=options.plan,
             run_dir=options.run_dir,
@@ -233,6 +234,7 @@ def _agent(options: argparse.Namespace) -> int:
             program=options.program,
         )
     )
+    leave(status)  # an upload that was given up may still be under way
 
 
 if __name__ == "__main__":

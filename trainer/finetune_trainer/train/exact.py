@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +26,7 @@ from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.planning.memory import Precision
 
+from .leave import leave
 from .loss import fused_cross_entropy
 from .recompute import recompute_blocks
 
@@ -134,4 +134,4 @@ class _NoHook:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,9 @@
-"""How a rank's process ends: at once, when what it has to keep is kept.
+"""How a rank's process ends, and every other one of ours that torch or a store was loaded into: at once, when what it
+has to keep is kept.
 
 An interpreter that is taken apart joins threads and destroys libraries in an order that nobody chose. The threads of
-torch and gloo then abort the process now and then (`terminate called without an active exception`), long after its work
-is done, and a run that has committed its artifact would count as failed.
+torch, gloo and of uploads then abort the process now and then (`terminate called without an active exception`), long
+after its work is done, and a run that has committed its artifact would count as failed.
 """
 
 from __future__ import annotations
