@@ -67,6 +67,7 @@ def _leave(words: LastWords, target: Path) -> int:
 
 def check(plan: RunPlan, *, cache: Path) -> None:
     """FinetuneError for the first thing that is wrong."""
+    from finetune_trainer.data.embedded import check_embedded
     from finetune_trainer.data.load import load_datasets
     from finetune_trainer.store.artifact import check_output
     from finetune_trainer.store.folder import open_folder
@@ -98,6 +99,14 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
     datasets = load_datasets(data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
     check_format(spec.method, datasets.statistics.format)
+    if spec.training.early_stopping and datasets.validation is None:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            "training.earlyStopping judges by validation rows, and none could be held out: the training rows are one",
+            "Give data.validation a file, or remove training.earlyStopping.",
+        )
+    if shape is not None:
+        check_embedded(datasets, embeddings=shape.vocabulary, tokenizer_path=model.path)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
 

@@ -15,6 +15,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.failures import FinetuneError, Reason
+
 from .corpus import Flags, Tokens
 from .formats import Document
 from .tokenizer import Encoded, Tokenizer
@@ -135,7 +137,7 @@ def _piece(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> Piece:
         trained |= (starts >= first) & (ends <= behind) & ((starts < ends) | (starts < behind))
     alone = document.begins and tokenizer.bos is not None and encoded.ids[:1].tolist() != [tokenizer.bos]
     before = np.array([tokenizer.bos] if alone else [], np.int32)
-    after = np.array([tokenizer.eos] if document.ends and tokenizer.eos is not None else [], np.int32)
+    after = np.array([_end(tokenizer)] if document.ends else [], np.int32)
     trained = np.concatenate([np.zeros(len(before), np.bool_), trained, np.ones(len(after), np.bool_)])
     whole = Piece(
         tokens=np.concatenate([before, encoded.ids, after]),
@@ -143,6 +145,16 @@ def _piece(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> Piece:
         bytes=np.pad(_bytes(document.text, encoded, tokenizer), (len(before), len(after))),
     )
     return whole[: int(trained.nonzero()[0][-1]) + 1] if trained.any() else whole[:0]
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    if tokenizer.eos is None:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            "the tokenizer names no eos_token, so the model would never learn where an answer ends",
+            "Name eos_token in the model's tokenizer_config.json, or use format text.",
+        )
+    return tokenizer.eos
 
 
 def _bytes(text: str, encoded: Encoded, tokenizer: Tokenizer) -> NDArray[np.int64]:

@@ -275,8 +275,9 @@ def _layout(
 ) -> Layout:
     on_gpu = device.type == "cuda"
     place, kind = strategy.place, strategy.name if strategy.name in SHARDED else "ddp"
+    shape = find_shape(local.path)
     default = micro_batch_tokens(
-        find_shape(local.path),
+        shape,
         spec.method,
         precision="bfloat16" if low else "float32",
         longest_row=int(train.lengths.max(initial=1)),
@@ -293,7 +294,8 @@ def _layout(
         max_tokens=spec.training.micro_batch_tokens or default,
         sequence_length=spec.data.sequence_length,
         packing=spec.data.packing and isolates,
-        pad_id=data.pad_id,
+        # A token that somebody added to the tokenizer alone has no embedding. Any other pads as well.
+        pad_id=data.pad_id if shape is None or data.pad_id < shape.vocabulary else 0,
     )
 
 
