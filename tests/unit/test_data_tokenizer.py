@@ -22,7 +22,7 @@ CHATS: list[list[dict[str, Any]]] = [
 RICH = (
     "{{ bos_token }}{%- set ns = namespace(n=0) %}\n  {% for m in messages if m.role != 'tool' %}\n"
     "    {%- set ns.n = ns.n + 1 %}{% if ns.n > 2 %}{% break %}{% endif %}\n"
-    "  {{- m | tojson }}{{ tools | tojson(indent=2) if tools else 'none' }}{{ strftime_now('%Y') }}\n{% endfor %}"
+    "  {{- m | tojson }}{{ tools | tojson(indent=2) if tools else 'none' }}{{ strftime_now is defined }}\n{% endfor %}"
     "{{ pad_token }}{% if add_generation_prompt %}>{% endif %}"
 )
 

@@ -71,7 +71,7 @@ class Conversation:
         end = self._end_of_turn(whole, start, same)
         if end is None and same == len(through):
             end = same  # a template that marks no end by a token
-        if end is None or not _holds(whole[start:end], self.messages[turn].get("content")):
+        if end is None or not self._holds(whole[start:end], self.messages[turn]):
             raise self._hidden(turn) if same == len(through) else self._retold(turn)
         return start, end
 
@@ -79,6 +79,17 @@ class Conversation:
         """Behind the last special token of the turn; a line break after that is the template's, not the model's."""
         ends = [at + len(token) for token in self.control if (at := whole.rfind(token, start, stop)) >= 0]
         return max(ends, default=None)
+
+    def _holds(self, said: str, message: Message) -> bool:
+        """Whether the turn's words and the tools that it calls are there; templates may trim words or set line breaks
+        around their parts."""
+        content, plain = message.get("content"), said
+        for token in self.control:
+            plain = plain.replace(token, "")
+        named = (call.get("function", call).get("name", "") for call in message.get("tool_calls") or ())
+        return all(name in plain for name in named) and (
+            not isinstance(content, str) or "".join(content.split()) in "".join(said.split())
+        )
 
     def _render(self, turns: int, *, prompt: bool = False) -> Rendering:
         try:
@@ -91,11 +102,15 @@ class Conversation:
             ) from error
 
     def _retold(self, turn: int) -> FinetuneError:
+        last = turn + 1 == len(self.messages)
+        when = "otherwise than it asks for it" if last else "otherwise once it is history"
         return self.row.problem(
             Reason.DataUnreadable,
-            f"the chat template renders turn {turn + 1} (the assistant's) otherwise once it is history, so training on "
-            "it would teach what the model is never asked for",
-            "Split the conversation so that each row ends with the turn to train, or use a template with "
+            f"the chat template renders turn {turn + 1} (the assistant's) {when}, so training on it would teach what "
+            "the model is never asked for",
+            "Use a template with {% generation %} blocks, or format completion."
+            if last
+            else "Split the conversation so that each row ends with the turn to train, or use a template with "
             "{% generation %} blocks.",
         )
 
@@ -113,8 +128,3 @@ def _common(one: str, other: str) -> int:
         return len(one)
     shorter = min(len(one), len(other))
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
-
-
-def _holds(said: str, content: Any) -> bool:
-    """Whether the turn's words are there; templates may trim them or set line breaks around their parts."""
-    return not isinstance(content, str) or "".join(content.split()) in "".join(said.split())

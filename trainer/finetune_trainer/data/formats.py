@@ -10,7 +10,7 @@ A new format is a class with `document`, and a line in `FORMATS` and in `detect`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -135,6 +135,7 @@ def string_of(row: Row, key: str) -> str:
 
 
 def _messages(row: Row) -> Sequence[dict[str, Any]]:
+    """With contents that are lists of text parts as texts: many templates would write the list itself."""
     messages = row.fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise row.problem(Reason.DataUnreadable, "messages is missing or is not a list of turns")
@@ -143,4 +144,23 @@ def _messages(row: Row) -> Sequence[dict[str, Any]]:
             raise row.problem(Reason.DataUnreadable, f"turn {number} is not an object with a role and a content")
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
             raise row.problem(Reason.DataUnreadable, f"turn {number} has no content")
-    return messages
+    return [
+        {**message, "content": "".join(_texts(row, number, message["content"]))}
+        if isinstance(message.get("content"), list)
+        else message
+        for number, message in enumerate(messages, start=1)
+    ]
+
+
+def _texts(row: Row, turn: int, parts: list[Any]) -> Iterator[str]:
+    """Of `[{"type": "text", "text": …}, …]`."""
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type", "no known type") if isinstance(part, dict) else kind_of(part)
+            raise row.problem(
+                Reason.DataUnreadable,
+                f"turn {turn} has content of type {kind}, and the model reads text alone",
+                "Keep text parts alone.",
+            )
+        yield text

@@ -23,6 +23,10 @@ Message = Mapping[str, Any]
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around what a `{% generation %}` block holds, until the spans are known: noncharacters, which no text may contain."""
 
+TODAY = datetime(2024, 7, 26)
+"""For templates that write today's date, and the day that Llama 3's fall back to. The real one would make other rows on
+each day: a run that resumes, or a node that starts after midnight, would train on others than it began with."""
+
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of one field: data sets use them all, templates read the first, a few the second."""
 
@@ -95,7 +99,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = TODAY.strftime
     return environment
 
 

@@ -1,0 +1,228 @@
+"""What the assistant said, under templates of the shapes that families of models have, written anew here: ones that
+trim, that merge the system's words into the user's, that refuse them, that answer by another role's name, that show
+reasoning once. None marks the assistant's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.data.chat import Conversation, Rendered
+from finetune_trainer.data.formats import Chat
+from finetune_trainer.data.template import ChatTemplate
+from tests.unit.data_helpers import row, tiny
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Family:
+    template: str
+    special: tuple[str, ...]
+    bos: str = "<s>"
+    eos: str = "</s>"
+
+    def compiled(self) -> ChatTemplate:
+        return ChatTemplate(self.template, {"bos_token": self.bos, "eos_token": self.eos})
+
+    def render(self, messages: Messages) -> Rendered:
+        return Conversation(row(messages=messages), messages, None, self.compiled(), self.special).render()
+
+
+ALTERNATE = (
+    "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+)
+CHATML_TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+CHATML_ASKS = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+TURNS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+
+FAMILIES = {
+    "ChatML": Family("{%- for m in messages %}" + CHATML_TURN + "{%- endfor %}" + CHATML_ASKS, IM),
+    "SmolLM2": Family(
+        "{%- for m in messages %}{% if loop.first and m.role != 'system' %}"
+        "{{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}" + CHATML_TURN + "{%- endfor %}" + CHATML_ASKS,
+        IM,
+    ),
+    "Llama 3": Family(
+        "{{ bos_token }}{% set day = strftime_now('%d %b %Y') %}"
+        "{% if messages[0].role == 'system' %}{% set told = messages[0].content | trim %}{% set rest = messages[1:] %}"
+        "{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}"
+        "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + day + '\\n\\n' + told + '<|eot_id|>' }}"
+        "{% for m in rest %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' }}"
+        "{{ m.content | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+        HEADERS, bos="<|begin_of_text|>",
+    ),
+    "Qwen 2.5": Family(
+        "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{% endif %}"
+        "{%- for m in messages %}{% if m.role == 'tool' %}"
+        "{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
+        "{% elif m.tool_calls %}{{ '<|im_start|>assistant' }}{% for call in m.tool_calls %}"
+        "{{ '\\n<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}"
+        "{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}" + CHATML_ASKS,
+        IM,
+    ),
+    "Qwen 3": Family(
+        "{%- set seen = namespace(asked=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set seen.asked = loop.index0 %}{% endif %}{% endfor %}"
+        "{%- for m in messages %}{% if m.role == 'assistant' and loop.index0 > seen.asked %}"
+        "{{ '<|im_start|>assistant\\n<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}"
+        "{{ m.content + '<|im_end|>\\n' }}{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}" + CHATML_ASKS,
+        IM,
+    ),
+    "Mistral": Family(
+        "{{ bos_token }}{%- for m in messages %}" + ALTERNATE + "{% if m.role == 'user' %}"
+        "{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{%- endfor %}",
+        ("<s>", "</s>"),
+    ),
+    "Mistral with the system in the last question": Family(
+        "{{ bos_token }}{%- set told = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{%- for m in (messages[1:] if told else messages) %}" + ALTERNATE + "{% if m.role == 'user' %}"
+        "{{ '[INST] ' + (told + '\\n\\n' if told and loop.last else '') + m.content + '[/INST]' }}"
+        "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{%- endfor %}",
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+    ),
+    "Llama 2": Family(
+        "{%- set told = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{%- for m in (messages[1:] if told else messages) %}" + ALTERNATE + "{% if m.role == 'user' %}"
+        "{{ bos_token + '[INST] ' }}"
+        "{% if loop.first and told %}{{ '<<SYS>>\\n' + told + '\\n<</SYS>>\\n\\n' }}{% endif %}"
+        "{{ m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
+        "{%- endfor %}",
+        ("<s>", "</s>"),
+    ),
+    "Gemma": Family(
+        "{{ bos_token }}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{%- for m in messages %}" + ALTERNATE + "{% set role = 'model' if m.role == 'assistant' else m.role %}"
+        "{{ '<start_of_turn>' + role + '\\n' + m.content | trim + '<end_of_turn>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+        TURNS, bos="<bos>", eos="<eos>",
+    ),
+    "Gemma 3": Family(
+        "{{ bos_token }}{%- set told = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' %}"
+        "{%- for m in (messages[1:] if told else messages) %}"
+        "{% set role = 'model' if m.role == 'assistant' else m.role %}"
+        "{{ '<start_of_turn>' + role + '\\n' + (told if loop.first else '') + m.content | trim + '<end_of_turn>\\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+        TURNS, bos="<bos>", eos="<eos>",
+    ),
+    "Phi 3": Family(
+        "{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
+        ("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), eos="<|endoftext|>",
+    ),
+    "Vicuna": Family(
+        "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content.strip() + ' ' }}"
+        "{% elif m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content.strip() + eos_token }}{% else %}"
+        "{{ m.content + ' ' }}{% endif %}{%- endfor %}{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+        ("<s>", "</s>"),
+    ),
+    "DeepSeek R1": Family(
+        "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% else %}"
+        "{{ '<|Assistant|>' + m.content + '<|end of sentence|>' }}{% endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}",
+        ("<|User|>", "<|Assistant|>", "<|end of sentence|>"),
+    ),
+}  # fmt: skip
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+ONE = [user("Hello"), assistant("Hello")]
+TWO = [*ONE, user("Hello"), assistant("See you")]
+SPACES = [user(" Hi \n"), assistant(" Hello\n")]
+CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}])
+CALLED = [user("1 + 1?"), CALL, {"role": "tool", "content": "2"}, assistant("Two.")]
+
+TRAINED: list[tuple[str, Messages, list[str]]] = [
+    ("ChatML", [SYSTEM, *TWO], ["Hello<|im_end|>", "See you<|im_end|>"]),
+    ("ChatML", SPACES, [" Hello\n<|im_end|>"]),
+    ("SmolLM2", TWO, ["Hello<|im_end|>", "See you<|im_end|>"]),
+    ("SmolLM2", [SYSTEM, *ONE], ["Hello<|im_end|>"]),
+    ("Llama 3", [SYSTEM, *TWO], ["Hello<|eot_id|>", "See you<|eot_id|>"]),
+    ("Llama 3", SPACES, ["Hello<|eot_id|>"]),
+    ("Qwen 2.5", [SYSTEM, *TWO], ["Hello<|im_end|>", "See you<|im_end|>"]),
+    ("Qwen 2.5", CALLED,
+     ['<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call><|im_end|>', "Two.<|im_end|>"]),
+    ("Qwen 3", ONE, ["<think>\n\n</think>\n\nHello<|im_end|>"]),
+    ("Qwen 3", [SYSTEM, user("Hi"), assistant("Hello", reasoning_content="A greeting.")],
+     ["<think>\nA greeting.\n</think>\n\nHello<|im_end|>"]),
+    ("Mistral", TWO, [" Hello</s>", " See you</s>"]),
+    ("Mistral with the system in the last question", TWO, [" Hello</s>", " See you</s>"]),
+    ("Llama 2", [SYSTEM, *TWO], [" Hello </s>", " See you </s>"]),
+    ("Gemma", TWO, ["Hello<end_of_turn>", "See you<end_of_turn>"]),
+    ("Gemma", SPACES, ["Hello<end_of_turn>"]),
+    ("Gemma 3", [SYSTEM, *TWO], ["Hello<end_of_turn>", "See you<end_of_turn>"]),
+    ("Phi 3", TWO, ["Hello<|end|>", "See you<|end|>\n<|endoftext|>"]),
+    ("Vicuna", [SYSTEM, *TWO], [" Hello</s>", " See you</s>"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "messages", "trained"), TRAINED, ids=lambda v: v if isinstance(v, str) else "")
+def test_the_assistants_words_through_their_end(family: str, messages: Messages, trained: list[str]) -> None:
+    """And what stands before them is to the letter what the model will be asked."""
+    rendered = FAMILIES[family].render(messages)
+    assert [rendered.text[start:end] for start, end in rendered.trained] == trained
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    for turn, (start, _) in zip(turns, rendered.trained, strict=True):
+        assert rendered.text[:start] == FAMILIES[family].compiled().render(messages[:turn], prompt=True).text
+
+
+REFUSED: list[tuple[str, Messages, Reason, str, str]] = [
+    ("Mistral", [SYSTEM, *ONE], Reason.DataUnreadable, "refuses the conversation: roles must alternate",
+     "Correct the roles"),
+    ("Gemma", [SYSTEM, *ONE], Reason.DataUnreadable, "refuses the conversation: System role not supported",
+     "Correct the roles"),
+    # Only a conversation that ends with a question has the system's words in it: with the answer they are gone.
+    ("Mistral with the system in the last question", [SYSTEM, *ONE], Reason.DataUnreadable,
+     "renders turn 3 (the assistant's) otherwise than it asks for it", "format completion"),
+    ("Qwen 3", TWO, Reason.DataUnreadable, "renders turn 2 (the assistant's) otherwise once it is history",
+     "each row ends with the turn to train"),
+    ("DeepSeek R1", ONE, Reason.DataUnreadable, "renders turn 2 (the assistant's) otherwise than it asks for it",
+     "format completion"),
+    *((family, CALLED, Reason.NothingToTrain, "leaves out or changes what the assistant says in turn 2",
+       "Use a model whose template keeps") for family in ("ChatML", "Llama 3", "Gemma 3")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "messages", "reason", "message", "hint"), REFUSED, ids=[f"{case[0]}-{case[2]}" for case in REFUSED]
+)
+def test_what_would_train_other_than_it_says(
+    family: str, messages: Messages, reason: Reason, message: str, hint: str
+) -> None:
+    with pytest.raises(FinetuneError) as caught:
+        FAMILIES[family].render(messages)
+    assert caught.value.reason is reason
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_contents_in_parts_are_their_text(tmp_path: Any) -> None:
+    """A template that trims would have written the list as Python prints it."""
+    form = Chat(tiny(tmp_path, template=FAMILIES["Llama 3"].template.replace("<|eot_id|>", "<|im_end|>")))
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    document = form.document(row(messages=[user(parts), assistant(parts)]))
+    assert [document.text[start:end] for start, end in document.trained] == ["Hello<|im_end|>"]
+    assert form.identity(row(messages=[user(parts), assistant(parts)])) == form.identity(row(messages=ONE))
+    picture = [{"type": "image", "url": "a.png"}, {"type": "text", "text": "What is it?"}]
+    with pytest.raises(FinetuneError, match="turn 1 has content of type image, and the model reads text alone"):
+        form.document(row(messages=[user(picture), assistant("A cat.")]))
+
+
+def test_rows_are_the_same_on_every_day() -> None:
+    """Llama 3 writes today's date: a run that resumes tomorrow would train on other rows than it began with."""
+    assert "Today Date: 26 Jul 2024\n" in FAMILIES["Llama 3"].render(ONE).text
