@@ -61,9 +61,7 @@ def test_a_padding_token_that_was_added_to_the_tokenizer_alone_is_not_looked_up(
 def test_a_word_that_was_added_to_the_tokenizer_alone_is_refused_before_anything_waits(tmp_path: Path) -> None:
     folder = desk(tmp_path)
     with_added(folder, *(f"<spare {n}>" for n in range(6)), "abc")
-    (folder / "train.jsonl").write_text(
-        '{"prompt": "say: ", "completion": "abc"}\n{"prompt": "b", "completion": "c"}'
-    )
+    (folder / "train.jsonl").write_text('{"prompt": "say: ", "completion": "abc"}\n{"prompt": "b", "completion": "c"}')
     with pytest.raises(FinetuneError, match=r"a token 265 \(abc\), and the model embeddings for 264") as caught:
         check(plan_for(folder, data=data(folder)), cache=tmp_path / "cache")
     assert caught.value.reason is Reason.ModelUnsupported
