@@ -119,6 +119,7 @@ BAD = (
     Bad("an unknown format", {"spec.data.format": "alpaca"}, "spec.data.format", "must be one of", "Unsupported value"),
     Bad("an unknown schedule", {"spec.training.schedule": "step"}, "spec.training.schedule", "must be one of", "Unsupported value"),
     Bad("an unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "must be one of", "Unsupported value"),
+    Bad("unknown kernels", {"spec.training.kernels": "liger"}, "spec.training.kernels", "must be one of", "Unsupported value"),
     Bad("lora in no layer", {"spec.method": {"lora": {"layers": 0}}}, "spec.method.lora.layers", "at least 1",
         "should be greater than or equal to 1"),
     Bad("unknown targets", {"spec.method": {"lora": {"targets": "q_proj"}}}, "spec.method.lora.targets", "must be one of",
@@ -369,6 +370,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("a model that is whole anyway", {"spec.method": {"type": "full"}, "spec.output.merged": True}, None),
     ("no merged model of a prompt", {"spec.method": {"type": "prompt"}, "spec.output.merged": False}, None),
     ("a small learning rate", {"spec.training": {"learningRate": 1e-5}}, None),
+    ("torch's own kernels", {"spec.training": {"kernels": "reference"}}, None),
     (
         "more nodes while suspended, and on at once",
         {"spec.nodes": 4, "spec.suspend": False},

@@ -86,6 +86,11 @@ class Training(ApiModel):
         description="Decoder blocks keep their input alone and run again for their gradients: less memory, a third "
         "more time, the same losses. For rows that do not fit without. Not with compile, prefix, probe or deepspeed.",
     )
+    kernels: Literal["auto", "reference"] = Field(
+        "auto",
+        description="auto: on GPUs, attention and loss by installed kernels that prove right and faster on this very "
+        "GPU at start. reference: torch's own, so that what is installed changes nothing.",
+    )
     frozen_layer_cache: bool = Field(
         True,
         description="What the layers below the lowest trained one make of the rows is computed once and read from disk "

@@ -47,6 +47,7 @@ class AttemptRecord(ApiModel):
     start_time: str = Field("", description="RFC 3339, UTC.")
     end_time: str = Field("", description="RFC 3339, UTC; empty while it runs.")
     outcome: str = Field("", description="In one phrase: finished, interrupted at step 40, …")
+    computed: str = Field("", description="Types of numbers and kernels, in one line.")
 
 
 class Provenance(ApiModel):

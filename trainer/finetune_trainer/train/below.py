@@ -33,9 +33,9 @@ class Below:
     """Whether a block answers with a tuple of its hidden states alone."""
 
     @torch.no_grad()
-    def states(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(rows, length) to (rows, length, dim), by these layers alone."""
-        return _hidden(_output(self.network, self.blocks[-1], tokens, positions))
+    def states(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(rows, length) to (rows, length, dim), by these layers alone. mask: as the network takes it."""
+        return _hidden(_output(self.network, self.blocks[-1], tokens, positions, mask))
 
     @contextmanager
     def left_out(self, states: Tensor) -> Iterator[None]:
@@ -100,7 +100,7 @@ def _last(network: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
     return cast(Tensor, body(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state)
 
 
-def _output(network: nn.Module, block: nn.Module, tokens: Tensor, positions: Tensor) -> Any:
+def _output(network: nn.Module, block: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Any:
     """Of `block`, when the network reads these tokens; no block after it runs."""
     found: list[Any] = []
 
@@ -110,7 +110,7 @@ def _output(network: nn.Module, block: nn.Module, tokens: Tensor, positions: Ten
 
     handle = block.register_forward_hook(keep)
     try:
-        cast(Any, network).base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        cast(Any, network).base_model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
     except _Enough:
         pass
     finally:

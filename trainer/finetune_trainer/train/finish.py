@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from finetune_trainer.methods import merged
 from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
-from finetune_trainer.report.record import CARD_FILE, RECORD_FILE, REPORT_FILE, Provenance, RunRecord
+from finetune_trainer.report.record import CARD_FILE, RECORD_FILE, REPORT_FILE, AttemptRecord, Provenance, RunRecord
 from finetune_trainer.rundir import now
 from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.folder import Folder
@@ -30,7 +31,10 @@ _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model",
     "*.tiktoken",
 )  # fmt: skip
-_PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "numpy")
+_PACKAGES = (
+    "finetune-operator", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "numpy",
+    "liger-kernel", "flash-attn", "flash-attn-3",
+)  # fmt: skip
 
 
 def evaluation_of(base: Mapping[str, Scores], tuned: Mapping[str, Scores]) -> Evaluation:
@@ -73,13 +77,26 @@ def record_of(setup: Setup, state: State, evaluation: Evaluation) -> RunRecord:
         steps=state.step,
         best_step=last if last != state.step else None,
         stop_reason=state.stopped_early or f"all {state.step} steps done",
-        notes=tuple(_notes(setup)),
+        notes=tuple(_notes(setup, state)),
         data=setup.data_record,
     )
 
 
-def _notes(setup: Setup) -> Iterator[str]:
+def computed_otherwise(attempts: Sequence[AttemptRecord]) -> str:
+    """Where an attempt had other kernels or types of numbers than the one before, in words; empty where none had."""
+    for before, after in pairwise(attempt for attempt in attempts if attempt.computed):
+        if before.computed != after.computed:
+            return (
+                f"attempt {after.attempt} goes on, but not to the bit: it computes with {after.computed}; "
+                f"attempt {before.attempt} with {before.computed}"
+            )
+    return ""
+
+
+def _notes(setup: Setup, state: State) -> Iterator[str]:
     """What a reader should know."""
+    if change := computed_otherwise(state.attempts):
+        yield change
     if setup.spec.method.type == "probe":
         yield "losses are nats for each row, of the right label among all labels; the base model's by their likelihoods"
     for name, split in setup.data.statistics.splits.items():

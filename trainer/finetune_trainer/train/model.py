@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.pack import MicroBatch
+from finetune_trainer.kernels.attention import named, starts, takes_starts
+from finetune_trainer.kernels.chosen import Kernels
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.single import Single
 
@@ -60,6 +62,7 @@ class LanguageModel:
     """Knows where the weights lie, and brings embeddings and head where they are used."""
     below: Below | None = None
     """The layers that batches with states leave out."""
+    kernels: Kernels = field(default_factory=Kernels)
 
     @property
     def hidden_size(self) -> int:
@@ -77,6 +80,7 @@ class LanguageModel:
     def nats(self, batch: MicroBatch) -> Tensor:
         """Summed over the batch's targets, with gradients where the network trains."""
         tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
+        bounds = self._bounds(batch.positions)
         # Known here: a GPU that was asked which tokens are trained would be waited for.
         trained = np.flatnonzero(batch.targets != IGNORE)
         chosen, targets = self._tensor(trained), self._tensor(batch.targets.reshape(-1)[trained])
@@ -84,19 +88,21 @@ class LanguageModel:
         def work() -> Tensor:
             with self._begun(batch):
                 if not self.abilities.fused_head:
-                    logits = self.network(input_ids=tokens, position_ids=positions, use_cache=False).logits
-                    return logits_cross_entropy(logits.flatten(0, 1).index_select(0, chosen), targets)
-                hidden = hidden_states(self.network, tokens, positions).flatten(0, 1)
+                    answer = self.network(
+                        input_ids=tokens, position_ids=positions, attention_mask=bounds, use_cache=False
+                    )
+                    return logits_cross_entropy(answer.logits.flatten(0, 1).index_select(0, chosen), targets)
+                hidden = hidden_states(self.network, tokens, positions, bounds).flatten(0, 1)
             if len(trained) < len(hidden):
                 hidden = hidden.index_select(0, chosen)
-            return trained_cross_entropy(hidden, self.head, targets)
+            return (self.kernels.summed or trained_cross_entropy)(hidden, self.head, targets)
 
         return self._inside(work)
 
     @torch.no_grad()
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
         """Of each token, 0 where there is no target; all (rows, length). mask: (rows, length, length), True = sees."""
-        seen = None if mask is None else self._tensor(mask)[:, None]
+        seen = self._bounds(positions) if mask is None else self._tensor(mask)[:, None]
         given, places, wanted = self._tensor(tokens), self._tensor(positions), self._tensor(targets)
         out = torch.zeros(targets.shape, dtype=torch.float32, device=self.device)
         chosen = wanted != IGNORE
@@ -122,7 +128,7 @@ class LanguageModel:
         below, tokens, positions = self.below, self._tensor(batch.tokens), self._tensor(batch.positions)
         if below is None:
             raise ValueError("no layers are known that could run alone")
-        return self._inside(lambda: below.states(tokens, positions))
+        return self._inside(lambda: below.states(tokens, positions, self._bounds(batch.positions)))
 
     def _begun(self, batch: MicroBatch) -> AbstractContextManager[None]:
         """Inside, the network begins where the batch's states end."""
@@ -131,16 +137,22 @@ class LanguageModel:
         states = self._tensor(batch.states)
         return self.below.left_out(states.view(torch.bfloat16) if states.dtype is torch.int16 else states)
 
-    def describe(self) -> str:
-        """One line: which dtypes and kernels run."""
+    def describe(self, *, reasons: bool = False) -> str:
+        """One line: which dtypes and kernels run, and with `reasons` why no faster ones."""
         stored = sorted({_short(p.dtype) for p in self.network.parameters()})
         compute = _short(self.autocast or self.head.dtype)
-        attention = cast(Any, self.network).config._attn_implementation
+        kernels, fused = self.kernels, "fused" if self.abilities.fused_head else "from logits"
+        attention = kernels.attention or named(self.network)
+        why = [f" ({because})" if because and reasons else "" for because in kernels.reasons]
         return (
             f"parameters {'+'.join(stored)}, compute {compute}, "
-            f"attention {attention}, loss {'fused' if self.abilities.fused_head else 'from logits'}, "
+            f"attention {attention}{why[0]}, loss {kernels.loss or fused}{why[1]}, "
             f"{'documents share rows' if self.abilities.isolates else 'one document a row'}"
         )
+
+    def _bounds(self, positions: Array) -> Tensor | None:
+        """For attention that goes by them; known here, too."""
+        return self._tensor(starts(positions)) if takes_starts(self.network) else None
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
@@ -193,6 +205,14 @@ def load_network(
         network = build(kind, path, config=config, dtype=dtype, attn_implementation="eager")
     cast(Any, network).config.use_cache = False
     return network, stored
+
+
+def as_stored(network: nn.Module, stored: torch.dtype) -> None:
+    """Frozen weights of a model in 16 bits take 16 bits again: nothing is lost."""
+    if stored is torch.bfloat16:
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(stored)
 
 
 @torch.no_grad()

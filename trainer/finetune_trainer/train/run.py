@@ -25,7 +25,7 @@ from finetune_trainer.store.artifact import describe, read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, open_folder
 from finetune_trainer.transfer.evaluate import Stopped
 
-from .finish import check_export, commit, evaluation_of, last_words, record_of
+from .finish import check_export, commit, computed_otherwise, evaluation_of, last_words, record_of
 from .probing import Probing, probed
 from .setup import Setup, choose_device, prepare
 from .state import State
@@ -59,6 +59,8 @@ def _work(setup: Setup, output: Folder) -> LastWords:
     state = trainer.keeper.resume(trainer.weights)
     state = state.begun(_attempt(setup, state))
     reporter.resumed(state)
+    if change := computed_otherwise(state.attempts[-2:]):
+        reporter.say(change)
     if state.step:
         reporter.say(f"resuming after step {state.step} of {trainer.course.total_steps}")
     if state.base is None:
@@ -133,6 +135,7 @@ def _attempt(setup: Setup, state: State) -> AttemptRecord:
         nodes=plan.nodes,
         world_size=setup.trainer.strategy.place.world_size,
         start_time=now(),
+        computed=setup.trainer.model.describe(),
     )
 
 

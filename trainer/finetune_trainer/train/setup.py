@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,8 +41,9 @@ from . import frozen
 from .choose import settled
 from .compiled import compile_blocks
 from .keeper import Keeper
+from .kernels import chosen
 from .loop import Course, Trainer
-from .model import LanguageModel, load_network, probe
+from .model import LanguageModel, as_stored, load_network, probe
 from .optimizer import default_peak
 from .recompute import recompute_blocks
 from .reporter import Reporter
@@ -123,7 +124,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
             abilities = abilities.common(probe(network, device, strategy=strategy))
     below = None if data.variants else frozen.below(spec, network, attached, device, strategy)
     if low and spec.method.type == "partial" and strategy.name not in SHARDED:
-        _as_stored(network, stored)
+        as_stored(network, stored)
     compiled = 0
     if training.compile:
         compiled = compile_blocks(network, lowest=attached.lowest_layer, cache=cache, device=device)
@@ -134,6 +135,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
 
     train = data.train.after(prompt.ids) if prompt else data.train
     layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
+    model = replace(model, kernels=chosen(spec, model, layout, train, store=keeper.store, say=reporter.say))
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -157,7 +159,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     blocks = f"{compiled} blocks compiled" if compiled else "no blocks compiled"
     blocks += f", {again} run again for their gradients" if again else ""
     optimizer = "AdamW" if strategy.name == "deepspeed" else "fused AdamW"
-    reporter.say(f"{model.describe()}, optimizer {optimizer}, {blocks}")
+    reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
     for topic, line in record.lines():
@@ -215,14 +217,6 @@ def _settle(
         alive=reporter.alive,
     )
     return spec.model_copy(update={"method": method})
-
-
-def _as_stored(network: torch.nn.Module, stored: torch.dtype) -> None:
-    """Frozen weights of a model in 16 bits take 16 bits again: nothing is lost."""
-    if stored is torch.bfloat16:
-        for parameter in network.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(stored)
 
 
 def _trained_layers(method: Method) -> int | None:

@@ -1,0 +1,221 @@
+"""Which kernels a run computes with: decided once, before its first step, and by all ranks together.
+
+    offered     by the table, for this machine and job
+    proved      beside the right answer on this device, then inside the network, on every rank
+    raced       against the reference, on the rows of this run; rank 0's time counts
+
+What is left out is said with its reason. The decision lies beside the checkpoints: a later attempt takes these kernels
+or the reference, never others, and says when it had to compute otherwise than the one before.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.data.corpus import Corpus
+from finetune_trainer.data.pack import MicroBatch
+from finetune_trainer.kernels import attention, choose, loss, proof, race
+from finetune_trainer.kernels.chosen import Kernels
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.transfer.evaluate import Layout
+
+from .loss import trained_cross_entropy
+from .model import LanguageModel, hidden_states
+
+_NOTE = "kernels"
+_ROWS = 64
+"""Of the data set, of which the first micro-batch is raced on."""
+
+_ELSEWHERE = "it was refused on another rank"
+
+
+def chosen(
+    spec: FineTuneJobSpec,
+    model: LanguageModel,
+    layout: Layout,
+    train: Corpus,
+    *,
+    store: CheckpointStore | None,
+    say: Callable[[str], None],
+) -> Kernels:
+    """Collective; `store` is rank 0's. May exchange the network's attention."""
+    job = choose.Job(
+        method=spec.method.type,
+        dtype="bfloat16" if (model.autocast or model.head.dtype) == torch.bfloat16 else "float32",
+        packing=layout.packing,
+        compiled=spec.training.compile,
+        wish=spec.training.kernels,
+        attention=attention.named(model.network),
+        fused_head=model.abilities.fused_head,
+    )
+    choice = Choice(
+        network=model.network,
+        job=job,
+        machine=machine(model.device),
+        device=model.device,
+        autocast=model.autocast,
+        strategy=model.strategy,
+        say=say,
+        seconds=race.clock(model.device),
+    )
+    return choice.made(lambda: layout.batches(train, np.arange(min(_ROWS, len(train))))[0], store)
+
+
+def machine(device: torch.device) -> choose.Machine:
+    installed = {}
+    for package in choose.PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    return choose.Machine(device.type, capability, installed)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a decision is made from."""
+
+    network: nn.Module
+    job: choose.Job
+    machine: choose.Machine
+    device: torch.device
+    autocast: torch.dtype | None
+    strategy: Strategy
+    say: Callable[[str], None]
+    seconds: race.Clock
+
+    def made(self, batch: Callable[[], MicroBatch], store: CheckpointStore | None) -> Kernels:
+        """Collective; `store` is rank 0's. `batch`: one of this run's, asked for where something is raced."""
+        attentions, losses = choose.attention(self.machine, self.job), choose.loss(self.machine, self.job)
+        if not attentions.kernels and not losses.kernels:
+            return Kernels(reasons=(attentions.because, losses.because))
+        noted = self.strategy.broadcast_json(store.noted(_NOTE) if store is not None else None)
+        seen, because = self._first(
+            "attention", attentions, noted, lambda name: self._attention_fault(name, None if noted else batch())
+        )
+        summed, why = self._first(
+            "loss", losses, noted, lambda name: self._loss_fault(name, None if noted else batch())
+        )
+        if noted is None and store is not None:
+            store.note(_NOTE, {"attention": self._titled(seen), "loss": self._titled(summed)})
+        return Kernels(
+            attention=self._titled(seen),
+            loss=self._titled(summed),
+            summed=loss.with_gradients(loss.KERNELS[summed], trained_cross_entropy) if summed else None,
+            reasons=(because, why),
+        )
+
+    def _titled(self, name: str) -> str:
+        return f"{name} {self.machine.installed[name]}" if name else ""
+
+    def _first(
+        self, what: str, offer: choose.Offer, noted: dict[str, str] | None, fault: Callable[[str], str]
+    ) -> tuple[str, str]:
+        """(the first kernel without a fault or nothing, why there is none)."""
+        because = offer.because
+        for name in offer.kernels:
+            if noted is not None and self._titled(name) != noted[what]:
+                because = f"this run began with {noted[what] or 'the reference'}"
+                continue
+            if not (found := fault(name)):
+                return name, ""
+            because = f"{self._titled(name)}: {found}"
+            self.say(f"{what} is not computed by {because}")
+        return "", because
+
+    def _attention_fault(self, name: str, batch: MicroBatch | None) -> str:
+        kernel, heads = attention.KERNELS[name], proof.Heads.of(self.network)
+        before = attention.named(self.network)
+        fault = self._agreed(proof.attention_fault(kernel, heads, dtype=self._dtype, device=self.device))
+        fault = fault or self._agreed(proof.guarded(lambda: self._network_fault(name, kernel)))
+        if not fault and batch is not None:
+            fault = self._slower(
+                lambda: race.attention_ratio(
+                    kernel, heads, batch.positions, dtype=self._dtype, device=self.device, seconds=self.seconds
+                )
+            )
+        if fault:
+            attention.switch(self.network, before)
+        return fault
+
+    def _network_fault(self, name: str, kernel: attention.Kernel) -> str:
+        """With the kernel installed, if nothing is raised."""
+        vocabulary = int(cast(Any, self.network).get_input_embeddings().weight.shape[0])
+        tokens = (torch.arange(16, device=self.device).view(2, 8) * 7919 + 13) % vocabulary
+        positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 2, 3, 4]], device=self.device)
+        bounds = torch.from_numpy(attention.starts(positions.cpu().numpy())).to(self.device)
+        right = self._states(tokens, positions, None)
+        attention.install(self.network, name, kernel)
+        got = self._states(tokens, positions, bounds)
+        self._states(tokens, positions, bounds, training=True)  # dropout in attention, which kernels here have not
+        off = float((got - right).abs().max() / right.abs().max())
+        allowed = _OF_STATES[self._dtype]
+        return "" if off <= allowed else f"states of the network are off by {off:.2g}, {allowed:g} is allowed"
+
+    @torch.no_grad()
+    def _states(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, *, training: bool = False) -> Tensor:
+        was_training = self.network.training
+        self.network.train(training)
+
+        def work() -> Tensor:
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                return hidden_states(self.network, tokens, positions, mask)
+
+        try:
+            return self.strategy.inside(self.network, work)
+        finally:
+            self.network.train(was_training)
+
+    def _loss_fault(self, name: str, batch: MicroBatch | None) -> str:
+        kernel = loss.KERNELS[name]
+        vocabulary, dim = cast(Any, self.network).get_output_embeddings().weight.shape
+        shape = {
+            "dim": int(dim),
+            "vocabulary": int(vocabulary),
+            "trains_head": cast(Any, self.network).get_output_embeddings().weight.requires_grad,
+            "dtype": self._dtype,
+            "stored": torch.float32 if self.autocast else self._dtype,
+            "device": self.device,
+        }
+        fault = self._agreed(proof.loss_fault(kernel, **shape))
+        if fault or batch is None:
+            return fault
+        return self._slower(
+            lambda: race.loss_ratio(
+                kernel, trained_cross_entropy, tokens=batch.target_count, seconds=self.seconds, **shape
+            )
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of products."""
+        return cast(torch.dtype, getattr(torch, self.job.dtype))
+
+    def _agreed(self, fault: str) -> str:
+        """Collective: what one rank refuses, all do."""
+        refused = self.strategy.sum_counters([bool(fault)])[0] > 0
+        return fault or (_ELSEWHERE if refused else "")
+
+    def _slower(self, ratio: Callable[[], float]) -> str:
+        """Collective. A kernel that fails only at its real size is found out here."""
+
+        def told() -> str:
+            measured = ratio()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return "" if measured <= race.MARGIN else f"it takes {measured:.2f} of the reference's time here"
+
+        return cast(str, self.strategy.broadcast_json(proof.guarded(told)))
+
+
+_OF_STATES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Of the largest value, after all layers."""
