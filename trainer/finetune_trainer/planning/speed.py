@@ -4,7 +4,8 @@ passes     a token costs 6N operations where all trains; 4N + 6·N_t beside a fr
            that trains; and 12·L·h·row/2 for attention. Activation checkpointing: 2N more, of the layers that train
 optimizer  AdamW reads and writes weights, gradients and moments: about 28 bytes for each parameter that trains.
            With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step
-gang       gradients summed once a step; sharded weights gathered twice a pass, and gradients scattered
+gang       gradients summed once a step; sharded weights gathered twice a pass, and their gradients scattered. Where a
+           node's processes share the model, that stays within the node, and a shard's gradients cross between nodes
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def step_seconds(
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
     update = ADAMW_BYTES * owned / device.bandwidth
-    return compute + update + _moved(shape, trained, spread, precision=precision, passes=passes) / network
+    width = 2 if precision == "bfloat16" else 4
+    whole = 0 if method.trains_the_model else trained
+    near = device.link if (spread.shards or spread.ranks) < spread.ranks else network
+    return compute + update + _talk(shape, trained, whole, spread, width=width, passes=passes, near=near, far=network)
 
 
 def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
@@ -70,12 +74,25 @@ def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     return (4 * n + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
 
 
-def _moved(shape: ModelShape, trained: int, spread: Spread, *, precision: Precision, passes: int) -> float:
-    """Bytes that a rank sends in a step."""
+def _talk(
+    shape: ModelShape, trained: int, whole: int, spread: Spread, *, width: int, passes: int, near: float, far: float
+) -> float:
+    """Seconds of a step in which a rank sends. `whole`: of what trains, parameters that every rank holds; `near`: bytes
+    a second between those that share a weight, `far` between all others."""
     if spread.ranks == 1:
         return 0
-    width = 2 if precision == "bfloat16" else 4
-    others = (spread.ranks - 1) / spread.ranks
-    gathered = passes * 2 * width * shape.parameters if spread.shards_weights else 0
-    summed = 4 * trained * (passes if spread.shards_weights else 2)
-    return others * (gathered + summed)
+    if not spread.shards_weights:
+        return _around(spread.ranks) * 2 * 4 * trained / far
+    sharing = spread.shards or spread.ranks
+    gathered = passes * (2 * width * shape.parameters + 4 * (trained - whole))
+    across = passes * 4 * (trained - whole) / sharing
+    return (
+        _around(sharing) * gathered / near
+        + _around(spread.ranks // sharing) * 2 * across / far
+        + _around(spread.ranks) * 2 * 4 * whole / far
+    )
+
+
+def _around(ranks: int) -> float:
+    """The share of a tensor that a rank sends when it goes around once: a sum goes twice."""
+    return (ranks - 1) / ranks
