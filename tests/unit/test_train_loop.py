@@ -172,6 +172,21 @@ def test_a_loss_that_is_not_finite_names_its_step_and_rows(tmp_path: Path, poiso
     assert largest_difference(run.tensors(), before) == 0.0
 
 
+def test_what_is_measured_must_be_finite_too(tmp_path: Path) -> None:
+    """A checkpoint of a NaN could not be written, and a model without a loss would have been committed."""
+    run = make_run(tmp_path, Knobs(steps=5, batch_size=4))
+    with torch.no_grad():
+        run.net.model.norm.weight.fill_(float("nan"))
+    corpus = run.trainer.validation
+    assert corpus is not None
+    with pytest.raises(FinetuneError, match="untouched model's loss on held-out rows is not finite") as error:
+        run.trainer.measure_base(corpus)
+    assert error.value.reason is Reason.ModelUnsupported
+    with pytest.raises(FinetuneError, match="tuned model's loss on held-out rows is not finite") as error:
+        run.trainer._validate(run.start())
+    assert error.value.reason is Reason.LossNonFinite
+
+
 @pytest.mark.parametrize("cut", [2, 3, 5])
 def test_a_step_that_is_left_out_changes_nothing_but_itself_however_often_the_run_resumes(
     tmp_path: Path, cut: int

@@ -113,13 +113,24 @@ class Trainer:
             state, asked = self._step(state)
 
     def measure(self, corpus: Corpus) -> Scores:
-        """Of the model as it is now. Collective; Stopped when a rank was asked to stop."""
-        return self._measure(corpus.after(self.prompt.ids) if self.prompt else corpus)
+        """Of the model as it is now. Collective; Stopped when a rank was asked to stop, LossNonFinite."""
+        scores = self._measure(corpus.after(self.prompt.ids) if self.prompt else corpus)
+        if not math.isfinite(scores.loss):
+            raise FinetuneError(Reason.LossNonFinite, "the tuned model's loss on held-out rows is not finite")
+        return scores
 
     def measure_base(self, corpus: Corpus) -> Scores:
-        """The same of the untouched model, before step 1: methods that begin as the base model, or without a prompt."""
+        """The same of the untouched model, before step 1: methods that begin as the base model, or without a prompt.
+        ModelUnsupported where its loss is not finite: no attempt could change that."""
         with self.prompt.off() if self.prompt else nullcontext():
-            return self._measure(corpus)
+            scores = self._measure(corpus)
+        if not math.isfinite(scores.loss):
+            raise FinetuneError(
+                Reason.ModelUnsupported,
+                "the untouched model's loss on held-out rows is not finite: weights are damaged, or too large for bf16",
+                "Set training.precision: float32, or use other weights.",
+            )
+        return scores
 
     def _measure(self, corpus: Corpus) -> Scores:
         self.model.network.eval()
