@@ -101,6 +101,7 @@ class Knobs:
     patience: int | None = None
     checkpoint_steps: int = 100
     rate: float = 5e-3
+    max_norm: float = 1.0
     seed: int = 1
     kind: str = "Llama"
     hidden: int = 32
@@ -164,7 +165,7 @@ def make_run(
             peak_rate=knobs.rate,
             warmup_ratio=0.2,
             schedule="cosine",
-            max_grad_norm=1.0,
+            max_grad_norm=knobs.max_norm,
             evaluate_every=knobs.evaluate_every,
             patience=knobs.patience,
             min_delta=0.0,

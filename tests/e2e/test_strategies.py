@@ -38,7 +38,8 @@ METHODS = {
     "lora": Method(type="lora", lora=Lora(rank=4)),
     "adapter": Method(type="adapter", adapter=Adapter(bottleneck=4)),
 }
-KNOBS = Knobs(steps=8, checkpoint_steps=1, rate=1e-3)
+KNOBS = Knobs(steps=8, checkpoint_steps=1, rate=1e-3, max_norm=0.1)
+"""Every step of every method is clipped."""
 TOLERANCE = 5e-6
 """Of weights after eight steps in fp32: sums over ranks are taken in another order."""
 
@@ -55,6 +56,8 @@ class Case:
     stage: int | None = None
     offload: Literal["optimizer", "all"] | None = None
     recomputed: bool = False
+    one_node: bool = False
+    """All ranks share a weight, whatever nodes they are on."""
 
     @property
     def settings(self) -> Settings:
@@ -91,8 +94,10 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     tensors = run.tensors()
     _export(run, strategy, root / case.folder / "export")
     losses = [point.loss for point in state.curve]
+    norms = [point.gradient_norm for point in state.curve]
     validation = state.validation[-1].scores.loss
-    return {"held": held, "whole": whole, "losses": losses, "validation": validation, "tensors": tensors}
+    sizes = {"held": held, "whole": whole}
+    return {**sizes, "losses": losses, "norms": norms, "validation": validation, "tensors": tensors}
 
 
 def _held(parameter: nn.Parameter) -> int:
@@ -118,10 +123,10 @@ def _rank(rank: int, world_size: int, port: int, local_size: int, root: str, cas
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     ranks = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
     for case in cases:
-        torch.save(
-            _run(Path(root), case, spread(ranks, case.strategy, device=CPU, settings=case.settings)),
-            f"{root}/{case.folder}.{rank}.pt",
-        )
+        together = replace(ranks.place, local_rank=rank, local_world_size=world_size)
+        joined = replace(ranks, place=together) if case.one_node else ranks
+        told = _run(Path(root), case, spread(joined, case.strategy, device=CPU, settings=case.settings))
+        torch.save(told, f"{root}/{case.folder}.{rank}.pt")
         ranks.barrier()
     ranks.close()
 
@@ -169,7 +174,10 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
         three += [Case(f"zero-chain-{method}", method, "ddp") for method in ("full", "lora")]
     _gang(root, 2, two, path=deepspeed)
     _gang(root, 3, three, path=deepspeed)
-    _gang(root, 4, [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")], local_size=2)
+    four = [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")]
+    four += [Case(f"ddp-4-{method}", method, "ddp") for method in METHODS]
+    four += [Case(f"fsdp-4-{method}", method, "fsdp", one_node=True) for method in METHODS]
+    _gang(root, 4, four, local_size=2)
     for method in METHODS:
         torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
     return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
@@ -177,9 +185,7 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
 
 def _of_zero() -> list[Case]:
     """Its chain goes on with three ranks in stage 3, and ends with three whole models."""
-    cases = [Case(f"zero-{stage}-full", "full", "deepspeed", stage=stage) for stage in (1, 2, 3)]
-    others = (("lora", 2), ("lora", 3), ("partial", 1), ("adapter", 3))
-    cases += [Case(f"zero-{stage}-{method}", method, "deepspeed", stage=stage) for method, stage in others]
+    cases = [Case(f"zero-{stage}-{m}", m, "deepspeed", stage=stage) for stage in (1, 2, 3) for m in METHODS]
     cases += [Case("zero-offload", "full", "deepspeed", stage=3, offload="all")]
     cases += [Case("zero-small", "full", "deepspeed", stage=2, max_tokens=32)]
     for method in ("full", "lora"):
@@ -198,6 +204,8 @@ def zero(gangs: Told, deepspeed: str | None) -> Told:
 
 def _same(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert left["losses"] == pytest.approx(right["losses"], rel=1e-6)
+    assert left["norms"] == pytest.approx(right["norms"], rel=1e-5)
+    assert min(left["norms"]) > KNOBS.max_norm
     assert left["validation"] == pytest.approx(right["validation"], rel=1e-6)
     weights = [{n: t for n, t in told["tensors"].items() if n.startswith("weights")} for told in (left, right)]
     assert largest_difference(*weights) < TOLERANCE
@@ -213,6 +221,15 @@ def test_running_blocks_again_changes_no_bit(gangs: Any, method: str) -> None:
     again, once = gangs(f"again-{method}")[0], gangs(f"fsdp-2-{method}")[0]
     assert again["losses"] == once["losses"]
     assert largest_difference(again["tensors"], once["tensors"]) == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_four_ranks_learn_what_one_learns(gangs: Any, method: str, strategy: str) -> None:
+    """Five rows a step: one rank has two of them; the last step of an epoch leaves two ranks without any."""
+    ranks = gangs(f"{strategy}-4-{method}")
+    assert len(ranks) == 4
+    _same(ranks[0], gangs(f"alone-{method}")[0])
 
 
 def test_so_do_ranks_whose_shares_are_uneven(gangs: Any) -> None:
@@ -266,7 +283,7 @@ def test_what_is_exported_is_what_was_trained(gangs: Any, root: Path, method: st
         assert sum(tensor.numel() for tensor in weights) == sum(tensor.numel() for tensor in exported.values())
 
 
-ZERO = ("1-full", "2-full", "3-full", "2-lora", "3-lora", "1-partial", "3-adapter", "offload", "small")
+ZERO = (*(f"{stage}-{method}" for stage in (1, 2, 3) for method in METHODS), "offload", "small")
 
 
 @pytest.mark.parametrize("case", ZERO)
