@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prefix, Prompt, PTuning
+from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.registry import METHODS, method_of
 from finetune_trainer.planning.memory import trained_parameters
 from finetune_trainer.planning.model import read_shape
@@ -29,6 +31,15 @@ CASES = [
 ]
 
 
+EXPERTS: dict[str, dict[str, int]] = {
+    "Mixtral": {"num_local_experts": 4, "num_key_value_heads": 4},
+    "Qwen2Moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+
+
 def test_every_method_is_counted() -> None:
     assert {method.type for method in CASES} == METHODS.keys()
 
@@ -44,3 +55,23 @@ def test_as_many_parameters_train_as_are_planned(tmp_path: Path, kind: str, meth
     net.save_pretrained(tmp_path)  # type: ignore[operator]
     attached = method_of(method).attach(net, seed=1, base=BASE)
     assert sum(p.numel() for p in attached.trainable.values()) == trained_parameters(read_shape(tmp_path), method)
+
+
+@pytest.mark.parametrize("method", [CASES[2], CASES[4], Method(type="full")], ids=lambda method: method.type)
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_have_no_adapters_in_the_plan_as_in_training(tmp_path: Path, kind: str, method: Method) -> None:
+    net = network(kind, hidden_size=64, intermediate_size=128, **EXPERTS[kind])
+    net.save_pretrained(tmp_path)  # type: ignore[operator]
+    attached = method_of(method).attach(net, seed=1, base=BASE)
+    assert sum(p.numel() for p in attached.trainable.values()) == trained_parameters(read_shape(tmp_path), method)
+    if isinstance(attached, LoraAttached):  # and a run says so
+        experts = [p.numel() for n, p in net.named_parameters() if ".experts." in n or n.endswith(".gate.weight")]
+        assert attached.without == sum(experts)
+
+
+def test_a_model_that_is_mostly_experts_is_not_for_four_bits() -> None:
+    net = network("Mixtral", hidden_size=64, intermediate_size=128, **EXPERTS["Mixtral"])
+    with pytest.raises(FinetuneError, match=r"\d+ % of the weights of MixtralForCausalLM's blocks") as caught:
+        method_of(Method(type="qlora")).attach(net, seed=1, base=BASE)
+    assert caught.value.reason is Reason.ModelUnsupported
+    assert "method.type: lora" in caught.value.hint

@@ -33,6 +33,8 @@ class LoraAttached:
     lowest_layer: int
     fused: int
     """Layers with the fused forward."""
+    without: int
+    """Weights of the blocks' matrices that are in no linear layer, such as those of experts: they have no adapters."""
     kind: Literal["adapter"] = "adapter"
 
     def settle(self) -> None:
@@ -73,6 +75,7 @@ class Lora:
             **self.options,
         )
         network.requires_grad_(False)
+        without = _without(network, layers)
         torch.manual_seed(seed)
         with lean_peft(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations between PEFT and transformers, and what the config says
@@ -82,7 +85,7 @@ class Lora:
         trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         embeddings = cast(Any, network).get_input_embeddings()
         lowest = lowest_layer(trainable, layers, embeddings=embeddings)
-        return LoraAttached(adapter, trainable, lowest, fused=fuse(network))
+        return LoraAttached(adapter, trainable, lowest, fused=fuse(network), without=without)
 
     @property
     def alpha(self) -> float:
@@ -136,6 +139,12 @@ def _shortest_ending(name: str, wanted: set[str], every_name: list[str]) -> str:
         if all(other in wanted for other in every_name if other == ending or other.endswith("." + ending)):
             return ending
     return name
+
+
+def _without(network: nn.Module, layers: Layers) -> int:
+    linear = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    inside = (p for name, p in network.named_parameters() if layers.index(name) >= 0)
+    return sum(p.numel() for p in inside if p.ndim > 1 and id(p) not in linear)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

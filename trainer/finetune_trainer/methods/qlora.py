@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.blocks import decoder_layers
+from finetune_trainer.blocks import Layers, decoder_layers
 
 from .base import Base
 from .lora import Lora, LoraAttached
@@ -42,6 +42,7 @@ class QLora(Lora):
                 f"{type(network).__name__} keeps its weights in other layers than torch.nn.Linear",
                 "Use method.type: lora.",
             )
+        _check_share(network, layers, linear)
         for width in sorted({cast(nn.Linear, network.get_submodule(name)).in_features for name in linear}):
             _check_kernel(width, device)
         for name in linear:
@@ -55,6 +56,19 @@ class QLora(Lora):
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
         self.quantise(network, device=next(network.parameters()).device)
         return super().load(network, folder)
+
+
+def _check_share(network: nn.Module, layers: Layers, linear: list[str]) -> None:
+    """Experts lie in layers of their own kind, and would stay as they are: what was asked for is not saved."""
+    whole = sum(p.numel() for name, p in network.named_parameters() if layers.index(name) >= 0 and p.ndim > 1)
+    packed = sum(cast(nn.Linear, network.get_submodule(name)).weight.numel() for name in linear)
+    if 2 * packed < whole:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{100 - 100 * packed // whole} % of the weights of {type(network).__name__}'s blocks lie in other layers "
+            "than torch.nn.Linear, such as experts, and would not be kept in 4 bits",
+            "Use method.type: lora.",
+        )
 
 
 def _check_kernel(width: int, device: torch.device) -> None:

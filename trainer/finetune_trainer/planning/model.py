@@ -22,11 +22,14 @@ _TRANSPOSED = ("gpt2", "openai-gpt")
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _HEADER_LIMIT = 100 << 20
 _BLOCK = re.compile(r"\.(\d+)\.")
+_EXPERTS = re.compile(r"\.experts\.|\.gate\.weight$")
+"""Matrices of experts, and of what chooses among them: transformers keeps them in other layers than torch.nn.Linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Sizes that memory depends on. `linears`: (out, in) of every matrix inside the decoder blocks, by tensor name."""
+    """Sizes that memory depends on. `linears`: (out, in) of every linear layer inside the decoder blocks, by tensor
+    name; matrices of experts are none."""
 
     hidden: int
     layers: int
@@ -61,6 +64,8 @@ def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
     if weightless and not tensors:
         tensors = _llama(config, sizes, head_size)
     linears = {name: (s[0], s[1]) for name, s in tensors.items() if len(s) == 2 and _BLOCK.search(name)}
+    if any(".experts." in name for name in tensors):
+        linears = {name: shape for name, shape in linears.items() if not _EXPERTS.search(name)}
     if config.get("model_type") in _TRANSPOSED:
         linears = {name: (d_out, d_in) for name, (d_in, d_out) in linears.items()}
     return ModelShape(

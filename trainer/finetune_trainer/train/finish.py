@@ -16,6 +16,7 @@ from finetune_api.failures import LastWords, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Artifact, Evaluation, Scores, SliceScores, Splits
 from finetune_trainer.methods import merged
+from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
@@ -102,6 +103,8 @@ def _notes(setup: Setup, state: State) -> Iterator[str]:
     for name, split in setup.data.statistics.splits.items():
         if split.overlong or split.untrained or split.duplicates:
             yield f"{name}: {split.line()}"
+    if isinstance(setup.attached, LoraAttached) and setup.attached.without:
+        yield f"{setup.attached.without:,} parameters are in no linear layer (experts, for instance) and have no adapter"
     if setup.spec.method.type == "qlora":
         yield "base and tuned model were measured with the base in 4 bits"
 

@@ -18,6 +18,7 @@ from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
+from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.needs import check_compile, check_recompute, check_strategy, is_open
 from finetune_trainer.methods.qlora import QLora
 from finetune_trainer.methods.registry import method_of
@@ -333,8 +334,10 @@ def _base(local: LocalModel, stored: torch.dtype) -> Base:
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
     if not attached.trainable:
         return f"{resolved.method}: all {resolved.parameters:,} parameters stay as they are"
+    without = attached.without if isinstance(attached, LoraAttached) else 0
+    experts = f"; {without:,} are in no linear layer (experts, for instance) and have no adapter" if without else ""
     return (
         f"{resolved.method}: {resolved.trainable_parameters:,} of {resolved.parameters:,} parameters train, "
         f"from layer {attached.lowest_layer}; {resolved.total_steps} steps of {resolved.batch_size} rows "
-        f"at {resolved.learning_rate:.2e} on {resolved.world_size} processes"
+        f"at {resolved.learning_rate:.2e} on {resolved.world_size} processes{experts}"
     )
