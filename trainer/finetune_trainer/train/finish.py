@@ -103,8 +103,8 @@ def _notes(setup: Setup, state: State) -> Iterator[str]:
     for name, split in setup.data.statistics.splits.items():
         if split.overlong or split.untrained or split.duplicates:
             yield f"{name}: {split.line()}"
-    if isinstance(setup.attached, LoraAttached) and setup.attached.without:
-        yield f"{setup.attached.without:,} parameters are in no linear layer (experts, for instance) and have no adapter"
+    if isinstance(setup.attached, LoraAttached) and (without := setup.attached.without):
+        yield f"{without:,} parameters are in no linear layer (experts, for instance) and have no adapter"
     if setup.spec.method.type == "qlora":
         yield "base and tuned model were measured with the base in 4 bits"
 
