@@ -29,7 +29,8 @@ class Rule:
 
 
 def _describe_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    if rules := [rule for rule in getattr(model, "RULES", ()) if rule.cel]:
+    """Less those of updates, which `schema.updates` tells."""
+    if rules := [rule for rule in getattr(model, "RULES", ()) if rule.cel and not rule.on_update_only]:
         schema["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
 
 

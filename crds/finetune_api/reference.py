@@ -27,10 +27,11 @@ OWN_BUDGET = {
 
 
 def markdown() -> str:
+    of_updates = (rule.message for rule in FineTuneJobSpec.RULES if rule.on_update_only)
     parts = [
         HEAD,
         "## spec\n\n" + _table(schema.structural(FineTuneJobSpec)),
-        "## Rules\n\n" + "\n".join(f"- {message}" for message in _messages(schema.crd())),
+        "## Rules\n\n" + "\n".join(f"- {message}" for message in (*_messages(schema.crd()), *of_updates)),
         "## status\n\n" + _table(schema.structural(FineTuneJobStatus)),
         "## Failures\n\n" + _failures(),
     ]
@@ -79,7 +80,7 @@ def _bounds(node: Schema) -> str:
 
 def _messages(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
-        yield from (rule["message"] for rule in node.get("x-kubernetes-validations", []))
+        yield from (rule["message"] for rule in node.get("x-kubernetes-validations", []) if "message" in rule)
         for child in node.values():
             yield from _messages(child)
     elif isinstance(node, list):

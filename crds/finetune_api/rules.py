@@ -84,8 +84,8 @@ def _merged_fits(new: dict[str, Any]) -> bool:
 
 
 MERGED_FITS = Rule(
-    cel="!has(self.output) || !has(self.output.merged) || !self.output.merged || !has(self.method) || "
-    f"!has(self.method.type) || self.method.type in {[*MERGEABLE, 'full', 'partial']}",
+    cel=f"!has(self.method) || !has(self.method.type) || self.method.type in {[*MERGEABLE, 'full', 'partial']} || "
+    "!has(self.output) || !has(self.output.merged) || !self.output.merged",
     message="output.merged is for method.type lora, dora and qlora: what adapter, prompt, ptuning, prefix and probe "
     "learn is no change of the model's weights, remove it",
     holds=lambda new, _: _merged_fits(new),
@@ -120,7 +120,7 @@ SPEC_RULES = (
     *COMMAND_RULES,
     MERGED_FITS,
     Rule(
-        cel="!has(self.data) || !has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
+        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "
         "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
         "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
         message="method probe is fitted once to each row as it is: remove data.augmentation and the weights of sources",
@@ -133,7 +133,7 @@ SPEC_RULES = (
         holds=lambda new, _: _processes_hold(new),
     ),
     Rule(
-        cel="!has(self.data) || !has(self.method) || !has(self.method.type) || self.method.type != 'probe' || "
+        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "
         "!has(self.data.format) || "
         "self.data.format in ['auto', 'classification']",
         message="method.type probe is only for data.format classification: it tells labels apart",

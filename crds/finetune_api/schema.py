@@ -10,6 +10,8 @@ A whole number or an object has no type that a structural schema could name: see
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -34,6 +36,12 @@ NAME_RULES = (
         holds=lambda new, _: _is_label(_name(new)),
     ),
 )
+
+STATUS_IS_WRITTEN = (
+    "(has(self.status) && has(self.status.phase) && "
+    "!(has(oldSelf.status) && has(oldSelf.status.phase) && self.status.phase == oldSelf.status.phase))"
+)
+"""The API server keeps the spec as it was in a write of the status, and the status in any other."""
 
 _DROPPED = frozenset(
     {"title", "default", "additionalProperties", "discriminator", "const", "exclusiveMinimum", "exclusiveMaximum"}
@@ -60,6 +68,20 @@ def _is_label(name: str) -> bool:
     return (
         name[:1].isalpha() and name[-1:].isalnum() and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in name)
     )
+
+
+def updates(rules: Iterable[Rule]) -> Schema:
+    """Rules that compare the spec with what it was, as one of the whole object: the first that is broken is told.
+
+    Each write of the status is judged by them too, and for each field that a rule looks up the API server copies the
+    schema of all its neighbours. So the first question is whether the spec can have changed at all."""
+    told = [(re.sub(r"\b(oldSelf|self)\b", r"\1.spec", rule.cel), json.dumps(rule.message)) for rule in rules]
+    *others, (_, last) = told
+    return {
+        "rule": f"{STATUS_IS_WRITTEN} || self.spec == oldSelf.spec || ({' && '.join(f'({cel})' for cel, _ in told)})",
+        "messageExpression": "".join(f"!({cel}) ? {message} : " for cel, message in others) + last,
+        "fieldPath": ".spec",
+    }
 
 
 def structural(model: type[ApiModel]) -> Schema:
@@ -167,7 +189,10 @@ def crd() -> Schema:
             "spec": structural(FineTuneJobSpec),
             "status": structural(FineTuneJobStatus),
         },
-        "x-kubernetes-validations": [{"rule": rule.cel, "message": rule.message} for rule in NAME_RULES],
+        "x-kubernetes-validations": [
+            *({"rule": rule.cel, "message": rule.message} for rule in NAME_RULES),
+            updates(rule for rule in FineTuneJobSpec.RULES if rule.on_update_only),
+        ],
     }
     columns = [
         {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}

@@ -55,6 +55,23 @@ def test_the_api_server_takes(contract: tuple[Rig, str], name: str, changes: Jso
     assert "(server dry run)" in said, f"{name}: {said}"
 
 
+def test_a_change_of_the_spec_does_not_hide_behind_a_status(contract: tuple[Rig, str]) -> None:
+    """The rules of updates are not asked when a status is written: the spec stays as it was then, and the status does in
+    any other write."""
+    rig, namespace = contract
+    job = changed(BASE, {"metadata.name": "hides"})
+    rig.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(job))
+    other = json.dumps({"spec": {"model": {"uri": "hf://org/other"}}, "status": {"phase": "Pending"}})
+    patch = ("patch", "ftj", "hides", "-n", namespace, "--type=merge", "-p", other)
+
+    with pytest.raises(RigError, match=r"spec: .*spec\.model cannot be changed"):
+        rig.kubectl(*patch)
+    rig.kubectl(*patch, "--subresource=status")
+
+    after = rig.get("ftj", "hides", "-n", namespace)
+    assert (after["spec"]["model"], after["status"]["phase"]) == (job["spec"]["model"], "Pending")
+
+
 @pytest.mark.parametrize("bad", UNSEEN, ids=lambda bad: bad.name)
 def test_the_api_server_cannot_see(contract: tuple[Rig, str], bad: Bad) -> None:
     """So the operator tells: tests/integration/test_operator_elastic.py."""

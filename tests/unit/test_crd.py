@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune_api import lint, schema
 from finetune_api.base import ApiModel
+from finetune_api.spec import FineTuneJobSpec
 
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
 
@@ -116,3 +117,13 @@ def test_what_a_crd_cannot_say_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Mixed\.value"):
         schema.structural(Mixed)
+
+
+def test_every_rule_of_updates_is_told_once_the_spec_may_have_changed() -> None:
+    root = schema.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    (told,) = (rule for rule in root["x-kubernetes-validations"] if "oldSelf" in rule["rule"])
+
+    assert told["rule"].startswith(f"{schema.STATUS_IS_WRITTEN} || self.spec == oldSelf.spec || ")
+    for rule in FineTuneJobSpec.RULES:
+        if rule.on_update_only:
+            assert rule.message in told["messageExpression"]
