@@ -165,19 +165,22 @@ def test_activations_in_bf16(shape: ModelShape, tokens: int, mib: float, logits:
     assert kept / MIB + logits == pytest.approx(mib, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("method", "states", "gib"),
-    [
-        # PEFT's method comparison, bs 4×768, with a loss that keeps its logits: 6·V·T in bf16 and fp32, and 8·V·T while
-        # it is computed. All weights in bf16 with bf16 moments are 6 bytes a parameter when the loss peaks.
-        (FULL, 6 * LLAMA_3B.parameters, 36.2),
-        (Method(type="lora", lora=Lora(rank=32, targets="attention")), 2 * LLAMA_3B.parameters + 16 * 9_175_040, 20.8),
-    ],
-    ids=["full", "lora"],
-)
-def test_the_published_3b_runs_within_15_percent(method: Method, states: int, gib: float) -> None:
-    kept = 3072 * LLAMA_3B.layers * recorded_bytes(LLAMA_3B, method, 2)
-    assert (states + kept + 14 * 128256 * 3072) / (1 << 30) == pytest.approx(gib, rel=0.15)
+THEIR_LOSS = 14 * 128256 * 3072
+"""Of PEFT's method comparison, which keeps its logits: 6·V·T in bf16 and fp32, and 8·V·T while they are computed."""
+
+
+def test_the_published_3b_lora_run_within_15_percent() -> None:
+    """PEFT's method comparison, r=32 on q and v, bs 4×768: 20.8 GiB. The plan's own figures, but for the loss."""
+    method = Method(type="lora", lora=Lora(rank=32))
+    need = estimate(SHAPE_QV, method, precision="bfloat16", device="cuda", tokens=3072)
+    assert (need.least + need.activations + THEIR_LOSS) / (1 << 30) == pytest.approx(20.8, rel=0.15)
+
+
+def test_the_published_3b_full_run_within_15_percent() -> None:
+    """The same in full: 36.2 GiB. Weights, gradients and moments are in bf16 there, and the moments are not all made
+    when the loss peaks: 6 bytes a parameter. Here they are fp32, so that only the activations are the plan's own."""
+    kept = 3072 * LLAMA_3B.layers * recorded_bytes(LLAMA_3B, FULL, 2)
+    assert (6 * LLAMA_3B.parameters + kept + THEIR_LOSS) / (1 << 30) == pytest.approx(36.2, rel=0.15)
 
 
 def test_states_of_full_fine_tuning_are_16_bytes_a_parameter() -> None:
