@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,24 @@ import pytest
 import torch
 
 from finetune_api import names
-from finetune_api.failures import LastWords
+from finetune_api.failures import FinetuneError, LastWords
 from finetune_api.methods import Method
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.load import load_datasets
+from finetune_trainer.kernels import attention, choose, loss, race
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.report.record import decode
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.artifact import verify
 from finetune_trainer.store.folder import open_folder
+from finetune_trainer.train import kernels
 from finetune_trainer.train.model import LanguageModel, load_network, probe
+from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.run import run
 from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests import kernel_doubles as doubles
 from tests.tiny import tiny_corpus, tiny_model
 
 CPU = torch.device("cpu")
@@ -195,3 +200,42 @@ def test_a_run_says_which_kernels_it_uses(
         "parameters float32, compute float32, attention sdpa, loss fused, documents share rows, "
         "optimizer fused AdamW, 3 blocks compiled\n"
     ) in capsys.readouterr().out
+
+
+def test_a_run_uses_kernels_that_prove_right_and_says_when_they_are_gone(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernels in plain torch, on a CPU that says it is an A100."""
+    training = {"maxSteps": 4, "batchSize": 8, "precision": "bfloat16", "evaluateEvery": 4}
+    spec = _spec(inputs, tmp_path, method={"type": "lora"}, training=training)
+    times = cycle([1.0, 2.0])
+    installed = {"flash-attn": "2.8.3", "torch": "2.13.0", "liger-kernel": "0.8.5"}
+    monkeypatch.setattr(kernels, "machine", lambda _: choose.Machine("cuda", (8, 0), installed))
+    monkeypatch.setattr(race, "clock", lambda _: lambda work: (work(), next(times))[1])
+    monkeypatch.setitem(attention.KERNELS, "flash-attn", doubles.leaky)
+    monkeypatch.setitem(attention.KERNELS, "torch", doubles.varlen)
+    monkeypatch.setitem(loss.KERNELS, "liger-kernel", doubles.cross_entropy)
+    written = Reporter.step
+
+    def stopping(reporter: Reporter, state: Any, step: Any) -> None:
+        written(reporter, state, step)
+        if state.step == 2:
+            reporter.run_dir.request_stop("test")
+
+    monkeypatch.setattr(Reporter, "step", stopping)
+    with pytest.raises(FinetuneError, match="stopped on request after step 3"):
+        _run(tmp_path, spec, monkeypatch)
+    monkeypatch.setattr(Reporter, "step", written)
+    said = capsys.readouterr().out
+    assert "attention is not computed by flash-attn 2.8.3: its output is off by" in said
+    assert "compute bfloat16, attention torch 2.13.0, loss liger-kernel 0.8.5, documents share rows" in said
+
+    installed.pop("liger-kernel")
+    _run(tmp_path, spec, monkeypatch)
+    said = capsys.readouterr().out
+    assert "not computed" not in said  # what was refused once is not asked again
+    assert "attention torch 2.13.0, loss fused (liger-kernel is not installed), documents share rows" in said
+    assert "attempt 1 goes on, but not to the bit: it computes with" in said
+    record = decode(open_folder(spec.output.uri, prefix="").read("run.json"))
+    assert ["liger" in attempt.computed for attempt in record.attempts] == [True, False]
+    assert any("not to the bit" in note for note in record.notes)

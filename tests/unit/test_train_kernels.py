@@ -37,7 +37,19 @@ from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.train.recompute import recompute_blocks
 from finetune_trainer.transfer.evaluate import Layout, answer_nats
 from tests import kernel_doubles as doubles
-from tests.train_helpers import CPU, JOB, LENGTHS, documents, model, network
+from tests.train_helpers import (
+    CPU,
+    JOB,
+    LENGTHS,
+    Knobs,
+    Run,
+    documents,
+    interrupted,
+    largest_difference,
+    make_run,
+    model,
+    network,
+)
 
 INSTALLED = {"torch": "2.13.0", "flash-attn": "2.8.3", "flash-attn-3": "3.0.0", "liger-kernel": "0.8.5"}
 H100 = choose.Machine("cuda", (9, 0), INSTALLED)
@@ -267,6 +279,23 @@ def test_a_loss_learns_by_its_kernel_and_evaluates_without() -> None:
     assert calls == [batch.target_count]
 
 
+def test_a_run_on_kernels_learns_what_one_without_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    def made(folder: str) -> Run:
+        run = make_run(tmp_path / folder, Knobs(steps=6))
+        attention.install(run.net, "double", doubles.varlen)
+        summed = loss.with_gradients(doubles.cross_entropy, trained_cross_entropy)
+        return replace(
+            run, trainer=replace(run.trainer, model=replace(run.trainer.model, kernels=Kernels("a", "b", summed)))
+        )
+
+    plain, whole = make_run(tmp_path / "plain", Knobs(steps=6)), made("whole")
+    losses = [point.loss for point in plain.finish().curve]
+    assert [point.loss for point in whole.finish().curve] == pytest.approx(losses, rel=1e-5)
+    again = interrupted(lambda: made("stopped"), 3)
+    again.finish()
+    assert largest_difference(again.tensors(), whole.tensors()) == 0.0
+
+
 @dataclass
 class Desk:
     """A choice on a machine that claims to be an A100, with doubles for kernels, and what was said."""
@@ -361,6 +390,40 @@ def test_a_network_whose_attention_cannot_be_exchanged_keeps_its_own(monkeypatch
     net = network().to(torch.bfloat16)
     monkeypatch.setattr(net, "set_attn_implementation", lambda _: None)
     assert "cannot be exchanged" in Desk(monkeypatch, RIGHT, net=net).made().reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (lambda: network("Mistral", sliding_window=5), ""),
+        (lambda: network("Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1), ""),
+        (
+            lambda: _untold(network("Qwen2", use_sliding_window=True, sliding_window=4096, max_window_layers=1)),
+            "does not tell it of its windows",
+        ),
+        (lambda: _untold(network(), attention_chunk_size=8192), "the model has layers with chunked attention"),
+        (
+            lambda: _untold(network(), layer_types=["full_attention", "linear_attention"]),
+            "layers with linear_attention",
+        ),
+    ],
+    ids=["all layers", "some layers", "a window in masks alone", "chunks", "other layers"],
+)
+def test_what_a_layer_sees_must_reach_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, net: Callable[[], nn.Module], words: str
+) -> None:
+    """Windows are longer than what is tried in the network, so it is asked whether kernels are told of them."""
+    chosen = Desk(monkeypatch, RIGHT, net=net().to(torch.bfloat16)).made()
+    assert words in chosen.reasons[0]
+    assert bool(chosen.attention) != bool(words)
+
+
+def _untold(net: nn.Module, **changes: Any) -> nn.Module:
+    for layer in net.model.layers:
+        layer.self_attn.sliding_window = None
+    for name, value in changes.items():
+        setattr(net.config, name, value)
+    return net
 
 
 class Two(Single):

@@ -29,6 +29,7 @@ class Kernel(Protocol):
         key: Tensor,
         value: Tensor,
         starts: Tensor,
+        /,
         *,
         longest: int,
         scale: float,
@@ -161,6 +162,19 @@ def install(network: nn.Module, name: str, kernel: Kernel) -> None:
     AttentionInterface.register(known, attention(kernel))
     AttentionMaskInterface.register(known, sdpa_mask)
     switch(network, known)
+
+
+def windowed_layers(config: Any) -> int:
+    """How many layers have to tell a kernel of a window: else it is in masks of pairs alone, and a short text does not
+    show it. Unfit where layers see what no kernel here can be told."""
+    kinds = getattr(config, "layer_types", None)
+    other = sorted(set(kinds or ()) - {"full_attention", "sliding_attention"})
+    if other or getattr(config, "attention_chunk_size", None):
+        raise Unfit(f"the model has layers with {', '.join(other) or 'chunked attention'}")
+    if kinds:
+        return int(kinds.count("sliding_attention"))
+    uses = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return int(config.num_hidden_layers) if uses else 0
 
 
 def switch(network: nn.Module, known: str) -> None:

@@ -43,7 +43,7 @@ def attention_ratio(
     """Time of the kernel for sdpa's, forwards and backwards, on rows with these positions (rows, length)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    positions = positions[: max(1, _MOST_TOKENS // positions.shape[1])]
+    positions = positions[: max(1, _MOST_TOKENS // positions.shape[1]), :_MOST_TOKENS]
     rows, length = positions.shape
     module = cast(Any, SimpleNamespace(num_key_value_groups=heads.queries // heads.keys, is_causal=True))
     given = [

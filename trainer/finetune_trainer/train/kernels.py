@@ -149,13 +149,24 @@ class Choice:
 
     def _network_fault(self, name: str, kernel: attention.Kernel) -> str:
         """With the kernel installed, if nothing is raised."""
-        vocabulary = int(cast(Any, self.network).get_input_embeddings().weight.shape[0])
-        tokens = (torch.arange(16, device=self.device).view(2, 8) * 7919 + 13) % vocabulary
+        hugging = cast(Any, self.network)
+        tokens = torch.arange(16, device=self.device).view(2, 8) * 7919 + 13
+        tokens %= _shape(hugging.get_input_embeddings().weight)[0]
         positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 2, 3, 4]], device=self.device)
         bounds = torch.from_numpy(attention.starts(positions.cpu().numpy())).to(self.device)
+        windows: list[int | None] = []
+
+        def told(*given: Tensor, longest: int, scale: float, window: int | None) -> Tensor:
+            windows.append(window)
+            return kernel(*given, longest=longest, scale=scale, window=window)
+
+        expected = attention.windowed_layers(hugging.config.get_text_config())
         right = self._states(tokens, positions, None)
-        attention.install(self.network, name, kernel)
+        attention.install(self.network, name, told)
         got = self._states(tokens, positions, bounds)
+        if sum(window is not None for window in windows) != expected:
+            return "the model does not tell it of its windows"
+        attention.install(self.network, name, kernel)
         self._states(tokens, positions, bounds, training=True)  # dropout in attention, which kernels here have not
         off = float((got - right).abs().max() / right.abs().max())
         allowed = _OF_STATES[self._dtype]
@@ -177,11 +188,12 @@ class Choice:
 
     def _loss_fault(self, name: str, batch: MicroBatch | None) -> str:
         kernel = loss.KERNELS[name]
-        vocabulary, dim = cast(Any, self.network).get_output_embeddings().weight.shape
+        head = cast(Any, self.network).get_output_embeddings().weight
+        vocabulary, dim = _shape(head)
         shape = {
-            "dim": int(dim),
-            "vocabulary": int(vocabulary),
-            "trains_head": cast(Any, self.network).get_output_embeddings().weight.requires_grad,
+            "dim": dim,
+            "vocabulary": vocabulary,
+            "trains_head": head.requires_grad,
             "dtype": self._dtype,
             "stored": torch.float32 if self.autocast else self._dtype,
             "device": self.device,
@@ -215,6 +227,12 @@ class Choice:
             return "" if measured <= race.MARGIN else f"it takes {measured:.2f} of the reference's time here"
 
         return cast(str, self.strategy.broadcast_json(proof.guarded(told)))
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    """Of the whole; DeepSpeed leaves nothing of a weight whose shards it keeps."""
+    rows, columns = getattr(weight, "ds_shape", weight.shape)
+    return int(rows), int(columns)
 
 
 _OF_STATES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
