@@ -122,6 +122,7 @@ BAD = (
     Bad("unknown kernels", {"spec.training.kernels": "liger"}, "spec.training.kernels", "must be one of", "Unsupported value"),
     Bad("lora in no layer", {"spec.method": {"lora": {"layers": 0}}}, "spec.method.lora.layers", "at least 1",
         "should be greater than or equal to 1"),
+    Bad("rsLora as a number", {"spec.method": {"lora": {"rsLora": 16}}}, "spec.method.lora.rsLora", "must be true or false", "boolean"),
     Bad("unknown targets", {"spec.method": {"lora": {"targets": "q_proj"}}}, "spec.method.lora.targets", "must be one of",
         "Unsupported value"),
     # unions
@@ -357,6 +358,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("the last layers, as measured", {"spec.method": {"type": "partial", "partial": {"layers": "auto"}}}, None),
     ("dora", {"spec.method": {"type": "dora", "dora": {"rank": 8, "targets": "mlp"}}}, None),
     ("qlora", {"spec.method": {"type": "qlora"}}, None),
+    ("rsLora", {"spec.method": {"lora": {"rank": 256, "rsLora": True}}}, None),
     (
         "a bottleneck",
         {"spec.method": {"type": "adapter", "adapter": {"placement": "pfeiffer", "bottleneck": 16}}},

@@ -37,7 +37,12 @@ def only_for(method: str) -> Rule:
 class Lora(ApiModel):
     rank: int = Field(16, ge=1, le=1024, description="Of the update matrices.")
     alpha: Annotated[float, Field(gt=0, le=65536)] | None = Field(
-        None, description="Scale; the update counts alpha/rank. Default: twice the rank."
+        None, description="Scale; the update counts alpha/rank. Default: twice the rank; with rsLora 16."
+    )
+    rs_lora: bool = Field(
+        False,
+        description="rsLoRA: the update counts alpha/√rank instead, for ranks of 64 and more, which otherwise learn "
+        "hardly more than smaller ones.",
     )
     targets: Literal["all-linear", "attention", "mlp"] = Field(
         "all-linear", description="Which linear layers of the decoder blocks get an adapter; the head never does."

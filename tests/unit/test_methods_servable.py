@@ -93,6 +93,7 @@ METHODS = [
     (Method(type="partial", partial=Partial(layers=1)), "merged"),
     (Method(type="lora", lora=Lora(rank=8)), "lora"),
     (Method(type="lora", lora=Lora(rank=1000)), "hf-only"),
+    (Method(type="lora", lora=Lora(rank=64, rs_lora=True)), "lora"),
     (Method(type="qlora"), "lora"),
     (Method(type="dora"), "hf-only"),
     (Method(type="adapter"), "hf-only"),

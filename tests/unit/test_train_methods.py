@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,35 @@ def test_an_exported_adapter_gives_plain_peft_equal_logits(tmp_path: Path) -> No
     torch.testing.assert_close(loaded(TOKENS).logits, net(TOKENS).logits, rtol=1e-5, atol=1e-6)
     again = method_of(Method()).load(network(), tmp_path)
     assert torch.equal(again(TOKENS).logits, loaded(TOKENS).logits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha", "scale"),
+    [
+        ({"rank": 16}, 32, 2.0),
+        ({"rank": 16, "alpha": 8}, 8, 0.5),
+        ({"rank": 64, "rs_lora": True}, 16, 2.0),
+        ({"rank": 256, "rs_lora": True}, 16, 1.0),
+        ({"rank": 4, "rs_lora": True, "alpha": 3}, 3, 1.5),
+    ],
+)
+def test_an_update_counts_by_alpha_and_rank(
+    tmp_path: Path, settings: dict[str, Any], alpha: float, scale: float
+) -> None:
+    """alpha/rank, or with rsLora alpha/√rank; and so it does where plain PEFT loads the export."""
+    from peft import PeftModel
+
+    net = network()
+    attached = _lora(net, **settings)
+    _disturb(attached)
+    layer = net.model.layers[0].mlp.up_proj
+    assert (attached.adapter.peft_config["default"].lora_alpha, layer.scaling["default"]) == (alpha, scale)
+    x = torch.randn(5, 32)
+    update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + scale * x @ update.T, rtol=1e-4, atol=1e-5)
+    attached.export(tmp_path)
+    loaded = PeftModel.from_pretrained(network(), tmp_path)
+    torch.testing.assert_close(loaded(TOKENS).logits, net(TOKENS).logits, rtol=1e-5, atol=1e-6)
 
 
 def test_an_exported_adapter_is_what_servers_accept(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class Lora:
         config = LoraConfig(
             r=self.settings.rank,
             lora_alpha=self.alpha,
+            use_rslora=self.settings.rs_lora,
             lora_dropout=self.settings.dropout,
             target_modules=target_suffixes(network, layers, self.settings.targets, method=self.name),
             task_type="CAUSAL_LM",
@@ -89,7 +90,8 @@ class Lora:
 
     @property
     def alpha(self) -> float:
-        alpha = self.settings.alpha or 2 * self.settings.rank
+        # 16 is that of rsLoRA's paper (2312.03732): at rank 64 it is the scale that twice the rank gives without.
+        alpha = self.settings.alpha or (16 if self.settings.rs_lora else 2 * self.settings.rank)
         return int(alpha) if float(alpha).is_integer() else alpha
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
