@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,13 +23,18 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.methods import Adapter, Lora, Method, Partial
 from finetune_api.strategy import Strategy as Settings
+from finetune_trainer.kernels import attention, choose, loss, race
+from finetune_trainer.kernels.chosen import Kernels
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.kernels import Choice
+from finetune_trainer.train.loss import trained_cross_entropy
 from finetune_trainer.train.model import load_network
 from finetune_trainer.train.recompute import recompute_blocks
 from tests import gang
+from tests import kernel_doubles as doubles
 from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +64,8 @@ class Case:
     recomputed: bool = False
     one_node: bool = False
     """All ranks share a weight, whatever nodes they are on."""
+    kernels: bool = False
+    """Attention by boundaries and a loss of others, in plain torch, proved by all ranks."""
 
     @property
     def settings(self) -> Settings:
@@ -78,6 +86,8 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
     if case.recomputed:
         recompute_blocks(net, lowest=run.attached.lowest_layer)
+    if case.kernels:
+        run = _on_kernels(run, strategy)
     seed = run.trainer._seed
 
     def dying(step: int, index: int) -> None:
@@ -98,6 +108,28 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     validation = state.validation[-1].scores.loss
     sizes = {"held": held, "whole": whole}
     return {**sizes, "losses": losses, "norms": norms, "validation": validation, "tensors": tensors}
+
+
+def _on_kernels(run: Run, strategy: Strategy) -> Run:
+    choice = Choice(
+        network=run.net,
+        job=choose.Job("lora", "float32", packing=True, compiled=False),
+        machine=choose.Machine("cpu", (0, 0), {}),
+        device=CPU,
+        autocast=None,
+        strategy=strategy,
+        say=print,
+        seconds=race.clock(CPU),
+    )
+    with (
+        patch.dict(cast("dict[str, Any]", attention.KERNELS), {"torch": doubles.varlen}),
+        patch.dict(cast("dict[str, Any]", loss.KERNELS), {"liger-kernel": doubles.cross_entropy}),
+    ):
+        assert choice._attention_fault("torch", None) == ""
+        assert choice._loss_fault("liger-kernel", None) == ""
+    kernels = Kernels(summed=loss.with_gradients(doubles.cross_entropy, trained_cross_entropy))
+    assert attention.takes_starts(run.net)
+    return replace(run, trainer=replace(run.trainer, model=replace(run.trainer.model, kernels=kernels)))
 
 
 def _held(parameter: nn.Parameter) -> int:
@@ -166,6 +198,7 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"small-{method}", method, "fsdp", max_tokens=32) for method in ("full", "lora")]
     two += [Case(f"again-{method}", method, "fsdp", recomputed=True) for method in METHODS]
+    two += [Case(f"kernels-{method}", method, "fsdp", kernels=True) for method in ("full", "lora")]
     three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
     three += [Case("fsdp-3-full", "full", "fsdp")]
     if deepspeed:
@@ -187,6 +220,7 @@ def _of_zero() -> list[Case]:
     """Its chain goes on with three ranks in stage 3, and ends with three whole models."""
     cases = [Case(f"zero-{stage}-{m}", m, "deepspeed", stage=stage) for stage in (1, 2, 3) for m in METHODS]
     cases += [Case("zero-offload", "full", "deepspeed", stage=3, offload="all")]
+    cases += [Case("zero-kernels", "full", "deepspeed", stage=3, kernels=True)]
     cases += [Case("zero-small", "full", "deepspeed", stage=2, max_tokens=32)]
     for method in ("full", "lora"):
         cases += [Case(f"zero-cut-{method}", method, "deepspeed", stage=3, killed_at=3)]
@@ -221,6 +255,11 @@ def test_running_blocks_again_changes_no_bit(gangs: Any, method: str) -> None:
     again, once = gangs(f"again-{method}")[0], gangs(f"fsdp-2-{method}")[0]
     assert again["losses"] == once["losses"]
     assert largest_difference(again["tensors"], once["tensors"]) == 0.0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_kernels_are_proved_on_sharded_weights_and_learn_the_same(gangs: Any, method: str) -> None:
+    _same(gangs(f"kernels-{method}")[0], gangs(f"alone-{method}")[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -283,7 +322,7 @@ def test_what_is_exported_is_what_was_trained(gangs: Any, root: Path, method: st
         assert sum(tensor.numel() for tensor in weights) == sum(tensor.numel() for tensor in exported.values())
 
 
-ZERO = (*(f"{stage}-{method}" for stage in (1, 2, 3) for method in METHODS), "offload", "small")
+ZERO = (*(f"{stage}-{method}" for stage in (1, 2, 3) for method in METHODS), "offload", "small", "kernels")
 
 
 @pytest.mark.parametrize("case", ZERO)

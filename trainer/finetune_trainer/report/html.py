@@ -258,6 +258,7 @@ def _provenance(report: RunRecord) -> str:
     pairs |= {"revision": origin.revision} if origin.revision else {}
     pairs |= {name: f"sha256 {digest}" for name, digest in origin.data.items()}
     pairs |= {"run": report.job.uid, "hardware": origin.hardware, "image": origin.image}
+    pairs |= {"computed with": report.attempts[-1].computed} if report.attempts else {}
     pairs |= {"started": _moment(report.start_time), "completed": _moment(report.completion_time)}
     pairs |= {"versions": ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))}
     return _panel(_pairs((name, value) for name, value in pairs.items() if value))
