@@ -120,6 +120,27 @@ def test_a_run_that_crashed_resumes_from_its_last_checkpoint(tmp_path: Path) -> 
     assert largest_difference(resumed.tensors(), whole) == 0.0
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    knobs = Knobs(steps=8, checkpoint_steps=2, evaluate_every=100)
+    whole = make_run(tmp_path / "whole", knobs)
+    whole.finish()
+    resumed = interrupted(lambda: make_run(tmp_path / "cut", knobs), 5)
+    store = resumed.trainer.keeper.store
+    assert store is not None
+    assert store.steps() == [4, 5]
+    [blobs] = (tmp_path / "cut").rglob("blobs")
+    file = blobs / store.get(5).files["moments.safetensors"].sha256
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert resumed.start().step == 4
+    assert "checkpoint of step 5 is broken: moments.safetensors is corrupted" in caplog.text
+    again = make_run(tmp_path / "cut", knobs)
+    again.finish()
+    assert largest_difference(again.tensors(), whole.tensors()) == 0.0
+    assert store.steps() == [6, 8]
+
+
 def _crash_at(run: Run, step: int) -> None:
     def crash() -> None:
         raise RuntimeError("crash")
