@@ -467,6 +467,13 @@ def test_a_run_that_began_with_the_reference_stays_with_it(monkeypatch: pytest.M
     assert again == Kernels(reasons=("this run began with the reference",) * 2)
 
 
+def test_what_was_not_there_at_first_is_not_taken_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store, bare = _store(tmp_path), {"torch": "2.13.0"}
+    first = Desk(monkeypatch, RIGHT, installed=bare).made(store, packing=False)
+    assert first == Kernels(reasons=("one document a row", "liger-kernel is not installed"))
+    assert Desk(monkeypatch, RIGHT).made(store) == Kernels(reasons=("this run began with the reference",) * 2)
+
+
 def test_torchs_own_kernel_is_called_as_it_wants_to_be() -> None:
     """Its operator is known to fake tensors, forwards and backwards, without a GPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode

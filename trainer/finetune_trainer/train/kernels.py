@@ -95,9 +95,9 @@ class Choice:
 
     def made(self, batch: Callable[[], MicroBatch], store: CheckpointStore | None) -> Kernels:
         """Collective; `store` is rank 0's. `batch`: one of this run's, asked for where something is raced."""
+        if self.machine.device != "cuda" or self.job.wish == "reference":
+            return Kernels()
         attentions, losses = choose.attention(self.machine, self.job), choose.loss(self.machine, self.job)
-        if not attentions.kernels and not losses.kernels:
-            return Kernels(reasons=(attentions.because, losses.because))
         noted = self.strategy.broadcast_json(store.noted(_NOTE) if store is not None else None)
         seen, because = self._first(
             "attention", attentions, noted, lambda name: self._attention_fault(name, None if noted else batch())
