@@ -50,6 +50,7 @@ def test_a_model_on_a_claim_is_used_in_place(tmp_path: Path) -> None:
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
 BERT = json.dumps({"architectures": ["BertForSequenceClassification"]}).encode()
 GPT2 = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
+PACKED = json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}).encode()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ GPT2 = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
         ({"config.json": b"{"}, Reason.ModelNotFound, "no readable config.json"),
         ({"config.json": BERT}, Reason.ModelUnsupported, "is a BertForSequenceClassification, not a causal language"),
         ({"config.json": b"{}"}, Reason.ModelUnsupported, "of an unknown architecture"),
+        ({"config.json": PACKED}, Reason.ModelUnsupported, "has its weights quantised already (gptq)"),
         ({"model.safetensors": None}, Reason.ModelUnsupported, "no weights in safetensors format"),
         ({"model.safetensors": b"version https://git-lfs"}, Reason.ModelUnsupported, "is not safetensors"),
         ({"model.safetensors": safetensors()[:-1]}, Reason.ModelUnsupported, "is truncated: 75 bytes of 76"),

@@ -71,6 +71,14 @@ def check_model(path: Path, uri: str) -> None:
             f"{uri} is {what}, not a causal language model",
             "Use a model whose config.json names an architecture that ends in ForCausalLM.",
         )
+    if packed := config.get("quantization_config"):
+        how = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{uri} has its weights quantised already ({how or 'in a way that config.json does not name'}), and "
+            "gradients and adapters are of whole ones",
+            "Use the model that it was made from; method.type: qlora keeps it in 4 bits while it trains.",
+        )
     for name in _weights(path, uri):
         _check_weights(path / name, uri)
 
