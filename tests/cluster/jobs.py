@@ -111,7 +111,7 @@ def rank_of(place: Place, pod: str) -> int:
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        of_the_pod = f"FINETUNE_POD_NAME={pod}".encode() in environment
+        of_the_pod = f"HOSTNAME={pod.rpartition('-')[0]}".encode() in environment
         if (
             of_the_pod
             and b"finetune_trainer.train.main" in command

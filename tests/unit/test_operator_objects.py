@@ -127,6 +127,11 @@ def test_secrets_enter_the_environment_under_their_sections_prefix() -> None:
     ]
 
 
+def test_the_trainer_is_told_only_what_it_cannot_know() -> None:
+    """The places in a pod are its defaults; the Job controller adds the rank of the node."""
+    assert pod_of(built())["containers"][0]["env"] == [{"name": "HOME", "value": "/tmp"}]
+
+
 def test_a_users_variable_replaces_ours() -> None:
     env = [{"name": "HOME", "value": "/home"}, {"name": "KEY", "secret_key_ref": {"name": "s", "key": "k"}}]
     made = pod_of(built(pod={"env": env}))["containers"][0]["env"]
