@@ -16,7 +16,7 @@ from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
+from finetune_api.spec import FineTuneJobSpec, ModelSource, Optimizer, Output
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Corpus, corpus_of
 from finetune_trainer.methods.base import Attached, Base
@@ -105,6 +105,7 @@ class Knobs:
     seed: int = 1
     kind: str = "Llama"
     hidden: int = 32
+    optimizer: Optimizer = "adamw"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def make_run(
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
     prompt = attached if isinstance(attached, SoftAttached) else None
     train = corpus or documents(LENGTHS)
-    weights = strategy.weights(net, attached.trainable, weight_decay=0.01)
+    weights = strategy.weights(net, attached.trainable, weight_decay=0.01, optimizer=knobs.optimizer)
     language_model = model(net, strategy)
     output = open_folder(f"file://{folder}/output", prefix="")
     run_dir = RunDir(folder / "run")

@@ -78,6 +78,10 @@ def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
     return plain or new.get("method", {}).get("type") != "probe"
 
 
+def _eight_bits(new: dict[str, Any]) -> bool:
+    return (new.get("training") or {}).get("optimizer") == "adamw8bit"
+
+
 def _merged_fits(new: dict[str, Any]) -> bool:
     kind = new.get("method", {}).get("type", "lora")
     return not (new.get("output") or {}).get("merged") or kind in (*MERGEABLE, "full", "partial")
@@ -116,8 +120,28 @@ COMMAND_RULES = (
     ),
 )
 
+_NO_EIGHT_BITS = (
+    "!has(self.training) || !has(self.training.optimizer) || self.training.optimizer != 'adamw8bit' || "
+    "!has(self.{0}) || !has(self.{0}.type) || self.{0}.type != '{1}'"
+)
+
+OPTIMIZER_RULES = (
+    Rule(
+        cel=_NO_EIGHT_BITS.format("strategy", "deepspeed"),
+        message="training.optimizer adamw8bit does not go with strategy.type deepspeed, whose engine cuts weights "
+        "anywhere: set strategy.type: fsdp, or optimizer: adamw",
+        holds=lambda new, _: not _eight_bits(new) or (new.get("strategy") or {}).get("type") != "deepspeed",
+    ),
+    Rule(
+        cel=_NO_EIGHT_BITS.format("method", "probe"),
+        message="method.type probe makes no optimizer steps: remove training.optimizer",
+        holds=lambda new, _: not _eight_bits(new) or (new.get("method") or {}).get("type") != "probe",
+    ),
+)
+
 SPEC_RULES = (
     *COMMAND_RULES,
+    *OPTIMIZER_RULES,
     MERGED_FITS,
     Rule(
         cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "

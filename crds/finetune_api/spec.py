@@ -23,6 +23,8 @@ from .strategy import Strategy
 
 T = TypeVar("T")
 
+Optimizer = Literal["adamw", "adamw8bit"]
+
 
 class ModelSource(ApiModel):
     uri: str = Field(
@@ -64,6 +66,11 @@ class Training(ApiModel):
     )
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="Share of the steps with a rising rate.")
+    optimizer: Optimizer = Field(
+        "adamw",
+        description="adamw8bit: AdamW whose moments take a byte each instead of four, for less memory and smaller "
+        "checkpoints; its steps take longer. Not with strategy deepspeed, nor with probe.",
+    )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled (AdamW).")
     max_grad_norm: float = Field(
         1.0, ge=0, le=1000000, description="Gradients are clipped to this norm; 0 leaves them alone."

@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from finetune_api.spec import Optimizer
+
 T = TypeVar("T")
 
 
@@ -74,7 +76,8 @@ class Gang(Protocol):
 
 class Weights(Protocol):
     """What trains. Every call is collective. Whole tensors go by the names `weights/…`, `moments/….first` and
-    `moments/….second` (moments once a step was made), whatever the ranks hold: so a checkpoint fits any gang."""
+    `moments/….second` (moments once a step was made), whatever the ranks hold: so a checkpoint fits any gang. Moments
+    in 8 bits have `moments/….first.scales` and `moments/….second.scales` beside them."""
 
     def backward(self, nats: Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch to those of the step; `last`: no other follows in this step."""
@@ -102,7 +105,14 @@ class Strategy(Gang, Protocol):
 
         `frozen`: none of its own weights will train. What is attached to it afterwards lies whole on every rank."""
 
-    def weights(self, network: nn.Module, trainable: Mapping[str, nn.Parameter], *, weight_decay: float) -> Weights:
+    def weights(
+        self,
+        network: nn.Module,
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+        optimizer: Optimizer = "adamw",
+    ) -> Weights:
         """Take over what trains, once everything is attached."""
 
     def inside(self, network: nn.Module, work: Callable[[], T]) -> T:

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_api.spec import Optimizer
+
 from .base import Gang, Place, Weights
 from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
@@ -59,7 +61,14 @@ class DeepSpeed(Lockstep):
                 setattr(module, name, buffer.to(device))
         return network.eval()
 
-    def weights(self, network: nn.Module, trainable: Mapping[str, nn.Parameter], *, weight_decay: float) -> Weights:
+    def weights(
+        self,
+        network: nn.Module,
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+        optimizer: Optimizer = "adamw",  # noqa: ARG002  the manifest has no other here
+    ) -> Weights:
         library = _library(self.place, self.device)
         root = _Root(network)
         layers = max((m for m in network.modules() if isinstance(m, nn.ModuleList)), key=len)

@@ -2,7 +2,7 @@
 
 All trainable weights of one kind (decayed or not) lie one after another in one tensor, and so do their gradients and
 moments. So there is one kernel for the update, one for the norm, and nothing to copy for an all-reduce; a checkpoint
-sees each weight by name, as a view.
+sees each weight by name, as a view. With moments in 8 bits a kind is also one length of blocks (`eightbit`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from finetune_api.spec import Optimizer
+
 from .base import Gang
+from .eightbit import Codecs, Moments, block_of
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,50 @@ class _Group:
     flat: nn.Parameter
     gradient: Tensor
     places: Mapping[str, tuple[int, torch.Size]]
+    decay: float
+    packed: Moments | None
+    """In 8 bits; None: torch's AdamW has them."""
 
     def views(self, buffer: Tensor) -> Iterator[tuple[str, Tensor]]:
         for name, (start, shape) in self.places.items():
             yield name, buffer[start : start + shape.numel()].view(shape)
 
+    def moments(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Views by the name of the weight and what follows it: `….first`, `….second`, `….first.scales`."""
+        for kind, moment in state.items():
+            each = self.flat.numel() // len(moment)  # elements for each that is kept of them
+            for name, (start, shape) in self.places.items():
+                part = moment[start // each : (start + shape.numel()) // each]
+                yield f"{name}.{kind}", part.view(shape if each == 1 else (shape[0], -1))
+
 
 class FlatAdamW:
     """Owns the memory of the trainable weights: after construction they are views of its buffers, gradients too."""
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], *, weight_decay: float, gang: Gang | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+        gang: Gang | None = None,
+        optimizer: Optimizer = "adamw",
+    ) -> None:
         """Every rank of `gang` holds all of `weights`; None: one process alone."""
         self.steps = 0
         self._gang = gang
-        decayed = {name: p for name, p in weights.items() if p.ndim > 1}  # norms and biases are vectors
-        kinds = [(decayed, weight_decay), ({n: p for n, p in weights.items() if n not in decayed}, 0.0)]
-        filled = [(members, decay) for members, decay in kinds if members]
-        self._groups = [_flatten(members) for members, _ in filled]
-        settings = [
-            {"params": [group.flat], "weight_decay": decay}
-            for group, (_, decay) in zip(self._groups, filled, strict=True)
+        kinds: dict[tuple[bool, int], dict[str, nn.Parameter]] = {}
+        for name, parameter in weights.items():
+            block = block_of(parameter) if optimizer == "adamw8bit" else 0
+            kinds.setdefault((parameter.ndim <= 1, block), {})[name] = parameter  # norms and biases are vectors
+        codecs = Codecs()
+        self._groups = [
+            _flatten(members, decay=0.0 if vectors else weight_decay, block=block, codecs=codecs)
+            for (vectors, block), members in sorted(kinds.items(), key=lambda kind: kind[0])
         ]
+        whole = [group for group in self._groups if group.packed is None]
+        settings = [{"params": [group.flat], "weight_decay": group.decay} for group in whole]
         self._adamw = torch.optim.AdamW(settings or [{"params": []}], lr=0.0, fused=True)
-        for group in self._groups:
+        for group in whole:
             group.flat.grad = group.gradient
             self._adamw.state[group.flat] = _fresh_state(group.flat)
 
@@ -76,18 +100,19 @@ class FlatAdamW:
         for settings in self._adamw.param_groups:
             settings["lr"] = rate
         self._adamw.step()
-        for gradient in self.gradients:
-            gradient.zero_()
         self.steps += 1
+        for group in self._groups:
+            if group.packed is not None:
+                group.packed.update(group.flat.data, group.gradient, rate=rate, decay=group.decay, step=self.steps)
+            group.gradient.zero_()
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Views by name: `weights/…`, and once steps were made `moments/….first` and `moments/….second`."""
+        """Views by name: `weights/…`, and once steps were made `moments/….first` and `moments/….second`, in 8 bits
+        with `….scales` of each."""
         named = {f"weights/{name}": view for group in self._groups for name, view in group.views(group.flat.data)}
         for group in self._groups if self.steps else ():
-            state = self._adamw.state[group.flat]
-            named |= {f"moments/{name}.first": view for name, view in group.views(state["exp_avg"])}
-            named |= {f"moments/{name}.second": view for name, view in group.views(state["exp_avg_sq"])}
+            named |= {f"moments/{name}": view for name, view in group.moments(self._state(group))}
         return named
 
     def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
@@ -113,10 +138,16 @@ class FlatAdamW:
 
     @property
     def _moments(self) -> list[Tensor]:
-        return [self._adamw.state[g.flat][key] for g in self._groups for key in ("exp_avg", "exp_avg_sq")]
+        return [moment for group in self._groups for moment in self._state(group).values()]
+
+    def _state(self, group: _Group) -> Mapping[str, Tensor]:
+        if group.packed is not None:
+            return group.packed.tensors
+        state = self._adamw.state[group.flat]
+        return {"first": state["exp_avg"], "second": state["exp_avg_sq"]}
 
 
-def _flatten(members: Mapping[str, nn.Parameter]) -> _Group:
+def _flatten(members: Mapping[str, nn.Parameter], *, decay: float, block: int, codecs: Codecs) -> _Group:
     first = next(iter(members.values()))
     size = sum(parameter.numel() for parameter in members.values())
     flat = torch.empty(size, dtype=first.dtype, device=first.device)
@@ -124,7 +155,8 @@ def _flatten(members: Mapping[str, nn.Parameter]) -> _Group:
     for name, parameter in members.items():
         places[name] = (start, parameter.shape)
         start += parameter.numel()
-    group = _Group(nn.Parameter(flat), torch.zeros_like(flat), places)
+    packed = Moments(codecs.on(flat.device), size=size, block=block) if block else None
+    group = _Group(nn.Parameter(flat), torch.zeros_like(flat), places, decay, packed)
     gradients = dict(group.views(group.gradient))
     for name, view in group.views(flat):
         view.copy_(members[name].data)

@@ -12,7 +12,7 @@ several processes each, a node holds the whole model between its processes and n
 what crosses between nodes is a shard's gradient, not every layer.
 
 A checkpoint holds whole tensors, gathered one at a time on rank 0, in the form that every other strategy writes and
-reads: rank 0 needs 12 bytes of host memory for each trained parameter while it saves.
+reads: rank 0 needs 12 bytes of host memory for each trained parameter while it saves (6 with moments in 8 bits).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from finetune_api.spec import Optimizer
+
 from .base import Gang, Weights
+from .eightbit import Codecs, Moments, block_of
 from .flat import FlatAdamW
 from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
@@ -85,10 +88,10 @@ class Fsdp(Lockstep):
         trainable: Mapping[str, nn.Parameter],
         *,
         weight_decay: float,
+        optimizer: Optimizer = "adamw",
     ) -> Weights:
-        if any(isinstance(parameter, DTensor) for parameter in trainable.values()):
-            return ShardedAdamW(trainable, weight_decay=weight_decay, gang=self)
-        return FlatAdamW(trainable, weight_decay=weight_decay, gang=self)
+        kind = ShardedAdamW if any(isinstance(p, DTensor) for p in trainable.values()) else FlatAdamW
+        return kind(trainable, weight_decay=weight_decay, gang=self, optimizer=optimizer)
 
     def inside(self, network: nn.Module, work: Callable[[], T]) -> T:
         try:
@@ -155,18 +158,29 @@ def _gathered(tensor: Tensor) -> Tensor:
 class ShardedAdamW:
     """AdamW over the shards. A parameter's shard, its gradient and its moments lie on the same rank."""
 
-    def __init__(self, trainable: Mapping[str, nn.Parameter], *, weight_decay: float, gang: Gang) -> None:
+    def __init__(
+        self,
+        trainable: Mapping[str, nn.Parameter],
+        *,
+        weight_decay: float,
+        gang: Gang,
+        optimizer: Optimizer = "adamw",
+    ) -> None:
         self.steps = 0
         self._trainable = dict(trainable)
         self._gang = gang
         mesh = cast(DTensor, next(iter(trainable.values()))).device_mesh
         self._replicas = mesh.size(0) if mesh.ndim > 1 else 1
         self._local = {name: nn.Parameter(_shard(p)[0].detach()) for name, p in trainable.items()}
-        decayed = [self._local[name] for name, p in trainable.items() if p.ndim > 1]
-        others = [self._local[name] for name, p in trainable.items() if p.ndim <= 1]
+        self._decay = {name: weight_decay if p.ndim > 1 else 0.0 for name, p in trainable.items()}
+        self._packed = _packed(trainable, self._local) if optimizer == "adamw8bit" else {}
+        whole = {name: shard for name, shard in self._local.items() if name not in self._packed}
+        decayed = [shard for name, shard in whole.items() if trainable[name].ndim > 1]
+        others = [shard for name, shard in whole.items() if trainable[name].ndim <= 1]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, fused=True)
-        for shard in self._local.values():
+        filled = [group for group in groups if group["params"]]
+        self._adamw = torch.optim.AdamW(filled or [{"params": []}], lr=0.0, fused=True)
+        for shard in whole.values():
             self._adamw.state[shard] = {
                 "step": torch.zeros((), dtype=torch.float32, device=shard.device),
                 "exp_avg": torch.zeros_like(shard),
@@ -193,17 +207,21 @@ class ShardedAdamW:
         for settings in self._adamw.param_groups:
             settings["lr"] = rate
         self._adamw.step()
+        self.steps += 1
+        for name, packed in self._packed.items():
+            shard = self._local[name]
+            gradient = cast(Tensor, shard.grad).contiguous().view(-1)
+            packed.update(shard.data.view(-1), gradient, rate=rate, decay=self._decay[name], step=self.steps)
         for name, parameter in self._trainable.items():
             self._local[name].grad = parameter.grad = None
-        self.steps += 1
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
         for name, parameter in self._trainable.items():
             self._gather(f"weights/{name}", self._local[name].detach(), parameter, named)
-            for kind, key in _MOMENTS.items() if self.steps else ():
-                self._gather(f"moments/{name}.{kind}", self._adamw.state[self._local[name]][key], parameter, named)
+            for kind, part in self._moments(name).items() if self.steps else ():
+                self._gather(f"moments/{name}.{kind}", part, parameter, named)
         return named
 
     def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
@@ -212,10 +230,10 @@ class ShardedAdamW:
             return
         self._load_weights(tensors)
         for name, parameter in self._trainable.items():
-            state = self._adamw.state[self._local[name]]
-            for kind, key in _MOMENTS.items():
+            for kind, part in self._moments(name).items():
                 whole = tensors[f"moments/{name}.{kind}"] if tensors is not None else None
-                self._scatter(whole, state[key], parameter)
+                self._scatter(whole, part, parameter)
+        for state in self._adamw.state.values():
             state["step"].fill_(float(steps))
 
     def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
@@ -229,10 +247,24 @@ class ShardedAdamW:
             whole = tensors[f"weights/{name}"] if tensors is not None else None
             self._scatter(whole, self._local[name].detach(), parameter)
 
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """This rank's rows of each, as they are laid out in a checkpoint."""
+        shard = self._local[name]
+        if name not in self._packed:
+            state = self._adamw.state[shard]
+            return {"first": state["exp_avg"], "second": state["exp_avg_sq"]}
+        packed = self._packed[name]
+        by_row = (len(shard), math.prod(shard.shape[1:]) // packed.block)
+        return {
+            kind: part.view(by_row if kind.endswith("scales") else shard.shape) for kind, part in packed.tensors.items()
+        }
+
     def _gather(self, name: str, shard: Tensor, like: nn.Parameter, into: dict[str, Tensor]) -> None:
         spec = cast(DTensor, like)
+        shape = torch.Size([spec.shape[0], *shard.shape[1:]])
+        stride = torch.empty(shape, device="meta").stride()
         whole = DTensor.from_local(
-            shard, spec.device_mesh, spec.placements, run_check=False, shape=spec.shape, stride=spec.stride()
+            shard, spec.device_mesh, spec.placements, run_check=False, shape=shape, stride=stride
         )
         gathered = _gathered(whole)
         if self._gang.place.first:
@@ -240,11 +272,19 @@ class ShardedAdamW:
 
     def _scatter(self, whole: Tensor | None, shard: Tensor, like: nn.Parameter) -> None:
         """Rank 0's tensor for everybody, of which each keeps its rows: one whole tensor in memory at a time."""
-        received = torch.empty(like.shape, dtype=shard.dtype, device=shard.device) if whole is None else whole
+        shape = (like.shape[0], *shard.shape[1:])
+        received = torch.empty(shape, dtype=shard.dtype, device=shard.device) if whole is None else whole
         received = received.to(shard.device, shard.dtype).contiguous()
         self._gang.broadcast([received])
         start = _shard(like)[1]
         shard.copy_(received[start : start + len(shard)])
 
 
-_MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
+def _packed(trainable: Mapping[str, nn.Parameter], local: Mapping[str, nn.Parameter]) -> dict[str, Moments]:
+    """Moments in 8 bits, by the shape of the whole: so every rank has the same ones, if only of no rows."""
+    codecs = Codecs()
+    return {
+        name: Moments(codecs.on(local[name].device), size=local[name].numel(), block=block)
+        for name, parameter in trainable.items()
+        if (block := block_of(parameter))
+    }

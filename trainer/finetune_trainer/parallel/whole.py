@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from finetune_api.spec import Optimizer
+
 from .base import Gang, Weights
 from .flat import FlatAdamW
 
@@ -28,8 +30,9 @@ class Whole:
         trainable: Mapping[str, nn.Parameter],
         *,
         weight_decay: float,
+        optimizer: Optimizer = "adamw",
     ) -> Weights:
-        return FlatAdamW(trainable, weight_decay=weight_decay, gang=self)
+        return FlatAdamW(trainable, weight_decay=weight_decay, gang=self, optimizer=optimizer)
 
     def inside(self, network: nn.Module, work: Callable[[], T]) -> T:  # noqa: ARG002
         return work()

@@ -1,9 +1,11 @@
-"""The learning rate: its peak by method, and its course as a pure function of the step."""
+"""The learning rate: its peak by method, and its course as a pure function of the step; the optimizer's name."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+from finetune_api.spec import Optimizer
 
 _OVER_FULL = {
     "full": 1.0,
@@ -42,3 +44,10 @@ def default_peak(*, method: str, hidden_size: int) -> float:
         return _PROMPTS[method]
     peak: float = 5e-5 * (2000 / hidden_size) ** 0.781
     return peak * _OVER_FULL[method]
+
+
+def named(optimizer: Optimizer, *, strategy: str) -> str:
+    """As the line says it that tells what runs."""
+    if optimizer == "adamw8bit":
+        return "AdamW with moments in 8 bits"
+    return "AdamW" if strategy == "deepspeed" else "fused AdamW"

@@ -45,7 +45,7 @@ from .keeper import Keeper
 from .kernels import chosen
 from .loop import Course, Trainer
 from .model import LanguageModel, as_stored, load_network, probe
-from .optimizer import default_peak
+from .optimizer import default_peak, named
 from .recompute import recompute_blocks
 from .reporter import Reporter
 from .rows import data_record, varied
@@ -118,7 +118,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         network.to(device)
     attached = method.attach(network, seed=training.seed, base=_base(local, stored))
     prompt = attached if isinstance(attached, SoftAttached) else None
-    weights = strategy.weights(network, attached.trainable, weight_decay=training.weight_decay)
+    weights = strategy.weights(
+        network, attached.trainable, weight_decay=training.weight_decay, optimizer=training.optimizer
+    )
     abilities = probe(network, device, strategy=strategy)
     if prompt:  # a prefix takes over the masks
         with prompt.off():
@@ -159,7 +161,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.steps_per_epoch = steps_per_epoch(data.mixture, batch_size=course.batch_size)
     blocks = f"{compiled} blocks compiled" if compiled else "no blocks compiled"
     blocks += f", {again} run again for their gradients" if again else ""
-    optimizer = "AdamW" if strategy.name == "deepspeed" else "fused AdamW"
+    optimizer = named(training.optimizer, strategy=strategy.name)
     reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
