@@ -145,7 +145,7 @@ def _learned(scorer: LanguageModel, batches: list[MicroBatch]) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_rows_through_boundaries_have_the_loss_and_gradients_of_separate_ones(kind: str) -> None:
-    """Several rows at once, several documents in each, and padding: transformers' own flash attention leaks here."""
+    """Several rows at once, several documents in each, and padding."""
     net, calls = _network(kind), list[int]()
     corpus, rows = documents(LENGTHS), np.arange(len(LENGTHS))
     apart = _learned(model(net), replace(LAYOUT, packing=False).batches(corpus, rows))
@@ -571,6 +571,15 @@ def test_transformers_hands_masks_of_four_dimensions_through() -> None:
     embedded = torch.zeros(2, 5, 32)
     assert create_causal_mask(net.config, embedded, bounds, None) is bounds
     assert "attention_mask" in inspect.signature(type(net.base_model).forward).parameters
+
+
+def test_transformers_own_flash_attention_sees_documents_in_a_single_row_alone() -> None:
+    """The fact for which it is not used: in several rows it would compute plain causal attention."""
+    from transformers.modeling_flash_attention_utils import _is_packed_sequence
+
+    rows = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]])
+    assert _is_packed_sequence(rows[:1], 1)
+    assert not _is_packed_sequence(rows, 2)
 
 
 def test_an_attempt_that_computes_otherwise_says_so() -> None:

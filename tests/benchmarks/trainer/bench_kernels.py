@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.trainer.bench_kernels
 
-Shapes are those of public models, in bfloat16 with a frozen head: a micro-batch of two rows of about 4000 tokens, packed
-from documents of 64 to 4096. Every kernel that could be had is tried, also those that a run would not come to. Without a
-GPU there is nothing to measure, and it says so.
+Shapes are those of public models, in bfloat16 with a frozen head: a micro-batch of two rows of about 4000 tokens,
+packed from documents of 64 to 4096. Every kernel that could be had is tried, also those that a run would not come to.
+Without a GPU there is nothing to measure, and it says so.
 """
 
 from __future__ import annotations
