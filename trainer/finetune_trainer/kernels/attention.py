@@ -3,8 +3,8 @@
 A packed micro-batch is one long line of documents to such a kernel: none sees another, and nothing is computed for
 pairs that are not within one. Where they begin travels as the attention mask: a mask of four dimensions is handed to
 every layer as it is, without a look at its values (which would wait for the GPU), and a block that is run again for its
-gradients gets it again. transformers' own flash attention is not used: it finds boundaries in positions only where there is
-one row, and else lets the documents of a row see each other without a word.
+gradients gets it again. transformers' own flash attention is not used: it finds boundaries in positions only where
+there is one row, and else lets the documents of a row see each other without a word.
 
     starts      where documents begin, as a mask
     install     a network whose layers call a kernel; without starts, or with a mask of pairs, sdpa runs as before
