@@ -5,15 +5,20 @@ reasoning once. None marks the assistant's words."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.chat import Conversation, Rendered
+from finetune_trainer.data.encode import Limits, encode
 from finetune_trainer.data.formats import Chat
+from finetune_trainer.data.load import load_datasets
 from finetune_trainer.data.template import ChatTemplate
-from tests.unit.data_helpers import row, tiny
+from tests.unit.data_helpers import row, tiny, tokenizer_folder, write_jsonl
 
 Messages = list[dict[str, Any]]
 
@@ -29,7 +34,11 @@ class Family:
         return ChatTemplate(self.template, {"bos_token": self.bos, "eos_token": self.eos})
 
     def render(self, messages: Messages) -> Rendered:
-        return Conversation(row(messages=messages), messages, None, self.compiled(), self.special).render()
+        [rendered] = self.renderings(messages)
+        return rendered
+
+    def renderings(self, messages: Messages) -> list[Rendered]:
+        return Conversation(row(messages=messages), messages, None, self.compiled(), self.special).renderings()
 
 
 ALTERNATE = (
@@ -189,8 +198,6 @@ REFUSED: list[tuple[str, Messages, Reason, str, str]] = [
     # Only a conversation that ends with a question has the system's words in it: with the answer they are gone.
     ("Mistral with the system in the last question", [SYSTEM, *ONE], Reason.DataUnreadable,
      "renders turn 3 (the assistant's) otherwise than it asks for it", "format completion"),
-    ("Qwen 3", TWO, Reason.DataUnreadable, "renders turn 2 (the assistant's) otherwise once it is history",
-     "each row ends with the turn to train"),
     ("DeepSeek R1", ONE, Reason.DataUnreadable, "renders turn 2 (the assistant's) otherwise than it asks for it",
      "format completion"),
     *((family, CALLED, Reason.NothingToTrain, "leaves out or changes what the assistant says in turn 2",
@@ -211,7 +218,48 @@ def test_what_would_train_other_than_it_says(
     assert hint in caught.value.hint
 
 
-def test_contents_in_parts_are_their_text(tmp_path: Any) -> None:
+def test_turns_that_are_retold_have_texts_of_their_own(tmp_path: Path) -> None:
+    """Qwen 3 writes the reasoning of the last answer alone: each is trained as it was asked for."""
+    family = FAMILIES["Qwen 3"]
+    texts = family.renderings([SYSTEM, *TWO])
+    assert [[text[start:end] for start, end in trained] for text, trained in texts] == [
+        ["<think>\n\n</think>\n\nHello<|im_end|>"],
+        ["<think>\n\n</think>\n\nSee you<|im_end|>"],
+    ]
+    for turn, (text, [(start, _)]) in zip((2, 4), texts, strict=True):
+        assert text[:start] == family.compiled().render([SYSTEM, *TWO][:turn], prompt=True).text
+    form = Chat(tiny(tmp_path, template=family.template))
+    document = form.document(row(messages=TWO))
+    for limit, overlong, left in ((500, "fail", 2), (60, "drop", 1)):
+        [outcome] = encode([document], form.tokenizer, Limits(limit, overlong))
+        assert len(outcome.pieces) == left
+        assert (outcome.needed > 0, outcome.dropped) == (left == 1, False)
+    many = list(encode([document, form.document(row(messages=ONE)), document], form.tokenizer, Limits(500, "fail")))
+    assert [len(outcome.pieces) for outcome in many] == [2, 1, 2]
+
+
+def test_rows_of_several_documents_load_and_keep_their_variants_apart(tmp_path: Path) -> None:
+    rows = [{"messages": [user(f"a{n}"), assistant("b"), user("c"), assistant("d")]} for n in range(8)]
+    dev = write_jsonl(tmp_path / "dev.jsonl", {"messages": [user("x"), assistant("y")]})
+    spec = {"train": ({"uri": write_jsonl(tmp_path / "train.jsonl", *rows)},), "validation": {"uri": dev}}
+    casing = ({"type": "casing", "probability": 1.0},)
+    model = tokenizer_folder(tmp_path / "model", template=FAMILIES["Qwen 3"].template)
+    data = load_datasets(
+        Data.model_validate({**spec, "augmentation": casing}, strict=False),
+        tokenizer_path=model, cache=tmp_path / "cache", seed=1,
+    )  # fmt: skip
+    counts = data.statistics.splits["train"]
+    assert (counts.rows, counts.documents, len(data.train)) == (8, 16, 16)
+    assert data.mixture.per_epoch == 16
+    assert data.variants is not None
+    chosen = np.arange(16)
+    corpus, places = data.variants.of(chosen, epoch=0)
+    for place, document in zip(places, chosen, strict=True):
+        kept, seen = data.train.row(int(document)), corpus.row(int(place))
+        assert seen.tokens[seen.trained].tolist() == kept.tokens[kept.trained].tolist()
+
+
+def test_contents_in_parts_are_their_text(tmp_path: Path) -> None:
     """A template that trims would have written the list as Python prints it."""
     form = Chat(tiny(tmp_path, template=FAMILIES["Llama 3"].template.replace("<|eot_id|>", "<|im_end|>")))
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]

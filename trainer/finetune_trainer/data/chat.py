@@ -7,15 +7,15 @@ so that the model learns to stop. With SmolLM2:
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n Hello<|im_end|> \\n
                                                           └── trained ───┘
 
-That only works if a template renders the past as it rendered the present. One that does not (some leave out the
-reasoning of earlier turns) would train text that the model is never asked for: refused, unless the template marks the
-assistant's words with `{% generation %}`, which is then believed.
+That only works if a template renders the past as it rendered the present. One that does not (Qwen 3 leaves out the
+reasoning of earlier turns) would train text that the model is never asked for: then each of the assistant's turns has a
+text of its own, which ends with it. A template that marks the assistant's words with `{% generation %}` is believed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jinja2
@@ -33,6 +33,10 @@ class Rendered(NamedTuple):
     trained: tuple[Span, ...]
 
 
+class Retold(FinetuneError):
+    """A turn that is told otherwise once it is history, or than it is asked for."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """One row's messages, to be rendered by one model's template."""
@@ -44,16 +48,33 @@ class Conversation:
     control: Sequence[str]
     """The tokenizer's special tokens."""
 
+    def renderings(self) -> list[Rendered]:
+        """One text with all of the assistant's turns, or one for each where the template retells them. Errors of
+        `render`; Retold only where a turn is told otherwise than it is asked for."""
+        try:
+            return [self.render()]
+        except Retold:
+            return [replace(self, messages=self.messages[: turn + 1])._last() for turn in self._turns]
+
     def render(self) -> Rendered:
         """The text, and in it the assistant's turns. NothingToTrain without one, or where the template hides one;
-        DataUnreadable where the template refuses the conversation or tells the past otherwise than the present."""
-        turns = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
-        if not turns:
+        DataUnreadable where the template refuses the conversation, and Retold."""
+        if not self._turns:
             raise self.row.problem(Reason.NothingToTrain, "no turn of the conversation is the assistant's")
         whole = self._render(len(self.messages))
         if whole.generated:
             return Rendered(whole.text, whole.generated)
-        return Rendered(whole.text, tuple(self._said(turn, whole.text) for turn in turns))
+        return Rendered(whole.text, tuple(self._said(turn, whole.text) for turn in self._turns))
+
+    def _last(self) -> Rendered:
+        """The text, and in it the last turn alone."""
+        whole = self._render(len(self.messages)).text
+        return Rendered(whole, (self._said(len(self.messages) - 1, whole),))
+
+    @property
+    def _turns(self) -> list[int]:
+        """Of the assistant."""
+        return [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     def _said(self, turn: int, whole: str) -> Span:
         if turn == 0:
@@ -101,17 +122,13 @@ class Conversation:
                 "Correct the roles and their order, or use another format.",
             ) from error
 
-    def _retold(self, turn: int) -> FinetuneError:
-        last = turn + 1 == len(self.messages)
-        when = "otherwise than it asks for it" if last else "otherwise once it is history"
-        return self.row.problem(
+    def _retold(self, turn: int) -> Retold:
+        when = "than it asks for it" if turn + 1 == len(self.messages) else "once it is history"
+        return Retold(
             Reason.DataUnreadable,
-            f"the chat template renders turn {turn + 1} (the assistant's) {when}, so training on it would teach what "
-            "the model is never asked for",
-            "Use a template with {% generation %} blocks, or format completion."
-            if last
-            else "Split the conversation so that each row ends with the turn to train, or use a template with "
-            "{% generation %} blocks.",
+            f"{self.row.place}: the chat template renders turn {turn + 1} (the assistant's) otherwise {when}, so "
+            "training on it would teach what the model is never asked for",
+            "Use a template with {% generation %} blocks, or format completion.",
         )
 
     def _hidden(self, turn: int) -> FinetuneError:

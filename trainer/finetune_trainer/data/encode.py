@@ -63,7 +63,7 @@ class Outcome:
 
     document: Document
     pieces: tuple[Piece, ...]
-    """What is kept of it: usually one, of a long text its windows."""
+    """What is kept of it: usually one, of a long text its windows, of a retold conversation one for each turn."""
     needed: int = 0
     """Tokens of a row that is too long; else 0."""
     dropped: bool = False
@@ -71,25 +71,43 @@ class Outcome:
     untrained: bool = False
     """No token of it is trained."""
 
+    def joined(self, other: Outcome) -> Outcome:
+        """With what became of another document of the same row."""
+        return replace(
+            self,
+            pieces=(*self.pieces, *other.pieces),
+            needed=max(self.needed, other.needed),
+            dropped=self.dropped and other.dropped,
+            untrained=self.untrained and other.untrained,
+        )
+
 
 def encode(documents: Iterable[Document], tokenizer: Tokenizer, limits: Limits) -> Iterator[Outcome]:
     """One outcome for each document, in their order; a few documents are in memory at a time."""
-    for document, piece in _pieces(documents, tokenizer):
-        parts = [piece]
-        needed, split = 0, False
-        if document.splits:
-            parts = list(_windows(piece, limits.sequence_length, begins=tokenizer.bos is not None))
-            split = len(parts) > 1
-        elif len(piece) + document.reserve > limits.sequence_length:
-            needed = len(piece) + document.reserve
-            parts = _cut(document, piece, tokenizer, limits) if limits.overlong == "truncate" else []
-        kept = tuple(part for part in parts if part.trained.any())
-        yield Outcome(document, kept, needed, dropped=not parts, split=split, untrained=len(parts) > 0 and not kept)
+    pieces = _pieces((part for document in documents for part in (document, *document.further)), tokenizer)
+    for document, piece in pieces:
+        outcome = _outcome(document, piece, tokenizer, limits)
+        for _ in document.further:
+            outcome = outcome.joined(_outcome(*next(pieces), tokenizer, limits))
+        yield outcome
 
 
 def tokens_of(document: Document, tokenizer: Tokenizer) -> Piece:
     """One document, however long."""
     return next(_pieces([document], tokenizer))[1]
+
+
+def _outcome(document: Document, piece: Piece, tokenizer: Tokenizer, limits: Limits) -> Outcome:
+    parts = [piece]
+    needed, split = 0, False
+    if document.splits:
+        parts = list(_windows(piece, limits.sequence_length, begins=tokenizer.bos is not None))
+        split = len(parts) > 1
+    elif len(piece) + document.reserve > limits.sequence_length:
+        needed = len(piece) + document.reserve
+        parts = _cut(document, piece, tokenizer, limits) if limits.overlong == "truncate" else []
+    kept = tuple(part for part in parts if part.trained.any())
+    return Outcome(document, kept, needed, dropped=not parts, split=split, untrained=len(parts) > 0 and not kept)
 
 
 def _pieces(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Piece]]:
