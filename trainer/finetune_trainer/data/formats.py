@@ -1,6 +1,7 @@
 """Rows of one format to documents: a text, the spans of it that are trained, and what stands around it.
 
-    chat            {messages, tools?}     the assistant's turns, each through its end-of-turn token
+    chat            {messages, tools?}     the assistant's turns, each through its end-of-turn token; several documents
+                                           where the template retells earlier turns
     completion      {prompt, completion}   the completion and the end-of-sequence token
     text            {text}                 everything; no end is added, since where a passage stops teaches nothing
     classification  {text, label}          the label, as the assistant's answer to a question about the text
@@ -40,6 +41,8 @@ class Document:
     """The part that may be shortened when the document is too long; empty: the end is cut off."""
     shortened: Callable[[str], Document] | None = field(default=None, compare=False)
     """The same document with another body."""
+    further: tuple[Document, ...] = ()
+    """Of the same row."""
 
 
 class Format(Protocol):
@@ -70,7 +73,8 @@ class Chat:
         if tools is not None and not isinstance(tools, list):
             raise row.problem(Reason.DataUnreadable, "tools is not a list")
         chat = Conversation(row, messages, tools or None, self.tokenizer.chat, self.tokenizer.control_texts)
-        return Document(row, *chat.render())
+        first, *others = chat.renderings()
+        return Document(row, *first, further=tuple(Document(row, *other) for other in others))
 
     def identity(self, row: Row) -> str:
         return " ".join(str(message.get("content")) for message in _messages(row))
