@@ -4,7 +4,6 @@ tokenizer.json            the tokenizer itself
 tokenizer_config.json     names of the special tokens; chat_template in older models
 special_tokens_map.json   the same names in older models
 chat_template.jinja       the chat template
-generation_config.json    the end-of-turn tokens, where they are more than the end-of-sequence token
 """
 
 from __future__ import annotations
