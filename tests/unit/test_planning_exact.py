@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,28 +20,35 @@ CONFIG = {
 
 
 @pytest.mark.parametrize(
-    ("method", "precision", "tokens", "recomputed"),
+    ("method", "precision", "tokens", "changes"),
     [
-        (Method(type="full"), "float32", 512, False),
-        (Method(type="full"), "bfloat16", 256, False),
-        (Method(type="full"), "float32", 512, True),
-        (Method(type="lora"), "float32", 512, False),
-        (Method(type="lora"), "bfloat16", 512, False),
-        (Method(type="lora"), "bfloat16", 512, True),
-        (Method(type="lora", lora=Lora(dropout=0.1)), "float32", 256, False),
-        (Method(type="lora", lora=Lora(layers=1)), "float32", 512, False),
-        (Method(type="partial", partial=Partial(layers=2)), "float32", 512, False),
+        (Method(type="full"), "float32", 512, {}),
+        (Method(type="full"), "bfloat16", 256, {}),
+        (Method(type="full"), "float32", 512, {"recomputed": True}),
+        (Method(type="full"), "float32", 256, {"optimizer": "adamw8bit"}),
+        (Method(type="lora"), "float32", 512, {}),
+        (Method(type="lora"), "bfloat16", 512, {}),
+        (Method(type="lora"), "bfloat16", 512, {"recomputed": True}),
+        (Method(type="lora", lora=Lora(dropout=0.1)), "float32", 256, {}),
+        (Method(type="lora", lora=Lora(layers=1)), "float32", 512, {}),
+        (Method(type="partial", partial=Partial(layers=2)), "float32", 512, {}),
     ],
-    ids=lambda value: f"{value.type}" if isinstance(value, Method) else str(value),
+    ids=lambda value: (
+        value.type
+        if isinstance(value, Method)
+        else "-".join(value) or "plain"
+        if isinstance(value, dict)
+        else str(value)
+    ),
 )
 def test_the_closed_form_is_within_10_percent_of_the_tracker(
-    tmp_path: Path, method: Method, precision: Precision, tokens: int, recomputed: bool
+    tmp_path: Path, method: Method, precision: Precision, tokens: int, changes: dict[str, Any]
 ) -> None:
     from finetune_trainer.train.exact import tracked
 
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     shape = read_shape(tmp_path, weightless=True)
-    need = estimate(shape, method, precision=precision, device="cpu", tokens=tokens, row=tokens, recomputed=recomputed)
+    need = estimate(shape, method, precision=precision, device="cpu", tokens=tokens, row=tokens, **changes)
 
-    followed = tracked(tmp_path, method, precision=precision, tokens=tokens, recomputed=recomputed)
+    followed = tracked(tmp_path, method, precision=precision, tokens=tokens, **changes)
     assert need.peak == pytest.approx(followed, rel=0.10)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_api.methods import Method
-from finetune_trainer.planning.memory import estimate
+from finetune_trainer.planning.memory import estimate, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import Parts, Spread
 
@@ -36,6 +38,27 @@ def test_zero_shares_what_its_paper_says_of_weights_in_fp32(stage: int, ours: fl
         states = spread.share(Parts(trained=PARAMETERS, frozen=0, gathered=0), low=low, trains_the_model=True)
         held = states.weights + states.gradients + states.moments
         assert held == pytest.approx((ours + copies) * PARAMETERS, rel=1e-6)
+
+
+MOMENTS = [("full", "ddp", 1), ("full", "fsdp", 8), ("lora", "ddp", 1), ("lora", "fsdp", 1)]
+
+
+@pytest.mark.parametrize(("method", "strategy", "sharing"), MOMENTS)
+def test_moments_in_8_bits_save_six_bytes_of_each_parameter_that_trains(
+    method: str, strategy: str, sharing: int
+) -> None:
+    """8 bytes become 2 and two scales for each 256; adapters lie whole on every rank."""
+    kind = Method(type=method)  # type: ignore[arg-type]
+    usual, thrifty = (
+        estimate(
+            SHAPE, kind, precision="bfloat16", device="cuda", tokens=2048, optimizer=optimizer,  # type: ignore[arg-type]
+            spread=Spread(strategy=strategy, ranks=8),  # type: ignore[arg-type]
+        )
+        for optimizer in ("adamw", "adamw8bit")
+    )  # fmt: skip
+    saved = (8 - 2 - 8 / 256) * trained_parameters(SHAPE, kind) / sharing
+    assert usual.optimizer - thrifty.optimizer == pytest.approx(saved, rel=1e-6)
+    assert replace(thrifty, optimizer=usual.optimizer) == usual
 
 
 @pytest.mark.parametrize("spread", EVERY, ids=lambda spread: spread.label)

@@ -103,6 +103,15 @@ def test_what_is_sharded_leaves_room_for_more_tokens_at_once() -> None:
     assert tokens["ddp"] < tokens["deepspeed zero 2"] < tokens["fsdp"]
 
 
+def test_steps_with_moments_in_8_bits_take_longer_and_zero_does_not_carry_them() -> None:
+    thrifty = {"training": {"optimizer": "adamw8bit"}, "method": {"type": "full"}, **EIGHT}
+    usual, packed = (planner(gpu("H100"), **changes) for changes in ({**EIGHT, "method": {"type": "full"}}, thrifty))
+    (full,) = [row for row in packed.rows() if row.method.type == "full" and row.spread.strategy == "fsdp"]
+    (before,) = [row for row in usual.rows() if row.method.type == "full" and row.spread.strategy == "fsdp"]
+    assert full.tokens_per_second < before.tokens_per_second
+    assert not [row for row in packed.rows() if row.spread.strategy == "deepspeed"]
+
+
 def test_the_own_method_keeps_its_settings() -> None:
     rows = planner(gpu("H100"), method={"type": "lora", "lora": {"rank": 2}}).rows()
     assert next(row.trained for row in rows if row.method.type == "lora") == 3_039_232
@@ -153,6 +162,8 @@ def test_nothing_is_recommended_where_nothing_fits() -> None:
         (24, {"training": {"microBatchTokens": 65536}}, "training.microBatchTokens: "),
         (30, {"method": {"type": "full"}, **EIGHT}, "strategy.type: fsdp"),
         (20, {"method": {"type": "full"}}, "method.type: lora"),
+        (45, {"method": {"type": "full"}}, "training.optimizer: adamw8bit"),
+        (45, {"method": {"type": "full"}, "strategy": {"type": "deepspeed"}}, "method.type: lora"),
         (7, {}, "method.type: qlora"),
         (1, {}, "Give each process "),
     ],

@@ -198,6 +198,7 @@ def exact(folder: Path, planner: Planner) -> int:
             sys.executable, "-m", "finetune_trainer.train.exact", "--model", str(folder),
             "--method", method.model_dump_json(by_alias=True, exclude_none=True),
             "--precision", planner.precision, "--tokens", str(row.tokens),
+            "--optimizer", planner.spec.training.optimizer,
             *(["--recomputed"] if planner.spec.training.activation_checkpointing else []),
         ],
         capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},

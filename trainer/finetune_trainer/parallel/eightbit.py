@@ -49,13 +49,13 @@ def block_of(weight: Tensor) -> int:
 
 def tree(*, signed: bool) -> Tensor:
     """(256,) fp32, ascending: the means of equal parts of [0.1, 1] times 10^-6 … 1, and 0 and 1."""
-    values = [0.0, 1.0]
+    values = [torch.tensor([0.0, 1.0], dtype=torch.float64)]
     for exponent in range(7):
         parts = 2**exponent if signed else 2 ** (exponent + 1)
         edges = torch.linspace(0.1, 1, parts + 1, dtype=torch.float64)
-        means = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)).tolist()
-        values += [*means, *(-mean for mean in means)] if signed else means
-    return torch.tensor(sorted(values), dtype=torch.float32)
+        means = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent - 6)
+        values += [means, -means] if signed else [means]
+    return torch.cat(values).sort().values.float()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.failures import FinetuneError
 from finetune_api.methods import Lora, Method
@@ -91,6 +91,8 @@ def smallest_change(planner: Planner, spread: Spread) -> str:
     shared = _other_strategy(planner, method, spread)
     if shared is not None:
         return f"Set strategy.type: {shared.strategy}."
+    if _fits_in_eight_bits(planner, spread):
+        return "Set training.optimizer: adamw8bit."
     least = FewestTokens(planner)
     for kind in _THRIFTIER.get(method.type, ()):
         other = Method(type=kind)
@@ -123,9 +125,20 @@ def _fits_recomputed(planner: Planner, spread: Spread) -> bool:
         check_recompute(spec.method, spread.strategy, compiled=spec.training.compile)
     except FinetuneError:
         return False
-    training = spec.training.model_copy(update={"activation_checkpointing": True})
-    other = replace(planner, spec=spec.model_copy(update={"training": training}))
-    return FewestTokens(other).fits(spec.method, spread)
+    return _fits(planner, spread, activation_checkpointing=True)
+
+
+def _fits_in_eight_bits(planner: Planner, spread: Spread) -> bool:
+    spec = planner.spec
+    known = spec.method.type != "probe" and "deepspeed" not in (spread.strategy, spec.strategy.type)
+    return known and _fits(planner, spread, optimizer="adamw8bit")
+
+
+def _fits(planner: Planner, spread: Spread, **changes: Any) -> bool:
+    """The job's own method, with another `training`."""
+    training = planner.spec.training.model_copy(update=changes)
+    other = replace(planner, spec=planner.spec.model_copy(update={"training": training}))
+    return FewestTokens(other).fits(planner.spec.method, spread)
 
 
 def _shards(planner: Planner, method: Method) -> Spread | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.methods import Method
+from finetune_api.spec import Optimizer
 from finetune_trainer.planning.memory import Precision, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
@@ -28,6 +29,7 @@ def micro_batch_tokens(
     device_memory: int | None = None,
     spread: Spread = WHOLE,
     recomputed: bool = False,
+    optimizer: Optimizer = "adamw",
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
     `spread`: what the strategy leaves of the states on the process."""
@@ -46,6 +48,7 @@ def micro_batch_tokens(
             row=longest_row,
             spread=spread,
             recomputed=recomputed,
+            optimizer=optimizer,
         ).total
 
     one, two = need(4096), need(8192)

@@ -2,7 +2,8 @@
 
     states       weights, and for what trains: gradients (in the dtype of the weights) and AdamW's two fp32 moments;
                  in bf16 a fully trained model keeps fp32 weights and autocasts: 4 + 4 + 8, and 2 for the copies.
-                 How strategies share them among ranks is told in `spread`
+                 How strategies share them among ranks is told in `spread`. adamw8bit: two bytes and, for each block of
+                 256, two scales of four
     activations  of a Llama block without recomputation, for each token, h hidden, k width of keys, f intermediate:
                  each norm its input in fp32, its normalised values where its weight trains, its result where a matrix
                  behind it trains or is adapted (autocast: see `recorded_bytes`); queries, keys, values and result of
@@ -24,10 +25,11 @@ The sum leaves out fragmentation and the interpreter; `Estimate.total` adds them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prefix, Prompt, PTuning
+from finetune_api.spec import Optimizer
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Parts, Spread
 
@@ -39,6 +41,9 @@ RUNTIME_BYTES = {"cpu": 500 << 20, "cuda": 1536 << 20}
 
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes for a weight in NF4: blocks of 64 share a scale in 8 bits, 256 of those share one in 32."""
+
+MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256}
+"""Of one parameter that trains: its two moments."""
 
 OVERHEAD = 1.10
 
@@ -86,6 +91,7 @@ def estimate(
     spread: Spread = WHOLE,
     merged: bool = False,
     recomputed: bool = False,
+    optimizer: Optimizer = "adamw",
 ) -> Estimate:
     """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
     each document has a row of its own. `merged`: base and adapter are written as one model in the end.
@@ -112,9 +118,8 @@ def estimate(
         logits if width == 4 else logits * 3 // 2
     ) + 2 * h * width * tokens  # in bf16 also as the product left them
     inside_a_block = ((3 * f + 2 * h) * width + run_again) * tokens
-    states = spread.share(
-        _parts(shape, method, trained, width, spread), low=width == 2, trains_the_model=method.trains_the_model
-    )
+    parts = replace(_parts(shape, method, trained, width, spread), moment_bytes=MOMENT_BYTES[optimizer])
+    states = spread.share(parts, low=width == 2, trains_the_model=method.trains_the_model)
     on_the_host = device == "cuda"
     export = _merging(shape, method) if merged else 0
     return Estimate(

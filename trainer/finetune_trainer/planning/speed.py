@@ -3,7 +3,8 @@
 passes     a token costs 6N operations where all trains; 4N + 6·N_t beside a frozen base; 2N below the lowest layer
            that trains; and 12·L·h·row/2 for attention. Activation checkpointing: 2N more, of the layers that train
 optimizer  AdamW reads and writes weights, gradients and moments: about 28 bytes for each parameter that trains.
-           With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step
+           With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step. Moments in
+           8 bits are unpacked and packed in some twenty passes over memory
 gang       gradients summed once a step; sharded weights gathered twice a pass, and their gradients scattered. Where a
            node's processes share the model, that stays within the node, and a shard's gradients cross between nodes
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import math
 
 from finetune_api.methods import Method
+from finetune_api.spec import Optimizer
 from finetune_trainer.planning.devices import Device
 from finetune_trainer.planning.memory import Precision, recorded_layers, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import Spread
 
-ADAMW_BYTES = 28
+UPDATE_BYTES = {"adamw": 28, "adamw8bit": 200}
 DORA = 1.26
 """PEFT's comparison on Llama-3.2-3B: 1190 s against LoRA's 942."""
 
@@ -35,6 +37,7 @@ def step_seconds(
     row: int,
     network: float,
     recomputed: bool = False,
+    optimizer: Optimizer = "adamw",
 ) -> float:
     """Of an optimizer step over `tokens`, on all ranks together; each computes `at_once` in rows of `row`.
     `network`: bytes a second between ranks."""
@@ -48,7 +51,7 @@ def step_seconds(
     compute = mine * operations / (device.peak(precision) * reached)
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
-    update = ADAMW_BYTES * owned / device.bandwidth
+    update = UPDATE_BYTES[optimizer] * owned / device.bandwidth
     width = 2 if precision == "bfloat16" else 4
     whole = 0 if method.trains_the_model else trained
     near = device.link if (spread.shards or spread.ranks) < spread.ranks else network

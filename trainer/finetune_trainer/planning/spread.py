@@ -13,6 +13,7 @@ autocast    in bf16 the copies that products of trained weights are made of, 2 b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,8 @@ class Parts:
     trained: int
     frozen: int
     gathered: int
+    moment_bytes: float = 8.0
+    """Both moments of one parameter that trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +68,16 @@ class Spread:
     def share(self, parts: Parts, *, low: bool, trains_the_model: bool) -> States:
         """`low`: products in bf16. Adapters are fp32 whatever the base is."""
         n = parts.trained
-        copies = 2 * n if low and trains_the_model else 0
+        copies, moments = 2 * n if low and trains_the_model else 0, math.ceil(parts.moment_bytes * n)
         if self.strategy == "deepspeed":
             return self._zero(parts, copies)
         if self.strategy == "fsdp":
             own = self._sharing if trains_the_model else 1
             weights = self._part(parts.frozen) + -(-4 * n // own)
             return States(
-                weights=weights, gradients=-(-4 * n // own), moments=-(-8 * n // own), gathered=parts.gathered
+                weights=weights, gradients=-(-4 * n // own), moments=-(-moments // own), gathered=parts.gathered
             )
-        return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=8 * n)
+        return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=moments)
 
     def _zero(self, parts: Parts, copies: int) -> States:
         stage, n = self.zero_stage, parts.trained

@@ -105,6 +105,7 @@ class Planner:
             at_once=tokens,
             row=self.row_tokens,
             recomputed=self.spec.training.activation_checkpointing,
+            optimizer=self.spec.training.optimizer,
             network=self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link),
         )
         steps = self.steps
@@ -136,6 +137,7 @@ class Planner:
             spread=spread,
             merged=self.spec.output.merged,
             recomputed=self.spec.training.activation_checkpointing,
+            optimizer=self.spec.training.optimizer,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:
@@ -168,6 +170,7 @@ class Planner:
             device_memory=self.device.memory,
             spread=spread,
             recomputed=self.spec.training.activation_checkpointing,
+            optimizer=self.spec.training.optimizer,
         )
         return max(self.row_tokens, min(chosen, self.most_tokens(method, spread) or 0))
 
@@ -178,13 +181,16 @@ class Planner:
             yield self.spec.method if kind == self.spec.method.type else Method(type=kind)
 
     def _spreads(self, method: Method) -> Iterator[Spread]:
-        """ZeRO without offloading, and as the job asks for it. Of adapters its first stages share next to nothing."""
+        """ZeRO without offloading, and as the job asks for it. Of adapters its first stages share next to nothing, and
+        of moments in 8 bits it knows nothing."""
         yield self.spread("ddp")
         if method.type not in SHARDABLE:
             return
         many = self.spec.world_size > 1
         if many:
             yield self.spread("fsdp")
+        if self.spec.training.optimizer != "adamw":
+            return
         stages = (1, 2, 3) if method.trains_the_model else (3,)
         zero = [Spread(strategy="deepspeed", ranks=self.spec.world_size, zero_stage=stage) for stage in stages if many]
         if self.spec.strategy.type == "deepspeed" and (own := self.spread("deepspeed")) not in zero:

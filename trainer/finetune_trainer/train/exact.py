@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from finetune_api.failures import FinetuneError
 from finetune_api.methods import Method
+from finetune_api.spec import Optimizer
 from finetune_trainer.methods.base import Base
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.single import Single
@@ -40,12 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", required=True, help="as JSON")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--optimizer", choices=get_args(Optimizer), default="adamw")
     parser.add_argument("--recomputed", action="store_true", help="with activation checkpointing")
     options = parser.parse_args(argv)
     method = Method.model_validate_json(options.method)
     try:
         peak = tracked(
-            options.model, method, precision=options.precision, tokens=options.tokens, recomputed=options.recomputed
+            options.model,
+            method,
+            precision=options.precision,
+            tokens=options.tokens,
+            recomputed=options.recomputed,
+            optimizer=options.optimizer,
         )
     except FinetuneError as error:
         print(json.dumps({"error": error.message}))
@@ -57,7 +64,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def tracked(folder: Path, method: Method, *, precision: Precision, tokens: int, recomputed: bool = False) -> int:
+def tracked(
+    folder: Path,
+    method: Method,
+    *,
+    precision: Precision,
+    tokens: int,
+    recomputed: bool = False,
+    optimizer: Optimizer = "adamw",
+) -> int:
     """Bytes at the peak of a step of one process that holds everything, on one row of `tokens` tokens."""
     low = precision == "bfloat16"
     stored = torch.bfloat16 if low and not method.trains_the_model else torch.float32
@@ -78,7 +93,7 @@ def tracked(folder: Path, method: Method, *, precision: Precision, tokens: int, 
         for parameter in network.parameters():
             if not parameter.requires_grad:  # the tracker would hook it, which autograd refuses
                 tracker._param_to_grad_hook_handles[parameter] = cast(Any, (_NoHook(), _NoHook()))
-        weights = Single().weights(network, trainable, weight_decay=0.0)
+        weights = Single().weights(network, trainable, weight_decay=0.0, optimizer=optimizer)
         with _autocast(low and method.trains_the_model):
             weights.backward(_nats(network, tokens), last=True)
     return int(tracker.get_tracker_snapshot("peak")[CPU]["Total"])

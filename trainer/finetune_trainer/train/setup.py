@@ -239,6 +239,7 @@ def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: 
             device="cuda" if device.type == "cuda" else "cpu",
             tokens=spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256),
             recomputed=spec.training.activation_checkpointing,
+            optimizer=spec.training.optimizer,
         )
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
@@ -286,6 +287,7 @@ def _layout(
             processes_per_node=place.local_world_size,
         ),
         recomputed=spec.training.activation_checkpointing,
+        optimizer=spec.training.optimizer,
     )
     return Layout(
         max_tokens=spec.training.micro_batch_tokens or default,
