@@ -136,11 +136,13 @@ def test_cost_is_that_of_all_devices() -> None:
         (80, 20_000, {}, "lora", "ddp", "20,000 examples"),
         (80, 50, {}, "lora", "ddp", "50 examples are few"),
         (80, 50, {"data": {"train": [{"uri": "file:///t.jsonl"}], "format": "classification"}}, "probe", "ddp", "few"),
+        (80, 20_000, {"data": {"train": [{"uri": "file:///t.jsonl"}], "format": "classification"}}, "lora", "ddp",
+         "a probe costs next to nothing, and is the line that it has to beat"),
         (80, 1_000_000, {}, "full", "ddp", "tokens an epoch"),
         (40, 1_000_000, {"resources": {"limits": {"nvidia.com/gpu": 8}}}, "full", "fsdp", "shards it"),
         (8, 20_000, {}, "qlora", "ddp", "lora does not fit"),
     ],
-)
+)  # fmt: skip
 def test_the_row_to_begin_with(
     memory: int, rows: int, changes: dict[str, Any], method: str, strategy: str, why: str
 ) -> None:

@@ -69,11 +69,12 @@ def _order(planner: Planner, offered: set[str]) -> tuple[list[str], str]:
         first = ["probe"] if "probe" in offered else []
         what = "a probe cannot overfit much" if first else "use rank 8 or less and stop early"
         return [*first, *frugal], f"{n} examples are few: {what}"
+    probe = "; a probe costs next to nothing, and is the line that it has to beat" if "probe" in offered else ""
     if tokens is not None and tokens >= MANY_TOKENS:
-        return ["full", *frugal], f"{tokens:,} tokens an epoch are more than adapters can take up"
+        return ["full", *frugal], f"{tokens:,} tokens an epoch are more than adapters can take up{probe}"
     if n is None:
-        return frugal, "lora is the start for most data; how many rows there are is not known"
-    return frugal, f"{n:,} examples: lora matches full fine-tuning while its capacity suffices"
+        return frugal, f"lora is the start for most data; how many rows there are is not known{probe}"
+    return frugal, f"{n:,} examples: lora matches full fine-tuning while its capacity suffices{probe}"
 
 
 def smallest_change(planner: Planner, spread: Spread) -> str:
