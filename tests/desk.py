@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -17,6 +16,8 @@ import yaml
 
 from finetune_api.job import FineTuneJob
 from finetune_trainer.agent.local import Home
+from finetune_trainer.rundir import RunDir
+from tests.hold import Hold
 from tests.tiny import tiny_corpus, tiny_model
 
 Json = dict[str, Any]
@@ -66,7 +67,7 @@ class Desk:
             )
 
     def run(self, manifest: Json, *arguments: str) -> int:
-        return int(self.start(manifest, *arguments).wait(200))
+        return int(self.start(manifest, *arguments).wait(500))
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -89,14 +90,28 @@ class Desk:
         return "\n".join([self.said(name), *(f"--- {log}\n{log.read_text()}" for log in logs)])
 
     def wait(self, process: psutil.Popen, ready: Callable[[], bool], *, name: str = "tiny") -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not ready():
             assert process.poll() is None, self.story(name)
             assert time.monotonic() < deadline, self.story(name)
             time.sleep(0.02)
 
-    def steps_done(self, name: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            report = json.loads((self.home.node(name, 0) / "report.json").read_text())
-            return int(report["progress"]["step"])
-        return 0
+    def steps_done(self, name: str = "tiny") -> int:
+        """By rank 0's heartbeat."""
+        beat = RunDir(self.home.node(name, 0)).heartbeats().get(0)
+        return beat.step if beat else 0
+
+    def hold(self, step: int) -> Hold:
+        """Ranks of runs that start from now on stop after this step, until it is released."""
+        hold = Hold(self.folder / "hold", step)
+        self.environ.update(hold.environment)
+        return hold
+
+
+def rank_below(process: psutil.Popen, rank: int) -> psutil.Process:
+    """The training process of the rank."""
+    for below in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # somebody else, who has ended
+            if below.environ().get("RANK") == str(rank):
+                return below
+    raise AssertionError(f"rank {rank} does not run")

@@ -45,6 +45,9 @@ def say_data_is_bad(run_dir: RunDir, rank: int) -> int:
 
 
 def lose_a_peer(run_dir: RunDir, rank: int) -> int:
+    """Rank 1 of node 1, which has at least begun."""
+    while not (run_dir.path.parent / "node-1" / "heartbeat" / "1").exists():
+        time.sleep(0.05)
     words = say(Reason.PeerLost, "connection closed by peer", time=now())
     run_dir.write_error(rank, words)
     return words.exit_code
@@ -73,8 +76,12 @@ def train_until_stopped(run_dir: RunDir, rank: int) -> int:
     return words.exit_code
 
 
-def never_stop(_run_dir: RunDir, _rank: int) -> int:
+def never_stop(run_dir: RunDir, rank: int) -> int:
+    """Silent once all ranks are here."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while len(run_dir.heartbeats()) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.05)
+        run_dir.beat(rank, "training", 1)
     time.sleep(600)
     return 0
 

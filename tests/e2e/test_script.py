@@ -25,7 +25,7 @@ from finetune_trainer.agent.local import Home, free_port
 from finetune_trainer.rundir import RunDir
 from tests.tiny import tiny_corpus, tiny_model
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train.py"
 
@@ -128,14 +128,14 @@ class Node:
             self.process = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
     def until(self, file: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (self.folder / file).exists():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
     def end(self) -> LastWords:
-        self.process.wait(60)
+        self.process.wait(240)
         return LastWords.model_validate_json((self.folder / "words").read_bytes())
 
 
@@ -154,7 +154,7 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 time.sleep(2)
 Path(f"ready-{rank}").touch()
-time.sleep(100)
+time.sleep(600)
 """,
         stall="1s",
     )
@@ -179,9 +179,12 @@ if os.environ["RANK"] == "0":
     body = json.dumps({"trainerStatus": {"progressPercentage": 33, "metrics": metrics}}).encode()
     request = urllib.request.Request(os.environ["KUBEFLOW_TRAINER_SERVER_URL"], data=body, method="POST")
     request.add_header("Authorization", f"Bearer {token}")
+    while not os.path.exists("waiting"):
+        time.sleep(0.05)
     urllib.request.urlopen(request)
 def wait_for_a_peer_that_never_comes():
-    time.sleep(100)
+    open("waiting", "w").close()
+    time.sleep(600)
 wait_for_a_peer_that_never_comes()
 """,
         stall="2s",

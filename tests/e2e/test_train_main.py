@@ -29,6 +29,7 @@ from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import open_folder
 from finetune_trainer.train.model import LanguageModel, probe
 from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests.hold import Hold
 from tests.tiny import tiny_corpus, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +63,12 @@ def _spec(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
 class Gang:
     """The ranks of one attempt, each a process."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any], *, ranks: int = 1, **plan_fields: Any) -> None:
+    def __init__(
+        self, folder: Path, spec: dict[str, Any], *, ranks: int = 1, held_at: int | None = None, **plan_fields: Any
+    ) -> None:
         self.folder, self.ranks, self.run_dir = folder, ranks, RunDir(folder / "run")
         folder.mkdir(parents=True, exist_ok=True)
+        self.hold = Hold(folder / "hold", held_at) if held_at else None
         self.run_dir.clear()
         typed = FineTuneJobSpec.model_validate(spec, strict=False)
         plan = RunPlan(job=JOB, spec=typed, processes_per_node=ranks, **plan_fields)
@@ -80,6 +84,7 @@ class Gang:
             **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks), "OMP_NUM_THREADS": "1"},
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             names.ENV_CACHE: str(self.folder.parent / "cache"),
+            **(self.hold.environment if self.hold else {}),
         }
         command = [sys.executable, "-m", "finetune_trainer.train.main", "--plan", str(self.folder / "plan.json")]
         command += ["--run-dir", str(self.run_dir.path)]
@@ -87,21 +92,24 @@ class Gang:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
     def wait(self) -> list[int]:
-        return [process.wait(timeout=240) for process in self.processes]
+        return [process.wait(timeout=500) for process in self.processes]
 
     def log(self, rank: int = 0) -> str:
         return (self.folder / f"log.{rank}").read_text()
 
-    def at_step(self, step: int, act: Callable[[], None]) -> None:
-        """Act once rank 0 has done `step` steps."""
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            if (beat := self.run_dir.heartbeats().get(0)) and beat.step >= step:
-                act()
-                return
+    def when_held(self, act: Callable[[], None]) -> None:
+        """Act once rank 0 has done the step at which the ranks are held, and let them go."""
+        assert self.hold is not None
+        self.until(lambda: (beat := self.run_dir.heartbeats().get(0)) is not None and beat.step == self.hold.step)
+        act()
+        self.hold.release()
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not ready():
             assert self.processes[0].poll() is None, self.log()
-            time.sleep(0.005)
-        raise AssertionError(f"step {step} was never reached:\n{self.log()}")
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
 
 
 def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[Gang, LastWords]:
@@ -195,11 +203,12 @@ def test_a_killed_rank_is_a_lost_peer_to_the_other_and_a_new_attempt_ends_the_sa
 ) -> None:
     _succeeded(tmp_path / "whole", _spec(inputs, tmp_path / "expected"), ranks=2)
     spec = _spec(inputs, tmp_path / "out")
-    gang = Gang(tmp_path / "cut", spec, ranks=2)
-    gang.at_step(12, lambda: gang.processes[1].send_signal(signal.SIGKILL))
+    store = CheckpointStore(open_folder(f"file://{tmp_path}/out", prefix=""), JOB)
+    gang = Gang(tmp_path / "cut", spec, ranks=2, held_at=12)
+    gang.until(lambda: store.steps()[-1:] == [10])
+    gang.when_held(lambda: gang.processes[1].send_signal(signal.SIGKILL))
     assert gang.wait() == [ExitCode.PEER_LOST, -signal.SIGKILL], gang.log()
     assert gang.run_dir.errors()[0].reason is Reason.PeerLost
-    assert CheckpointStore(open_folder(f"file://{tmp_path}/out", prefix=""), JOB).steps()
     again, words = _succeeded(tmp_path / "cut", spec, ranks=2)
     assert "resuming after step " in again.log()
     assert words.step == 35
@@ -210,8 +219,8 @@ def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
     inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
 ) -> None:
     spec = _spec(inputs, tmp_path / "out")
-    gang = Gang(tmp_path / "run", spec)
-    gang.at_step(7, lambda: gang.run_dir.request_stop("test"))
+    gang = Gang(tmp_path / "run", spec, held_at=7)
+    gang.when_held(lambda: gang.run_dir.request_stop("test"))
     assert gang.wait() == [ExitCode.INTERRUPTED], gang.log()
     assert gang.run_dir.errors()[0].reason is Reason.Interrupted
     assert gang.run_dir.result() is None
@@ -295,8 +304,8 @@ def test_weighted_and_augmented_tables_resume_to_the_bit_and_are_told_in_the_art
     training = {"epochs": 3, "batchSize": 16, "learningRate": 0.003}
     _, words = _succeeded(tmp_path / "whole", _spec(inputs, tmp_path / "expected", data=data, training=training))
     spec = _spec(inputs, tmp_path / "out", data=data, training=training)
-    gang = Gang(tmp_path / "cut", spec)
-    gang.at_step(6, lambda: gang.run_dir.request_stop("test"))
+    gang = Gang(tmp_path / "cut", spec, held_at=6)
+    gang.when_held(lambda: gang.run_dir.request_stop("test"))
     assert gang.wait() == [ExitCode.INTERRUPTED], gang.log()
     _succeeded(tmp_path / "cut", spec)
     assert _difference(tmp_path / "out", tmp_path / "expected") == 0.0
