@@ -180,22 +180,24 @@ class _Post(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def do_POST(self) -> None:
-        self.send_response(self._answer())
+        length = self.headers.get("Content-Length", "")
+        # read whatever the answer is: who is still sending when we hang up may not hear it
+        body = self.rfile.read(min(int(length), 4 * LIMIT)) if length.isdigit() else None
+        self.send_response(self._answer(body))
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _answer(self) -> int:
+    def _answer(self, body: bytes | None) -> int:
         if self.path != PATH:
             return 404
         if not self.authorised():
             return 401
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if body is None:
             return 411
-        if int(length) > LIMIT:
+        if len(body) > LIMIT:
             return 413
         try:
-            self.take(Message.model_validate_json(self.rfile.read(int(length))).trainer_status)
+            self.take(Message.model_validate_json(body).trainer_status)
         except ValidationError:
             return 400
         return 200
