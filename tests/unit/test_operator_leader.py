@@ -91,7 +91,8 @@ class Play:
 
     async def later(self, seconds: float = 0.0) -> None:
         self.now += seconds
-        await asyncio.sleep(0.1)
+        for _ in range(20):  # a replica looks again after 0.01 s; after a pause of this process it gets its turn too
+            await asyncio.sleep(0.01)
 
 
 def play(scene: Callable[[Play], Awaitable[None]]) -> None:

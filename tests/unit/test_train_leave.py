@@ -19,7 +19,7 @@ def save():
     open(sys.argv[1], "w").write("whole")
 
 threading.Thread(target=save, name=f"{SAVE_THREAD}7").start()
-threading.Thread(target=time.sleep, args=(60,)).start()
+threading.Thread(target=time.sleep, args=(600,)).start()
 atexit.register(os.abort)
 print("said")
 leave(int(sys.argv[2]))
@@ -30,7 +30,7 @@ leave(int(sys.argv[2]))
 def test_saves_end_and_words_are_written_and_the_end_of_libraries_counts_for_nothing(tmp_path: Path, code: int) -> None:
     kept = tmp_path / "checkpoint"
     command = [sys.executable, "-c", PROGRAM, str(kept), str(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (code, "said\n"), done.stderr
     assert kept.read_text() == "whole"
 
