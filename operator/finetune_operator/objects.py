@@ -203,8 +203,8 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
 
 
 def _environment(extra: tuple[EnvVar, ...]) -> list[dict[str, Any]]:
-    """Ours, unless the user sets it too; then the user's. Each variable costs the API server a third of a millisecond in
-    the life of a pod, so what the trainer knows by itself is not told."""
+    """Ours, unless the user sets it too; then the user's. Each variable costs the API server a third of a millisecond
+    in the life of a pod, so what the trainer knows by itself is not told."""
     theirs = {variable.name for variable in extra}
     env: list[dict[str, Any]] = [] if "HOME" in theirs else [{"name": "HOME", "value": "/tmp"}]
     for variable in extra:
