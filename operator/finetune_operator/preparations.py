@@ -13,6 +13,7 @@ from .client import ApiError, Client
 from .observe import Observed
 from .resources import EVENTS, Key, Raw
 from .troubles import in_preparation
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ class Preparations:
     _due: dict[Key, tuple[str, float]] = field(default_factory=dict)
     """Of which pod, and when to ask."""
 
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.clock)
+
     async def ask(self, seen: Observed, now: datetime) -> float | None:
         """Seconds until it should be asked again; None if there is nothing to ask. No answer is no error."""
         key, pod = seen.job.owner, in_preparation(seen)
@@ -46,6 +50,9 @@ class Preparations:
             self._due[key] = (pod.uid, due)
         if due > moment:
             return due - moment
+        if wait := self._turns.wait(pod.uid):
+            return wait
+        self._turns.take(pod.uid, again_in=INTERVAL)
         self._due[key] = (pod.uid, moment + INTERVAL)
         try:
             found = (await self.client.list(EVENTS, pod.namespace, fields=f"involvedObject.uid={pod.uid}")).items

@@ -31,7 +31,7 @@ class WorkQueue(Generic[K]):
         self._ready: dict[K, float] = {}  # key → since when; a dict keeps the order of arrival
         self._urgent: dict[K, float] = {}
         self._in_a_row = 0
-        self._taken: dict[K, bool] = {}  # key → added again meanwhile
+        self._taken: dict[K, bool | None] = {}  # key → added again meanwhile, and whether urgently
         self._later: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._arrived = asyncio.Event()
@@ -39,7 +39,7 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K, *, urgent: bool = False) -> None:
         if key in self._taken:
-            self._taken[key] = True
+            self._taken[key] = urgent or bool(self._taken[key])
         elif urgent and key not in self._urgent:
             self._urgent[key] = self._ready.pop(key, self._clock())
             self._arrived.set()
@@ -71,14 +71,14 @@ class WorkQueue(Generic[K]):
         lane = self._urgent if hurried else self._ready
         key = next(iter(lane))
         del lane[key]
-        self._taken[key] = False
+        self._taken[key] = None
         if timer := self._later.pop(key, None):
             timer.cancel()
         return key
 
     def done(self, key: K) -> None:
-        if self._taken.pop(key, False):
-            self.add(key)
+        if (urgent := self._taken.pop(key, None)) is not None:
+            self.add(key, urgent=urgent)
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
         """Look again after a pause that doubles with each failure in a row. Returns the pause in seconds."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .cache import Cache, Refusal
 from .client import ApiError, Client
 from .observe import Observed
 from .resources import EVENTS
+from .turns import Turns
+from .views import ChildJob
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +27,21 @@ class Refusals:
     client: Client
     cache: Cache
     clock: Callable[[], float] = time.monotonic
-    _asked: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.clock)
+
+    def wait(self, child: ChildJob) -> float:
+        """Seconds until its events may be read."""
+        return self._turns.wait(child.uid)
 
     async def ask(self, seen: Observed) -> bool:
         """Whether something new was learnt. No right to list events is no error: then nothing is known."""
         child = seen.child
         assert child is not None
-        now = self.clock()
-        if now - self._asked.get(child.uid, -INTERVAL) < INTERVAL:
+        if self.wait(child):
             return False
-        self._asked = {uid: when for uid, when in self._asked.items() if now - when < INTERVAL} | {child.uid: now}
+        self._turns.take(child.uid, again_in=INTERVAL)
         fields = f"involvedObject.uid={child.uid},reason=FailedCreate"
         try:
             found = (await self.client.list(EVENTS, child.namespace, fields=fields)).items

@@ -248,8 +248,8 @@ class Service:
         if (wait := await self._holds.ask(seen)) is not None:
             self.queue.add_after(key, wait)
             seen = observe(self.cache, key, self.options.defaults) or seen
-        if lacks_pods(seen, utc_now()):
-            self.queue.add_after(key, refusals.INTERVAL)
+        if seen.child is not None and lacks_pods(seen, utc_now()):
+            self.queue.add_after(key, self._refusals.wait(seen.child) or refusals.INTERVAL)
             if await self._refusals.ask(seen):
                 seen = observe(self.cache, key, self.options.defaults) or seen
         if (wait := await self._preparations.ask(seen, utc_now())) is not None:
@@ -264,7 +264,9 @@ class Service:
         except Forbidden as forbidden:
             await self._tell(key, forbidden.message)
             raise
-        if decision.look_again_in is not None:
+        if decision.look_again_in == 0:
+            self._news(key)
+        elif decision.look_again_in is not None:
             self.queue.add_after(key, decision.look_again_in)
         self.poller.follow(key, observe(self.cache, key, self.options.defaults))
 

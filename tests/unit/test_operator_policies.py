@@ -278,8 +278,8 @@ def test_pods_that_have_nodes_for_a_moment_are_starting() -> None:
     pods = (pod(0, scheduled=NOW), pod(1, scheduled=NOW))
     given = seen(job(status(Phase.Pending)), children=(child(),), pods=pods)
     soon = decide(given, later(1))
-    assert (soon.status.phase, soon.look_again_in) == (Phase.Pending, 1)
-    assert decide(given, later(2)).status.phase is Phase.Starting
+    assert (soon.status.phase, soon.look_again_in) == (Phase.Pending, 4)
+    assert decide(given, later(5)).status.phase is Phase.Starting
 
 
 def report(step: int, **fields: Any) -> ProgressReport:

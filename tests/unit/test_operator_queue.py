@@ -41,6 +41,19 @@ def test_a_key_that_a_worker_has_comes_back_after_it() -> None:
     run(story)
 
 
+def test_what_is_urgent_while_a_worker_has_it_is_urgent_after_it() -> None:
+    async def story(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        queue.add("b")
+        key = await queue.get()
+        queue.add("a", urgent=True)
+        queue.add("a")
+        queue.done(key)
+        assert [await queue.get(), await queue.get()] == ["a", "b"]
+
+    run(story)
+
+
 def test_the_earliest_of_several_times_counts() -> None:
     async def story(queue: WorkQueue[str]) -> None:
         queue.add_after("a", 0.01)

@@ -16,6 +16,7 @@ from finetune_operator.preparations import Preparations
 from finetune_operator.refusals import INTERVAL, Refusals
 from finetune_operator.status import find, rfc3339
 from finetune_operator.troubles import lacks_pods
+from finetune_operator.turns import BETWEEN, Turns
 from finetune_operator.views import Pod, Waiting, view_pod
 from tests.unit.operator_world import NOW, child, job, later, pod, raw_pod, seen, status
 
@@ -194,6 +195,19 @@ def test_the_latest_refusal_is_kept_and_asked_for_now_and_then() -> None:
     clock[0] = INTERVAL
     assert not asyncio.run(refusals.ask(given)), "asked again, and nothing new"
     assert len(client.asked) == 2
+
+
+def test_questions_that_cost_much_are_put_one_after_the_other() -> None:
+    clock = [0.0]
+    turns = Turns(lambda: clock[0])
+
+    assert [turns.wait(uid) for uid in ("a", "b", "c")] == [0.0, BETWEEN, 2 * BETWEEN]
+    turns.take("a", again_in=30)
+    clock[0] = BETWEEN
+    assert [turns.wait(uid) for uid in ("b", "c", "a")] == [0.0, BETWEEN, 30 - BETWEEN]
+    clock[0] = 100.0
+    turns.take("a", again_in=30)
+    assert turns.wait("b") == 0.0, "it did not take its turn in time, and has the next"
 
 
 POD = [

@@ -14,7 +14,7 @@ from finetune_operator.views import parse_time
 
 from .waiting import relieved, waits
 
-SETTLED = timedelta(seconds=2)
+SETTLED = timedelta(seconds=5)
 """Pods that are scheduled for so long and do not run yet are worth a write: `Starting`."""
 
 PROGRESS_INTERVAL = 15.0
