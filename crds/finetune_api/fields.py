@@ -14,13 +14,19 @@ PRESERVE = "x-kubernetes-preserve-unknown-fields"
 
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
+ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+MOUNT_PATH = r"^/[^:\s]+$"
+QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?$"
 CONTROLLER_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9][-._A-Za-z0-9]*$"
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 ControllerName = Annotated[str, Field(min_length=3, max_length=63, pattern=CONTROLLER_NAME)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
 Duration = Annotated[str, Field(min_length=2, max_length=32, pattern=durations.PATTERN)]
-Quantity = Annotated[int | str, Field(union_mode="left_to_right")]
+Quantity = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1, max_length=64, pattern=QUANTITY)],
+    Field(union_mode="left_to_right"),
+]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.DATA)]
 OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=uris.OUTPUT)]
 Label = Annotated[str, Field(max_length=256)]

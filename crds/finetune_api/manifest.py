@@ -88,9 +88,11 @@ def load(source: Path | str) -> FineTuneJob:
     """A typed job from a file or from YAML text. ManifestError lists every problem."""
     if isinstance(source, Path):
         try:
-            source = source.read_text()
+            source = source.read_text(encoding="utf-8")
         except OSError as error:
             raise ManifestError((Problem("", f"cannot read {source}: {error.strerror}"),)) from error
+        except UnicodeDecodeError as error:
+            raise ManifestError((Problem("", f"{source} is not text in UTF-8"),)) from error
     raw = parse(source)
     if problems := validate(raw):
         raise ManifestError(problems)
@@ -108,26 +110,37 @@ def validate(raw: dict[str, Any], old: dict[str, Any] | None = None) -> tuple[Pr
 
 
 def _head(raw: dict[str, Any]) -> Iterator[Problem]:
-    if raw.get("apiVersion") != API_VERSION:
-        yield Problem("apiVersion", f"must be {API_VERSION}")
-    if raw.get("kind") != KIND:
-        yield Problem("kind", f"must be {KIND}")
+    for field, word in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if (given := raw.get(field)) != word:
+            yield Problem(field, f"must be {word}" + (f", not {given}" if isinstance(given, str) else ""))
     if not isinstance(raw.get("metadata"), dict) or not raw["metadata"].get("name"):
         yield Problem("metadata.name", "is required")
 
 
 def _structure(raw: dict[str, Any]) -> Iterator[Problem]:
+    head = raw["metadata"] if isinstance(raw.get("metadata"), dict) else {}
+    metadata = {"name": "x", **{field: value for field, value in head.items() if value is not None}}
+    given = {"metadata": metadata} | {key: raw[key] for key in ("spec",) if key in raw}
     try:
-        FineTuneJob.model_validate_json(json.dumps({"metadata": {"name": "x"}, "spec": raw.get("spec")}))
+        FineTuneJob.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        told: dict[str, list[str]] = {}
+        told: dict[str, list[Any]] = {}
         for detail in error.errors(include_url=False):
             if _of_the_other_kind(detail):
                 continue
             place = [part for part in detail["loc"] if part not in (*SCALARS, *OBJECTS)]
-            told.setdefault(_path(place), []).append(_told(detail))
-        for path, messages in told.items():
-            yield Problem(path, messages[0] if len(messages) == 1 else "must be a whole number or text")
+            told.setdefault(_path(place), []).append(detail)
+        for path, details in told.items():
+            if details[0]["type"] == "too_short" and any(other.startswith(f"{path}[") for other in told):
+                continue  # only because none of its entries could be read
+            yield Problem(path, _told(_fitting(details)))
+
+
+def _fitting(details: list[Any]) -> Any:
+    """Of a number or text: what is wrong with the kind that was given."""
+    kinds = {int: ("int", "constrained-int"), str: ("str", "constrained-str")}.get(type(details[0]["input"]), ())
+    neither = {**details[0], "type": "number_or_text"} if len(details) > 1 else details[0]
+    return next((detail for detail in details if detail["loc"][-1] in kinds), neither)
 
 
 def _of_the_other_kind(detail: Any) -> bool:
@@ -147,8 +160,11 @@ def _path(location: list[int | str]) -> str:
 def _told(detail: Any) -> str:
     """A validation error in plain words."""
     context, given = detail.get("ctx", {}), detail.get("input")
-    shown = json.dumps(given) if isinstance(given, str | int | float | bool) else type(given).__name__
+    kinds = {dict: "an object", list: "a list", type(None): "nothing"}
+    shown = kinds.get(type(given)) or json.dumps(given, ensure_ascii=False)
     match detail["type"]:
+        case "number_or_text":
+            return f"must be a whole number or text, not {shown}" + (" (quote it)" if isinstance(given, float) else "")
         case "missing":
             return "is required"
         case "literal_error":
@@ -168,7 +184,7 @@ def _told(detail: Any) -> str:
         case "too_long":
             return f"must have at most {context['max_length']} entries"
         case "too_short":
-            return f"must have at least {context['min_length']} entries"
+            return f"must have at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}"
         case "string_pattern_mismatch":
             return f"{shown} does not have the form {_form(context['pattern'])}"
         case "int_type" | "int_from_float":
@@ -198,8 +214,12 @@ def _form(pattern: str) -> str:
         fields.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
         fields.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
         fields.CONTROLLER_NAME: "example.com/name",
+        fields.ENV_NAME: "of a variable's name: letters, digits and _, not first a digit",
+        fields.MOUNT_PATH: "of a path from the root, such as /data, without spaces and :",
+        fields.QUANTITY: "2, 500m or 4Gi",
     }
-    return known.get(pattern, pattern)
+    lower = "; buckets in lower case" if pattern in (uris.MODEL, uris.DATA, uris.OUTPUT) else ""
+    return known.get(pattern, pattern) + lower
 
 
 def _unknown(raw: Any, model: type[BaseModel], path: str) -> Iterator[Problem]:

@@ -7,8 +7,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from .base import ApiModel, Rule
-from .fields import LIST_MAP, MAP_KEYS, PRESERVE, Duration, Label, Name, ObjectName, Quantity
+from .fields import (
+    ENV_NAME,
+    LIST_MAP,
+    MAP_KEYS,
+    MOUNT_PATH,
+    PRESERVE,
+    Duration,
+    Label,
+    Name,
+    ObjectName,
+    Quantity,
+)
 from .rules import exactly_one
+
+
+def _gpus_are_whole(limits: dict[str, Any]) -> bool:
+    return all(str(amount).isdecimal() for name, amount in limits.items() if name.endswith("/gpu"))
 
 
 class Resources(ApiModel):
@@ -19,6 +34,15 @@ class Resources(ApiModel):
         default_factory=dict, description="Of each pod."
     )
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.limits) || self.limits.all(name, !name.endsWith('/gpu') || "
+            "type(self.limits[name]) == int || self.limits[name].matches('^[0-9]+$'))",
+            message="resources.limits of GPUs must be whole numbers, such as nvidia.com/gpu: 8",
+            holds=lambda new, _: _gpus_are_whole(new.get("limits") or {}),
+        ),
+    )
+
 
 class SecretKeyRef(ApiModel):
     name: ObjectName
@@ -26,7 +50,7 @@ class SecretKeyRef(ApiModel):
 
 
 class EnvVar(ApiModel):
-    name: str = Field(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    name: str = Field(min_length=1, max_length=256, pattern=ENV_NAME)
     value: str | None = Field(None, max_length=4096)
     secret_key_ref: SecretKeyRef | None = Field(None, description="A key of a Secret in the job's namespace.")
 
@@ -48,9 +72,7 @@ class NamedSource(ApiModel):
 
 class Volume(ApiModel):
     name: Name
-    mount_path: str = Field(
-        min_length=2, max_length=1024, pattern=r"^/[^:\s]+$", description="Where the trainer sees it."
-    )
+    mount_path: str = Field(min_length=2, max_length=1024, pattern=MOUNT_PATH, description="Where the trainer sees it.")
     read_only: bool = Field(False)
     persistent_volume_claim: ClaimVolume | None = None
     empty_dir: EmptyDirVolume | None = None

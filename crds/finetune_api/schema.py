@@ -119,8 +119,6 @@ def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sch
     if out.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
         out["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-        if "pattern" in out:
-            out.pop("pattern")
     elif "type" not in out and not out.get(PRESERVE):
         raise ValueError(f"{where}: a schema needs a type")
     if text := _described(node):
@@ -151,7 +149,8 @@ def _merged(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sche
     if len(variants) == 1:
         return variants[0]
     if {v.get("type") for v in variants} == {"integer", "string"}:
-        return {"x-kubernetes-int-or-string": True}
+        bounds = {key: value for variant in variants for key, value in variant.items() if key != "type"}
+        return {"x-kubernetes-int-or-string": True, **bounds}
     if sorted(v.get("type", "") for v in variants) == ["integer", "object"]:
         return _number_or_object(*sorted(variants, key=lambda v: str(v["type"])), where=where)
     if all("anyOf" in v for v in variants):

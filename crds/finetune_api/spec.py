@@ -113,7 +113,6 @@ class Checkpoint(ApiModel):
     every: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
         "10m",
         description="A duration such as 10m, or a number of steps.",
-        json_schema_extra={"pattern": r"^([0-9]{1,6}[smhd]){1,4}$"},
     )
     keep: int = Field(2, ge=1, le=100, description="Checkpoints that stay; the best one stays too.")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from finetune_api import manifest
+from finetune_api import manifest, schema
 from finetune_api.manifest import ManifestError
+from finetune_api.spec import FineTuneJobSpec
 from tests.bad_manifests import BAD, BASE, GOOD, UNSEEN, Bad, changed
 
 
@@ -52,6 +55,37 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
 def test_a_file_that_is_no_manifest_says_so(text: str, says: str) -> None:
     with pytest.raises(ManifestError, match=says):
         manifest.load(text)
+
+
+def test_what_is_no_text_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ManifestError, match=r"job\.yaml is not text in UTF-8"):
+        manifest.load(file)
+
+
+def test_another_kind_is_named() -> None:
+    problems = manifest.validate(changed(BASE, {"kind": "FinetuneJob", "apiVersion": "apps/v1"}))
+
+    assert [p.message for p in problems] == [
+        "must be finetune.dev/v1alpha1, not apps/v1",
+        "must be FineTuneJob, not FinetuneJob",
+    ]
+
+
+def test_one_bad_entry_is_one_problem() -> None:
+    problems = manifest.validate(changed(BASE, {"spec.data.train": [{"uri": "s3:/corp/train.jsonl"}]}))
+
+    assert [p.path for p in problems] == ["spec.data.train[0].uri"]
+
+
+def test_no_form_is_told_as_a_regular_expression() -> None:
+    patterns = set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', json.dumps(schema.structural(FineTuneJobSpec))))
+
+    assert patterns
+    for pattern in map(json.loads, patterns):
+        assert manifest._form(pattern) != pattern
 
 
 def test_the_job_is_found_among_other_documents() -> None:
