@@ -21,6 +21,10 @@ class Hub(ThreadingHTTPServer):
     files: dict[str, bytes]
     refuse: tuple[int, str] | None = None
     """Status and X-Error-Code of every answer."""
+    parts: bool = True
+    """Whether it gives parts of files."""
+    sent: int = 0
+    """Bytes of files."""
     asked: list[str]
     tokens: set[str | None]
 
@@ -55,8 +59,13 @@ class HubHandler(BaseHTTPRequestHandler):
             if data is None:
                 self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
                 return
-            etag = f'"{hashlib.sha1(data).hexdigest()}"'
-            self.reply(200, data, {"ETag": etag, "X-Repo-Commit": COMMIT})
+            status, headers = 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if self.server.parts and (wanted := self.headers.get("range")):
+                start, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+                headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
+                status, data = 206, data[start : last + 1]
+            self.server.sent += len(data) if self.command == "GET" else 0
+            self.reply(status, data, headers)
         elif path.startswith(f"{api}/revision/"):
             self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:

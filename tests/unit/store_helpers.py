@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
-from finetune_trainer.store.folder import Digest, Entry, NotFound, digest_of, safe_path
+from finetune_trainer.store.folder import Changed, Digest, Entry, NotFound, digest_of, safe_path
 
 RUN = JobIdentity(namespace="team", name="cardiology", uid="uid-1")
 OTHER_RUN = JobIdentity(namespace="team", name="surgery", uid="uid-2")
@@ -27,6 +27,11 @@ class MemoryFolder:
         if safe_path(path) not in self.files:
             raise NotFound(f"there is no file {path}")
         return self.files[path]
+
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        if self.stat(entry.path) != entry:
+            raise Changed(f"{self.uri}/{entry.path}")
+        return self.read(entry.path)[start:stop]
 
     def stat(self, path: str) -> Entry | None:
         return Entry(path, len(self.files[path])) if safe_path(path) in self.files else None
@@ -76,6 +81,9 @@ class DyingFolder:
 
     def read(self, path: str) -> bytes:
         return self._alive().read(path)
+
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        return self._alive().read_range(entry, start, stop)
 
     def stat(self, path: str) -> Entry | None:
         return self._alive().stat(path)

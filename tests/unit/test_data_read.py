@@ -9,10 +9,11 @@ import pytest
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.read import PASSAGE, Row, iter_rows
+from finetune_trainer.store.sources import SourceFile
 
 
 def read_rows(path: Path, name: str | None = None) -> list[Row]:
-    return list(iter_rows(path, name=name))
+    return list(iter_rows(SourceFile(name or str(path), "", path)))
 
 
 def test_rows_keep_the_line_numbers_of_an_editor(tmp_path: Path) -> None:

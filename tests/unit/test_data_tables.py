@@ -13,13 +13,18 @@ from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data import read
 from finetune_trainer.data.load import load_datasets
-from finetune_trainer.data.read import iter_rows
+from finetune_trainer.data.read import Row, iter_rows
+from finetune_trainer.store.sources import SourceFile
 from tests.unit.data_helpers import tokenizer_folder, write_jsonl
 
 CHATS: list[dict[str, Any]] = [
     {"messages": [{"role": r, "content": c, "name": None} for r, c in (("user", f"say {n}"), ("assistant", f"{n}"))]}
     for n in range(7)
 ]
+
+
+def read_rows(path: Path, name: str = "") -> list[Row]:
+    return list(iter_rows(SourceFile(name or str(path), "", path)))
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -38,7 +43,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_a_table_holds_the_rows_of_its_json(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "_AT_ONCE", 2)
     path = write(tmp_path / f"a{ending}", CHATS)
-    rows = list(iter_rows(path))
+    rows = read_rows(path)
     assert [row.fields["messages"][1]["content"] for row in rows] == [str(n) for n in range(7)]
     assert [row.line for row in rows] == list(range(1, 8))
     tokenizer_folder(tmp_path / "model")
@@ -56,7 +61,7 @@ def test_a_table_holds_the_rows_of_its_json(tmp_path: Path, ending: str, monkeyp
 
 
 def test_a_null_is_a_key_that_is_not_there(tmp_path: Path) -> None:
-    rows = list(iter_rows(write(tmp_path / "a.parquet", [{"text": "a", "label": None}, {"text": None, "label": 1}])))
+    rows = read_rows(write(tmp_path / "a.parquet", [{"text": "a", "label": None}, {"text": None, "label": 1}]))
     assert [row.fields for row in rows] == [{"text": "a"}, {"label": 1}]
 
 
@@ -80,20 +85,20 @@ def test_damaged_files_are_named(tmp_path: Path, ending: str, harm: str) -> None
     path = write(tmp_path / f"a{ending}", CHATS)
     path.write_bytes({"cut": path.read_bytes()[:-100], "something else": b'{"text": "a"}\n' * 9, "empty": b""}[harm])
     with pytest.raises(FinetuneError) as caught:
-        list(iter_rows(path, name="s3://corp/a"))
+        read_rows(path, f"s3://corp/a{ending}")
     assert caught.value.reason is Reason.DataUnreadable
-    assert caught.value.message.startswith("s3://corp/a row ")
+    assert caught.value.message.startswith(f"s3://corp/a{ending} row ")
 
 
 def test_a_table_without_rows_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"text": pa.array([], pa.string())}), path)
     with pytest.raises(FinetuneError) as caught:
-        list(iter_rows(path))
+        read_rows(path)
     assert caught.value.reason is Reason.DataEmpty
 
 
 def test_a_missing_table_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError) as caught:
-        list(iter_rows(tmp_path / "a.parquet"))
+        read_rows(tmp_path / "a.parquet")
     assert caught.value.reason is Reason.DataNotFound

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from obstore.store import MemoryStore
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.store.folder import Folder, NotFound, digest_of, open_folder, safe_path
+from finetune_trainer.store.folder import Changed, Folder, NotFound, digest_of, open_folder, safe_path
 from finetune_trainer.store.local import LocalFolder, os_errors, replacing
 from finetune_trainer.store.objects import ObjectFolder
 
@@ -66,6 +68,43 @@ def test_download_says_what_it_received(folder: Folder, tmp_path: Path) -> None:
     folder.put("a", b"content")
     assert folder.download("a", tmp_path / "deep" / "x") == digest_of(b"content")
     assert (tmp_path / "deep" / "x").read_bytes() == b"content"
+
+
+def test_parts_of_a_file_are_read_as_long_as_it_is_the_same(folder: Folder) -> None:
+    folder.put("a", b"0123456789")
+    entry = folder.stat("a")
+    assert entry is not None
+    assert [folder.read_range(entry, 2, 5), folder.read_range(entry, 0, 10)] == [b"234", b"0123456789"]
+    for content in (b"9876543210", b"0123456789 and more"):
+        folder.put("a", content)
+        with pytest.raises(Changed, match=r"store/a changed while it was read") as caught:
+            folder.read_range(entry, 2, 5)
+        assert caught.value.reason is Reason.DataUnreadable
+    folder.delete("a")
+    with pytest.raises(NotFound):
+        folder.read_range(entry, 2, 5)
+
+
+def test_an_object_without_an_etag_is_known_by_the_second_of_its_last_change() -> None:
+    class Dated(MemoryStore):
+        """As a store that has no etags: lists have milliseconds, answers have seconds."""
+
+        def get(self, path: str, *, options: dict[str, object]) -> object:
+            assert "if_match" not in options
+            answer = super().get(path, options=options)
+            meta = {**answer.meta, "e_tag": None, "last_modified": answer.meta["last_modified"].replace(microsecond=0)}
+            return SimpleNamespace(meta=meta, bytes=answer.bytes)
+
+        def head(self, path: str) -> dict[str, object]:
+            return {**super().head(path), "e_tag": None}
+
+    objects = ObjectFolder("s3://bucket/store", "bucket", "", Dated())
+    objects.put("a", b"0123456789")
+    entry = objects.stat("a")
+    assert entry is not None
+    assert objects.read_range(entry, 2, 5) == b"234"
+    with pytest.raises(Changed):
+        objects.read_range(replace(entry, version="2020-01-01 00:00:00+00:00"), 2, 5)
 
 
 def test_check_writable_leaves_no_file(folder: Folder) -> None:

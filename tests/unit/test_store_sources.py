@@ -1,4 +1,4 @@
-"""What a data URI means: one file, a folder, a pattern, a data set on the hub; one file lies here at a time."""
+"""What a data URI means: one file, a folder, a pattern, a data set on the hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store import sources
 from finetune_trainer.store.folder import Folder, NotFound
-from finetune_trainer.store.sources import find_files, local_paths
+from finetune_trainer.store.sources import SourceFile, find_files, local_paths
 from tests.unit.hub_helpers import COMMIT, Hub, environ, serving
 from tests.unit.store_helpers import MemoryFolder
 
@@ -35,6 +35,13 @@ MISSING = [
     ("{}/none/", "there is no data file in"),
     ("{}/*.arrow", "there is no data file in"),
 ]
+
+
+def content(file: SourceFile) -> bytes:
+    if isinstance(file.where, Path):
+        return file.where.read_bytes()
+    ranges = file.where()
+    return ranges.read(0, ranges.size)
 
 
 @pytest.fixture
@@ -62,10 +69,8 @@ def test_what_a_uri_means(places: dict[str, str], tmp_path: Path, where: str, ur
     found = find_files(uri.format(places[where]), prefix="", endings=ENDINGS)
     assert [file.uri for file in found] == [f"{places[where]}/{name}" for name in names]
     for file, name in zip(found, names, strict=True):
-        with file.at_hand(tmp_path) as path:
-            assert path.read_text() == name
-            assert path.name == name.rpartition("/")[2], "its ending says how it is read"
-    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing stays"
+        assert content(file) == name.encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "nothing is left behind"
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
@@ -105,17 +110,14 @@ HUB_URIS = [
 
 
 @pytest.mark.parametrize("uri", HUB_URIS)
-def test_files_of_a_data_set_are_those_of_its_commit(hub: Hub, tmp_path: Path, uri: str) -> None:
+def test_files_of_a_data_set_are_those_of_its_commit(hub: Hub, uri: str) -> None:
     found = find_files(uri, prefix="FINETUNE_DATA_", endings=ENDINGS, environ=environ(hub, "hf_1", section="DATA"))
     names = [name for name in DATASET if name.startswith("data/")]
     assert [file.uri for file in found] == [f"hf://datasets/org/name@{COMMIT}/{name}" for name in names]
     assert not any("/resolve/" in path for path in hub.asked), "nothing is downloaded yet"
     for number, file in enumerate(found):
         assert file.version == COMMIT
-        with file.at_hand(tmp_path) as path:
-            assert path.read_text() == str(number)
-            assert path.name.endswith(".jsonl")
-    assert list(tmp_path.iterdir()) == []
+        assert content(file) == str(number).encode()
     assert hub.tokens == {"Bearer hf_1"}
 
 
@@ -160,9 +162,22 @@ def test_a_hubs_refusals(
     assert "CANARY" not in f"{caught.value} {caught.value.__cause__!r}"
 
 
-def test_a_file_that_is_gone_at_its_commit_is_named(hub: Hub, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_at_its_commit_is_named(hub: Hub) -> None:
     uri = f"hf://datasets/org/name@{COMMIT}/data/none.jsonl"
     [file] = find_files(uri, prefix="", endings=ENDINGS, environ=environ(hub))
-    with pytest.raises(FinetuneError) as caught, file.at_hand(tmp_path):
-        pass
+    with pytest.raises(FinetuneError) as caught:
+        content(file)
     assert caught.value.reason is Reason.DataNotFound
+
+
+def test_a_hub_that_gives_no_parts_of_files_is_named(hub: Hub) -> None:
+    hub.parts = False
+    name = "data/train-00000-of-00002.jsonl"
+    hub.files[name] = bytes(range(250))
+    [file] = find_files(f"hf://datasets/org/name@{COMMIT}/{name}", prefix="", endings=ENDINGS, environ=environ(hub))
+    assert not isinstance(file.where, Path)
+    ranges = file.where()
+    assert ranges.read(0, 250) == bytes(range(250)), "the whole is a part as well"
+    with pytest.raises(FinetuneError, match="gives whole files only") as caught:
+        ranges.read(10, 20)
+    assert caught.value.reason is Reason.InvalidSpec

@@ -59,7 +59,7 @@ class Statistics(ApiModel):
     labels: tuple[str, ...] = ()
     splits: dict[str, SplitStatistics] = Field(description="train, validation, test, general, slice:<name>.")
     sources: tuple[SourceStatistics, ...] = Field((), description="Of data.train, in its order.")
-    digests: dict[str, str] = Field(description="sha256 of each file, by URI.")
+    digests: dict[str, str] = Field(description="By URI: sha256 of the file, or of its rows behind `rows:`.")
     tokenizer: str = Field(description="sha256 of the tokenizer's files.")
 
     def lines(self) -> Iterator[str]:

@@ -1,14 +1,14 @@
 """All data sets of a manifest, tokenised into a folder. Each file is read once (training files twice when labels are to
-be found in them), one at a time, with a bounded part of it in memory."""
+be found in them), one at a time, with a bounded part of it in memory, and as little of a row as its format looks at."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from finetune_trainer.store.sources import SourceFile
 from .classification import Classification, labels_of
 from .corpus import Corpus, Flags
 from .encode import Limits, encode
-from .formats import FORMATS, Format, detect
-from .read import Row, iter_rows
+from .formats import FORMATS, TELLING, Format, detect
+from .read import Keys, Row, iter_rows
 from .split import fingerprint, hold_out, key_of
 from .tokenizer import Tokenizer
 from .writer import CorpusWriter, Facts, nothing_left, select
@@ -41,14 +41,12 @@ class Build:
     """By the URI of the manifest."""
     tokenizer_digest: str
     digests: dict[str, str] = field(default_factory=dict)
-    """sha256 by file, filled in while files are read."""
+    """Of what was read, by file, as `iter_rows` says it: filled in while remote files are read."""
 
     def write(self, folder: Path) -> None:
         """FinetuneError for everything that is wrong with the files."""
-        rows = self._rows(self.spec.train[0].uri, folder)
-        first = next(rows)
-        form = self._format(first, folder)
-        facts, held, sources, splits = self._train(folder, form, chain([first], rows))
+        form = self._format()
+        facts, held, sources, splits = self._train(folder, form)
         known = facts.twins[~held & (facts.documents > 0)]
         leaks: list[str] = []
         twins = [facts.twins[held]]
@@ -85,19 +83,30 @@ class Build:
         yield from ((name, source.uri) for name, source in named.items() if source and source.uri)
         yield from ((SLICE + part.name, part.uri) for part in spec.slices)
 
-    def _rows(self, uri: str, scratch: Path) -> Iterator[Row]:
+    def _rows(self, uri: str, keys: Keys) -> Iterator[Row]:
         for file in self.files[uri]:
-            with file.at_hand(scratch) as path:
-                if file.uri not in self.digests:
-                    self.digests[file.uri] = sha256(path, file.uri)
-                yield from iter_rows(path, name=file.uri)
+            digest = yield from iter_rows(file, keys)
+            self.digests.setdefault(file.uri, digest)
 
-    def _format(self, first: Row, scratch: Path) -> Format:
+    def _detected(self, uri: str, *, labelled: bool) -> str:
+        """The format of a file's first row."""
+        try:
+            return detect(self._first(uri, TELLING), labelled=labelled)
+        except FinetuneError as error:
+            if error.reason is Reason.DataUnreadable:
+                detect(self._first(uri, None), labelled=labelled)  # says which keys there are instead
+            raise
+
+    def _first(self, uri: str, keys: Keys) -> Row:
+        with closing(iter_rows(self.files[uri][0], keys)) as rows:
+            return next(rows)
+
+    def _format(self) -> Format:
         """As the manifest says, else as the first training row looks."""
         wanted = self.spec.classification
         name: str = self.spec.format
         if name == "auto":
-            name = "classification" if wanted else detect(first)
+            name = "classification" if wanted else self._detected(self.spec.train[0].uri, labelled=True)
         if name == "text" and self.spec.augmentation:
             raise FinetuneError(
                 Reason.InvalidSpec,
@@ -108,23 +117,25 @@ class Build:
             return FORMATS[name](self.tokenizer)
         labels = wanted.labels if wanted and wanted.labels else None
         if labels is None:
-            labels = labels_of(row for source in self.spec.train for row in self._rows(source.uri, scratch))
+            files = [file for source in self.spec.train for file in self.files[source.uri]]
+            labels = labels_of(row for file in files for row in iter_rows(file, ("label",)))
         return Classification.of(self.tokenizer, labels, wanted.instruction if wanted else None)
 
     def _train(
-        self, folder: Path, form: Format, rows: Iterable[Row]
+        self, folder: Path, form: Format
     ) -> tuple[Facts, Flags, tuple[SourceStatistics, ...], dict[str, SplitStatistics]]:
-        """All training rows are tokenised, then those that are held out are taken away. `rows`: of the first source,
-        which has been opened."""
+        """All training rows are tokenised, then those that are held out are taken away."""
         given = folder / "given"
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
         answers = form.answers if isinstance(form, Classification) else ()
         texts = folder / TEXTS if self.spec.augmentation else None
+        group = self.spec.validation.group_by if self.spec.validation else None
+        keys = (*form.keys, *([group] if group else []))
         ends = [0]
         with CorpusWriter(given, limits, answers=answers, texts=texts) as writer:
-            for number, source in enumerate(self.spec.train):
+            for source in self.spec.train:
                 count = 0
-                documents = map(form.document, self._rows(source.uri, folder) if number else rows)
+                documents = map(form.document, self._rows(source.uri, keys))
                 for outcome in encode(documents, self.tokenizer, limits):
                     row = outcome.document.row
                     key = key_of(row, self.spec.validation, seed=self.seed)
@@ -172,15 +183,12 @@ class Build:
         return splits
 
     def _encode(self, folder: Path, name: str, uri: str, form: Format) -> tuple[SplitStatistics, Facts]:
-        rows: Iterator[Row] = self._rows(uri, folder)
         if name == "general":  # whatever it is, and if it has labels, they are not the task's
-            first = next(rows)
-            rows = chain([first], rows)
-            form = FORMATS[detect(first, labelled=False)](self.tokenizer)
+            form = FORMATS[self._detected(uri, labelled=False)](self.tokenizer)
         answers = form.answers if isinstance(form, Classification) else ()
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
         with CorpusWriter(folder / name, limits, answers=answers) as writer:
-            for outcome in encode(map(form.document, rows), self.tokenizer, limits):
+            for outcome in encode(map(form.document, self._rows(uri, form.keys)), self.tokenizer, limits):
                 writer.add(outcome, twin=fingerprint(form.identity(outcome.document.row)))
             writer.check()
         facts, corpus = writer.facts(), Corpus.load(folder / name)

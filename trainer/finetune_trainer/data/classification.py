@@ -28,6 +28,7 @@ class Classification:
     answers: tuple[Tokens, ...]
     """What each label is in tokens, with the token that ends it."""
     name: str = "classification"
+    keys: tuple[str, ...] = ("text", "label")
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, labels: Sequence[str], instruction: str | None) -> Classification:

@@ -49,6 +49,10 @@ class Format(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of a row, those that it looks at."""
+
     def document(self, row: Row) -> Document:
         """FinetuneError that names the row when it is not of this format, or has nothing to learn from."""
 
@@ -60,6 +64,7 @@ class Format(Protocol):
 class Chat:
     tokenizer: Tokenizer
     name: str = "chat"
+    keys: tuple[str, ...] = ("messages", "tools")
 
     def document(self, row: Row) -> Document:
         if self.tokenizer.chat is None:
@@ -84,6 +89,7 @@ class Chat:
 class Completion:
     tokenizer: Tokenizer
     name: str = "completion"
+    keys: tuple[str, ...] = ("prompt", "completion")
 
     def document(self, row: Row) -> Document:
         prompt, completion = string_of(row, "prompt"), string_of(row, "completion")
@@ -98,6 +104,7 @@ class Completion:
 class Text:
     tokenizer: Tokenizer
     name: str = "text"
+    keys: tuple[str, ...] = ("text",)
 
     def document(self, row: Row) -> Document:
         text = string_of(row, "text")
@@ -109,6 +116,10 @@ class Text:
 
 FORMATS: dict[str, Callable[[Tokenizer], Format]] = {"chat": Chat, "completion": Completion, "text": Text}
 """Those that need nothing but a tokenizer; classification needs its labels too."""
+
+
+TELLING = ("messages", "prompt", "completion", "text", "label")
+"""Keys by which a format is told."""
 
 
 def detect(row: Row, *, labelled: bool = True) -> str:

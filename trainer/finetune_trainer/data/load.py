@@ -29,7 +29,7 @@ from .order import Mixture
 from .read import ENDINGS
 from .tokenizer import FILES, Tokenizer
 
-RECIPE = 3
+RECIPE = 4
 """Raised when the same files would give other arrays."""
 
 _ELSEWHERE: dict[str, Any] = {
@@ -62,7 +62,7 @@ class Datasets:
 
     @property
     def digests(self) -> dict[str, str]:
-        """sha256 of each file, by URI."""
+        """Of what was read of each file, by URI: its sha256, or behind `rows:` that of its rows; see `iter_rows`."""
         return self.statistics.digests
 
     @property
@@ -74,10 +74,11 @@ class Datasets:
 def load_datasets(spec: Data, *, tokenizer_path: Path, cache: Path, seed: int) -> Datasets:
     """FinetuneError for everything that is wrong with the files, with file and line."""
     files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec)}
-    local = {f.uri: sha256(f.path, f.uri) for found in files.values() for f in found if f.path is not None}
+    found = [file for each in files.values() for file in each]
+    local = {file.uri: sha256(file.where, file.uri) for file in found if isinstance(file.where, Path)}
     tokenizer_digest = _digest(*(sha256(p) for name in FILES if (p := tokenizer_path / name).exists()))
     settings = spec.model_dump_json(exclude=_ELSEWHERE)
-    content = [_version(file, local) for found in files.values() for file in found]
+    content = [_version(file, local) for file in found]
     facts = [tokenizer_digest, tokenizers.__version__, str(RECIPE), str(seed), str(bool(spec.augmentation))]
     key = _digest(settings, *content, *facts)
 

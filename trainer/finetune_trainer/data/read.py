@@ -5,19 +5,26 @@
 .gz                 either of them, compressed
 .parquet            tables; a column is a key, lists and structs are what they are in JSON
 .arrow .feather     the same from Arrow's own files and streams
+
+A remote file is read in place: lines from its start to its end, of a table the columns that are asked for.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.store.ranges import Seekable, Sequential
+from finetune_trainer.store.sources import SourceFile
 
 PASSAGE = 4000
 """Characters: long enough to have context, short enough for a file to be split into training and validation rows."""
@@ -28,6 +35,14 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz", *TABLES)
 
 _AT_ONCE = 256
 """Rows of a table in memory."""
+_COLUMN = 4 << 20
+"""Bytes of a Parquet column that are read at a time: a group of rows may be larger than memory."""
+
+OF_ROWS = "rows:"
+"""In front of a digest that is not a whole file's; see `iter_rows`."""
+
+Keys = Collection[str] | None
+"""Keys of a row that matter; None: all."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +63,80 @@ class Row:
         return f"{self.file} {self.unit} {self.line}"
 
 
-def iter_rows(path: Path, *, name: str | None = None) -> Iterator[Row]:
-    """The rows of a file, which messages call `name`. DataNotFound, DataEmpty, DataUnreadable, while it is read."""
-    name = name or str(path)
-    if not path.name.endswith(ENDINGS):
+def iter_rows(file: SourceFile, keys: Keys = None) -> Generator[Row, None, str]:
+    """The rows of a file, with these keys. DataNotFound, DataEmpty, DataUnreadable and a store's errors, while it is
+    read.
+
+    Returns the sha256 of a remote file that was read whole. Of one that was read in parts, `rows:` and the sha256 of
+    the rows as lines of JSON with sorted keys. Empty for a file of this machine.
+    """
+    if not file.uri.endswith(ENDINGS):
         raise FinetuneError(
             Reason.DataUnreadable,
-            f"{name} is none of {', '.join(ENDINGS)}",
+            f"{file.uri} is none of {', '.join(ENDINGS)}",
             "Convert it: one JSON object a line.",
         )
-    row = None
-    for row in _rows(path, name):
-        yield row
-    if row is None:
-        raise FinetuneError(Reason.DataEmpty, f"{name} has no rows")
+    count, seen = 0, hashlib.sha256()
+    with closing(_Opened(file)) as opened:
+        for row in _rows(opened, keys):
+            count += 1
+            if opened.partly:
+                seen.update(json.dumps(row.fields, sort_keys=True, default=str).encode() + b"\n")
+            yield row
+        if not count:
+            raise FinetuneError(Reason.DataEmpty, f"{file.uri} has no rows")
+        return OF_ROWS + seen.hexdigest() if opened.partly else opened.sha256()
 
 
-def _rows(path: Path, name: str) -> Iterator[Row]:
+class _Opened:
+    """How a file is read, which is known when it has been looked into."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.name = file.uri
+        self.partly = False
+        self._where = file.where
+        self._sequential: Sequential | None = None
+        self._file: BinaryIO | None = None
+
+    def lines(self) -> BinaryIO:
+        """From the start to the end."""
+        self.close()
+        if isinstance(self._where, Path):
+            self._file = self._where.open("rb")
+            return self._file
+        self.partly = False
+        self._sequential = Sequential(self._where())
+        self._file = io.BufferedReader(self._sequential, 1 << 16)
+        return self._file
+
+    def parts(self) -> BinaryIO:
+        """Any part of it."""
+        if isinstance(self._where, Path):
+            return self.lines()
+        self.close()
+        self.partly = True
+        self._file = cast(BinaryIO, Seekable(self._where()))
+        return self._file
+
+    def sha256(self) -> str:
+        return self._sequential.sha256() if self._sequential else ""
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _rows(opened: _Opened, keys: Keys) -> Iterator[Row]:
+    name = opened.name
     try:
-        if path.name.endswith(TABLES):
-            yield from _table(path, name)
+        if name.endswith(TABLES):
+            yield from _table(opened, keys)
             return
-        compressed = path.name.endswith(".gz")
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            lines = _without_mark(file)
-            yield from (
-                _objects(lines, name) if path.name.removesuffix(".gz").endswith(".jsonl") else _passages(lines, name)
-            )
+        file = opened.lines()
+        lines = _without_mark(gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file)
+        yield from (
+            _objects(lines, name, keys) if name.removesuffix(".gz").endswith(".jsonl") else _passages(lines, name)
+        )
     except FileNotFoundError as error:
         raise FinetuneError(Reason.DataNotFound, f"there is no file {name}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -91,7 +153,7 @@ def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield (line if number else line.removeprefix(b"\xef\xbb\xbf")).removesuffix(b"\n")
 
 
-def _objects(lines: Iterable[bytes], name: str) -> Iterator[Row]:
+def _objects(lines: Iterable[bytes], name: str, keys: Keys) -> Iterator[Row]:
     for line, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -104,7 +166,7 @@ def _objects(lines: Iterable[bytes], name: str) -> Iterator[Row]:
             raise row.problem(Reason.DataUnreadable, f"a row is a JSON object, this is {kind_of(value)}")
         if rb"\ud" in raw.lower():
             _refuse_half_characters(value, row)
-        yield Row(name, line, value)
+        yield Row(name, line, value if keys is None else {key: value[key] for key in value if key in keys})
 
 
 def _text(raw: bytes, row: Row) -> str:
@@ -145,44 +207,58 @@ def _passage(name: str, line: int, paragraphs: list[str]) -> Row:
     return Row(name, line, {"text": "\n".join(paragraphs).rstrip()})
 
 
-def _table(path: Path, name: str) -> Iterator[Row]:
+def _table(opened: _Opened, keys: Keys) -> Iterator[Row]:
     """A null is a key that is not there: tables have a column for every key that any row has."""
     import pyarrow
 
     number = 0
     try:
-        for batch in _batches(path):
+        for batch in _batches(opened, keys):
             for record in batch.to_pylist():
                 number += 1
                 fields = {key: value for key, value in record.items() if value is not None}
-                yield Row(name, number, fields, "row")
+                yield Row(opened.name, number, fields, "row")
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise Row(name, number + 1, {}, "row").problem(
+        raise Row(opened.name, number + 1, {}, "row").problem(
             Reason.DataUnreadable,
             f"the file is damaged, or not what its name says: {error}",
             "Write or upload it again.",
         ) from error
 
 
-def _batches(path: Path) -> Iterator[Any]:
-    """pyarrow.RecordBatch."""
-    import pyarrow
-    from pyarrow import ipc, parquet
+def _batches(opened: _Opened, keys: Keys) -> Iterator[Any]:
+    """pyarrow.RecordBatch of the columns that are there. Rows without any of them are rows all the same."""
+    file = opened.parts()
+    if opened.name.endswith(".parquet"):
+        from pyarrow import parquet
 
-    with path.open("rb") as file:
-        if path.suffix == ".parquet":
-            yield from parquet.ParquetFile(file, pre_buffer=False).iter_batches(_AT_ONCE, use_threads=False)
-            return
-        try:
-            opened = ipc.open_file(file)
-            batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
-        except pyarrow.ArrowInvalid:
-            file.seek(0)
-            batches = iter(ipc.open_stream(file))
-        for batch in batches:
-            yield from (batch.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE))
+        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_COLUMN)
+        columns = [name for name in table.schema_arrow.names if keys is None or name in keys]
+        yield from table.iter_batches(_AT_ONCE, columns=columns, use_threads=False)
+        return
+    for batch in _arrow(opened, file, keys):
+        wanted = [name for name in batch.schema.names if keys is None or name in keys]
+        chosen = batch.select(wanted)
+        yield from (chosen.slice(start, _AT_ONCE) for start in range(0, chosen.num_rows, _AT_ONCE))
+
+
+def _arrow(opened: _Opened, file: BinaryIO, keys: Keys) -> Iterator[Any]:
+    """Of a file, the columns that are asked for are read; a stream has to be read as it comes."""
+    from pyarrow import ipc
+
+    magic = file.read(6)
+    if magic != b"ARROW1":
+        yield from ipc.open_stream(opened.lines())
+        return
+    file.seek(0)
+    names = ipc.open_file(file).schema.names
+    wanted = [number for number, name in enumerate(names) if keys is None or name in keys]
+    # No number at all would mean all of them.
+    options = ipc.IpcReadOptions(included_fields=wanted or [0] if names else [], use_threads=False)
+    table = ipc.open_file(file, options=options)
+    yield from (table.get_batch(number) for number in range(table.num_record_batches))
 
 
 def kind_of(value: object) -> str:

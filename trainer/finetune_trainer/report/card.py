@@ -34,7 +34,7 @@ def _front_matter(record: RunRecord, rows: tuple[Row, ...]) -> dict[str, Any]:
         "library_name": _library(record),
         "pipeline_tag": "text-generation",
         "tags": ["finetune-operator", _method(record)],
-        "datasets": [{"uri": uri, "sha256": digest} for uri, digest in origin.data.items()],
+        "datasets": [{"uri": uri, kind: digest} for uri, kind, digest in origin.digests()],
         "configuration": record.spec.model_dump(
             mode="json", by_alias=True, exclude_defaults=True, include={"method", "training", "data"}
         ),
@@ -73,7 +73,7 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     yield from _usage(record, base.removeprefix("hf://"))
     yield "```\n"
     yield "## Provenance\n"
-    yield from (f"- `{uri}`: sha256 `{digest}`" for uri, digest in origin.data.items())
+    yield from (f"- `{uri}`: {kind} `{digest}`" for uri, kind, digest in origin.digests())
     yield f"- run `{record.job.namespace}/{record.job.name}`, uid `{record.job.uid}`, seed {record.spec.training.seed}"
     if origin.versions:
         yield "- " + ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))

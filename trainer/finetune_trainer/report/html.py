@@ -256,7 +256,7 @@ def _provenance(report: RunRecord) -> str:
     origin = report.provenance
     pairs = {"base model": _base_model(report)}
     pairs |= {"revision": origin.revision} if origin.revision else {}
-    pairs |= {name: f"sha256 {digest}" for name, digest in origin.data.items()}
+    pairs |= {name: f"{kind} {digest}" for name, kind, digest in origin.digests()}
     pairs |= {"run": report.job.uid, "hardware": origin.hardware, "image": origin.image}
     pairs |= {"computed with": report.attempts[-1].computed} if report.attempts else {}
     pairs |= {"started": _moment(report.start_time), "completed": _moment(report.completion_time)}

@@ -6,6 +6,8 @@ were written into pod.env are hidden. The page is a function of this file alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field, field_validator
 
 from finetune_api.base import ApiModel
@@ -55,10 +57,18 @@ class Provenance(ApiModel):
 
     base_model: str = Field("", description="URI of the model that was tuned.")
     revision: str | None = Field(None, description="Commit of a hub model.")
-    data: dict[str, str] = Field(default_factory=dict, description="File (its URI) to sha256 of its bytes.")
+    data: dict[str, str] = Field(
+        default_factory=dict, description="File (its URI) to its sha256, or to that of its rows behind `rows:`."
+    )
     versions: dict[str, str] = Field(default_factory=dict, description="Package to version.")
     hardware: str = Field("", description="In words: 2 × NVIDIA H100, or CPU with 2 threads.")
     image: str = Field("", description="Of the trainer, where it is known.")
+
+    def digests(self) -> Iterator[tuple[str, str, str]]:
+        """(file, what the digest is of, digest). A table in a bucket is read in part: its digest is of the rows."""
+        for uri, digest in self.data.items():
+            of_rows = digest.startswith("rows:")
+            yield uri, "sha256 of the rows" if of_rows else "sha256", digest.removeprefix("rows:")
 
 
 class RunRecord(ApiModel):

@@ -8,6 +8,7 @@ all or nothing: readers see the old file or the new one. Every failure is a Fine
     CredentialsRejected     wrong keys, or keys without the right
     StorageUnavailable      the store cannot be reached, is overloaded or full: trying again may help
     InvalidSpec             the URI or the store's settings are wrong: trying again cannot help
+    Changed                 a file that is read in parts is not what it was (DataUnreadable)
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ class BucketMissing(NotFound):
     """Not even the bucket is there."""
 
 
+class Changed(FinetuneError):
+    """The file has been replaced, so that parts of the old one and of the new one would be read as one."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            Reason.DataUnreadable,
+            f"{where} changed while it was read",
+            "Run again when nothing writes there any more; write new data under a new name.",
+        )
+
+
 class Folder(Protocol):
     """See the module's docstring for paths and errors."""
 
@@ -61,6 +73,9 @@ class Folder(Protocol):
     def uri(self) -> str: ...
 
     def read(self, path: str) -> bytes: ...
+
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        """Bytes `start` up to `stop` of the file that was listed as `entry`; Changed when it is another one now."""
 
     def stat(self, path: str) -> Entry | None:
         """None when there is no such file."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_api.failures import FinetuneError, Reason
+
+from .patience import patiently
+from .ranges import Ranges
+
+PATIENCE = 120.0
+"""Seconds that a hub or a bucket may be away while rows are read."""
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
@@ -61,24 +66,43 @@ class HubDataset:
         names = sorted(sibling.rfilename for sibling in info.siblings or ())
         return HubDataset(self.repository, info.sha, self.path), names
 
-    def download(self, hub: Hub, path: str, folder: Path) -> Path:
-        """One file into a folder of its own."""
-        from huggingface_hub import hf_hub_download
+    def ranges(self, hub: Hub, path: str) -> Ranges:
+        """One file, to be read in place: of a commit, so that it cannot change meanwhile."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-        try:
-            return Path(
-                hf_hub_download(
-                    self.repository,
-                    path,
-                    repo_type="dataset",
-                    revision=self.revision,
-                    local_dir=folder,
-                    token=hub.token or False,
-                    endpoint=hub.endpoint,
-                )
+        token = hub.token or False
+        url = hf_hub_url(self.repository, path, repo_type="dataset", revision=self.revision, endpoint=hub.endpoint)
+        uri = self.uri(path)
+
+        def size() -> int:
+            try:
+                return get_hf_file_metadata(url, token=token, endpoint=hub.endpoint).size or 0
+            except Exception as error:
+                raise self._explain(error, hub) from None
+
+        def fetch(start: int, stop: int) -> bytes:
+            # Of compressed answers, parts are parts of something else.
+            part = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+            send = build_hf_headers(token=token) | part
+            try:
+                with get_session().stream("GET", url, headers=send, timeout=60) as answer:
+                    hf_raise_for_status(answer)
+                    if answer.status_code == 206 or (start == 0 and answer.headers.get("Content-Length") == str(stop)):
+                        return b"".join(answer.iter_bytes())
+            except Exception as error:
+                raise self._explain(error, hub) from None
+            raise FinetuneError(
+                Reason.InvalidSpec,
+                f"cannot read {uri}: the hub gives whole files only",
+                "Set HF_ENDPOINT to a mirror that answers range requests, or put the data into a bucket or volume.",
             )
-        except Exception as error:
-            raise self._explain(error, hub) from None
+
+        def patient(start: int, stop: int) -> bytes:
+            return patiently(lambda: fetch(start, stop), seconds=PATIENCE)
+
+        return Ranges(uri, patiently(size, seconds=PATIENCE), patient)
 
     def _explain(self, error: Exception, hub: Hub) -> FinetuneError:
         plain = HubDataset(self.repository, None, self.path).uri(self.path)

@@ -16,7 +16,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.names import ENV_PVC_ROOT, PVC_ROOT
 from finetune_api.uris import Uri
 
-from .folder import PARTIAL, Digest, Entry, NotFound, digest_of, safe_path
+from .folder import PARTIAL, Changed, Digest, Entry, NotFound, digest_of, safe_path
 
 _CHUNK = 1 << 20
 
@@ -45,6 +45,15 @@ class LocalFolder:
     def read(self, path: str) -> bytes:
         with os_errors("read", self._name(path)):
             return self._at(path).read_bytes()
+
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        where = self._name(entry.path)
+        with os_errors("read", where), self._at(entry.path).open("rb") as file:
+            now = os.fstat(file.fileno())
+            if (now.st_size, str(now.st_mtime_ns)) != (entry.size, entry.version):
+                raise Changed(where)
+            file.seek(start)
+            return file.read(stop - start)
 
     def stat(self, path: str) -> Entry | None:
         target = self._at(path)

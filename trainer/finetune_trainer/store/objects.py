@@ -15,7 +15,7 @@ from finetune_api.uris import Uri
 
 from .credentials import Access, access
 from .errors import explain, explain_setup
-from .folder import BucketMissing, Digest, Entry, NotFound, digest_chunks, safe_path
+from .folder import BucketMissing, Changed, Digest, Entry, NotFound, digest_chunks, safe_path
 from .local import os_errors, replacing
 
 _PART = 8 << 20
@@ -72,6 +72,20 @@ class ObjectFolder:
         with self._errors("read", path):
             return bytes(self.store.get(safe_path(path)).bytes())
 
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        """With If-Match where the store has etags; what the answer says about the object is compared in any case."""
+        from obstore.exceptions import PreconditionError
+
+        etag = {"if_match": entry.version} if entry.version.endswith('"') else {}
+        with self._errors("read", entry.path):
+            try:
+                answer = self.store.get(safe_path(entry.path), options={"range": (start, stop), **etag})
+            except PreconditionError:
+                raise Changed(self._where(entry.path)) from None
+            if _entry(answer.meta) != entry:
+                raise Changed(self._where(entry.path))
+            return bytes(answer.bytes())
+
     def stat(self, path: str) -> Entry | None:
         try:
             with self._errors("read", path):
@@ -124,11 +138,14 @@ class ObjectFolder:
     def _errors(self, doing: str, path: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
-        where = f"{self.uri.rstrip('/')}/{path}".rstrip("/")
         try:
             yield
         except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
+            where = self._where(path)
             raise explain(error, doing=doing, where=where, bucket=self.bucket, endpoint=self.endpoint) from None
+
+    def _where(self, path: str) -> str:
+        return f"{self.uri.rstrip('/')}/{path}".rstrip("/")
 
 
 def _written(chunks: Iterable[bytes], file: BinaryIO) -> Iterator[bytes]:
@@ -138,4 +155,6 @@ def _written(chunks: Iterable[bytes], file: BinaryIO) -> Iterator[bytes]:
 
 
 def _entry(meta: Mapping[str, Any]) -> Entry:
-    return Entry(meta["path"], meta["size"], str(meta.get("e_tag") or meta.get("last_modified") or ""))
+    # Lists tell the time of a change more finely than answers to a read do.
+    changed = meta["last_modified"].replace(microsecond=0)
+    return Entry(meta["path"], meta["size"], str(meta.get("e_tag") or changed))

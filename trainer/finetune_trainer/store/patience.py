@@ -43,6 +43,9 @@ class Patient:
     def read(self, path: str) -> bytes:
         return self._patiently(lambda: self.folder.read(path))
 
+    def read_range(self, entry: Entry, start: int, stop: int) -> bytes:
+        return self._patiently(lambda: self.folder.read_range(entry, start, stop))
+
     def stat(self, path: str) -> Entry | None:
         return self._patiently(lambda: self.folder.stat(path))
 
@@ -68,15 +71,27 @@ class Patient:
         self._patiently(self.folder.check_writable)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        deadline = self.clock() + self.seconds
-        for tried, wait in enumerate(waits(self.rng)):
-            try:
-                return attempt()
-            except FinetuneError as error:
-                left = deadline - self.clock()
-                if error.reason is not Reason.StorageUnavailable or left <= 0:
-                    raise
-                if tried == 0:
-                    _log.warning("%s; trying again for up to %.0f s", error.message, self.seconds)
-                self.sleep(min(wait, left))
-        raise AssertionError("the waits never end")
+        return patiently(attempt, seconds=self.seconds, sleep=self.sleep, clock=self.clock, rng=self.rng)
+
+
+def patiently(
+    attempt: Callable[[], T],
+    *,
+    seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    rng: random.Random | None = None,
+) -> T:
+    """What `attempt` gives, which is made again for up to `seconds` while it raises StorageUnavailable."""
+    deadline = clock() + seconds
+    for tried, wait in enumerate(waits(rng or random.Random())):
+        try:
+            return attempt()
+        except FinetuneError as error:
+            left = deadline - clock()
+            if error.reason is not Reason.StorageUnavailable or left <= 0:
+                raise
+            if tried == 0:
+                _log.warning("%s; trying again for up to %.0f s", error.message, seconds)
+            sleep(min(wait, left))
+    raise AssertionError("the waits never end")

@@ -5,28 +5,28 @@
     s3://corp/train/2024-*.jsonl        those that a pattern matches; * and ? stay within one folder name
     hf://datasets/org/name/data/*       of a data set on the hub; with @revision, else as it is now, by its commit
 
-Files come sorted. Nothing is downloaded before a file is opened, and nothing of it stays afterwards: however many there
-are, one lies on the disk at a time.
+Files come sorted. Nothing is read before a file is opened, and a remote one is read where it lies: as long as it is the
+file that was found, and through a store's absence of up to two minutes.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from finetune_api import uris
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.uris import Uri
 
 from .folder import Entry, NotFound, open_folder
-from .hub import Hub, HubDataset
-from .local import LocalFolder, os_errors
+from .hub import PATIENCE, Hub, HubDataset
+from .local import LocalFolder
+from .patience import Patient
+from .ranges import Ranges
 
 _HELD_OUT = re.compile(r"(^|[/_.-])(test|validation|valid|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
 
@@ -36,22 +36,8 @@ class SourceFile:
     uri: str
     version: str
     """Changes when the content does. Empty for a file of this machine, whose content is at hand."""
-    path: Path | None
-    """Where it lies, on this machine."""
-    fetch: Callable[[Path], Path] | None = None
-    """Downloads it into a folder."""
-
-    @contextmanager
-    def at_hand(self, scratch: Path) -> Iterator[Path]:
-        """The file's path; a downloaded one goes below `scratch` and is gone afterwards."""
-        if self.path is not None:
-            yield self.path
-            return
-        assert self.fetch is not None, "a file is here, or can be fetched"
-        with tempfile.TemporaryDirectory(prefix="shard-", dir=scratch) as folder:
-            with os_errors("write", folder):
-                path = self.fetch(Path(folder))
-            yield path
+    where: Path | Callable[[], Ranges]
+    """On this machine, or how it is opened elsewhere."""
 
 
 def find_files(
@@ -82,16 +68,13 @@ def find_files(
     where = parsed._replace(path=base)
     if isinstance(folder, LocalFolder):
         return [SourceFile(_below(where, entry.path), "", folder.path / entry.path) for entry in found]
+    patient = Patient(folder, PATIENCE)
 
-    def fetcher(entry: Entry) -> Callable[[Path], Path]:
-        def fetch(target: Path) -> Path:
-            path = target / PurePosixPath(entry.path).name
-            folder.download(entry.path, path)
-            return path
+    def opener(entry: Entry, uri: str) -> Callable[[], Ranges]:
+        return lambda: Ranges(uri, entry.size, lambda start, stop: patient.read_range(entry, start, stop))
 
-        return fetch
-
-    return [SourceFile(_below(where, e.path), f"{e.size} {e.version}", None, fetcher(e)) for e in found]
+    named = [(entry, _below(where, entry.path)) for entry in found]
+    return [SourceFile(name, f"{entry.size} {entry.version}", opener(entry, name)) for entry, name in named]
 
 
 def local_paths(uri: str, *, endings: Sequence[str]) -> list[Path]:
@@ -122,10 +105,10 @@ def _on_the_hub(wanted: HubDataset, uri: str, hub: Hub, endings: Sequence[str]) 
         near = ", ".join([name for name in names if name.endswith(tuple(endings))][:6])
         raise NotFound(f"there is no data file {uri}", f"The data set has {near}." if near else "")
 
-    def fetcher(name: str) -> Callable[[Path], Path]:
-        return lambda target: dataset.download(hub, name, target)
+    def opener(name: str) -> Callable[[], Ranges]:
+        return lambda: dataset.ranges(hub, name)
 
-    return [SourceFile(dataset.uri(name), dataset.revision or "", None, fetcher(name)) for name in found]
+    return [SourceFile(dataset.uri(name), dataset.revision or "", opener(name)) for name in found]
 
 
 def _split(path: str) -> tuple[str, str]:
