@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import yaml
 
 from . import __version__
 
@@ -116,9 +117,13 @@ async def connect(kubeconfig: str | None = None) -> Connection:
             load_incluster_config(client_configuration=configuration)
         else:
             path = kubeconfig or os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
+            if not any(map(os.path.exists, path.split(os.pathsep))):
+                raise NotConfigured(f"there is no kubeconfig {path}, and this is no pod")
             loader = await load_kube_config(config_file=path, client_configuration=configuration)
     except (ConfigException, OSError) as error:
         raise NotConfigured(str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise NotConfigured(f"the kubeconfig {path} is not YAML: {' '.join(str(error).split())}") from error
     rest = RESTClientObject(configuration)
     context = rest.ssl_context if configuration.host.startswith("https://") else None
     plugin = loader if "exec" in (getattr(loader, "_user", None) or {}) else None

@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from prometheus_client import disable_created_metrics
 
@@ -37,13 +38,21 @@ GARBAGE = 10_000
 """New objects after which Python looks for cycles; 700 by default. Events are short-lived dicts without any."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's own status for a wrong usage is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace:
-    """SystemExit with a message when an argument is wrong."""
+    """SystemExit with a message when an argument, or what the environment says instead, is wrong."""
 
     def default(name: str, otherwise: str = "") -> str:
         return environ.get(PREFIX + name, otherwise)
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="finetune-operator",
         description="Runs FineTuneJobs on Kubernetes.",
         epilog=f"Each option is also read from the environment: --default-image from {PREFIX}DEFAULT_IMAGE.",
@@ -53,11 +62,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
     scope.add_argument("--all-namespaces", action="store_true", help="look after all namespaces")
     parser.add_argument("--default-image", default=default("DEFAULT_IMAGE", f"finetune-trainer:{__version__}"),
                         help="trainer image of jobs that name none (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--trainer-command", default=default("TRAINER_COMMAND", "finetune agent"),
+    parser.add_argument("--trainer-command", type=shlex.split, default=default("TRAINER_COMMAND", "finetune agent"),
                         help="what a pod runs (default: %(default)s)")  # fmt: skip
     parser.add_argument("--listen", default=default("LISTEN", "127.0.0.1:8080"), metavar="HOST:PORT",
                         help="/metrics, /healthz and /readyz; empty: none (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=int(default("WORKERS", "32")), metavar="N",
+    parser.add_argument("--workers", type=int, default=default("WORKERS", "32"), metavar="N",
                         help="jobs looked at concurrently (default: %(default)s)")  # fmt: skip
     parser.add_argument("--leader-elect", action="store_true", default=default("LEADER_ELECT") in ("1", "true"),
                         help="with several replicas: only the one that holds the Lease acts")  # fmt: skip
@@ -65,9 +74,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
                         help="of the Lease (default: %(default)s)")  # fmt: skip
     parser.add_argument("--lease-namespace", default=default("LEASE_NAMESPACE") or _own_namespace(), metavar="NAME",
                         help="of the Lease (default: the pod's own)")  # fmt: skip
-    parser.add_argument("--lease-seconds", type=int, default=int(default("LEASE_SECONDS", "15")), metavar="N",
+    parser.add_argument("--lease-seconds", type=int, default=default("LEASE_SECONDS", "15"), metavar="N",
                         help="after which a silent leader is replaced (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--grow-after", type=float, default=float(default("GROW_AFTER", "300")), metavar="SECONDS",
+    parser.add_argument("--grow-after", type=float, default=default("GROW_AFTER", "300"), metavar="SECONDS",
                         help="how long an elastic job runs with fewer nodes before it looks for more; "
                         "longer each time that it changed (default: %(default)s)")  # fmt: skip
     parser.add_argument("--kubeconfig", default=default("KUBECONFIG") or None, metavar="FILE",
@@ -80,8 +89,13 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
         parser.error("say which namespaces to look after: --namespace NAME (repeatable) or --all-namespaces")
     if args.all_namespaces:
         args.namespace = []
-    if args.listen and not args.listen.rpartition(":")[2].isdigit():
+    port = args.listen.rpartition(":")[2]
+    if args.listen and not (port.isdigit() and int(port) <= 65535):
         parser.error(f"--listen {args.listen}: write HOST:PORT")
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: at least 1")
+    if not args.grow_after >= 0:
+        parser.error(f"--grow-after {args.grow_after}: at least 0")
     if args.leader_elect and not args.lease_namespace:
         parser.error("say where the Lease is: --lease-namespace NAME")
     if args.lease_seconds < MIN_LEASE_SECONDS:
@@ -115,14 +129,14 @@ def _own_namespace() -> str:
 def options(args: argparse.Namespace) -> Options:
     defaults = Defaults(
         image=args.default_image,
-        trainer_command=tuple(shlex.split(args.trainer_command)),
+        trainer_command=tuple(args.trainer_command),
         grow_after=args.grow_after,
     )
     return Options(
         namespaces=tuple(dict.fromkeys(args.namespace)),
         defaults=defaults,
         listen=args.listen,
-        workers=max(1, args.workers),
+        workers=args.workers,
         election=election(args),
     )
 
@@ -140,7 +154,11 @@ async def serve(args: argparse.Namespace) -> int:
     chosen = options(args)
     where = ", ".join(chosen.namespaces) or "all namespaces"
     logger.info("finetune-operator %s looks after %s through %s", __version__, where, connection.server)
-    await Service(connection, chosen).run(stop)
+    try:
+        await Service(connection, chosen).run(stop)
+    except NotConfigured as error:
+        logger.error("%s", error)
+        return EXIT_USAGE
     return 0
 
 

@@ -20,13 +20,14 @@ from finetune_api.status import Phase
 from . import __version__
 from .cache import Cache
 from .queue import WorkQueue
-from .resources import EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES, Key
+from .resources import EVENTS, FINETUNEJOBS, JOBS, LEASES, PODS, SERVICES, Key
 from .views import JobView, parse_time
 from .watch import Watcher
 
 OF_JOB = ("namespace", "name")
 DEADLINES = Deadlines()
-KNOWN = frozenset(resource.plural for resource in (FINETUNEJOBS, JOBS, PODS, SERVICES, EVENTS))
+KNOWN = frozenset(resource.plural for resource in (FINETUNEJOBS, JOBS, PODS, SERVICES, EVENTS, LEASES))
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 @dataclass(eq=False)
@@ -63,10 +64,12 @@ class Counters:
 
     def request(self, method: str, path: str, watch: bool, status: int) -> None:
         """Called from any thread."""
-        parts = path.split("/")
-        resource = next((part for part in reversed(parts) if part in KNOWN), "other")
-        named = resource in parts and parts[-1] != resource
-        verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method, "get" if named else "list")
+        parts = path.strip("/").split("/")
+        below = parts[2:] if parts[0] == "api" else parts[3:]  # the group and its version
+        if below[:1] == ["namespaces"] and len(below) > 2:
+            below = below[2:]
+        resource = below[0] if below and below[0] in KNOWN else "other"
+        verb = VERBS.get(method) or ("get" if len(below) > 1 else "list")
         self.requests.labels("watch" if watch else verb, resource, str(status)).inc()
 
 
@@ -116,7 +119,7 @@ class State(Collector):
             "eval_loss": family(names.JOB_EVAL_LOSS, "Validation loss, nats per trained token."),
             "tokens_per_second": family(names.JOB_TOKENS_PER_SECOND, "Tokens processed, all nodes."),
             "eta_seconds": family(names.JOB_ETA_SECONDS, "Seconds to the last step."),
-            "updated": family(names.JOB_LAST_PROGRESS_TIMESTAMP, "When progress was last heard of, Unix seconds."),
+            "updated": family(names.JOB_LAST_PROGRESS_TIMESTAMP, "When progress last changed, Unix seconds."),
         }
         for job in self.cache.jobs:
             key, status = job.owner, job.status

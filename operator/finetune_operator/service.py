@@ -18,7 +18,7 @@ from . import offers, refusals
 from .apply import Applier, Refused
 from .cache import Cache
 from .client import ApiError, Client, Forbidden, HttpClient, NotFound
-from .connection import Connection
+from .connection import Connection, NotConfigured
 from .decide import decide
 from .health import OLDEST_KEY, OLDEST_WATCH, serve
 from .holds import Holds
@@ -308,9 +308,12 @@ class Service:
         if not self.options.listen:
             yield
             return
-        runner = await serve(
-            self.options.listen, registry=self.counters.registry, healthy=self.unhealthy, ready=self.unready
-        )
+        try:
+            runner = await serve(
+                self.options.listen, registry=self.counters.registry, healthy=self.unhealthy, ready=self.unready
+            )
+        except OSError as error:
+            raise NotConfigured(f"nobody can listen at {self.options.listen}: {error.strerror or error}") from error
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from finetune_api import names
-from finetune_api.failures import Reason
+from finetune_api.failures import ExitCode, Reason
 from finetune_api.plan import ProgressReport
 from finetune_api.status import Phase, Progress, Restarts
 from finetune_operator import main
 from finetune_operator.cache import Cache, Report
+from finetune_operator.connection import NotConfigured, connect
 from finetune_operator.decision import Event
 from finetune_operator.events import MESSAGE_LIMIT, event_object
 from finetune_operator.health import serve
@@ -28,6 +30,7 @@ from finetune_operator.metrics import Counters, State
 from finetune_operator.progress import LIMIT, fetch
 from finetune_operator.queue import WorkQueue
 from finetune_operator.resources import FINETUNEJOBS
+from finetune_operator.service import Options, Service
 from tests.unit.operator_world import NOW, job, raw_job
 
 KEY = ("ml", "a")
@@ -103,6 +106,8 @@ REQUESTS = [
     ("GET", "/apis/batch/v1/namespaces/ml/jobs/a-1", False, ("get", "jobs")),
     ("PATCH", "/apis/finetune.dev/v1alpha1/namespaces/ml/finetunejobs/a/status", False, ("patch", "finetunejobs")),
     ("POST", "/api/v1/namespaces/ml/services", False, ("create", "services")),
+    ("PUT", "/apis/coordination.k8s.io/v1/namespaces/system/leases/finetune-operator", False, ("update", "leases")),
+    ("GET", "/apis/finetune.dev/v1alpha1/namespaces/jobs/finetunejobs/pods", False, ("get", "finetunejobs")),
     ("GET", "/version", False, ("list", "other")),
 ]
 
@@ -201,6 +206,56 @@ def test_a_scope_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.parse([], {})
     assert "--all-namespaces" in capsys.readouterr().err
+
+
+WRONG = [
+    (["--workers", "many"], {}, "invalid int value: 'many'"),
+    (["--workers", "0"], {}, "at least 1"),
+    (["--grow-after", "-5"], {}, "at least 0"),
+    (["--grow-after", "nan"], {}, "at least 0"),
+    (["--listen", "127.0.0.1:99999"], {}, "write HOST:PORT"),
+    (["--trainer-command", "finetune 'agent"], {}, "--trainer-command"),
+    ([], {"FINETUNE_OPERATOR_WORKERS": "many"}, "invalid int value: 'many'"),
+    ([], {"FINETUNE_OPERATOR_LEASE_SECONDS": "soon"}, "invalid int value: 'soon'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "environ", "says"), WRONG)
+def test_a_wrong_argument_is_told_in_a_line(
+    argv: list[str], environ: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.parse(["--all-namespaces", *argv], environ)
+    assert ended.value.code == ExitCode.USAGE
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "there is no kubeconfig"),
+        (b"a:\n\t- b", "is not YAML"),
+        (b"\xff\xfe", "is not YAML"),
+        (b"a: b", "current-context"),
+    ],
+)
+def test_a_kubeconfig_that_cannot_be_used_is_told(tmp_path: Path, content: bytes | None, says: str) -> None:
+    file = tmp_path / "config"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(NotConfigured, match=says):
+        asyncio.run(connect(str(file)))
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    async def play() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            options = Options(listen=f"127.0.0.1:{taken.getsockname()[1]}")
+            async with Service(SimpleNamespace(), options)._health():  # type: ignore[arg-type]
+                pass
+
+    with pytest.raises(NotConfigured, match="nobody can listen at 127"):
+        asyncio.run(play())
 
 
 def test_the_trainers_command_is_a_list_of_words() -> None:
