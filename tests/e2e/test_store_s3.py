@@ -6,6 +6,7 @@ bucket      a new bucket and the environment that reaches it
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import signal
@@ -15,20 +16,24 @@ import threading
 import time
 import urllib.error
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import ModelSource
+from finetune_trainer.data.read import iter_rows
 from finetune_trainer.store.artifact import Fault, commit_artifact, verify
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.fetch import fetch_folder
 from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of, open_folder
 from finetune_trainer.store.models import resolve_model
-from finetune_trainer.store.sources import find_files
+from finetune_trainer.store.sources import SourceFile, find_files
 from tests.cluster.rig.s3 import S3
 from tests.cluster.rig.state import cache_dir
 
@@ -110,7 +115,7 @@ def bucket(server: Server) -> Bucket:
 
 
 PREFIX = "FINETUNE_OUTPUT_"
-ENDINGS = (".jsonl",)
+ENDINGS = (".jsonl", ".parquet")
 FILES: dict[str, bytes | Path] = {"weights.safetensors": b"weights" * 1000, "config.json": b"{}"}
 
 
@@ -238,6 +243,79 @@ def test_data_is_found_by_file_folder_and_pattern_and_new_when_it_changes(bucket
     [file] = find_files(f"{bucket.uri}/data/a.*", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
     assert not isinstance(file.where, Path)
     assert file.where().read(0, 12) == b"DATA/A.JSONL"
+
+
+TABLE = ("text", "label")
+
+
+def put_table(bucket: Bucket, name: str, rows: int) -> int:
+    """A table in which what a format needs is a small part. Its size."""
+    file = io.BytesIO()
+    pictures = [secrets.token_bytes(2000) for _ in range(rows)]
+    texts = [f"row {number} {secrets.token_hex(100)}" for number in range(rows)]
+    table = pyarrow.table({"text": texts, "picture": pictures, "label": [str(number % 2) for number in range(rows)]})
+    parquet.write_table(table, file, row_group_size=500)
+    open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ).put(name, file.getvalue())
+    return file.tell()
+
+
+def counted(bucket: Bucket, name: str, asked: list[int]) -> SourceFile:
+    [file] = find_files(f"{bucket.uri}/{name}", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
+    assert not isinstance(file.where, Path)
+    ranges = file.where()
+
+    def fetch(start: int, stop: int) -> bytes:
+        asked.append(stop - start)
+        return ranges.fetch(start, stop)
+
+    return replace(file, where=lambda: replace(ranges, fetch=fetch))
+
+
+def test_rows_in_a_bucket_are_read_where_they_lie(bucket: Bucket) -> None:
+    asked: list[int] = []
+    size = put_table(bucket, "a.parquet", 5000)
+    rows = list(iter_rows(counted(bucket, "a.parquet", asked), TABLE))
+    assert (len(rows), {row.fields["label"] for row in rows}) == (5000, {"0", "1"})
+    assert sum(asked) < size / 5
+    lines = b"".join(b'{"text": "row %d %s"}\n' % (number, b"x" * 1000) for number in range(3000))
+    open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ).put("a.jsonl", lines)
+    asked.clear()
+    with closing(iter_rows(counted(bucket, "a.jsonl", asked))) as first:
+        assert next(first).fields["text"].startswith("row 0 ")
+    assert sum(asked) < len(lines) / 10
+    assert len(list(iter_rows(counted(bucket, "a.jsonl", asked)))) == 3000
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(bucket: Bucket) -> None:
+    put_table(bucket, "a.parquet", 2000)
+    rows = iter_rows(counted(bucket, "a.parquet", []), TABLE)
+    assert next(rows).line == 1
+    put_table(bucket, "a.parquet", 2000)
+    with pytest.raises(FinetuneError, match=r"a\.parquet changed while it was read") as caught:
+        list(rows)
+    assert caught.value.reason is Reason.DataUnreadable
+    open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ).delete("a.parquet")
+    with pytest.raises(FinetuneError, match="there is no file s3://") as caught:
+        find_files(f"{bucket.uri}/a.parquet", prefix=PREFIX, endings=ENDINGS, environ=bucket.environ)
+    assert caught.value.reason is Reason.DataNotFound
+
+
+def test_rows_go_on_when_a_server_that_was_away_is_back(
+    server: Server, bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_table(bucket, "a.parquet", 2000)
+    rows = iter_rows(counted(bucket, "a.parquet", []), TABLE)
+    found = [next(rows)]
+    server.kill()
+    reader = threading.Thread(target=lambda: found.extend(rows))
+    reader.start()
+    try:
+        while reader.is_alive() and "trying again" not in caplog.text:  # the client's own tries have ended
+            time.sleep(0.05)
+    finally:
+        server.start()
+    reader.join(120)
+    assert [row.line for row in found] == list(range(1, 2001))
 
 
 def test_models_are_fetched_as_folders(bucket: Bucket, tmp_path: Path) -> None:
