@@ -67,7 +67,7 @@ class AuditLog:
         name = f"rig-mark-{secrets.token_hex(4)}"
         before = self.path.stat().st_size if self.path.exists() else 0
         self.poke(name)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with self.path.open("rb") as log:
                 log.seek(before)

@@ -77,7 +77,7 @@ def start(paths: Paths, state: State, processes: Processes) -> None:
         target, token = paths.kubeconfig(actor), state.tokens[actor]
         pki.write_kubeconfig(target, server=server(state), authority=authority, user=actor, token=token)
     processes.start(_etcd(paths, state))
-    processes.start(_apiserver(paths, state), wait=60)
+    processes.start(_apiserver(paths, state), wait=180)
     processes.start(_controller_manager(paths, state))
     where = ("--kubeconfig", paths.kubeconfig("admin"), "--cache-dir", paths.state / "kubectl")
     kubectl = (paths.bin / "kube", "kubectl", *where)
@@ -88,7 +88,7 @@ def start(paths: Paths, state: State, processes: Processes) -> None:
         question = (*kubectl, "create", "--dry-run=server", "-o", "jsonpath={.spec.schedulerName}", "-f", "-")
         return run(*question, stdin=json.dumps(PROBE_POD), check=False) == NOBODY
 
-    processes.wait_for("controller-manager", ready, seconds=60)
+    processes.wait_for("controller-manager", ready, seconds=180)
 
 
 def _list(*items: dict[str, Any]) -> dict[str, Any]:

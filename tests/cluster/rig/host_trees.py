@@ -105,7 +105,7 @@ def apply_host_trees(rig: Rig, namespace: str, trees: Sequence[HostTree]) -> Non
     owner = rig.get("namespace", namespace)
     rig.apply(manifests(trees, namespace=namespace, owner=owner))
     claims = [f"pvc/{tree.claim}" for tree in trees]
-    rig.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s", "-n", namespace, *claims)
+    rig.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=180s", "-n", namespace, *claims)
 
 
 def job_volumes(trees: Sequence[HostTree]) -> list[dict[str, Any]]:

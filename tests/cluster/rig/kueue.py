@@ -38,7 +38,7 @@ class Kueue:
         assert processes is not None
         if processes.pid("kueue") is None:
             _install(rig, state)
-        processes.start(_program(rig, state), wait=60)
+        processes.start(_program(rig, state), wait=180)
         return Kueue(rig)
 
     def stop(self) -> None:
@@ -94,7 +94,7 @@ def _install(rig: Rig, state: State) -> None:
     rig.apply([namespace, *crds])
     rig.apply([_secret(_certificate(rig.paths.state)), *(_configuration(state, each) for each in hooks)])
     names = [f"crd/{crd['metadata']['name']}" for crd in crds]
-    rig.kubectl("wait", "--for=condition=Established", "--timeout=30s", *names)
+    rig.wait_established(*names)
 
 
 def _configuration(state: State, manifest: Json) -> Json:

@@ -43,7 +43,7 @@ def start(rig: Rig) -> None:
     if state is None or processes is None:
         raise RigError("an external cluster brings its own nodes")
     _bridge_up(paths)
-    processes.start(_containerd(paths), wait=30)
+    processes.start(_containerd(paths), wait=180)
     _import_images(paths)
     processes.start(_door(state))
     processes.start(_dns(paths, state))
@@ -55,9 +55,11 @@ def start(rig: Rig) -> None:
     _ = rig.s3  # on the bridge from now on
     condition = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
     processes.wait_for(
-        "kubelet", lambda: rig.kubectl("get", "node", NODE, "--ignore-not-found", "-o", condition) == "True", seconds=60
+        "kubelet",
+        lambda: rig.kubectl("get", "node", NODE, "--ignore-not-found", "-o", condition) == "True",
+        seconds=180,
     )
-    processes.start(_dns(paths, state), wait=30)
+    processes.start(_dns(paths, state), wait=180)
 
 
 def stop(paths: Paths, processes: Processes) -> None:

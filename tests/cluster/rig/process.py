@@ -63,7 +63,7 @@ class Processes:
         if wait:
             self.wait_for(program.name, lambda: answers(program.probe, ca=self.state / "pki" / "ca.crt"), seconds=wait)
 
-    def start_again(self, name: str, *, wait: float = 60.0) -> None:
+    def start_again(self, name: str, *, wait: float = 180.0) -> None:
         """Starts a program that ran before, with the same command line."""
         self.start(self.program(name), wait=wait)
 

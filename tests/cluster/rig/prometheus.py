@@ -56,7 +56,7 @@ class Prometheus:
         server = Prometheus(url=url, processes=Processes(state=folder))
         program = Program(name="prometheus", argv=(str(paths.bin / "prometheus"), *words), probe=f"{url}/-/ready")
         try:
-            server.processes.start(program, wait=30)
+            server.processes.start(program, wait=120)
         except BaseException:
             server.stop()
             raise
@@ -72,7 +72,7 @@ class Prometheus:
             return [Sample(labels={}, value=float(data["result"][1]))]
         return [Sample(labels=series["metric"], value=float(series["value"][1])) for series in data["result"]]
 
-    def wait_for(self, expression: str, *, seconds: float = 30.0) -> list[Sample]:
+    def wait_for(self, expression: str, *, seconds: float = 120.0) -> list[Sample]:
         """Polls until the query has an answer (a comparison without a match has none) and returns it."""
         deadline = time.monotonic() + seconds
         while not (found := self.query(expression)):

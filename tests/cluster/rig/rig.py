@@ -88,14 +88,25 @@ class Rig:
     def install_crd(self, file: Path) -> None:
         """Applies a file with a CustomResourceDefinition and returns when the API server serves it."""
         self.apply(file)
+        self.wait_established("-f", str(file))
+
+    def wait_established(self, *which: str) -> None:
+        """`which` as kubectl names CustomResourceDefinitions: returns when the API server serves all of them."""
 
         def served() -> bool:
             # `kubectl wait` fails on a definition that has no conditions yet
-            found = json.loads(self.kubectl("get", "-f", file, "-o", "json"))
+            found = json.loads(self.kubectl("get", *which, "-o", "json"))
             conditions = [each.get("status", {}).get("conditions") or [] for each in found.get("items", [found])]
             return all(any((c["type"], c["status"]) == ("Established", "True") for c in own) for own in conditions)
 
-        self.wait_until(served, what=f"the API server serves {file.name}", seconds=30)
+        self.wait_until(served, what=f"the API server serves {' '.join(which)}")
+
+    def wait_allowed(self, verb: str, resource: str, *, namespace: str, account: str) -> None:
+        """Returns when a right that was given is in force, which it is some time after. `account`: NAMESPACE:NAME."""
+        who = ("--as", f"system:serviceaccount:{account}")
+        question = ("auth", "can-i", verb, resource, "-n", namespace, *who)
+        in_force = lambda: self.kubectl(*question, check=False).strip() == "yes"  # noqa: E731
+        self.wait_until(in_force, what=f"{account} may {verb} {resource}")
 
     # namespaces and users
 
@@ -160,12 +171,12 @@ class Rig:
         """`with rig.flags("apiserver", "--feature-gates=...")`: the component runs with these besides its own."""
         program = self._own.program(component)
         self.stop(component)
-        self._own.start(dataclasses.replace(program, argv=(*program.argv, *flags)), wait=60)
+        self._own.start(dataclasses.replace(program, argv=(*program.argv, *flags)), wait=180)
         try:
             yield
         finally:
             self.stop(component)
-            self._own.start(program, wait=60)
+            self._own.start(program, wait=180)
 
     def pid(self, component: str) -> int | None:
         return self._own.pid(component)
@@ -188,7 +199,7 @@ class Rig:
         program = minio(self.paths, self.state, address=address)
         if self._own.pid("minio") and self._own.program("minio").argv != program.argv:
             self._own.stop("minio")  # the node came up since: move to the address that pods can reach
-        self._own.start(program, wait=60)
+        self._own.start(program, wait=180)
         return S3(
             endpoint=f"http://{address}:{self.state.ports['minio']}", key=self.state.s3_key, secret=self.state.s3_secret
         )
@@ -201,7 +212,7 @@ class Rig:
             path=self.paths.audit_log, poke=lambda name: self.kubectl("get", "namespace", name, "--ignore-not-found")
         )
 
-    def wait_until(self, ready: Callable[[], bool], *, what: str, seconds: float = 60.0) -> None:
+    def wait_until(self, ready: Callable[[], bool], *, what: str, seconds: float = 180.0) -> None:
         """Polls until `ready()`; the failure says what did not happen."""
         deadline = time.monotonic() + seconds
         while not ready():
