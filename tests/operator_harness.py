@@ -9,6 +9,7 @@ Fixtures: `hands` in a namespace of the test's own, and `start`, which starts op
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -29,15 +30,15 @@ from finetune_operator.leader import Election
 from finetune_operator.observe import Defaults
 from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS, SERVICES, Key, Raw, Resource
 from finetune_operator.service import Options, Service
-from tests.cluster.rig import Rig
+from tests.cluster.rig import Rig, RigError
 
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
 
 ACCOUNT = "system:serviceaccount:finetune-system:finetune-operator"
 
-DISCOVERY = 90.0
-"""Seconds in which the garbage collector learns of a CRD that is new to a cluster (it looks twice a minute)."""
+DISCOVERY = 240.0
+"""Seconds, and more, in which the garbage collector learns of a CRD that is new: it looks twice a minute."""
 
 
 class Loop:
@@ -158,15 +159,27 @@ class Operator:
     def dead(self) -> bool:
         return self.client is not None and self.client.dead
 
+    def settle(self) -> None:
+        """Until it has written nothing for two seconds: events come after what they tell of."""
+        since, written = time.monotonic(), self.writes
+
+        def quiet() -> bool:
+            nonlocal since, written
+            if self.writes != written:
+                since, written = time.monotonic(), self.writes
+            return time.monotonic() - since >= 2
+
+        wait_for(quiet, what="quiet")
+
     def stop(self) -> None:
         if self._run.done():
             return
         self._loop._loop.call_soon_threadsafe(self._stop.set)
-        self._run.result(30)
+        self._run.result(120)
         self._loop.close()
 
 
-def wait_for(ready: Callable[[], T], *, what: str, seconds: float = 30.0) -> T:
+def wait_for(ready: Callable[[], T], *, what: str, seconds: float = 120.0) -> T:
     """The first true answer. AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -239,11 +252,20 @@ class Hands:
         return self._loop.call(self._client._request("PATCH", path, body=body, content=content))
 
     def quota(self, **hard: str) -> None:
-        """A ResourceQuota `q`, in force."""
-        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": hard}}
+        """A ResourceQuota `q`, in force: the API server refuses by it, which it does some time after it was made."""
+        limits = {**hard, "count/configmaps": "0"}
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": limits}}
         self.rig.apply(body, namespace=self.namespace)
-        in_force = lambda: self.rig.get("resourcequota", "q", "-n", self.namespace).get("status", {}).get("hard")  # noqa: E731
-        wait_for(in_force, what="quota")
+        probe = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "probe-"}})
+
+        def refuses() -> bool:
+            try:
+                self.rig.kubectl("create", "-n", self.namespace, "-f", "-", stdin=probe)
+            except RigError as error:
+                return "exceeded quota" in str(error)
+            return False
+
+        wait_for(refuses, what="quota")
 
     def set_spec(self, name: str, **fields: Any) -> None:
         self.patch(name, {"spec": fields})
@@ -370,6 +392,10 @@ def allow(rig: Rig, namespace: str, *, account: str = "finetune-operator", file:
         "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": "finetune-system"}],
     }
     rig.apply([role, binding], namespace=namespace)
+    if file == "rbac-gang.yaml":  # at its start the operator asks once what it may do
+        rig.wait_allowed(
+            "create", "podgroups.scheduling.k8s.io", namespace=namespace, account=f"finetune-system:{account}"
+        )
 
 
 Start = Callable[..., Operator]

@@ -94,7 +94,7 @@ def short_of_a_node(hands: Hands, job: str) -> None:
     first, second = hands.await_gang(job, 1)
     hands.schedule(first)
     hands.find_no_node(second)
-    hands.set_spec(job, deadlines={"startup": "1s"})
+    hands.set_spec(job, deadlines={"startup": "2s"})  # the next attempt has as long until it is taken back
     wait_for(lambda: hands.status(job).get("attempt") == 2, what="the second attempt")
     hands.set_spec(job, deadlines=None)
 

@@ -133,9 +133,9 @@ def test_a_restart_of_the_cluster_itself_passes(
             for component in components:
                 stack.enter_context(control_plane.outage(component, kill=True))
             time.sleep(1)
-        wait_for(lambda: answers(hands), what="the API server is back", seconds=60)
+        wait_for(lambda: answers(hands), what="the API server is back")
         hands.end(second, code=70, words=BROKEN)
-        wait_for(lambda: hands.gang("j", 2), what="attempt 2, by a Job controller that was cut off too", seconds=90)
+        wait_for(lambda: hands.gang("j", 2), what="attempt 2, by a Job controller that was cut off too", seconds=240)
         finish(hands, "j", 2)
         assert left(hands, "j")["status"]["restarts"] == {"counted": 1, "free": 0}
         assert not operator.stopped

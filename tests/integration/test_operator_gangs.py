@@ -47,7 +47,9 @@ def stand_in(rig: Rig, kind: Resource) -> Raw:
         },
     }
     rig.apply(crd)
-    rig.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{name}")
+    rig.wait_established(f"crd/{name}")
+    discovery = f"/apis/{kind.api_version}"
+    rig.wait_until(lambda: kind.plural in rig.kubectl("get", "--raw", discovery, check=False), what=discovery)
     return crd
 
 

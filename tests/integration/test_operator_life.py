@@ -60,7 +60,7 @@ def test_success_carries_node_zeros_last_words_into_the_status(start: Start, han
 
     hands.end(second)
     hands.end(first, words=DONE)
-    hands.rig.kubectl("wait", "--for=condition=Complete", "ftj/a", "-n", hands.namespace, "--timeout=20s")
+    hands.rig.kubectl("wait", "--for=condition=Complete", "ftj/a", "-n", hands.namespace, "--timeout=110s")
 
     status = hands.status("a")
     assert status["phase"] == "Succeeded"
@@ -118,7 +118,7 @@ def test_restarts_end_when_the_budget_is_spent(start: Start, hands: Hands) -> No
     for attempt in (1, 2):
         (pod,) = hands.run("a", attempt)
         hands.end(pod, code=137, reason="OOMKilled")
-    hands.rig.kubectl("wait", "--for=condition=Failed", "ftj/a", "-n", hands.namespace, "--timeout=20s")
+    hands.rig.kubectl("wait", "--for=condition=Failed", "ftj/a", "-n", hands.namespace, "--timeout=110s")
     failed = hands.condition("a", "Failed")
     assert failed["reason"] == "RestartsExhausted"
     assert "retry.maxRestarts" in failed["message"]
@@ -201,6 +201,7 @@ def test_terminal_states_are_sticky(start: Start, hands: Hands, end: str) -> Non
     hands.end(pod, code=0 if end == "Succeeded" else 70, words=DONE if end == "Succeeded" else None)
     wait_for(lambda: hands.phase("a") == end, what=end)
     wait_for(lambda: "create events" in operator.writes, what="the event")
+    operator.settle()
     before = operator.writes
     hands.delete("a-1", JOBS)
     hands.delete("a", SERVICES)

@@ -30,7 +30,7 @@ def queue(kueue: Kueue, hands: Hands) -> Iterator[Kueue]:
     yield kueue
     for job in hands.list(FINETUNEJOBS):
         hands.delete(job["metadata"]["name"])
-    wait_for(lambda: not hands.jobs(), what="the Jobs are gone", seconds=90)
+    wait_for(lambda: not hands.jobs(), what="the Jobs are gone")
 
 
 def queued(name: str, **spec: object) -> Raw:
@@ -89,8 +89,11 @@ def test_a_more_important_job_takes_the_nodes_and_the_other_resumes(start: Start
     finish(hands, "urgent", 1)
     finish(hands, "humble", 1)
     assert hands.status("humble")["restarts"] == {"counted": 0, "free": 0}
-    told = [event["reason"] for event in hands.list(EVENTS) if event["involvedObject"]["name"] == "humble"]
-    assert {"Preempted", "Admitted", "Succeeded"} <= set(told)
+
+    def told() -> set[str]:
+        return {event["reason"] for event in hands.list(EVENTS) if event["involvedObject"]["name"] == "humble"}
+
+    wait_for(lambda: told() >= {"Preempted", "Admitted", "Succeeded"}, what="the events")
 
 
 def test_a_failed_attempt_queues_again(start: Start, hands: Hands, queue: Kueue) -> None:

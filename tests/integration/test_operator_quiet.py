@@ -29,11 +29,11 @@ def test_finished_and_running_jobs_cost_no_writes(start: Start, hands: Hands, co
     operator = start()
     for number in range(RUNNING):
         hands.create(manifest(f"runs-{number}", nodes=1))
-    wait_for(lambda: len(hands.list(PODS)) == RUNNING, what="the pods", seconds=60)
+    wait_for(lambda: len(hands.list(PODS)) == RUNNING, what="the pods", seconds=240)
     for pod in hands.list(PODS):
         hands.set_pod(pod, {"phase": "Running", "podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]})
-    wait_for(lambda: phases(hands)["Running"] == RUNNING, what="all run", seconds=60)
-    time.sleep(3)
+    wait_for(lambda: phases(hands)["Running"] == RUNNING, what="all run", seconds=240)
+    operator.settle()
     mark = control_plane.audit.mark()
     hands.patch("runs-0", {"metadata": {"labels": {"touched": "yes"}}})
     time.sleep(WINDOW)
@@ -113,11 +113,12 @@ def test_a_job_has_few_series_and_the_operators_own_do_not_grow_with_jobs(start:
 
     live("a")
     wait_for(lambda: any(event["reason"] == "Succeeded" for event in events_of(hands)), what="told")
+    operator.settle()
     before = series()
     assert 0 < before["a"] <= SERIES
     for job in ("b", "c"):
         live(job)
-    time.sleep(1)
+    operator.settle()
     after = series()
     assert after["b"] == after["c"] == after["a"]
     assert after[""] - before[""] <= 12  # codes and verbs that were new
