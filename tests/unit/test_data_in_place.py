@@ -145,7 +145,7 @@ def test_a_group_of_rows_that_is_larger_than_memory_is_read_in_parts(monkeypatch
     rows, _ = rows_of(remote.file, ("picture",))
     assert len(rows) == ROWS
     assert sum(remote.sizes) > 7 << 20
-    assert max(remote.sizes) <= 1 << 18
+    assert max(remote.sizes) < 1 << 20, "a part, or a page that is larger"
 
 
 @pytest.mark.parametrize("name", IN_PART)
