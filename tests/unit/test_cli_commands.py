@@ -178,8 +178,15 @@ def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_verifying_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", tmp_path.as_uri()]) == ExitCode.DATA
-    assert tmp_path.as_uri() in capsys.readouterr().err
+    uri = tmp_path.as_uri()
+    assert main(["verify", uri]) == ExitCode.DATA
+    assert capsys.readouterr().err == f"{uri}: manifest.json is missing: nothing is committed in {uri}\n"
+
+
+@pytest.mark.parametrize("uri", ["out", "hf://org/name", "ftp://nowhere"])
+def test_verifying_what_is_no_folder(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", uri]) == ExitCode.CONFIG
+    assert "Give a folder as in output.uri" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -238,6 +245,28 @@ def test_a_cluster_that_refuses(
 ) -> None:
     (kubectl / "refusal").write_text(refusal)
     assert main(["status", "tiny", "-n", "team"]) == code
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments", "code", "words"),
+    [
+        ({"phase": "Queued", "attempt": 1}, [], ExitCode.OK, "tiny is Queued: see `finetune status tiny`"),
+        ({}, [], ExitCode.OK, "tiny is Pending: see"),
+        ({"phase": "Running", "attempt": 2}, ["--attempt", "7"], ExitCode.CONFIG, "no attempt 7: the present one is 2"),
+    ],
+)
+def test_logs_that_are_not_there_yet(
+    status: dict[str, object],
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    kubectl: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (kubectl / "answer").write_text(json.dumps(manifest(tmp_path) | {"status": status}))
+    assert main(["logs", "tiny", "-n", "team", *arguments]) == code
     assert words in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ import pytest
 from finetune_api.manifest import Problem
 from finetune_api.status import (
     Artifact,
+    AvoidedNode,
     Condition,
     Evaluation,
     FailureClass,
@@ -179,3 +180,43 @@ def test_the_screen_shows_bar_losses_speed_and_ranks() -> None:
         console.print(screen._drawn(report, "2 of 2"))
     for word in ("tiny", "training", "5/10 (50 %)", "1m05s left", "1.5000", "1.2500", "900", "step 4", "2 of 2"):
         assert word in drawn.get()
+
+
+def told(phase: Phase, type: str, reason: str, message: str, failure: LastFailure | None = None) -> str:
+    condition = Condition(
+        type=type, status="False", reason=reason, message=message, last_transition_time="2026-01-02T03:04:05Z"
+    )
+    return status_text("x", FineTuneJobStatus(phase=phase, conditions=(condition,), last_failure=failure))
+
+
+def test_what_a_job_waits_for_is_told() -> None:
+    assert "why    the Job x-1 waits in the queue a" in told(
+        Phase.Queued, "Running", "Queued", "the Job x-1 waits in the queue a"
+    )
+    used_up = "Attempt 4 failed; all 3 restarts are used up (retry.maxRestarts)"
+    assert used_up in told(Phase.Failed, "Failed", "RestartsExhausted", used_up, FAILURE)
+
+
+def test_what_the_last_failure_tells_is_not_told_twice() -> None:
+    assert "why" not in told(Phase.Failed, "Failed", "PodFailed", "Attempt 2 failed: PodFailed: …", FAILURE)
+    assert "why" not in told(Phase.Running, "Running", "GangRunning", "all 2 pods run")
+
+
+def test_each_budget_is_told_and_each_node_that_is_avoided() -> None:
+    status = FineTuneJobStatus(
+        phase=Phase.Running,
+        attempt=5,
+        nodes=3,
+        restarts=Restarts(counted=1, free=0, out_of_memory=2, resized=1),
+        avoided_nodes=(
+            AvoidedNode(
+                name="gpu-7", failures=2, last_failure_time="2026-01-02T03:04:05Z", until="2026-01-02T04:04:05Z"
+            ),
+            AvoidedNode(name="gpu-8", failures=1, last_failure_time="2026-01-02T03:04:05Z"),
+        ),
+    )
+    text = status_text("x", status)
+    assert "5 (1 counted, 0 free, 2 after memory ran out, 1 resized restarts)" in text
+    assert "nodes    3" in text
+    assert "gpu-7 (until 2026-01-02T04:04:05Z)" in text
+    assert "gpu-8" not in text

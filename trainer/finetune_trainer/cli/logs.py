@@ -18,11 +18,20 @@ from finetune_trainer.cli.jobs import Where, find
 from finetune_trainer.store.attempts import kept
 from finetune_trainer.store.folder import open_folder
 
+NOT_YET = (Phase.Pending, Phase.Queued, Phase.Starting, Phase.Suspended)
+"""Phases in which pods may not be there, or have said nothing."""
+
 
 def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None, follow: bool) -> int:
     job, local = find(name, where)
-    attempt = attempt or job.status.attempt or 1
+    present = job.status.attempt or 1
+    attempt = attempt or present
+    if attempt > present:
+        message = f"{name} has no attempt {attempt}: the present one is {present}"
+        raise FinetuneError(Reason.InvalidSpec, message, f"See `finetune status {name}`.")
     if not local:
+        if attempt == present and job.status.phase in (None, *NOT_YET):
+            print(f"{name} is {job.status.phase or Phase.Pending}: see `finetune status {name}`", file=sys.stderr)
         if not _pods(name, where, node=node, attempt=attempt) and _show_kept(job, node=node, attempt=attempt):
             return ExitCode.OK
         return subprocess.run(

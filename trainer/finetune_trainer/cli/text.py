@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from finetune_api.manifest import Problem
-from finetune_api.status import Artifact, Evaluation, FineTuneJobStatus, LastFailure, Progress, Scores
+from finetune_api.status import Artifact, Evaluation, FineTuneJobStatus, LastFailure, Phase, Progress, Restarts, Scores
 
 WIDTH = 100
 
@@ -136,13 +136,40 @@ def problems_text(file: str, problems: Sequence[Problem]) -> str:
     return "\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)])
 
 
+def _why(status: FineTuneJobStatus) -> str:
+    """What a job that does not run waits for, or why it ended, unless its last failure tells that already."""
+    type = "Failed" if status.phase is Phase.Failed else "Running"
+    found = next((c for c in status.conditions if c.type == type), None)
+    told = status.last_failure.reason if status.last_failure else None
+    if found is None or status.phase in (None, Phase.Running, Phase.Succeeded) or found.reason == told:
+        return ""
+    return found.message
+
+
+def _restarts(restarts: Restarts | None) -> str:
+    """` (1 counted, 0 free restarts)`, and those of a budget of their own where there were any."""
+    if restarts is None:
+        return ""
+    own = (
+        ("after memory ran out", restarts.out_of_memory),
+        ("not finite", restarts.non_finite),
+        ("resized", restarts.resized),
+    )
+    counts = [f"{restarts.counted} counted", f"{restarts.free} free", *(f"{n} {what}" for what, n in own if n)]
+    return f" ({', '.join(counts)} restarts)"
+
+
 def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
     """The whole of a status, for people."""
     rows = [("job", name), ("phase", str(status.phase or "Pending"))]
+    if why := _why(status):
+        rows.append(("why", why))
     if status.attempt is not None:
-        restarts = status.restarts
-        suffix = f" ({restarts.counted} counted, {restarts.free} free restarts)" if restarts else ""
-        rows.append(("attempt", f"{status.attempt}{suffix}"))
+        rows.append(("attempt", f"{status.attempt}{_restarts(status.restarts)}"))
+    if status.nodes is not None:
+        rows.append(("nodes", str(status.nodes)))
+    if avoided := [f"{node.name} (until {node.until})" for node in status.avoided_nodes or () if node.until]:
+        rows.append(("avoided", ", ".join(avoided)))
     if status.progress is not None:
         rows.append(("progress", progress_line("", status.progress).strip()))
     if (plan := status.plan) is not None:

@@ -43,6 +43,9 @@ class Problem:
     fault: Fault
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.path} is {self.fault}: {self.message}"
+
 
 @dataclass(frozen=True)
 class VerifyReport:

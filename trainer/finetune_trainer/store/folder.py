@@ -112,7 +112,8 @@ def open_folder(uri: str, *, prefix: str, environ: Mapping[str, str] = os.enviro
         opener = _OPENERS[parsed.scheme]
     except (ValueError, KeyError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{uri} is no folder that can be read and written"
-        raise FinetuneError(Reason.InvalidSpec, reason) from error
+        hint = "Give a folder as in output.uri: s3://, gs://, az://, pvc:// or file:///."
+        raise FinetuneError(Reason.InvalidSpec, reason, hint) from error
     folder = opener(parsed, prefix, environ)
     if not patience:
         return folder
