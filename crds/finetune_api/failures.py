@@ -46,6 +46,7 @@ class Reason(StrEnum):
     DataNotFound = "DataNotFound"
     DataEmpty = "DataEmpty"
     DataUnreadable = "DataUnreadable"
+    DataChanged = "DataChanged"
     DataLeak = "DataLeak"
     LabelsMissing = "LabelsMissing"
     NothingToTrain = "NothingToTrain"
@@ -130,6 +131,10 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.DataUnreadable: (
         FailureClass.Data,
         "Correct the row that the message names; the format is one JSON object a line.",
+    ),
+    Reason.DataChanged: (
+        FailureClass.Data,
+        "Put the file back as it was, or begin anew: another FineTuneJob, or finetune run --fresh.",
     ),
     Reason.DataLeak: (
         FailureClass.Data,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tokenizers import Tokenizer as Backend
 
 from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.spec import EarlyStopping, Training
+from finetune_api.spec import EarlyStopping, ModelSource, Training
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.folder import open_folder
+from finetune_trainer.store.models import LocalModel
+from finetune_trainer.train.inputs import Inputs, check_digests
 from finetune_trainer.train.setup import prepare
 from tests.tiny import tiny_corpus, tiny_model
 from tests.train_helpers import CPU, plan_for
@@ -65,6 +68,64 @@ def test_a_word_that_was_added_to_the_tokenizer_alone_is_refused_before_anything
     with pytest.raises(FinetuneError, match=r"a token 265 \(abc\), and the model embeddings for 264") as caught:
         check(plan_for(folder, data=data(folder)), cache=tmp_path / "cache")
     assert caught.value.reason is Reason.ModelUnsupported
+
+
+def test_files_that_change_between_attempts_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = desk(tmp_path)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    plan = plan_for(folder, data=data(folder))
+    output = open_folder(plan.spec.output.uri, prefix="")
+
+    def attempt() -> None:
+        inputs = Inputs.of(plan, Single(), output)
+        local = inputs.model(plan.spec.model, cache=tmp_path / "cache")
+        inputs.data(plan.spec.data, tokenizer_path=local.path, cache=tmp_path / "cache", seed=1)
+
+    attempt()
+    attempt()
+    before = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(before + '{"prompt": "one", "completion": "more"}\n')
+    with pytest.raises(FinetuneError, match=r"train\.jsonl is not what this run began with") as caught:
+        attempt()
+    assert caught.value.reason is Reason.DataChanged
+    assert caught.value.exit_code == 65
+    (folder / "train.jsonl").write_text(before)
+    attempt()
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [({"a": "1"}, None), ({"a": "2"}, "a is not what"), ({"a": "1", "b": "3"}, "b is not what"), ({}, "a is not what"),
+     ({"a": "2", "b": "3"}, "a is not what this run began with, and so are 1 more")],
+)  # fmt: skip
+def test_another_content_is_named(now: dict[str, str], words: str | None) -> None:
+    if words is None:
+        check_digests(now, {"a": "1"})
+        return
+    with pytest.raises(FinetuneError, match=words):
+        check_digests(now, {"a": "1"})
+
+
+def test_every_rank_and_attempt_trains_the_commit_that_the_first_one_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`main` is commit a, then b; rank 1 of the second attempt has seen b alone."""
+    asked: list[str | None] = []
+
+    def resolve(source: ModelSource, *, cache: Path) -> LocalModel:
+        asked.append(source.revision)
+        return LocalModel(cache, source.revision or head, source.uri)
+
+    monkeypatch.setattr("finetune_trainer.train.inputs.resolve_model", resolve)
+    source = ModelSource(uri="hf://org/name")
+    plan = plan_for(tmp_path)
+    output = open_folder(plan.spec.output.uri, prefix="")
+    for attempt in ("a", "b"):
+        head = attempt
+        assert Inputs.of(plan, Single(), output).model(source, cache=tmp_path).revision == "a"
+    told = cast(Any, SimpleNamespace(broadcast_json=lambda value: value or "a"))
+    assert Inputs(told, None).model(source, cache=tmp_path).revision == "a"
+    assert asked == [None, None, "a", None, "a"]
 
 
 def test_early_stopping_without_anything_to_judge_by_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
 from finetune_api.strategy import SHARDED
 from finetune_trainer.data.corpus import Corpus
-from finetune_trainer.data.load import Datasets, load_datasets
+from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.lora import LoraAttached
@@ -35,12 +35,13 @@ from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
-from finetune_trainer.store.models import LocalModel, resolve_model
+from finetune_trainer.store.models import LocalModel
 from finetune_trainer.transfer.evaluate import Layout
 
 from . import frozen
 from .choose import settled
 from .compiled import compile_blocks
+from .inputs import Inputs
 from .keeper import Keeper
 from .kernels import chosen
 from .loop import Course, Trainer
@@ -80,15 +81,16 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
-    """Collective in its errors only: every rank loads model and data by itself, from caches that a node shares."""
+    """Collective: every rank loads model and data by itself, from caches that a node shares, and all the same ones."""
     spec = plan.spec_of_attempt
     training = spec.training
     cache = Path(os.environ.get(names.ENV_CACHE) or names.CACHE_DIR)
     reporter = Reporter(run_dir, plan, gang.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
-    local = resolve_model(spec.model, cache=cache)
+    inputs = Inputs.of(plan, gang, output)
+    local = inputs.model(spec.model, cache=cache)
     spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path, spec.method)})
-    data = load_datasets(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
+    data = inputs.data(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
     low = _low_precision(spec, device)
