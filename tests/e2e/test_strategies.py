@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
 from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.kernels import attention, choose, loss, race
 from finetune_trainer.kernels.chosen import Kernels
+from finetune_trainer.methods import merged
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
@@ -64,6 +66,8 @@ class Case:
     stage: int | None = None
     offload: Literal["optimizer", "all"] | None = None
     recomputed: bool = False
+    poisoned_at: int | None = None
+    """The step in which the last rank's gradients are infinite, though no loss is."""
     one_node: bool = False
     """All ranks share a weight, whatever nodes they are on."""
     kernels: bool = False
@@ -101,13 +105,17 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
         seed(step, index)
 
     object.__setattr__(run.trainer, "_seed", dying)
+    if strategy.place.rank == strategy.place.world_size - 1:
+        _poison(run, case.poisoned_at)
     try:
         state = run.finish()
+    except FinetuneError as error:
+        return {"reason": str(error.reason), "message": error.message}
     except _Killed:
         run.trainer.keeper.wait()
         return {"held": held, "whole": whole}
     tensors = run.tensors()
-    _export(run, strategy, root / case.folder / "export")
+    _export(run, strategy, root / case.folder / "export", base=root / "base" if case.method == "lora" else None)
     losses = [point.loss for point in state.curve]
     norms = [point.gradient_norm for point in state.curve]
     validation = state.validation[-1].scores.loss
@@ -137,6 +145,21 @@ def _on_kernels(run: Run, strategy: Strategy) -> Run:
     return replace(run, trainer=replace(run.trainer, model=replace(run.trainer.model, kernels=kernels)))
 
 
+def _poison(run: Run, poisoned_at: int | None) -> None:
+    weights, began = run.trainer.weights, run.trainer._seed
+    backward, step = weights.backward, [-1]
+
+    def watched(now: int, index: int) -> None:
+        step[0] = now
+        began(now, index)
+
+    def poisoned(nats: torch.Tensor, *, last: bool) -> None:
+        backward(nats * float("inf") if step[0] == poisoned_at else nats, last=last)
+
+    object.__setattr__(run.trainer, "_seed", watched)
+    weights.backward = poisoned  # type: ignore[method-assign]
+
+
 def _held(parameter: nn.Parameter) -> int:
     if hasattr(parameter, "ds_tensor"):
         return int(parameter.ds_tensor.numel())
@@ -147,11 +170,16 @@ def _numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _export(run: Run, strategy: Strategy, folder: Path) -> None:
+def _export(run: Run, strategy: Strategy, folder: Path, *, base: Path | None) -> None:
+    """With a merged model, as `output.merged` asks for it, where `base` is given."""
+    if base:
+        merged.check(run.net, base)
     strategy.collect(run.net, everything=run.attached.kind == "model")
     if strategy.place.first:
         folder.mkdir()
         run.attached.export(folder)
+        if base:
+            merged.write(run.net, base, folder / merged.FOLDER, alive=lambda: None)
 
 
 def _rank(rank: int, world_size: int, port: int, local_size: int, root: str, cases: list[Case], path: str) -> None:
@@ -209,6 +237,8 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"small-{method}", method, "fsdp", max_tokens=32) for method in ("full", "lora")]
     two += [Case(f"again-{method}", method, "fsdp", recomputed=True) for method in METHODS]
+    two += [Case(f"poisoned-ddp-{method}", method, "ddp", poisoned_at=2) for method in ("full", "lora")]
+    two += [Case(f"poisoned-fsdp-{method}", method, "fsdp", poisoned_at=2) for method in ("full", "lora")]
     two += [Case(f"kernels-{method}", method, "fsdp", kernels=True) for method in ("full", "lora")]
     three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
     three += [Case("fsdp-3-full", "full", "fsdp"), Case("fsdp-3-full8", "full8", "fsdp")]
@@ -234,6 +264,7 @@ def _of_zero() -> list[Case]:
     cases += [Case("zero-offload", "full", "deepspeed", stage=3, offload="all")]
     cases += [Case("zero-kernels", "full", "deepspeed", stage=3, kernels=True)]
     cases += [Case("zero-small", "full", "deepspeed", stage=2, max_tokens=32)]
+    cases += [Case(f"poisoned-zero-{stage}", "full", "deepspeed", stage=stage, poisoned_at=2) for stage in (1, 2, 3)]
     for method in ("full", "lora"):
         cases += [Case(f"zero-cut-{method}", method, "deepspeed", stage=3, killed_at=3)]
         cases += [Case(f"zero-cut-{method}", method, "deepspeed", stage=3)]
@@ -344,6 +375,16 @@ def test_ranks_hold_the_same_bytes(gangs: Any) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.parametrize("case", ["ddp-full", "ddp-lora", "fsdp-full", "fsdp-lora"])
+def test_a_gradient_that_is_infinite_on_one_rank_stops_all(gangs: Any, case: str) -> None:
+    _stopped(gangs(f"poisoned-{case}"))
+
+
+def _stopped(ranks: list[dict[str, Any]]) -> None:
+    assert [rank.get("reason") for rank in ranks] == [Reason.LossNonFinite] * 2
+    assert all("the gradient of step 3 is not finite" in rank["message"] for rank in ranks)
+
+
 def test_no_rank_holds_the_whole_model(gangs: Any) -> None:
     for name, ranks in (("fsdp-2-full", 2), ("fsdp-2-lora", 2), ("fsdp-3-full", 3)):
         told = gangs(name)
@@ -366,6 +407,30 @@ def test_what_is_exported_is_what_was_trained(gangs: Any, root: Path, method: st
         assert sum(tensor.numel() for tensor in weights) == sum(tensor.numel() for tensor in exported.values())
 
 
+def _is_merged_by_peft_too(root: Path, case: str, cases: Told) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert len(cases(case)) == 2
+    export = root / case / "export"
+    tuned: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(root / "base"), export)
+    theirs: nn.Module = tuned.merge_and_unload()
+    ours = AutoModelForCausalLM.from_pretrained(export / merged.FOLDER)
+    base = AutoModelForCausalLM.from_pretrained(root / "base").state_dict()
+    assert largest_difference(ours.state_dict(), theirs.state_dict()) < 1e-6
+    changed = {name for name, tensor in ours.state_dict().items() if not torch.equal(tensor, base[name])}
+    assert len(changed) == 14, "seven linear layers in each of two blocks"
+
+
+def test_sharded_ranks_merge_base_and_adapter(gangs: Any, root: Path) -> None:
+    _is_merged_by_peft_too(root, "fsdp-2-lora", gangs)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_merges_base_and_adapter(zero: Any, root: Path, stage: int) -> None:
+    _is_merged_by_peft_too(root, f"zero-{stage}-lora", zero)
+
+
 ZERO = (*(f"{stage}-{method}" for stage in (1, 2, 3) for method in METHODS), "offload", "small", "kernels")
 
 
@@ -373,6 +438,11 @@ ZERO = (*(f"{stage}-{method}" for stage in (1, 2, 3) for method in METHODS), "of
 def test_zero_learns_what_one_learns(zero: Any, case: str) -> None:
     method = case.partition("-")[2] or "full"
     _same(zero(f"zero-{case}")[0], zero(f"alone-{method}")[0])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_stops_for_a_gradient_that_is_infinite_on_one_rank(zero: Any, stage: int) -> None:
+    _stopped(zero(f"poisoned-zero-{stage}"))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
