@@ -193,12 +193,14 @@ def test_what_a_job_waits_for_is_told() -> None:
     assert "why    the Job x-1 waits in the queue a" in told(
         Phase.Queued, "Running", "Queued", "the Job x-1 waits in the queue a"
     )
-    used_up = "Attempt 4 failed; all 3 restarts are used up (retry.maxRestarts)"
-    assert used_up in told(Phase.Failed, "Failed", "RestartsExhausted", used_up, FAILURE)
+    used_up = f"Attempt 4 failed: PodFailed: {FAILURE.message}; all 3 restarts are used up ({FAILURE.hint})"
+    assert "why    all 3 restarts are used up\n" in told(Phase.Failed, "Failed", "RestartsExhausted", used_up, FAILURE)
 
 
 def test_what_the_last_failure_tells_is_not_told_twice() -> None:
-    assert "why" not in told(Phase.Failed, "Failed", "PodFailed", "Attempt 2 failed: PodFailed: …", FAILURE)
+    assert "why" not in told(
+        Phase.Failed, "Failed", "PodFailed", f"Attempt 2 failed: PodFailed: {FAILURE.message} ({FAILURE.hint})", FAILURE
+    )
     assert "why" not in told(Phase.Running, "Running", "GangRunning", "all 2 pods run")
 
 

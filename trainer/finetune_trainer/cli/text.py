@@ -137,13 +137,16 @@ def problems_text(file: str, problems: Sequence[Problem]) -> str:
 
 
 def _why(status: FineTuneJobStatus) -> str:
-    """What a job that does not run waits for, or why it ended, unless its last failure tells that already."""
+    """What a job that does not run waits for, or why it ended: what its last failure does not tell already."""
     type = "Failed" if status.phase is Phase.Failed else "Running"
     found = next((c for c in status.conditions if c.type == type), None)
-    told = status.last_failure.reason if status.last_failure else None
-    if found is None or status.phase in (None, Phase.Running, Phase.Succeeded) or found.reason == told:
+    failure = status.last_failure
+    if found is None or status.phase in (None, Phase.Running, Phase.Succeeded):
         return ""
-    return found.message
+    if failure is None or not failure.message or failure.message not in found.message:
+        return found.message
+    beyond = found.message.partition(failure.message)[2]
+    return beyond.removesuffix(f"({failure.hint})").strip(" ;")
 
 
 def _restarts(restarts: Restarts | None) -> str:
