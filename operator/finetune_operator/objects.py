@@ -174,7 +174,7 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
             "runAsNonRoot": True,
             "runAsUser": pod.run_as_user,
             "runAsGroup": pod.run_as_user,
-            "fsGroup": pod.run_as_user,
+            "fsGroup": pod.fs_group,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api import names
 from finetune_api.plan import RunPlan
+from finetune_api.pod import Pod as PodSpec
 from finetune_operator.objects import attempt_job, claims, service
 from tests.unit.operator_world import DEFAULTS, job, spec
 
@@ -93,6 +94,40 @@ def test_a_scripts_output_gives_it_the_claim_and_the_secret() -> None:
     assert claims(spec(**fields)) == {"models": True}
     env = pod_of(built(**fields))["containers"][0]["envFrom"]
     assert env == [{"prefix": names.PREFIX_OUTPUT, "secretRef": {"name": "keys"}}]
+
+
+OF_THE_POD: dict[str, Any] = {
+    "service_account_name": "reader",
+    "node_selector": {"gpu": "h100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priority_class_name": "high",
+    "runtime_class_name": "nvidia",
+    "scheduler_name": "volcano",
+    "image_pull_secrets": [{"name": "registry"}],
+    "env": [{"name": "A", "value": "b"}],
+    "volumes": [{"name": "scratch", "mount_path": "/scratch", "empty_dir": {}}],
+    "labels": {"team": "a"},
+    "annotations": {"team": "a"},
+    "shm_size": "8Gi",
+    "run_as_user": 1000,
+    "fs_group": 2000,
+    "termination_grace_period": "5m",
+}
+
+
+def test_each_setting_of_the_pod_is_known_here() -> None:
+    assert set(OF_THE_POD) == set(PodSpec.model_fields)
+
+
+@pytest.mark.parametrize("field", OF_THE_POD)
+def test_each_setting_of_the_pod_has_an_effect(field: str) -> None:
+    assert built(pod={field: OF_THE_POD[field]})["spec"]["template"] != built()["spec"]["template"]
+
+
+def test_whose_the_files_are() -> None:
+    security = pod_of(built(pod={"run_as_user": 1000, "fs_group": 2000}))["securityContext"]
+    assert [security[key] for key in ("runAsUser", "runAsGroup", "fsGroup")] == [1000, 1000, 2000]
 
 
 def test_the_pod_has_no_token_and_no_service_links() -> None:
