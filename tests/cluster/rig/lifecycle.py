@@ -1,6 +1,6 @@
 """Up, down, wipe and status of the whole rig, and the sessions that share it.
 
-A test session joins the rig that runs, or starts one; the last session to leave stops and removes what sessions
+A test session joins the rig that others use, or starts one; the last session to leave stops and removes what sessions
 started. A rig that a developer keeps (`python -m tests.cluster.rig up`) stays as it was found."""
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def wipe(paths: Paths, *, force: bool = False) -> None:
 
 
 def join(paths: Paths, *, say: Callable[[str], None] = print) -> Rig:
-    """A test session begins to use the rig: the running one, or a new one with a control plane (`add_node` does
-    more)."""
+    """A test session begins to use the rig: the one that others use or keep, or a new one with a control plane
+    (`add_node` does more)."""
     build.build(build.CONTROL_PLANE, paths, say=say)
     with _lock(paths):
-        if not _control_plane_healthy(paths) and not _sessions(paths) and not _kept(paths):
-            _wipe(paths)  # what a killed session left
+        if not _sessions(paths) and not _kept(paths):
+            _wipe(paths)  # what a killed session left, with whatever it had changed
         rig = _up(paths, with_node=False, kept=False)
         _session_file(paths).parent.mkdir(exist_ok=True)
         _session_file(paths).write_text(str(start_time(os.getpid())))
