@@ -145,11 +145,12 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.SequenceTooLong: (FailureClass.Data, "Raise data.sequenceLength, or set data.overlong to drop or truncate."),
     Reason.CredentialsMissing: (
         FailureClass.Authentication,
-        "Name a Secret with the store's keys in credentials.secretName.",
+        "Name a Secret with the store's keys in credentials.secretName; on your own machine set them in the environment "
+        "(AWS_ACCESS_KEY_ID, HF_TOKEN …).",
     ),
     Reason.CredentialsRejected: (
         FailureClass.Authentication,
-        "Check the keys in the Secret and their rights on the bucket.",
+        "Check the keys, in the Secret or in your environment, and their rights on the bucket.",
     ),
     Reason.OutOfMemory: (
         FailureClass.OutOfMemory,
@@ -170,7 +171,8 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.NodeLost: (FailureClass.Infrastructure, "The node fell silent: look at it, and take it out if it repeats."),
     Reason.DiskLimitExceeded: (
         FailureClass.Infrastructure,
-        "Raise ephemeral-storage in resources.limits, or mount a volume of your own at /var/cache/finetune.",
+        "Raise ephemeral-storage in resources.limits (pod.shmSize for /dev/shm), or mount a volume of your own at "
+        "/var/cache/finetune.",
     ),
     Reason.CommandMissing: (FailureClass.Config, "The image lacks the trainer: use one made for this operator."),
     Reason.ImageUnavailable: (

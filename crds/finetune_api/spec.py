@@ -110,6 +110,8 @@ class Training(ApiModel):
 
 
 class Checkpoint(ApiModel):
+    """Where a following attempt goes on."""
+
     every: Annotated[int | str, Field(union_mode="left_to_right")] = Field(
         "10m",
         description="A duration such as 10m, or a number of steps.",
@@ -147,6 +149,8 @@ class Output(ApiModel):
 
 
 class Retry(ApiModel):
+    """Restarts of failed attempts."""
+
     max_restarts: int = Field(
         3, ge=0, le=1000, description="Counted restarts; preemption is free, config and data errors are never retried."
     )
@@ -162,6 +166,8 @@ def _some_time(field: str) -> Rule:
 
 
 class Deadlines(ApiModel):
+    """How long things may take. All begin anew when the job is resumed, or admitted by its queue."""
+
     startup: Duration = Field(
         "30m", description="For all pods of an attempt to run. Then it gives its nodes back and starts anew, counted."
     )

@@ -57,6 +57,8 @@ class Condition(ApiModel):
 
 
 class Restarts(ApiModel):
+    """Attempts that followed others, by the budget that they used."""
+
     counted: int = Field(0, description="Against retry.maxRestarts.")
     free: int = Field(0, description="Preemptions and resumes.")
     out_of_memory: int | None = Field(None, description="With half the micro-batch each.")
@@ -69,6 +71,8 @@ class Restarts(ApiModel):
 
 
 class Progress(ApiModel):
+    """How far the training is, as node 0 last reported it."""
+
     step: int = Field(0, description="Optimizer steps done.")
     total_steps: int | None = Field(None, description="Steps planned.")
     percent: int | None = Field(None, description="0 to 100.")
@@ -135,7 +139,9 @@ Servable = Literal["lora", "merged", "hf-only"]
 
 
 class Artifact(ApiModel):
-    uri: str = Field(max_length=2048)
+    """What the run committed."""
+
+    uri: str = Field(max_length=2048, description="Its folder: output.uri.")
     digest: str = Field(max_length=128, description="sha256 of the manifest, which holds the digest of every file.")
     size_bytes: int
     kind: Literal["adapter", "model"] = Field(description="adapter: for a base model. model: whole weights.")
@@ -147,14 +153,16 @@ class Artifact(ApiModel):
 
 
 class LastFailure(ApiModel):
-    failure_class: FailureClass = Field(alias="class")
-    reason: str = Field(max_length=64)
-    message: Text = ""
-    hint: Text = ""
-    attempt: int = 0
+    """What was to blame for the last attempt that failed, or keeps the present one from starting."""
+
+    failure_class: FailureClass = Field(alias="class", description="Decides about a retry.")
+    reason: str = Field(max_length=64, description="A stable word for it: alerts match on it.")
+    message: Text = Field("", description="What was wrong, and where.")
+    hint: Text = Field("", description="What a person can do about it.")
+    attempt: int = Field(0, description="Of the attempt.")
     rank: int | None = Field(None, description="Global rank of the culprit.")
-    node: str | None = Field(None, max_length=253)
-    exit_code: int | None = None
+    node: str | None = Field(None, max_length=253, description="On which its pod was.")
+    exit_code: int | None = Field(None, description="Of its process or container.")
     step: int | None = Field(None, description="Optimizer steps done before.")
     time: str | None = Field(None, json_schema_extra={"format": "date-time"})
 
@@ -177,6 +185,8 @@ class AvoidedNode(ApiModel):
 
 
 class FineTuneJobStatus(ApiModel):
+    """What the operator says about the job, and what the trainer measured."""
+
     phase: Phase | None = None
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["type"]}
