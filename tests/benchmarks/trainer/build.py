@@ -34,7 +34,9 @@ def random_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def trainer_over(model: Path, method: Any, rows: Any, *, steps: int, batch: int, folder: Path) -> Any:
+def trainer_over(
+    model: Path, method: Any, rows: Any, *, steps: int, batch: int, folder: Path, optimizer: Any = "adamw"
+) -> Any:
     """(a Trainer over `rows` (rows, length), what is attached)"""
     import torch
 
@@ -80,7 +82,7 @@ def trainer_over(model: Path, method: Any, rows: Any, *, steps: int, batch: int,
     return Trainer(
         course=course,
         model=LanguageModel(network, device, None, abilities),
-        weights=strategy.weights(network, attached.trainable, weight_decay=0.0),
+        weights=strategy.weights(network, attached.trainable, weight_decay=0.0, optimizer=optimizer),
         train=corpus,
         validation=None,
         layout=Layout(max_tokens=batch * length, sequence_length=length, packing=True, pad_id=0),
