@@ -85,9 +85,9 @@ class Dying:
         self._count(f"create {resource.plural}")
         return await self.inner.create(resource, body)
 
-    async def apply_status(self, body: Raw) -> Raw:
-        self._count("patch finetunejobs/status")
-        return await self.inner.apply_status(body)
+    async def replace_status(self, body: Raw) -> Raw:
+        self._count("update finetunejobs/status")
+        return await self.inner.replace_status(body)
 
     async def merge(self, resource: Resource, key: Key, body: Raw) -> Raw:
         self._count(f"patch {resource.plural}")

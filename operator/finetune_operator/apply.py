@@ -75,7 +75,7 @@ class Applier:
         meta = {"name": job.name, "namespace": job.namespace, "uid": job.uid, "resourceVersion": str(job.version)}
         body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta, "status": new}
         try:
-            self.cache.jobs.put(await self.client.apply_status(body))
+            self.cache.jobs.put(await self.client.replace_status(body))
         except Conflict:
             with contextlib.suppress(NotFound):  # the watch will tell
                 self.cache.jobs.put(await self.client.get(FINETUNEJOBS, job.owner))

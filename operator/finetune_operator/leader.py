@@ -191,8 +191,8 @@ class Fenced:
     async def create(self, resource: Resource, body: Raw) -> Raw:
         return await self._while_leading(self.inner.create(resource, body))
 
-    async def apply_status(self, body: Raw) -> Raw:
-        return await self._while_leading(self.inner.apply_status(body))
+    async def replace_status(self, body: Raw) -> Raw:
+        return await self._while_leading(self.inner.replace_status(body))
 
     async def merge(self, resource: Resource, key: Key, body: Raw) -> Raw:
         return await self._while_leading(self.inner.merge(resource, key, body))

@@ -16,7 +16,7 @@ HOP_BY_HOP = frozenset(("connection", "transfer-encoding", "content-length", "ho
 
 
 class Call(NamedTuple):
-    """One request: `create jobs`, `patch finetunejobs/status`, `watch pods`."""
+    """One request: `create jobs`, `update finetunejobs/status`, `watch pods`."""
 
     verb: str
     resource: str
@@ -94,7 +94,7 @@ def writes(call: Call) -> bool:
 
 
 def only(*calls: str) -> When:
-    """`only("create jobs", "patch finetunejobs/status")`."""
+    """`only("create jobs", "update finetunejobs/status")`."""
     return lambda call: str(call) in calls
 
 

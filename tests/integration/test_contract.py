@@ -56,8 +56,8 @@ def test_the_api_server_takes(contract: tuple[Rig, str], name: str, changes: Jso
 
 
 def test_a_change_of_the_spec_does_not_hide_behind_a_status(contract: tuple[Rig, str]) -> None:
-    """The rules of updates are not asked when a status is written: the spec stays as it was then, and the status does in
-    any other write."""
+    """The rules of updates are not asked when a status is written: then the spec stays as it was, and in any other
+    write the status does."""
     rig, namespace = contract
     job = changed(BASE, {"metadata.name": "hides"})
     rig.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(job))

@@ -52,6 +52,26 @@ def test_a_manifest_becomes_a_service_and_the_job_of_attempt_one(start: Start, h
     assert pods[0]["spec"]["hostname"] + "." + pods[0]["spec"]["subdomain"] == plan.master_address
 
 
+def test_who_wrote_the_manifest_still_owns_it_when_the_status_is_written(start: Start, hands: Hands) -> None:
+    """A status is replaced by an object that has nothing else in it: labels, spec and their owners stay."""
+    given = manifest("a", nodes=1)
+    given["metadata"]["labels"] = {"team": "cardiology"}
+    before = hands.create(given)
+    start()
+    hands.await_gang("a", 1)
+
+    after = hands.get("a")
+    assert after
+    assert (after["spec"], after["metadata"]["labels"]) == (before["spec"], {"team": "cardiology"})
+    users, ours = before["metadata"]["managedFields"][0], after["metadata"]["managedFields"][-1]
+    assert users in after["metadata"]["managedFields"]
+    assert (ours["manager"], ours["subresource"], list(ours["fieldsV1"])) == (
+        "finetune-operator",
+        "status",
+        ["f:status"],
+    )
+
+
 def test_success_carries_node_zeros_last_words_into_the_status(start: Start, hands: Hands) -> None:
     operator = start()
     hands.create(manifest("a"))

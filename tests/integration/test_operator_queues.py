@@ -184,7 +184,7 @@ def test_a_job_of_another_manager_is_left_alone(start: Start, hands: Hands) -> N
     assert "status" not in hands.get("theirs")
     assert (hands.jobs(), hands.services()) == (["ours-1"], ["ours"])
     assert not [event for event in hands.list(EVENTS) if event["involvedObject"]["name"] == "theirs"]
-    assert operator.writes["patch finetunejobs/status"] <= 3
+    assert operator.writes["update finetunejobs/status"] <= 3
 
 
 # suspended in passing

@@ -126,15 +126,13 @@ def test_no_server_is_unavailable() -> None:
         asyncio.run(play())
 
 
-def test_status_is_applied_on_the_subresource_under_our_name() -> None:
+def test_a_status_is_replaced_on_the_subresource_under_our_name() -> None:
     body = {"metadata": {"namespace": "ml", "name": "a", "uid": "u"}, "status": {"phase": "Running"}}
     server = Server((200, {}, {}))
-    ask(server, lambda client: client.apply_status(body))
-    ((method, path, content, sent),) = server.requests
-    assert (method, content, sent) == ("PATCH", "application/apply-patch+yaml", body)
-    assert path == (
-        "/apis/finetune.dev/v1alpha1/namespaces/ml/finetunejobs/a/status?fieldManager=finetune-operator&force=true"
-    )
+    ask(server, lambda client: client.replace_status(body))
+    ((method, path, _, sent),) = server.requests
+    assert (method, sent) == ("PUT", body | {"spec": {}})
+    assert path == "/apis/finetune.dev/v1alpha1/namespaces/ml/finetunejobs/a/status?fieldManager=finetune-operator"
 
 
 def test_deletion_is_of_one_uid_and_in_the_foreground() -> None:

@@ -57,7 +57,7 @@ class AuditLog:
         ]
 
     def writes(self, user: str, *, since: int = 0) -> Counter[str]:
-        """How often the user wrote, by `verb resource`: Counter({'patch finetunejobs/status': 3, 'create jobs':
+        """How often the user wrote, by `verb resource`: Counter({'update finetunejobs/status': 3, 'create jobs':
         1})."""
         made = self.requests(since=since, user=user)
         return Counter(f"{request.verb} {request.resource}" for request in made if request.verb in WRITE_VERBS)
