@@ -64,6 +64,18 @@ def true_conditions(raw: Raw) -> set[str]:
     return {c["type"] for c in raw.get("status", {}).get("conditions", ()) if c["status"] == "True"}
 
 
+def finetunejob(name: str) -> Raw:
+    spec = {
+        "model": {"uri": "hf://org/model"},
+        "data": {"train": [{"uri": "s3://corp/train.jsonl"}]},
+        "output": {"uri": f"s3://corp/models/{name}"},
+        "nodes": PODS,
+        "resources": {"requests": REQUESTS},
+        "pod": POD_PLACE,
+    }
+    return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}, "spec": spec}
+
+
 @dataclass
 class Ours:
     """This operator, with the rights of operator/rbac.yaml, as people start it."""
@@ -85,16 +97,7 @@ class Ours:
         pass
 
     def manifests(self, name: str) -> list[tuple[str, Raw]]:
-        spec = {
-            "model": {"uri": "hf://org/model"},
-            "data": {"train": [{"uri": "s3://corp/train.jsonl"}]},
-            "output": {"uri": f"s3://corp/models/{name}"},
-            "nodes": PODS,
-            "resources": {"requests": REQUESTS},
-            "pod": POD_PLACE,
-        }
-        body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}, "spec": spec}
-        return [(self.path, body)]
+        return [(self.path, finetunejob(name))]
 
     def owner(self, job: str) -> str:
         return job.rpartition("-")[0]
