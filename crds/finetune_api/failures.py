@@ -145,8 +145,8 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.SequenceTooLong: (FailureClass.Data, "Raise data.sequenceLength, or set data.overlong to drop or truncate."),
     Reason.CredentialsMissing: (
         FailureClass.Authentication,
-        "Name a Secret with the store's keys in credentials.secretName; on your own machine set them in the environment "
-        "(AWS_ACCESS_KEY_ID, HF_TOKEN …).",
+        "Name a Secret with the store's keys in credentials.secretName; on your own machine set them in the "
+        "environment (AWS_ACCESS_KEY_ID, HF_TOKEN …).",
     ),
     Reason.CredentialsRejected: (
         FailureClass.Authentication,

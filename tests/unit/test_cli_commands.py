@@ -177,6 +177,15 @@ def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert copy.read_text() == "<html>"
 
 
+@pytest.mark.parametrize(
+    ("phase", "says"), [("Failed", "has no artifact (phase Failed)"), ("Running", "no artifact yet")]
+)
+def test_no_report(phase: str, says: str, tmp_path: Path, kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kubectl / "answer").write_text(json.dumps(manifest(tmp_path) | {"status": {"phase": phase}}))
+    assert main(["report", "tiny", "-n", "team"]) == ExitCode.CONFIG
+    assert says in capsys.readouterr().err
+
+
 def test_verifying_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     uri = tmp_path.as_uri()
     assert main(["verify", uri]) == ExitCode.DATA

@@ -126,6 +126,7 @@ def test_rows_of_local_files_are_counted(model: Path, tmp_path: Path, capsys: py
         ({}, ["--gpu", "H100", "--memory", "lots"], "80Gi"),
         ({}, ["--gpu", "H100", "--prices", "job.yaml"], "perGpuHour"),
         ({"model": {"uri": "hf://org/nowhere"}}, [], "--model FOLDER"),
+        ({"model": {"uri": "file:///nowhere/model"}}, ["--gpu", "H100"], "there is no folder /nowhere/model"),
     ],
 )
 def test_what_is_missing_is_named(

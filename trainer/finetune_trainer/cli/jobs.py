@@ -59,7 +59,7 @@ def _get(name: str, where: Where) -> str:
     said = done.stderr.strip().splitlines()
     message = said[-1] if said else f"kubectl ended with status {done.returncode}"
     if "NotFound" in message:
-        hint = "Check the name and the namespace (-n)."
+        hint = "Check the name, the namespace (-n) and, for runs on this machine, the folder (--home)."
         raise FinetuneError(Reason.InvalidSpec, f"no FineTuneJob named {name}: {message}", hint)
     if "the server doesn't have a resource type" in message:
         raise FinetuneError(Reason.InvalidSpec, message, "Install the CustomResourceDefinition and the operator first.")

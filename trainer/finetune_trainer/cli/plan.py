@@ -162,6 +162,8 @@ def model_folder(source: ModelSource, *, cache: Path, environ: Mapping[str, str]
 
 
 def _shape(folder: Path) -> ModelShape:
+    if not folder.is_dir():
+        raise FinetuneError(Reason.ModelNotFound, f"there is no folder {folder} with a model's config.json")
     try:
         return read_shape(folder, weightless=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -26,7 +26,8 @@ def show_report(target: str, *, where: Where, save: Path | None, open_it: bool) 
 def _artifact_uri(name: str, where: Where) -> str:
     job, _ = find(name, where)
     if job.status.artifact is None:
-        message = f"{name} has no artifact yet (phase {job.status.phase or 'Pending'})"
+        yet = "" if job.status.phase is not None and job.status.phase.terminal else " yet"
+        message = f"{name} has no artifact{yet} (phase {job.status.phase or 'Pending'})"
         raise FinetuneError(Reason.InvalidSpec, message, f"See `finetune status {name}`.")
     return job.status.artifact.uri
 
