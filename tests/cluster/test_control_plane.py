@@ -54,7 +54,7 @@ def test_a_service_account_may_do_what_its_role_says_and_nothing_else(control_pl
     role, binding = READ_JOBS
     subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
     control_plane.apply([role, {**binding, "subjects": [subject]}], namespace=namespace)
-    control_plane.wait_allowed("list", "jobs", namespace=namespace, account=f"{namespace}:operator")
+    control_plane.wait_allowed("list", "jobs.batch", namespace=namespace, account=f"{namespace}:operator")
     control_plane.kubectl("get", "jobs", "-n", namespace, kubeconfig=kubeconfig)
     with pytest.raises(RigError, match="forbidden"):
         control_plane.kubectl("get", "secrets", "-n", namespace, kubeconfig=kubeconfig)
@@ -65,7 +65,7 @@ def test_the_audit_log_counts_the_writes_of_each_user(control_plane: Rig, namesp
     role, binding = READ_JOBS
     subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
     control_plane.apply([role, {**binding, "subjects": [subject]}], namespace=namespace)
-    control_plane.wait_allowed("create", "jobs", namespace=namespace, account=f"{namespace}:operator")
+    control_plane.wait_allowed("create", "jobs.batch", namespace=namespace, account=f"{namespace}:operator")
     mark = control_plane.audit.mark()
     control_plane.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(JOB), kubeconfig=kubeconfig)
     user = f"system:serviceaccount:{namespace}:operator"

@@ -102,10 +102,18 @@ class Rig:
         self.wait_until(served, what=f"the API server serves {' '.join(which)}")
 
     def wait_allowed(self, verb: str, resource: str, *, namespace: str, account: str) -> None:
-        """Returns when a right that was given is in force, which it is some time after. `account`: NAMESPACE:NAME."""
-        who = ("--as", f"system:serviceaccount:{account}")
-        question = ("auth", "can-i", verb, resource, "-n", namespace, *who)
-        in_force = lambda: self.kubectl(*question, check=False).strip() == "yes"  # noqa: E731
+        """Returns when a right that was given is in force, which it is some time after.
+
+        `resource`: PLURAL.GROUP, served or not. `account`: NAMESPACE:NAME."""
+        plural, _, group = resource.partition(".")
+        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": plural}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": f"system:serviceaccount:{account}", "resourceAttributes": asked},
+        }
+        question = ("create", "-f", "-", "-o", "jsonpath={.status.allowed}")
+        in_force = lambda: self.kubectl(*question, stdin=json.dumps(review)) == "true"  # noqa: E731
         self.wait_until(in_force, what=f"{account} may {verb} {resource}")
 
     # namespaces and users
