@@ -1,4 +1,4 @@
-"""What a rank imports: no package of a method that is not its own."""
+"""What a rank imports: no package of a method, or of a device, that is not its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import subprocess
 import sys
 
 TOLD = """
-import sys, warnings
+import sys, torch, warnings
 import finetune_trainer.train.run
+from finetune_trainer.train.lean import leave_out_triton
+leave_out_triton(torch.device("cuda"))
+print("triton" in sys.modules)
+leave_out_triton(torch.device("cpu"))
 print("peft" in sys.modules, "transformers" in sys.modules)
 from tests.train_helpers import BASE, network
 from finetune_api.methods import Lora, Method
@@ -16,10 +20,10 @@ for kind in ("lora", "dora", "prompt", "ptuning", "prefix"):
     method_of(Method(type=kind)).attach(network(), seed=1, base=BASE)
 print("peft" in sys.modules, "bitsandbytes" in sys.modules)
 method_of(Method(type="qlora", qlora=Lora(rank=4))).attach(network(hidden_size=64), seed=1, base=BASE)
-print("bitsandbytes" in sys.modules)
+print("bitsandbytes" in sys.modules, sys.modules["triton"])
 """
 
 
-def test_bitsandbytes_is_imported_for_four_bits_alone_and_peft_for_methods_that_use_it() -> None:
+def test_bitsandbytes_is_for_four_bits_alone_peft_for_methods_that_use_it_and_triton_for_gpus() -> None:
     done = subprocess.run([sys.executable, "-c", TOLD], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False False", "True False", "True"]
+    assert done.stdout.splitlines() == ["False", "False False", "True False", "True None"]

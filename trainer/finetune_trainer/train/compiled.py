@@ -30,11 +30,15 @@ def compile_blocks(network: nn.Module, *, lowest: int, cache: Path, device: torc
     For methods and strategies that methods.needs lets through."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
     import torch._dynamo
+    import torch._functorch.config
     import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     if device.type == "cpu":
         torch._inductor.config.compile_threads = 1  # each of its processes would import torch for a handful of kernels
+        # Inputs of products that take one pass to make (a gated activation, a norm's last factor) are made again for
+        # the backward, not kept: 300 MB of 2.5 GB in the shape of SmolLM2, and no time.
+        torch._functorch.config.ban_recompute_materialized_backward = False
     blocks = list(cast(nn.ModuleList, network.get_submodule(decoder_layers(network).prefix)))[max(0, lowest) :]
     for block in blocks:
         cast(Any, block).forward = _trained_compiled(block, block.forward)

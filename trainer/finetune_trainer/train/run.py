@@ -26,6 +26,7 @@ from finetune_trainer.store.folder import Folder, NotFound, open_folder
 from finetune_trainer.transfer.evaluate import Stopped
 
 from .finish import check_export, commit, computed_otherwise, evaluation_of, last_words, record_of
+from .lean import leave_out_triton
 from .probing import Probing, probed
 from .setup import Setup, choose_device, prepare
 from .state import State
@@ -38,6 +39,7 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     """Of one rank, all of it. result.json is rank 0's. FinetuneError, or whatever else went wrong."""
     place = Place.of(environ)
     device = choose_device(place.local_rank)
+    leave_out_triton(device)
     output = open_folder(plan.spec.output.uri, prefix=names.PREFIX_OUTPUT, environ=environ, patience=_PATIENCE_SECONDS)
     gang = join(place, device)
     done = _committed(plan, output, gang)
