@@ -315,6 +315,7 @@ def test_rows_go_on_when_a_server_that_was_away_is_back(
     finally:
         server.start()
     reader.join(120)
+    assert "trying again" in caplog.text
     assert [row.line for row in found] == list(range(1, 2001))
 
 

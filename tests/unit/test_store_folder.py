@@ -107,6 +107,23 @@ def test_an_object_without_an_etag_is_known_by_the_second_of_its_last_change() -
         objects.read_range(replace(entry, version="2020-01-01 00:00:00+00:00"), 2, 5)
 
 
+def test_an_etag_is_the_same_with_quotes_and_without() -> None:
+    class Bare(MemoryStore):
+        """As Azure, whose lists leave the quotes out."""
+
+        def list(self, prefix: str | None) -> list[list[dict[str, object]]]:
+            return [[{**meta, "e_tag": meta["e_tag"].strip('"')} for meta in page] for page in super().list(prefix)]
+
+    objects = ObjectFolder("s3://bucket/store", "bucket", "", Bare())
+    objects.put("a", b"0123456789")
+    [entry] = objects.list()
+    assert entry == objects.stat("a")
+    assert objects.read_range(entry, 2, 5) == b"234"
+    objects.put("a", b"0123456789")
+    with pytest.raises(Changed):
+        objects.read_range(entry, 2, 5)
+
+
 def test_check_writable_leaves_no_file(folder: Folder) -> None:
     folder.check_writable()
     assert folder.list() == []

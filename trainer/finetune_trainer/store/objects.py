@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from .local import os_errors, replacing
 _PART = 8 << 20
 _MOST_PARTS = 5000
 """S3 allows 10,000 parts; half of it leaves room for stores that allow fewer."""
+
+_ETAG = re.compile(r"^[\w./+=-]+$")
+"""Neither a weak one, which If-Match never takes, nor a time."""
 
 _CLIENT = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "1d"}
 """A large file may take long, but no read may stand still: hence the long `timeout` beside the short others."""
@@ -76,7 +80,7 @@ class ObjectFolder:
         """With If-Match where the store has etags; what the answer says about the object is compared in any case."""
         from obstore.exceptions import PreconditionError
 
-        etag = {"if_match": entry.version} if entry.version.endswith('"') else {}
+        etag = {"if_match": f'"{entry.version}"'} if _ETAG.match(entry.version) else {}
         with self._errors("read", entry.path):
             try:
                 answer = self.store.get(safe_path(entry.path), options={"range": (start, stop), **etag})
@@ -155,6 +159,7 @@ def _written(chunks: Iterable[bytes], file: BinaryIO) -> Iterator[bytes]:
 
 
 def _entry(meta: Mapping[str, Any]) -> Entry:
-    # Lists tell the time of a change more finely than answers to a read do.
-    changed = meta["last_modified"].replace(microsecond=0)
-    return Entry(meta["path"], meta["size"], str(meta.get("e_tag") or changed))
+    # Lists and answers to a read tell the same in two ways: etags without and with quotes (Azure), times by the
+    # millisecond and by the second.
+    etag = (meta.get("e_tag") or "").strip('"')
+    return Entry(meta["path"], meta["size"], etag or str(meta["last_modified"].replace(microsecond=0)))
