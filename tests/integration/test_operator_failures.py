@@ -61,6 +61,7 @@ def test_a_gang_that_does_not_start_in_time_starts_anew(start: Start, hands: Han
     assert hands.status("a")["lastFailure"]["reason"] == "StartupDeadline"
     wait_for(lambda: hands.phase("a") == "Failed", what="and the end")
     assert hands.condition("a", "Failed")["reason"] == "RestartsExhausted"
+    wait_for(lambda: not (hands.jobs() or hands.list(PODS)), what="its nodes are given back", seconds=DISCOVERY)
 
 
 def test_a_job_that_takes_too_long_fails_and_is_gone_when_its_time_is_over(start: Start, hands: Hands) -> None:

@@ -92,6 +92,27 @@ def test_it_says_what_was_missing() -> None:
     assert "Create the Secret" in failed.message
 
 
+LAST_TRY = [
+    ("half a gang", starting(pods=(pod(0, "Running"), pod(1)), spec=spec(retry={"max_restarts": 0})), ["a-1"]),
+    ("a silent node", running(heard=NOW, spec=spec(retry={"max_restarts": 0})), ["a-1"]),
+    (
+        "a pod that failed",
+        replace(running(), pods=(pod(0, "Failed"), pod(1, "Running")), spec=spec(retry={"max_restarts": 0})),
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "gone"), [row[1:] for row in LAST_TRY], ids=[row[0] for row in LAST_TRY])
+def test_where_no_attempt_follows_the_nodes_are_given_back_too(given: Observed, gone: list[str]) -> None:
+    """By the Job controller, which keeps the logs, if a pod failed; else by us, also after a crash in between."""
+    decision = decide(given, later(30 * MINUTE))
+    assert decision.status.phase is Phase.Failed
+    assert [each.name for each in decision.delete] == gone
+    successor = replace(given, job=job(decision.status))
+    assert [each.name for each in decide(successor, later(31 * MINUTE)).delete] == gone
+
+
 def test_a_restarted_gang_has_its_own_time() -> None:
     view = job(status(Phase.Restarting, 2, counted=1))
     given = seen(view, children=(child(2, created=later(HOUR)),), pods=(pod(0, attempt=2), pod(1, attempt=2)))

@@ -138,7 +138,7 @@ STORY: list[tuple[str, Observed, tuple[str | None, int | None, list[str], list[s
     ("ended, and its children were deleted",
      seen(job(status(Phase.Succeeded))), ("Succeeded", 1, [], [])),
     ("ended, and suspended afterwards",
-     seen(suspended(job(status(Phase.Failed))), children=(child(),)), ("Failed", 1, [], [])),
+     seen(suspended(job(status(Phase.Failed))), children=(child(finished=True),)), ("Failed", 1, [], [])),
     ("the spec cannot be read",
      seen(job(status(Phase.Pending)), children=(child(),), spec=None, problem="spec.nodes: must be a number"),
      ("Failed", 1, [], ["a-1"])),

@@ -46,7 +46,7 @@ def failed(seen: Observed, now: datetime) -> Decision | None:
     was_up = phase in (Phase.Starting, Phase.Running)
     if child is None and not was_up:
         return None  # not made yet
-    verdict = blame(seen.gang, child, now=now)
+    verdict = blame(seen.gang, child, gone=seen.gone, now=now)
     if verdict is None and (child is None or child.deleting):
         return judge(
             seen, spec, lost(names.attempt_name(seen.job.name, seen.attempt), attempt=seen.attempt, now=now), now
@@ -104,7 +104,7 @@ def _restart(seen: Observed, status: FineTuneJobStatus, *, message: str, now: da
 
 
 def end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, now: datetime) -> Decision:
-    """The Job stays, with its logs; its Job controller ends the pods that still run."""
+    """Where a pod failed the Job stays, with its logs, and its controller ends the pods that still run (else see decide)."""
     status = change(seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure)
     message = f"{message} ({failure.hint})" if failure.hint else message
     stamp = Stamp(seen.job.generation, now)
