@@ -180,6 +180,9 @@ class Cache:
     """uid of the latest Job whose pods' group was made."""
     probe_refused: dict[Key, datetime] = field(default_factory=dict)
     """When a probe for more nodes could not be made."""
+    remains: dict[Key, tuple[Pod, ...]] = field(default_factory=dict)
+    """Pods of a job's latest attempt to lose any that ended badly and are no more: the only ones to tell why it failed,
+    where all of them were deleted."""
     heard: dict[Key, Heard] = field(default_factory=dict)
     heard_anybody: datetime | None = None
 
@@ -200,4 +203,18 @@ class Cache:
     def feed(self, resource: Resource, kind: str | None, raw: Raw) -> Key | None:
         """One event of a watch. The key to look at, if it told something new."""
         store = self.store(resource)
-        return store.remove(raw) if kind == "DELETED" else store.put(raw)
+        if kind != "DELETED":
+            return store.put(raw)
+        if resource.plural == PODS.plural:
+            self._remember(raw)
+        return store.remove(raw)
+
+    def _remember(self, raw: Raw) -> None:
+        try:
+            pod = view_pod(raw)
+        except (KeyError, TypeError, ValueError):
+            return
+        if pod.ended is not None and pod.ended.exit_code:
+            known = self.remains.get(pod.owner, ())
+            same = (p for p in known if (p.job_uid, p.attempt) == (pod.job_uid, pod.attempt))
+            self.remains[pod.owner] = (*same, pod)

@@ -66,8 +66,8 @@ class Verdict:
     """Seconds in which a better explanation may still come; 0: this is it."""
 
 
-def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verdict | None:
-    """The culprit of an attempt; None while nothing failed."""
+def blame(gang: Iterable[Pod], child: ChildJob | None, *, gone: Iterable[Pod] = (), now: datetime) -> Verdict | None:
+    """The culprit of an attempt; None while nothing failed. `gone`: pods that failed and are no more."""
     pods = tuple(gang)
     told = sorted((t for pod in pods if (t := hear(pod))), key=lambda t: (t.echo, t.at))
     if (told and told[0].echo) or any(pod.unreachable and pod.deleting for pod in pods):
@@ -80,6 +80,8 @@ def blame(gang: Iterable[Pod], child: ChildJob | None, *, now: datetime) -> Verd
         since = min((t.at for t in told if t.at is not LATEST), default=now)
         return Verdict(first.failure, max(0.0, (since + PATIENCE - now).total_seconds()))
     if child is not None and child.failing:
+        if told := sorted((t for pod in gone if (t := hear(pod))), key=lambda t: (t.echo, t.at)):
+            return Verdict(told[0].failure, 0.0)
         what = f"the Job {child.name} failed and no pod is left to tell why: {child.message}"
         return Verdict(failure_of(Reason.PodLost, what, attempt=child.attempt, at=now), 0.0)
     return None

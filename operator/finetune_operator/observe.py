@@ -42,6 +42,8 @@ class Observed:
     children: tuple[ChildJob, ...] = ()
     """Jobs of all attempts, also of those that are being deleted."""
     pods: tuple[Pod, ...] = ()
+    remains: tuple[Pod, ...] = ()
+    """Pods that ended badly and are no more, of one attempt."""
     probes: tuple[ChildJob, ...] = ()
     """Jobs that look for more nodes: no attempts."""
     probe_pods: tuple[Pod, ...] = ()
@@ -83,8 +85,15 @@ class Observed:
     @property
     def gang(self) -> tuple[Pod, ...]:
         """The present attempt's pods, in order of their index, less those that end since the Job was suspended."""
-        own = (p for p in self.pods if p.attempt == self.attempt and not _leftover(p, self.child))
-        return tuple(sorted(own, key=lambda p: p.index))
+        return tuple(sorted(self._own(self.pods), key=lambda p: p.index))
+
+    @property
+    def gone(self) -> tuple[Pod, ...]:
+        """Pods of the present attempt that ended badly and are no more, less those from before it was resumed."""
+        return self._own(self.remains)
+
+    def _own(self, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
+        return tuple(p for p in pods if p.attempt == self.attempt and not _leftover(p, self.child))
 
 
 def _leftover(pod: Pod, child: ChildJob | None) -> bool:
@@ -103,6 +112,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         spec=None,
         children=tuple(c for c in cache.children.of(key) if c.job_uid == job.uid),
         pods=tuple(p for p in cache.pods.of(key) if p.job_uid == job.uid),
+        remains=tuple(p for p in cache.remains.get(key, ()) if p.job_uid == job.uid),
         offers=cache.offers,
         probes=tuple(c for c in cache.children.of(key) if c.probe.startswith(f"{job.uid}.")),
         probe_pods=tuple(p for p in cache.pods.of(key) if p.probe.startswith(f"{job.uid}.")),

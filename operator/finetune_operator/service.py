@@ -273,6 +273,7 @@ class Service:
     def _forget(self, key: Key) -> None:
         self.poller.follow(key, None)
         self.cache.refusals.pop(key, None)
+        self.cache.remains.pop(key, None)
         self._preparations.forget(key)
         self.cache.holds.pop(key, None)
         self.cache.grouped.pop(key, None)

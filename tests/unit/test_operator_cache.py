@@ -187,3 +187,16 @@ def test_who_waits_for_a_gang(status: dict[str, Any] | None, children: list[int]
         meta = {"namespace": "ml", "name": f"a-{attempt}", "uid": f"c{attempt}", "resourceVersion": "1"}
         cache.feed(JOBS, None, {"metadata": meta | {"labels": labels}, "spec": {}})
     assert lacks_gang(cache, KEY) is lacks
+
+
+def test_a_pod_that_failed_and_is_no_more_is_remembered_for_its_attempt() -> None:
+    state = {"terminated": {"exitCode": 75, "finishedAt": "2026-01-01T00:00:00Z"}}
+    failed = {"status": {"phase": "Failed", "containerStatuses": [{"name": names.CONTAINER, "state": state}]}}
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, "ADDED", raw_job())
+    cache.feed(PODS, "ADDED", raw_pod(1))
+    cache.feed(PODS, "DELETED", raw_pod(2) | failed)
+    seen = observe(cache, KEY, DEFAULTS)
+    assert seen is not None
+    assert not seen.pods
+    assert [pod.ended.exit_code for pod in seen.remains if pod.ended] == [75]

@@ -123,3 +123,15 @@ def test_the_node_and_exit_code_are_named() -> None:
     assert (said.failure.node, said.failure.exit_code) == ("gpu-7", 137)
     assert "SIGKILL" in said.failure.message
     assert "Killed" in said.failure.message
+
+
+def test_pods_that_are_no_more_tell_where_nobody_else_can() -> None:
+    """A pod that was drained is gone as soon as it has ended, and the Job controller deletes its peers."""
+    gone = [failed_pod(0, Reason.PeerLost, at=1), failed_pod(1, Reason.Interrupted, at=2)]
+    assert blame([], child(), gone=gone, now=later(3)) is None, "its Job has not failed"
+    verdict = blame([], child(failing=True), gone=gone, now=later(3))
+    assert verdict is not None
+    assert (verdict.failure.reason, verdict.wait) == ("Interrupted", 0.0)
+    spoken = blame([failed_pod(0, Reason.DataEmpty)], child(failing=True), gone=gone, now=later(3))
+    assert spoken is not None
+    assert spoken.failure.reason == "DataEmpty"
