@@ -104,7 +104,7 @@ def _restart(seen: Observed, status: FineTuneJobStatus, *, message: str, now: da
 
 
 def end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, now: datetime) -> Decision:
-    """Where a pod failed the Job stays, with its logs, and its controller ends the pods that still run (else see decide)."""
+    """Where a pod failed the Job stays, with its logs; its controller ends the pods that still run. Else see decide."""
     status = change(seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure)
     message = f"{message} ({failure.hint})" if failure.hint else message
     stamp = Stamp(seen.job.generation, now)
