@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.parallel.flat import FlatAdamW
-from finetune_trainer.train.optimizer import default_peak, learning_rate
+from finetune_trainer.train.optimizer import default_peak, learning_rate, named
 
 RATES = [
     # schedule, warm-up, total: rates of the steps, peak 1
@@ -38,6 +38,12 @@ def test_default_rates() -> None:
     assert default_peak(method="lora", hidden_size=4096) == pytest.approx(2.9e-4, rel=0.02)
     assert default_peak(method="lora", hidden_size=576) == pytest.approx(1.3e-3, rel=0.03)
     assert default_peak(method="full", hidden_size=576) == pytest.approx(1.3e-4, rel=0.03)
+
+
+def test_the_line_that_tells_what_runs_names_the_optimizer() -> None:
+    assert named("adamw", strategy="ddp") == "fused AdamW"
+    assert named("adamw", strategy="deepspeed") == "AdamW"
+    assert named("adamw8bit", strategy="fsdp") == "AdamW with moments in 8 bits"
 
 
 def _network() -> nn.Module:
