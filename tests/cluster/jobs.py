@@ -53,7 +53,7 @@ class Place:
         job["spec"]["pod"] = {
             "volumes": self.volumes,
             "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
-            "terminationGracePeriod": "30s",
+            "terminationGracePeriod": "90s",
         }
         return job
 
@@ -69,7 +69,7 @@ class Place:
     def pods(self, name: str) -> list[Json]:
         return self.rig.get("pods", "-n", self.namespace, "-l", f"finetune.dev/job-name={name}")["items"]
 
-    def wait(self, name: str, ready: Callable[[Json], bool], *, what: str, seconds: float = 300) -> Json:
+    def wait(self, name: str, ready: Callable[[Json], bool], *, what: str, seconds: float = 600) -> Json:
         """The status, as soon as `ready` says so; else fails with everything that a person would look at."""
         deadline = time.monotonic() + seconds
         while True:

@@ -46,7 +46,7 @@ class Operator:
     def start(self) -> None:
         """Returns when it is ready."""
         self.begin()
-        self.rig.wait_until(self._ready, what=f"the operator (log: {self.log.read_text()[-2000:]})", seconds=30)
+        self.rig.wait_until(self._ready, what=f"the operator (log: {self.log.read_text()[-2000:]})")
 
     def begin(self) -> None:
         command = [
@@ -82,7 +82,7 @@ class Operator:
         if self.process.poll() is not None:
             raise AssertionError(f"the operator ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
         try:
-            with urllib.request.urlopen(f"http://{self.metrics_address}/readyz", timeout=1) as reply:
+            with urllib.request.urlopen(f"http://{self.metrics_address}/readyz", timeout=5) as reply:
                 return reply.status == 200
         except (urllib.error.URLError, OSError):
             return False

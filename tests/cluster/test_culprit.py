@@ -13,7 +13,7 @@ from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.tiny import tiny_corpus, tiny_model
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def test_the_culprit_is_named_and_not_its_victims(cluster: Rig, tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_culprit_is_named_and_not_its_victims(cluster: Rig, tmp_path: Path) 
 
         os.kill(rank_of(place, pods["2"]["metadata"]["name"]), signal.SIGKILL)
 
-        cluster.wait_until(lambda: place.status("four").get("phase") == "Failed", what="the verdict", seconds=120)
+        cluster.wait_until(lambda: place.status("four").get("phase") == "Failed", what="the verdict", seconds=300)
         failure = place.status("four")["lastFailure"]
         assert (failure["rank"], failure["class"], failure["reason"]) == (2, "Infrastructure", "PodFailed"), failure
         assert "SIGKILL" in failure["message"]

@@ -15,11 +15,14 @@ import pytest
 from tests.cluster.jobs import Json, Place, example, rank_of
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Kueue, Rig
+from tests.hold import Hold
 from tests.tiny import tiny_corpus, tiny_model
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 120
+HELD = 20
+"""The step after which a run waits for the test that disturbs it."""
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,12 @@ def job(place: Place, tiny: Path, name: str) -> Json:
     return place.on_this_rig(manifest, model=tiny / "model")
 
 
-def step(status: Json) -> int:
-    return int(status.get("progress", {}).get("step", 0))
+def held(manifest: Json, tiny: Path) -> Hold:
+    """The job's ranks are held at a step, by a file that its pods see beside the model."""
+    hold = Hold(tiny / "model" / f"hold-{manifest['metadata']['name']}", HELD)
+    hold.file.chmod(0o644)
+    manifest["spec"]["pod"]["env"] += [{"name": name, "value": value} for name, value in hold.environment.items()]
+    return hold
 
 
 def checkpoints(place: Place, name: str) -> list[str]:
@@ -70,7 +77,7 @@ def checkpoints(place: Place, name: str) -> list[str]:
 
 
 def finish(place: Place, name: str) -> Json:
-    return place.wait(name, lambda s: s.get("phase") == "Succeeded", what="its end", seconds=300)
+    return place.wait(name, lambda s: s.get("phase") == "Succeeded", what="its end")
 
 
 def adapter(place: Place, name: str, folder: Path) -> dict[str, object]:
@@ -106,11 +113,14 @@ def node(pod: Json) -> str:
 def test_a_killed_rank_restarts_the_gang_from_the_checkpoint(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    place.apply(job(place, tiny, "killed"))
-    place.rig.wait_until(lambda: len(checkpoints(place, "killed")) > 0, what="a checkpoint", seconds=120)
+    manifest = job(place, tiny, "killed")
+    hold = held(manifest, tiny)
+    place.apply(manifest)
+    place.rig.wait_until(lambda: len(checkpoints(place, "killed")) > 0, what="a checkpoint", seconds=300)
     victim = next(pod["metadata"]["name"] for pod in place.pods("killed") if node(pod) == "1")
 
     os.kill(rank_of(place, victim), signal.SIGKILL)
+    hold.release()
 
     status = finish(place, "killed")
     assert status["attempt"] == 2
@@ -125,7 +135,7 @@ def test_a_killed_operator_changes_nothing(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
     place.apply(job(place, tiny, "orphaned"))
-    place.rig.wait_until(lambda: len(checkpoints(place, "orphaned")) > 0, what="a checkpoint", seconds=120)
+    place.rig.wait_until(lambda: len(checkpoints(place, "orphaned")) > 0, what="a checkpoint", seconds=300)
 
     operator.kill()
     time.sleep(2)
@@ -139,10 +149,13 @@ def test_a_killed_operator_changes_nothing(
 def test_a_bucket_that_is_away_for_20_seconds_is_waited_for(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path, s3: S3
 ) -> None:
-    place.apply(job(place, tiny, "patient"))
-    place.rig.wait_until(lambda: len(checkpoints(place, "patient")) > 0, what="a checkpoint", seconds=120)
+    manifest = job(place, tiny, "patient")
+    hold = held(manifest, tiny)
+    place.apply(manifest)
+    place.rig.wait_until(lambda: len(checkpoints(place, "patient")) > 0, what="a checkpoint", seconds=300)
 
     with place.rig.outage("minio"):
+        hold.release()
         time.sleep(20)
 
     status = finish(place, "patient")
@@ -177,18 +190,20 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_when_its_queue_lets_it(
     kueue.queue(place.namespace, "team", cpu="2")
     manifest = job(place, tiny, "queued")
     manifest["spec"] |= {"queueName": "team", "resources": {"requests": {"cpu": "100m"}}, "retry": {"maxRestarts": 0}}
+    hold = held(manifest, tiny)
     place.apply(manifest)
-    place.rig.wait_until(lambda: len(checkpoints(place, "queued")) > 0, what="a checkpoint", seconds=120)
+    place.rig.wait_until(lambda: len(checkpoints(place, "queued")) > 0, what="a checkpoint", seconds=300)
 
     place.rig.apply(urgent(place, "team"), namespace=place.namespace)
     place.wait("queued", lambda s: s.get("phase") == "Queued", what="preemption")
-    place.rig.wait_until(lambda: not place.pods("queued"), what="its pods are gone", seconds=60)
+    place.rig.wait_until(lambda: not place.pods("queued"), what="its pods are gone")
+    hold.release()
     place.rig.kubectl("delete", "job", "urgent", "-n", place.namespace)
 
     place.wait("queued", lambda s: s.get("phase") == "Running", what="its second turn")
     first = next(pod["metadata"]["name"] for pod in place.pods("queued") if node(pod) == "0")
     log = lambda: place.rig.kubectl("logs", first, "-n", place.namespace, check=False)  # noqa: E731
-    place.rig.wait_until(lambda: "resuming after step" in log(), what="it resumes", seconds=60)
+    place.rig.wait_until(lambda: "resuming after step" in log(), what="it resumes")
     status = finish(place, "queued")
     assert (status["attempt"], status["restarts"]["counted"]) == (1, 0)
     assert status["lastFailure"]["reason"] == "Preempted"
@@ -229,22 +244,28 @@ def test_a_gang_goes_on_with_the_nodes_that_there_are(
     offer(place, 2)
     manifest = job(place, tiny, "elastic")
     manifest["spec"] |= {"nodes": {"min": 1, "max": 2}, "resources": {"limits": {SLOT: 1}}}
+    hold = held(manifest, tiny)
     place.apply(manifest)
-    place.rig.wait_until(lambda: len(checkpoints(place, "elastic")) > 0, what="a checkpoint", seconds=120)
+    place.rig.wait_until(lambda: len(checkpoints(place, "elastic")) > 0, what="a checkpoint", seconds=300)
 
     offer(place, 1)
-    startup(place, "elastic", "5s")
+    startup(place, "elastic", "10s")
     victim = next(pod["metadata"]["name"] for pod in place.pods("elastic") if node(pod) == "1")
     place.rig.kubectl("delete", "pod", victim, "-n", place.namespace, "--wait=false")
+    hold.release()  # a gang stops together
     place.wait("elastic", lambda s: s["attempt"] == 3, what="an attempt with one node")
     startup(place, "elastic", None)
+    hold = Hold(hold.file, HELD)
+    hold.file.chmod(0o644)
     alone = place.wait("elastic", lambda s: s["phase"] == "Running" and s["attempt"] == 3, what="running alone")
     assert alone["nodes"] == 1
 
     offer(place, 2)
+    place.wait("elastic", lambda s: s["attempt"] == 4, what="an attempt with both nodes")
+    hold.release()
     status = finish(place, "elastic")
     assert (status["attempt"], status["nodes"]) == (4, 2)
-    assert status["restarts"] == {"counted": 0, "free": 1, "resized": 2}
+    assert status["restarts"] == {"counted": 0, "free": 1, "resized": 2}, place.story("elastic")
     assert status["plan"]["worldSize"] == 2
     story = place.rig.kubectl("describe", "finetunejob", "elastic", "-n", place.namespace)
     told = [story.index(word) for word in ("Restarting", "ScaledDown", "ScaledUp", "Succeeded")]

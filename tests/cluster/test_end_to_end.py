@@ -15,7 +15,7 @@ from tests.cluster.jobs import CHECKOUT, SMOLLM2, Json, Place, example
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Prometheus, Rig
 
-pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -74,12 +74,13 @@ def test_apply_trains_and_commits_what_was_measured(
     assert None not in addresses
 
     # a real Prometheus sees progress and loss, from the operator and from the pods
-    server.wait_for(f'finetune_job_progress_ratio{{namespace="{place.namespace}",name="sentiment"}} > 0', seconds=240)
-    server.wait_for(f'finetune_job_loss{{namespace="{place.namespace}",name="sentiment"}} > 0', seconds=60)
-    assert server.query("count(max_over_time(finetune_train_loss[10m]) > 0)")[0].value >= 1
-    assert server.query('count(max_over_time(up{job="pods"}[10m]) == 1)')[0].value == 2
+    server.wait_for(f'finetune_job_progress_ratio{{namespace="{place.namespace}",name="sentiment"}} > 0', seconds=400)
+    server.wait_for(f'finetune_job_loss{{namespace="{place.namespace}",name="sentiment"}} > 0', seconds=200)
+    server.wait_for("count(max_over_time(finetune_train_loss[10m]) > 0) >= 1")
+    server.wait_for('count(max_over_time(up{job="pods"}[10m]) == 1) == 2')
 
-    rig.kubectl("wait", "--for=condition=Complete", "finetunejob/sentiment", "-n", place.namespace, "--timeout=110s")
+    place.wait("sentiment", lambda s: s.get("phase") == "Succeeded", what="its end")
+    rig.kubectl("wait", "--for=condition=Complete", "finetunejob/sentiment", "-n", place.namespace, "--timeout=60s")
     status = place.status("sentiment")
     assert status["phase"] == "Succeeded"
     assert status["artifact"]["uri"] == f"s3://{place.bucket}/models/sentiment"

@@ -31,6 +31,8 @@ def gangs(cluster: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ri
         account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": SYSTEM}
         binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding"}
         cluster.apply({**binding, "metadata": {"name": role["name"]}, "roleRef": role, "subjects": [account]})
+        who = f"{SYSTEM}:{ACCOUNT}"
+        cluster.wait_allowed("create", "podgroups.scheduling.k8s.io", namespace="default", account=who)
         try:
             program.start()
             yield cluster
@@ -78,7 +80,7 @@ def test_a_gang_gets_its_nodes_together_or_not_at_all(gangs: Rig, restricted_nam
         status = gangs.get("finetunejob", "large", "-n", restricted_namespace).get("status", {})
         return status.get("lastFailure", {})
 
-    gangs.wait_until(lambda: told().get("reason") == "Unschedulable", what="the scheduler's words", seconds=60)
+    gangs.wait_until(lambda: told().get("reason") == "Unschedulable", what="the scheduler's words")
     assert nodes_of(gangs, restricted_namespace, "large") == ["", ""], "one of two pods would have had place"
 
     apply(gangs, restricted_namespace, "small", free // 10)

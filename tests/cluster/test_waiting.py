@@ -11,7 +11,7 @@ from tests.cluster.rig import Rig
 from tests.cluster.rig.host_trees import IMAGE
 from tests.operator_harness import manifest
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_volume_of_a_secret_that_is_missing(cluster: Rig, operator: Operator, restricted_namespace: str) -> None:
@@ -25,7 +25,7 @@ def test_a_volume_of_a_secret_that_is_missing(cluster: Rig, operator: Operator, 
         )
         return found
 
-    cluster.wait_until(told, what="an explanation", seconds=60)
+    cluster.wait_until(told, what="an explanation")
     assert told()["reason"] == "ReferenceMissing", operator.log.read_text()
     assert 'secret "own" not found' in told()["message"]
     assert "FailedMount" in told()["message"]
