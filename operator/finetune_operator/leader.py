@@ -42,11 +42,11 @@ class Election:
     namespace: str
     identity: str
     name: str = "finetune-operator"
-    lease: int = 15
+    lease: int = 13
     """Others wait so long before they take it."""
-    renew: float = 10.0
+    renew: float = 8.6
     """The holder stops acting so long after its last renewal. Less than `lease`."""
-    retry: float = 2.0
+    retry: float = 1.7
     """Between two looks at it, or two renewals."""
 
 

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> argparse.Namespace
                         help="of the Lease (default: %(default)s)")  # fmt: skip
     parser.add_argument("--lease-namespace", default=default("LEASE_NAMESPACE") or _own_namespace(), metavar="NAME",
                         help="of the Lease (default: the pod's own)")  # fmt: skip
-    parser.add_argument("--lease-seconds", type=int, default=default("LEASE_SECONDS", "15"), metavar="N",
+    parser.add_argument("--lease-seconds", type=int, default=default("LEASE_SECONDS", "13"), metavar="N",
                         help="after which a silent leader is replaced (default: %(default)s)")  # fmt: skip
     parser.add_argument("--grow-after", type=float, default=default("GROW_AFTER", "300"), metavar="SECONDS",
                         help="how long an elastic job runs with fewer nodes before it looks for more; "

@@ -169,3 +169,8 @@ def test_no_hub_at_all_is_said_with_a_way_out(tmp_path: Path) -> None:
         resolve_model(HUB_MODEL, cache=tmp_path, environ={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert caught.value.reason is Reason.StorageUnavailable
     assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_nothing_lets_a_model_run_its_code() -> None:
+    trainer = Path(__file__).parents[2] / "trainer"
+    assert [file.name for file in trainer.rglob("*.py") if "trust_remote_code" in file.read_text()] == []
