@@ -4,8 +4,8 @@ near while the process imports.
     python tests/benchmarks/trainer/bench_start.py [--model FOLDER] [--rounds 5]
 
 LoRA on 4 x 32 random tokens, one thread. Each run is a process of its own, sides take turns, and the kernel is asked to
-drop the files before each. What counts is the median of seconds: this wants a machine that does nothing else. The
-trainer does not read ahead; this says whether it should.
+drop the files before each. What counts is the median of seconds: this wants a machine that does nothing else. A
+node's launcher reads ahead (`store/near.py`) where the model is on the machine or a claim.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from threading import Thread
-
-PIECE = 1 << 20
-"""One call for a whole file brings its first part only."""
 
 
 def main() -> int:
@@ -48,14 +44,6 @@ def main() -> int:
     return 0
 
 
-def bring_near(folder: Path) -> None:
-    """Into the page cache, and not into this process."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            for start in range(0, file.stat().st_size, PIECE):
-                os.posix_fadvise(opened.fileno(), start, PIECE, os.POSIX_FADV_WILLNEED)
-
-
 def _drop(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as opened:
@@ -75,7 +63,9 @@ def _in_a_process(side: str, model: Path) -> dict[str, float]:
 
 def _measure(side: str, model: Path, since: float) -> dict[str, float]:
     if side == "ahead":
-        Thread(target=bring_near, args=(model,), daemon=True).start()
+        from finetune_trainer.store.near import bring_near
+
+        bring_near(model.resolve().as_uri())
     import torch
 
     from finetune_trainer.train.lean import leave_out_triton

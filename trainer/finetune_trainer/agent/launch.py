@@ -24,6 +24,7 @@ from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.script import program
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.near import bring_near
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import LogsSpecs
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     trainer = [sys.executable, "-u", "-m", options.program]
     ours = [*trainer, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
     command = program(plan.spec.command) if plan.spec.command else ours
+    if plan.spec.command is None:
+        bring_near(plan.spec.model.uri)  # while torch is imported, here and in the ranks
     launch = launch_ranks(plan, node=options.node, run_dir=RunDir(options.run_dir), command=command)
     launch.write(options.run_dir)
     return 1 if launch.ranks or launch.error else 0
