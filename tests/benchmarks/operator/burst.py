@@ -16,6 +16,7 @@ from typing import Any
 from tests.cluster.rig import Rig
 
 from .api import MERGE, Api, Raw, Waiter
+from .rest import clear, plane
 from .sides import PODS, Side
 from .usage import Meter
 
@@ -25,7 +26,6 @@ PATIENCE = 900.0
 SETTLED = 3.0
 """Seconds of quiet after all run and after all have ended: what controllers still do counts too."""
 WRITES = frozenset(("create", "update", "patch", "delete", "deletecollection"))
-PLANE = ("apiserver", "etcd", "controller-manager", "scheduler", "kwok")
 
 
 @dataclass
@@ -151,14 +151,13 @@ async def burst(api: Api, rig: Rig, side: Side, *, count: int, finish: bool = Tr
             await remove(api, fleet, waiter)
     finally:
         side.stop()
-        rig.delete_namespace(namespace)
+    await clear(api, rig, namespace)
     return row
 
 
 async def _measure(api: Api, rig: Rig, fleet: Fleet, waiter: Waiter, *, finish: bool) -> dict[str, Any]:
     side, count = fleet.side, len(fleet.names)
-    plane = {name: pid for name in PLANE if (pid := rig.pid(name))}
-    mark, meter = rig.audit.mark(), Meter.of({**plane, **side.pids()})
+    mark, meter = rig.audit.mark(), Meter.of({**plane(rig), **side.pids()})
     begin = time.monotonic()
     await create_all(api, fleet)
     created = time.monotonic() - begin

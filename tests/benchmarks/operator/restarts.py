@@ -10,6 +10,7 @@ from tests.cluster.rig import Rig
 
 from .api import Api
 from .burst import PATIENCE, Fleet, create_all, end_pod, remove, spread
+from .rest import clear
 from .sides import PODS, Side
 
 BETWEEN = 0.5
@@ -55,5 +56,5 @@ async def restarts(api: Api, rig: Rig, side: Side, *, running: int, failures: in
             await remove(api, fleet, waiter)
     finally:
         side.stop()
-        rig.delete_namespace(namespace)
+    await clear(api, rig, namespace)
     return row
