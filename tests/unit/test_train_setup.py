@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 
 from finetune_api.data import Data, TrainSource
@@ -90,6 +92,32 @@ def test_files_that_change_between_attempts_end_the_run(tmp_path: Path, monkeypa
     assert caught.value.reason is Reason.DataChanged
     assert caught.value.exit_code == 65
     (folder / "train.jsonl").write_text(before)
+    attempt()
+
+
+def test_a_model_that_is_written_anew_between_attempts_ends_the_run(tmp_path: Path) -> None:
+    """Weights of the same names, shapes and bytes in all: a folder that somebody trained on meanwhile."""
+    folder = desk(tmp_path)
+    plan = plan_for(folder, data=data(folder))
+    output = open_folder(plan.spec.output.uri, prefix="")
+    weights = folder / "model" / "model.safetensors"
+
+    def attempt() -> None:
+        Inputs.of(plan, Single(), output).model(plan.spec.model, cache=tmp_path / "cache")
+
+    attempt()
+    before = weights.read_bytes()
+    os.utime(weights, (1, 1))  # the same content, copied again
+    attempt()
+    tensors = load_file(weights)
+    last = sorted(tensors)[-1]
+    tensors[last] = tensors[last] + 0.001
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert len(weights.read_bytes()) == len(before)
+    with pytest.raises(FinetuneError, match=rf"{weights.name} is not what this run began with \(") as caught:
+        attempt()
+    assert caught.value.reason is Reason.DataChanged
+    weights.write_bytes(before)
     attempt()
 
 

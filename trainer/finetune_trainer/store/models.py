@@ -21,6 +21,7 @@ from .fetch import fetch_folder
 from .folder import NotFound
 from .hub import Hub, explain
 from .local import os_errors
+from .samples import sampled
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 """Weights, configuration and every form of tokenizer; never pickles, never Python."""
@@ -38,6 +39,11 @@ class LocalModel:
     revision: str | None
     """The commit of a hub model; None elsewhere."""
     uri: str
+
+    def digests(self) -> dict[str, str]:
+        """By file name, of all that a run reads of it: another one means other content (see samples)."""
+        with os_errors("read", self.uri):
+            return sampled([file for file in _read_later(self.path) if not file.name.startswith("LICENSE")])
 
 
 def resolve_model(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> LocalModel:
@@ -86,11 +92,15 @@ def check_model(path: Path, uri: str) -> None:
 def _check_readable(path: Path, uri: str) -> None:
     """Each file that will be read later, by other libraries and in every rank."""
     with os_errors("read", uri):
-        files = sorted(file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in _PATTERNS))
+        files = _read_later(path)
     for file in files:
-        if not file.is_dir():
-            with os_errors("read", f"{uri.rstrip('/')}/{file.name}"):
-                file.open("rb").close()
+        with os_errors("read", f"{uri.rstrip('/')}/{file.name}"):
+            file.open("rb").close()
+
+
+def _read_later(path: Path) -> list[Path]:
+    named = (file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in _PATTERNS))
+    return sorted(file for file in named if not file.is_dir())
 
 
 def _weights(path: Path, uri: str) -> list[str]:

@@ -1,8 +1,9 @@
 """What a run is made from stays what it was: on every node, and in every attempt.
 
 A branch of a hub moves, and a file in a bucket can be written again. The first attempt's first rank decides which
-commit of the model and which content of the data a run means, and keeps it beside the checkpoints. Another commit than
-that is not taken; other content of a file ends the run, for its steps and scores would be of two data sets.
+commit of the model, or which content of its files, and which content of the data a run means, and keeps it beside the
+checkpoints. Another commit than that is not taken; other content of a file ends the run, for its steps and scores would
+be of two models or data sets.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
 
-_MODEL, _DATA = "model-revision", "data-digests"
+_REVISION, _MODEL, _DATA = "model-revision", "model-digests", "data-digests"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Inputs:
         return cls(gang, CheckpointStore(output, plan.job) if gang.place.first else None)
 
     def model(self, source: ModelSource, *, cache: Path) -> LocalModel:
-        """Errors of resolve_model."""
+        """Errors of resolve_model, and DataChanged."""
         local = resolve_model(source, cache=cache)
         if local.revision is None:
+            mine = {f"{source.uri.rstrip('/')}/{name}": told for name, told in local.digests().items()}
+            check_digests(mine, self._first(_MODEL, mine))
             return local
-        commit = self._first(_MODEL, local.revision)
+        commit = self._first(_REVISION, local.revision)
         return local if commit == local.revision else resolve_model(_at(source, commit), cache=cache)
 
     def data(self, spec: Data, *, tokenizer_path: Path, cache: Path, seed: int) -> Datasets:
@@ -63,7 +66,7 @@ class Inputs:
 
 
 def check_digests(now: Mapping[str, str], first: Mapping[str, str]) -> None:
-    """DataChanged names a file, by its URI, whose sha256 is another one, or that only one side has."""
+    """DataChanged names a file, by its URI, whose digest is another one, or that only one side has."""
     other = sorted({uri for uri, _ in now.items() ^ first.items()})
     if other:
         more = f", and so are {len(other) - 1} more" if len(other) > 1 else ""
