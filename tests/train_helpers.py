@@ -179,7 +179,7 @@ def make_run(
         strategy=strategy,
         keeper=Keeper(
             strategy=strategy,
-            store=CheckpointStore(output, JOB) if strategy.place.first else None,
+            store=CheckpointStore(output, JOB),
             keep=2,
             every_steps=knobs.checkpoint_steps,
             every_seconds=None,

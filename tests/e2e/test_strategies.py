@@ -7,10 +7,12 @@ tests compare what it left behind. A gang's cases that continue runs come after 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 from unittest.mock import patch
@@ -20,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessException
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
@@ -31,6 +34,7 @@ from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.join import spread
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.store.local import LocalFolder
 from finetune_trainer.train.kernels import Choice
 from finetune_trainer.train.loss import trained_cross_entropy
 from finetune_trainer.train.model import load_network
@@ -70,6 +74,8 @@ class Case:
     """The step in which the last rank's gradients are infinite, though no loss is."""
     one_node: bool = False
     """All ranks share a weight, whatever nodes they are on."""
+    shot_at: int | None = None
+    """The step whose manifest is what the first rank dies of, when all parts are stored."""
     kernels: bool = False
     """Attention by boundaries and a loss of others, in plain torch, proved by all ranks."""
 
@@ -97,6 +103,8 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
         recompute_blocks(net, lowest=run.attached.lowest_layer)
     if case.kernels:
         run = _on_kernels(run, strategy)
+    if case.shot_at:
+        _shoot(run, f"{case.shot_at:09d}.json")
     seed = run.trainer._seed
 
     def dying(step: int, index: int) -> None:
@@ -114,12 +122,13 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     except _Killed:
         run.trainer.keeper.wait()
         return {"held": held, "whole": whole}
-    tensors = run.tensors()
+    tensors, parts = run.tensors(), run.trainer.weights.parts
     _export(run, strategy, root / case.folder / "export", base=root / "base" if case.method == "lora" else None)
     losses = [point.loss for point in state.curve]
     norms = [point.gradient_norm for point in state.curve]
     validation = state.validation[-1].scores.loss
-    sizes = {"held": held, "whole": whole}
+    saved, resumed = sum(tensor.nbytes for tensor in tensors.values()), state.attempts[-1].first_step
+    sizes = {"held": held, "whole": whole, "saved": saved, "parts": parts, "resumed": resumed}
     return {**sizes, "losses": losses, "norms": norms, "validation": validation, "tensors": tensors}
 
 
@@ -143,6 +152,18 @@ def _on_kernels(run: Run, strategy: Strategy) -> Run:
     kernels = Kernels(summed=loss.with_gradients(doubles.cross_entropy, trained_cross_entropy))
     assert attention.takes_starts(run.net)
     return replace(run, trainer=replace(run.trainer, model=replace(run.trainer.model, kernels=kernels)))
+
+
+def _shoot(run: Run, manifest: str) -> None:
+    folder = cast(LocalFolder, run.trainer.keeper.store.folder)
+    put = LocalFolder.put
+
+    def deadly(path: str, data: bytes | Path) -> None:
+        if path.endswith(manifest):
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(folder, path, data)
+
+    object.__setattr__(folder, "put", deadly)
 
 
 def _poison(run: Run, poisoned_at: int | None) -> None:
@@ -213,6 +234,16 @@ def _gang(
 Told = Callable[[str], list[dict[str, Any]]]
 
 
+def _told(root: Path, name: str) -> list[dict[str, Any]]:
+    """By rank; where each has rows of the tensors, they are put together on the first."""
+    ranks = [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
+    parts = ranks[0].get("parts", 1)
+    if parts > 1:
+        names = ranks[0]["tensors"]
+        ranks[0]["tensors"] = {n: torch.cat([rank["tensors"][n] for rank in ranks[:parts]]) for n in names}
+    return ranks
+
+
 @pytest.fixture(scope="module")
 def deepspeed() -> str | None:
     """The folder that DeepSpeed is in, or None where it cannot be installed."""
@@ -226,12 +257,13 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     for method in METHODS:
         torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
         _run(root, Case(f"chain-{method}", method, "ddp", killed_at=2), Single())
+    _run(root, Case("shards", "full", "ddp", killed_at=2), Single())
     for method in EIGHT_BITS:
         torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
     two = [Case(f"fsdp-2-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"{kind}-2-{m}", m, kind) for m in EIGHT_BITS for kind in ("ddp", "fsdp")]
     two += [Case("cut-full8", "full8", "fsdp", killed_at=4), Case("cut-full8", "full8", "fsdp")]
-    two += [Case("chain-full8", "full8", "fsdp", killed_at=3)]
+    two += [Case("chain-full8", "full8", "fsdp", killed_at=3), Case("shards", "full", "fsdp", killed_at=4)]
     two += [Case(f"chain-{method}", method, "fsdp", killed_at=4) for method in METHODS]
     two += [Case(f"cut-{method}", method, "fsdp", killed_at=3) for method in METHODS]
     two += [Case(f"cut-{method}", method, "fsdp") for method in METHODS]
@@ -242,7 +274,10 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     two += [Case(f"kernels-{method}", method, "fsdp", kernels=True) for method in ("full", "lora")]
     three = [Case(f"chain-{method}", method, "ddp", killed_at=6) for method in METHODS]
     three += [Case("fsdp-3-full", "full", "fsdp"), Case("fsdp-3-full8", "full8", "fsdp")]
-    three += [Case("chain-full8", "full8", "fsdp", killed_at=6)]
+    three += [Case("chain-full8", "full8", "fsdp", killed_at=6), Case("shards", "full", "fsdp", killed_at=6)]
+    with pytest.raises(ProcessException):
+        _gang(root, 2, [Case("shot", "full", "fsdp", shot_at=2)])
+    two += [Case("shot", "full", "fsdp")]
     if deepspeed:
         two += _of_zero()
         three += [Case(f"zero-chain-{m}", m, "deepspeed", stage=3, killed_at=5) for m in ("full", "lora")]
@@ -250,12 +285,14 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     _gang(root, 2, two, path=deepspeed)
     _gang(root, 3, three, path=deepspeed)
     four = [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")]
+    four += [Case("hsdp-cut", "full", "fsdp", killed_at=3), Case("hsdp-cut", "full", "fsdp")]
     four += [Case(f"ddp-4-{method}", method, "ddp") for method in METHODS]
     four += [Case(f"fsdp-4-{method}", method, "fsdp", one_node=True) for method in METHODS]
     _gang(root, 4, four, local_size=2)
     for method in (*METHODS, "full8"):
         torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
-    return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
+    torch.save(_run(root, Case("shards", "full", "ddp"), Single()), root / "shards.0.pt")
+    return partial(_told, root)
 
 
 def _of_zero() -> list[Case]:
@@ -334,6 +371,35 @@ def test_the_size_of_micro_batches_changes_nothing(gangs: Any, method: str) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_at_any_number_of_ranks_goes_on_at_another(gangs: Any, method: str) -> None:
     _same(gangs(f"chain-{method}")[0], gangs(f"alone-{method}")[0])
+
+
+def test_one_two_and_three_ranks_go_on_from_each_others_shards(gangs: Any) -> None:
+    """Alone, two, three, alone again: each number reads its rows out of what the one before has written."""
+    _same(gangs("shards")[0], gangs("alone-full")[0])
+
+
+def test_ranks_killed_between_their_parts_and_the_manifest_go_on_from_the_checkpoint_before(gangs: Any) -> None:
+    resumed, whole = gangs("shot")[0], gangs("fsdp-2-full")[0]
+    assert (resumed["resumed"], whole["resumed"]) == (1, 0)
+    assert resumed["losses"] == whole["losses"]
+    assert largest_difference(resumed["tensors"], whole["tensors"]) == 0.0
+
+
+def test_nodes_that_are_replicas_resume_to_the_bit(gangs: Any) -> None:
+    """The first of them saves, in two parts; all read."""
+    resumed, whole = gangs("hsdp-cut")[0], gangs("hsdp-full")[0]
+    assert resumed["losses"] == whole["losses"]
+    assert largest_difference(resumed["tensors"], whole["tensors"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"), [("fsdp-2-full", 2), ("fsdp-3-full", 3), ("fsdp-2-full8", 2), ("hsdp-full", 2)]
+)
+def test_no_rank_saves_more_than_its_share(gangs: Any, case: str, parts: int) -> None:
+    whole = sum(tensor.nbytes for tensor in gangs(case)[0]["tensors"].values())
+    for rank in gangs(case):
+        assert rank["parts"] == parts
+        assert rank["saved"] < 1.05 * whole / parts
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,13 +12,14 @@ TRAINER = Path(__file__).parents[2] / "trainer" / "finetune_trainer"
 
 PROGRAM = """
 import atexit, os, sys, threading, time
-from finetune_trainer.train.leave import SAVE_THREAD, leave
+from finetune_trainer.train.leave import SaveThread, leave
 
-def save():
+def save(leaving):
+    assert leaving.wait(600)
     time.sleep(0.3)
     open(sys.argv[1], "w").write("whole")
 
-threading.Thread(target=save, name=f"{SAVE_THREAD}7").start()
+SaveThread(save, name="checkpoint-7").start()
 threading.Thread(target=time.sleep, args=(600,)).start()
 atexit.register(os.abort)
 print("said")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.parallel.flat import FlatAdamW
+from finetune_trainer.train.checkpoint import Snapshot
 from finetune_trainer.train.optimizer import default_peak, learning_rate, named
 
 RATES = [
@@ -99,7 +100,7 @@ def test_a_loaded_state_goes_on_to_the_bit() -> None:
     saved = {name: tensor.clone() for name, tensor in part.tensors().items()}
     third = _network()
     resumed = FlatAdamW(dict(third.named_parameters()), weight_decay=0.1)
-    resumed.restore(saved, steps=3)
+    resumed.restore(Snapshot(saved, {}), steps=3)
     _train(resumed, third, range(3, 6))
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name

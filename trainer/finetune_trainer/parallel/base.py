@@ -74,10 +74,23 @@ class Gang(Protocol):
         """Leave the gang."""
 
 
+class Saved(Protocol):
+    """What a checkpoint has of the tensors of `Weights`."""
+
+    def read(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a tensor, on the CPU; several threads may ask at once."""
+
+
 class Weights(Protocol):
-    """What trains. Every call is collective. Whole tensors go by the names `weights/…`, `moments/….first` and
-    `moments/….second` (moments once a step was made), whatever the ranks hold: so a checkpoint fits any gang. Moments
-    in 8 bits have `moments/….first.scales` and `moments/….second.scales` beside them."""
+    """What trains. Every call is collective. Tensors go by the names `weights/…`, `moments/….first` and
+    `moments/….second` (moments once a step was made), and have the shapes of the whole, whatever the ranks hold: so a
+    checkpoint fits any gang. Moments in 8 bits have `moments/….first.scales` and `moments/….second.scales` beside
+    them."""
+
+    @property
+    def parts(self) -> int:
+        """Of how many ranks each one has its own rows, see `rows_of`: rank r has part r % parts. 1: nobody has less
+        than the whole, or rank 0 can get it."""
 
     def backward(self, nats: Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch to those of the step; `last`: no other follows in this step."""
@@ -87,16 +100,24 @@ class Weights(Protocol):
         the norm before clipping; where that is not finite nothing is updated."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, whole, on rank 0; others may get nothing. They may be views of what the next step changes."""
+        """By name: this rank's rows, or where `parts` is 1 the whole on rank 0, and others may get nothing. They may be
+        views of what the next step changes."""
 
-    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
-        """What rank 0's `tensors` held after `steps` steps, for everybody; None: rank 0's weights as they are."""
+    def restore(self, saved: Saved | None, *, steps: int) -> None:
+        """What was saved after `steps` steps. Where `parts` is 1 it is rank 0's, for everybody, and None on others;
+        else each rank has its own. None on all: rank 0's weights as they are."""
 
-    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
-        """The weights alone, of rank 0's `tensors`, for everybody."""
+    def restore_weights(self, saved: Saved | None) -> None:
+        """The weights alone, likewise."""
 
     def editable(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, what is done element by element to each trainable parameter is done to what counts."""
+
+
+def rows_of(part: int, parts: int, length: int) -> slice:
+    """Which of `length` rows a part has: all parts as many, but for the last ones that have any. 0 of 3, 7 → 0:3."""
+    each = -(-length // parts)
+    return slice(min(part * each, length), min((part + 1) * each, length))
 
 
 class Strategy(Gang, Protocol):

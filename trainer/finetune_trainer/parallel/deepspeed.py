@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from finetune_api.spec import Optimizer
 
-from .base import Gang, Place, Weights
+from .base import Gang, Place, Saved, Weights
 from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
 
@@ -166,6 +166,8 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
 class ZeroAdamW:
     """AdamW inside of DeepSpeed's engine. A step whose norm is not finite spoils the weights: a checkpoint has them."""
 
+    parts = 1
+
     def __init__(self, engine: Any, trainable: Mapping[str, nn.Parameter], *, gang: Gang, stage: int) -> None:
         self.steps = 0
         self._going = False
@@ -205,22 +207,22 @@ class ZeroAdamW:
                 self._keep(f"moments/{name}.{kind}", moment, named)
         return named
 
-    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+    def restore(self, saved: Saved | None, *, steps: int) -> None:
         self.steps = steps
         if steps == 0:
             return
-        self.restore_weights(tensors)
+        self.restore_weights(saved)
         for name, parameter in self._trainable.items():
             for kind, key in _MOMENTS.items():
-                moment = self._shared(tensors, f"moments/{name}.{kind}", parameter)
+                moment = self._shared(saved, f"moments/{name}.{kind}", parameter)
                 self._put(parameter, moment, key)
         for state in self._states:
             state["step"].fill_(float(steps))
 
     @torch.no_grad()
-    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+    def restore_weights(self, saved: Saved | None) -> None:
         for name, parameter in self._trainable.items():
-            whole = self._shared(tensors, f"weights/{name}", parameter)
+            whole = self._shared(saved, f"weights/{name}", parameter)
             self._put(parameter, whole, None)
             with self._whole(parameter):
                 parameter.copy_(whole)
@@ -261,9 +263,9 @@ class ZeroAdamW:
         if self._gang.place.first:
             into[name] = whole.detach().cpu().clone()
 
-    def _shared(self, tensors: Mapping[str, Tensor] | None, name: str, like: nn.Parameter) -> Tensor:
+    def _shared(self, saved: Saved | None, name: str, like: nn.Parameter) -> Tensor:
         """Rank 0's tensor for everybody."""
-        whole = torch.empty(_shape(like), dtype=torch.float32) if tensors is None else tensors[name].float()
+        whole = torch.empty(_shape(like)) if saved is None else saved.read(name, slice(None)).float()
         whole = whole.to(self._engine.device).contiguous()
         self._gang.broadcast([whole])
         return whole

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from finetune_api.spec import Optimizer
 
-from .base import Gang
+from .base import Gang, Saved
 from .eightbit import Codecs, Moments, block_of
 
 
@@ -47,6 +47,8 @@ class _Group:
 
 class FlatAdamW:
     """Owns the memory of the trainable weights: after construction they are views of its buffers, gradients too."""
+
+    parts = 1
 
     def __init__(
         self,
@@ -115,21 +117,21 @@ class FlatAdamW:
             named |= {f"moments/{name}": view for name, view in group.moments(self._state(group))}
         return named
 
-    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+    def restore(self, saved: Saved | None, *, steps: int) -> None:
         self.steps = steps
-        if tensors is not None:
+        if saved is not None:
             for name, view in self.tensors().items():
-                view.copy_(tensors[name])
+                view.copy_(saved.read(name, slice(None)))
         for state in self._adamw.state.values():
             state["step"].fill_(float(steps))
         if self._gang is not None:
             self._gang.broadcast([*self._flat, *self._moments] if steps else self._flat)
 
-    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
-        if tensors is not None:
+    def restore_weights(self, saved: Saved | None) -> None:
+        if saved is not None:
             for group in self._groups:
                 for name, view in group.views(group.flat.data):
-                    view.copy_(tensors[f"weights/{name}"])
+                    view.copy_(saved.read(f"weights/{name}", slice(None)))
         if self._gang is not None:
             self._gang.broadcast(self._flat)
 

@@ -11,15 +11,15 @@ Passes are collective: a rank with fewer micro-batches than another does passes 
 several processes each, a node holds the whole model between its processes and nodes are replicas of each other (HSDP):
 what crosses between nodes is a shard's gradient, not every layer.
 
-A checkpoint holds whole tensors, gathered one at a time on rank 0, in the form that every other strategy writes and
-reads: rank 0 needs 12 bytes of host memory for each trained parameter while it saves (6 with moments in 8 bits).
+Of trained weights each rank saves its own rows, and reads them back: 12 bytes of host memory for each parameter of its
+share (6 with moments in 8 bits), and nothing passes between ranks. On several nodes the first one saves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,8 +31,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from finetune_api.spec import Optimizer
+from finetune_trainer.store.fetch import at_once
 
-from .base import Gang, Weights
+from .base import Gang, Saved, Weights, rows_of
 from .eightbit import Codecs, Moments, block_of
 from .flat import FlatAdamW
 from .lockstep import Lockstep
@@ -109,7 +110,7 @@ class Fsdp(Lockstep):
                 if not isinstance(parameter, DTensor):
                     continue
                 if id(parameter) not in whole:
-                    tensor = _gathered(parameter)
+                    tensor = parameter.full_tensor().detach().cpu()
                     kept = tensor if self.place.first else torch.empty(0)
                     whole[id(parameter)] = nn.Parameter(kept, requires_grad=False)
                 module._parameters[name] = whole[id(parameter)]
@@ -144,15 +145,10 @@ def _fill(network: nn.Module, files: Files, device: torch.device) -> None:
 def _shard(parameter: Tensor) -> tuple[Tensor, int]:
     """(this rank's rows, the number of the first one)."""
     assert isinstance(parameter, DTensor)
-    local, mesh = parameter.to_local(), parameter.device_mesh
-    assert parameter.placements[-1] == Shard(0)
-    rows = math.ceil(parameter.shape[0] / mesh.size(mesh.ndim - 1))
-    return local, rows * mesh.get_local_rank(mesh.ndim - 1)
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    """Collective: the whole of a shard, in host memory."""
-    return cast(DTensor, tensor).full_tensor().detach().cpu()
+    mesh, shards = parameter.device_mesh, parameter.device_mesh.ndim - 1
+    assert parameter.placements[shards] == Shard(0)
+    rows = rows_of(mesh.get_local_rank(shards), mesh.size(shards), len(parameter))
+    return parameter.to_local(), rows.start
 
 
 class ShardedAdamW:
@@ -170,7 +166,8 @@ class ShardedAdamW:
         self._trainable = dict(trainable)
         self._gang = gang
         mesh = cast(DTensor, next(iter(trainable.values()))).device_mesh
-        self._replicas = mesh.size(0) if mesh.ndim > 1 else 1
+        self.parts = mesh.size(mesh.ndim - 1)
+        self._replicas = mesh.size() // self.parts
         self._local = {name: nn.Parameter(_shard(p)[0].detach()) for name, p in trainable.items()}
         self._decay = {name: weight_decay if p.ndim > 1 else 0.0 for name, p in trainable.items()}
         self._packed = _packed(trainable, self._local) if optimizer == "adamw8bit" else {}
@@ -217,35 +214,39 @@ class ShardedAdamW:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
-        for name, parameter in self._trainable.items():
-            self._gather(f"weights/{name}", self._local[name].detach(), parameter, named)
-            for kind, part in self._moments(name).items() if self.steps else ():
-                self._gather(f"moments/{name}.{kind}", part, parameter, named)
-        return named
+        return {name: rows for name, rows, _ in self._rows(moments=self.steps > 0)}
 
-    def restore(self, tensors: Mapping[str, Tensor] | None, *, steps: int) -> None:
+    def restore(self, saved: Saved | None, *, steps: int) -> None:
         self.steps = steps
         if steps == 0:  # read from the same files by every rank
             return
-        self._load_weights(tensors)
-        for name, parameter in self._trainable.items():
-            for kind, part in self._moments(name).items():
-                whole = tensors[f"moments/{name}.{kind}"] if tensors is not None else None
-                self._scatter(whole, part, parameter)
+        self._read(saved, moments=True)
         for state in self._adamw.state.values():
             state["step"].fill_(float(steps))
 
-    def restore_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
-        self._load_weights(tensors)
+    def restore_weights(self, saved: Saved | None) -> None:
+        self._read(saved, moments=False)
 
     def editable(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def _load_weights(self, tensors: Mapping[str, Tensor] | None) -> None:
+    def _read(self, saved: Saved | None, *, moments: bool) -> None:
+        assert saved is not None
+
+        def fill(wanted: tuple[str, Tensor, int]) -> None:
+            name, rows, start = wanted
+            if len(rows):
+                rows.copy_(saved.read(name, slice(start, start + len(rows))))
+
+        at_once(fill, self._rows(moments=moments))
+
+    def _rows(self, *, moments: bool) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, this rank's rows, the number of the first one) of each tensor."""
         for name, parameter in self._trainable.items():
-            whole = tensors[f"weights/{name}"] if tensors is not None else None
-            self._scatter(whole, self._local[name].detach(), parameter)
+            start = _shard(parameter)[1]
+            yield f"weights/{name}", self._local[name].detach(), start
+            for kind, rows in self._moments(name).items() if moments else ():
+                yield f"moments/{name}.{kind}", rows, start
 
     def _moments(self, name: str) -> dict[str, Tensor]:
         """This rank's rows of each, as they are laid out in a checkpoint."""
@@ -258,26 +259,6 @@ class ShardedAdamW:
         return {
             kind: part.view(by_row if kind.endswith("scales") else shard.shape) for kind, part in packed.tensors.items()
         }
-
-    def _gather(self, name: str, shard: Tensor, like: nn.Parameter, into: dict[str, Tensor]) -> None:
-        spec = cast(DTensor, like)
-        shape = torch.Size([spec.shape[0], *shard.shape[1:]])
-        stride = torch.empty(shape, device="meta").stride()
-        whole = DTensor.from_local(
-            shard, spec.device_mesh, spec.placements, run_check=False, shape=shape, stride=stride
-        )
-        gathered = _gathered(whole)
-        if self._gang.place.first:
-            into[name] = gathered
-
-    def _scatter(self, whole: Tensor | None, shard: Tensor, like: nn.Parameter) -> None:
-        """Rank 0's tensor for everybody, of which each keeps its rows: one whole tensor in memory at a time."""
-        shape = (like.shape[0], *shard.shape[1:])
-        received = torch.empty(shape, dtype=shard.dtype, device=shard.device) if whole is None else whole
-        received = received.to(shard.device, shard.dtype).contiguous()
-        self._gang.broadcast([received])
-        start = _shard(like)[1]
-        shard.copy_(received[start : start + len(shard)])
 
 
 def _packed(trainable: Mapping[str, nn.Parameter], local: Mapping[str, nn.Parameter]) -> dict[str, Moments]:

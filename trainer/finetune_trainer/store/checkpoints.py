@@ -3,9 +3,10 @@
     .finetune/<uid>/blobs/<sha256>              a file of one or more checkpoints; what did not change is stored once
     .finetune/<uid>/checkpoints/000000040.json  what step 40 consists of; written last, with a digest of itself
     .finetune/<uid>/notes/<name>.json           what a run decided before its first step, and every attempt keeps to
+    .finetune/<uid>/parts/<save>/<part>.json    of a save under way by several processes, what one has stored (`parts`)
 
 A checkpoint exists when its manifest does. Nothing is trusted unread: `latest` reads every blob, and falls back, with a
-warning, to the checkpoint before one that is broken. Only one process of a run saves and prunes.
+warning, to the checkpoint before one that is broken. Only one process of a run commits and prunes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from finetune_api.plan import JobIdentity
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
 from .manifest import FileEntry, canonical, entries
+from .parts import Parts
+from .ranges import Ranges
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
@@ -69,15 +72,25 @@ class CheckpointStore:
 
     def save(self, step: int, files: Mapping[str, bytes | Path], meta: Mapping[str, Any]) -> None:
         """Commits a checkpoint; uploads only what is not stored yet. Saving a step again replaces it."""
+        self.commit(Checkpoint(step, self.keep(files), meta))
+
+    def keep(self, files: Mapping[str, bytes | Path]) -> dict[str, FileEntry]:
+        """Files of a checkpoint to come: until it is committed, nobody may prune."""
         digests = {safe_path(name): digest_of(data) for name, data in files.items()}
-        checkpoint = Checkpoint(step, entries(digests), meta)
-        encoded = checkpoint.encode()
         there = {entry.path.rpartition("/")[2]: entry.size for entry in self.folder.list(self._blobs)}
         wanted = {digest: files[name] for name, digest in digests.items()}
         missing = [d for d in wanted if there.get(d.sha256) != d.size or self._stored.get(d.sha256) != d.size]
         at_once(lambda digest: self._put(digest, wanted[digest]), missing)
-        self.folder.put(self._manifest(step), encoded)
-        self._broken.discard(step)
+        return entries(digests)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """All of its files are kept."""
+        self.folder.put(self._manifest(checkpoint.step), checkpoint.encode())
+        self._broken.discard(checkpoint.step)
+
+    def parts(self, save: str, count: int) -> Parts:
+        """Of a save by `count` processes, whose name no other save ever had."""
+        return Parts(self.folder, f"{self._records}/{save}", count)
 
     def steps(self) -> list[int]:
         """Of all checkpoints, rising, whether they are whole or not."""
@@ -89,12 +102,20 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             try:
                 checkpoint = self.get(step)
-                at_once(lambda item: self._check(*item), checkpoint.files.items())
+                self.check(checkpoint)
                 return checkpoint
             except Broken as error:
-                _log.warning("checkpoint of step %d is broken: %s; trying the one before", step, error.message)
-                self._broken.add(step)
+                self.pass_over(step, error.message)
         return None
+
+    def check(self, checkpoint: Checkpoint, share: slice = slice(None)) -> None:
+        """Reads all files, or a share of them. Broken."""
+        at_once(lambda item: self._check(*item), list(checkpoint.files.items())[share])
+
+    def pass_over(self, step: int, fault: str) -> None:
+        """This checkpoint is broken: say so, and remember it."""
+        _log.warning("checkpoint of step %d is broken: %s; trying the one before", step, fault)
+        self._broken.add(step)
 
     def get(self, step: int) -> Checkpoint:
         """The checkpoint of a step, its blobs unread. Broken."""
@@ -107,9 +128,20 @@ class CheckpointStore:
         """The checkpoint's files into the local folder `target`, each verified. Broken."""
         at_once(lambda item: self._download(target, *item), checkpoint.files.items())
 
+    def ranges(self, checkpoint: Checkpoint, name: str) -> Ranges:
+        """One of its files, to be read in parts, which are not verified. Broken where it is not there, or another."""
+        expected = checkpoint.files.get(name)
+        found = self.folder.stat(self._blob(expected.sha256)) if expected else None
+        if expected is None or found is None:
+            raise Broken(f"{name} is missing")
+        if found.size != expected.size:
+            raise Broken(f"{name} is truncated: {found.size} bytes of {expected.size}")
+        return Ranges(name, found.size, lambda start, stop: self.folder.read_range(found, start, stop))
+
     def prune(self, keep: int, also: set[int] | frozenset[int] = frozenset()) -> None:
         """Removes all checkpoints but the newest `keep` and the steps in `also`, then what none of the others needs.
-        One that is broken counts for nothing: it would take the place of what a run saves after it fell back."""
+        One that is broken counts for nothing: it would take the place of what a run saves after it fell back. Not while
+        another process saves."""
         steps = self.steps()
         whole = [step for step in steps if step not in self._broken]
         kept = {*whole[-keep:], *also} if keep > 0 else set(also)
@@ -122,6 +154,8 @@ class CheckpointStore:
             if sha256 not in needed:
                 self._stored.pop(sha256, None)
                 self.folder.delete(entry.path)
+        for entry in self.folder.list(self._records):  # of saves that are done, or never will be
+            self.folder.delete(entry.path)
 
     def note(self, name: str, value: Any) -> None:
         """Keeps a decision (JSON) for the attempts to come."""
@@ -153,6 +187,10 @@ class CheckpointStore:
     @property
     def _blobs(self) -> str:
         return f"{self._root}/blobs"
+
+    @property
+    def _records(self) -> str:
+        return f"{self._root}/parts"
 
     @property
     def _manifests(self) -> str:

@@ -1,19 +1,23 @@
-"""Checkpoints as a gang sees them: rank 0 reads and writes, the others are told.
+"""Checkpoints as a gang sees them. Where all ranks have the same weights, rank 0 writes and reads, and the others are
+told. Where each has its part of them, each writes its part, and reads it again.
 
-Reading is collective: one rank decides what the newest whole checkpoint is, and all continue from the same bytes.
+Reading is collective: all ranks agree on what the newest whole checkpoint is, and continue from the same bytes.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_trainer.parallel.base import Gang, Weights
-from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.checkpoints import Broken, CheckpointStore
 
 from .checkpoint import CheckpointWriter, Snapshot, load
 from .state import State
+from .stored import Stored
 
 _log = logging.getLogger(__name__)
 
@@ -21,56 +25,61 @@ _log = logging.getLogger(__name__)
 @dataclass
 class Keeper:
     strategy: Gang
-    store: CheckpointStore | None
-    """Of rank 0; None elsewhere."""
+    store: CheckpointStore
     keep: int
     every_steps: int | None
     every_seconds: float | None
-    _writer: CheckpointWriter | None = field(default=None, init=False)
+    _writer: CheckpointWriter = field(init=False)
     _last_time: float = field(default_factory=time.monotonic, init=False)
     _last: State | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.store is not None:
-            self._writer = CheckpointWriter(self.store, keep=self.keep)
+        self._writer = CheckpointWriter(self.store, keep=self.keep)
 
     @property
     def saved_step(self) -> int | None:
         """The newest step that is safe in the store; known on rank 0."""
-        return self._writer.saved_step if self._writer else None
+        return self._writer.saved_step
+
+    @property
+    def notes(self) -> CheckpointStore | None:
+        """Where rank 0 keeps what a run decides; None elsewhere."""
+        return self.store if self.strategy.place.first else None
 
     def due(self, step: int) -> bool:
         """Whether step `step` should be saved. Time is judged on rank 0 alone, so that ranks cannot disagree."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
-        if self._writer is None or self._writer.busy or self.every_seconds is None:
+        if not self.strategy.place.first or self._writer.busy or self.every_seconds is None:
             return False
         return time.monotonic() - self._last_time >= self.every_seconds
 
     def save(self, state: State, weights: Weights) -> None:
-        """Collective: hand the state to the background writer, once. Raises what went wrong in the save before."""
+        """Collective: hand the state to the background writers, once. Raises what went wrong in the save before."""
         self._last_time = time.monotonic()
         if self._last == state:
             return
         self._last = state
         tensors = weights.tensors()
-        if self._writer is not None:
-            snapshot = Snapshot(tensors, state.to_json())
-            self._writer.submit(state.step, snapshot, best_step=state.best.step if state.best else None)
+        # Nobody stores anything while rank 0 still prunes: it gives a save its name when the one before is done.
+        self._writer.wait()
+        save = self._told(secrets.token_hex(8)) if weights.parts > 1 else ""
+        part = self.strategy.place.rank
+        if part < weights.parts:
+            snapshot = Snapshot(tensors, state.to_json(), part, weights.parts)
+            best = state.best.step if state.best else None
+            self._writer.submit(state.step, snapshot, best_step=best, save=save)
 
     def wait(self) -> None:
-        """Until what was handed over is safe."""
-        if self._writer is not None:
-            self._writer.wait()
+        """Until what was handed over is safe, as far as it is this rank's to save."""
+        self._writer.wait()
 
     def resume(self, weights: Weights) -> State:
         """Collective: the newest whole checkpoint into `weights`, or a fresh state where there is none."""
-        snapshot = None
-        if self.store is not None and (checkpoint := self.store.latest()):
-            snapshot = load(self.store, checkpoint)
-        found = self.strategy.broadcast_json(dict(snapshot.state) if snapshot else None)
+        saved = self._newest(weights)
+        found = self._told(dict(saved.state) if saved else None)
         state = State() if found is None else State.model_validate(found, strict=False)
-        weights.restore(snapshot.tensors if snapshot else None, steps=state.step - state.left_out)
+        weights.restore(saved, steps=state.step - state.left_out)
         if found is None:
             return state
         self._last = state
@@ -78,15 +87,48 @@ class Keeper:
         return state
 
     def restore_best(self, state: State, weights: Weights) -> None:
-        """Collective: the weights of the best validation, if they are not the present ones."""
+        """Collective: the weights of the best validation, if they are not the present ones. Broken."""
         if state.best is None or state.best.step == state.step:
             return
         self.wait()
-        best = load(self.store, self.store.get(state.best.step)).tensors if self.store is not None else None
-        weights.restore_weights(best)
+        if weights.parts > 1:
+            self.strategy.barrier()  # rank 0 has committed it
+            weights.restore_weights(self._whole(state.best.step))
+        elif self.strategy.place.first:
+            weights.restore_weights(load(self.store, self.store.get(state.best.step)))
+        else:
+            weights.restore_weights(None)
 
     def clear(self) -> None:
-        """Nothing is needed any more: the artifact is committed."""
+        """Of rank 0. Nothing is needed any more: the artifact is committed."""
         self.wait()
-        if self.store is not None:
-            self.store.clear()
+        self.store.clear()
+
+    def _newest(self, weights: Weights) -> Snapshot | Stored | None:
+        """Collective: what each rank reads of the newest checkpoint that is whole."""
+        first = self.strategy.place.first
+        if weights.parts == 1:
+            checkpoint = self.store.latest() if first else None
+            return load(self.store, checkpoint) if checkpoint else None
+        for step in reversed(self._told(self.store.steps() if first else None)):
+            try:
+                return self._whole(step)
+            except Broken as error:
+                self.store.pass_over(step, error.message)
+        return None
+
+    def _whole(self, step: int) -> Stored:
+        """Collective: every rank reads its share of the bytes. Broken on all of them if it is on one."""
+        place, fault = self.strategy.place, None
+        try:
+            checkpoint = self.store.get(step)
+            self.store.check(checkpoint, slice(place.rank, None, place.world_size))
+        except Broken as error:
+            fault = error
+        if self.strategy.sum_counters([fault is not None])[0]:
+            raise fault or Broken("another rank has found a fault")
+        return Stored(self.store, checkpoint)
+
+    def _told(self, value: Any) -> Any:
+        """Collective: rank 0's."""
+        return self.strategy.broadcast_json(value)

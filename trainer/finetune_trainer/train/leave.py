@@ -12,16 +12,24 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import NoReturn
 
-SAVE_THREAD = "checkpoint-"
-"""How the names of threads begin that save checkpoints."""
+
+class SaveThread(threading.Thread):
+    """Saves a checkpoint; the process does not end before it. `work` gets an event that is set once the process wants
+    to end: then it waits no longer for others."""
+
+    def __init__(self, work: Callable[[threading.Event], None], *, name: str) -> None:
+        self.leaving = threading.Event()
+        super().__init__(target=work, args=(self.leaving,), name=name)
 
 
 def leave(code: int) -> NoReturn:
     """Ends the process with this code: saves under way end first, and what was printed is written."""
     for thread in threading.enumerate():
-        if thread.name.startswith(SAVE_THREAD):
+        if isinstance(thread, SaveThread):
+            thread.leaving.set()
             thread.join()
     logging.shutdown()
     sys.stdout.flush()

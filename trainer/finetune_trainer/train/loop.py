@@ -244,7 +244,7 @@ class Trainer:
         self.reporter.phase("saving", f"stopping: saving a checkpoint of step {state.step}")
         self.keeper.save(state.ended(f"interrupted after step {state.step}"), self.weights)
         self.keeper.wait()
-        # The others must not end before rank 0 has saved: torchrun ends a node's processes with the first of them.
+        # None must end before all have saved: torchrun ends a node's processes with the first of them.
         self.strategy.barrier()
         raise FinetuneError(
             Reason.Interrupted, f"stopped on request after step {state.step} of {self.course.total_steps}"

@@ -113,7 +113,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.alive()
     keeper = _keeper(plan, strategy, output)
     if is_open(spec.method):
-        spec = _settle(spec, network, data, device, low=low, strategy=strategy, store=keeper.store, reporter=reporter)
+        spec = _settle(spec, network, data, device, low=low, strategy=strategy, store=keeper.notes, reporter=reporter)
     method = method_of(spec.method)
     if isinstance(method, QLora):
         method.quantise(network, device=device)
@@ -140,7 +140,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
 
     train = data.train.after(prompt.ids) if prompt else data.train
     layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
-    model = replace(model, kernels=chosen(spec, model, layout, train, store=keeper.store, say=reporter.say))
+    model = replace(model, kernels=chosen(spec, model, layout, train, store=keeper.notes, say=reporter.say))
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -324,7 +324,7 @@ def _keeper(plan: RunPlan, strategy: Strategy, output: Folder) -> Keeper:
     every = plan.spec.checkpoint.every
     return Keeper(
         strategy=strategy,
-        store=CheckpointStore(output, plan.job) if strategy.place.first else None,
+        store=CheckpointStore(output, plan.job),
         keep=plan.spec.checkpoint.keep,
         every_steps=every if isinstance(every, int) else None,
         every_seconds=None if isinstance(every, int) else durations.seconds(every),
