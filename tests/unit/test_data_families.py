@@ -49,6 +49,13 @@ CHATML_ASKS = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%
 IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 TURNS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+SIDES = ("<|User|>", "<|Assistant|>", "<|end of sentence|>")
+FORGETFUL = (
+    "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% elif m.role == 'assistant' %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + '<|end of sentence|>' }}"
+    "{% else %}{{ m.content }}{% endif %}{%- endfor %}{%- if add_generation_prompt %}"
+)
+"""Reasoning is never written, not even that of the last answer."""
 
 FAMILIES = {
     "ChatML": Family("{%- for m in messages %}" + CHATML_TURN + "{%- endfor %}" + CHATML_ASKS, IM),
@@ -132,11 +139,14 @@ FAMILIES = {
         "{{ m.content + ' ' }}{% endif %}{%- endfor %}{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
         ("<s>", "</s>"),
     ),
-    "DeepSeek R1": Family(
-        "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% else %}"
-        "{{ '<|Assistant|>' + m.content + '<|end of sentence|>' }}{% endif %}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}",
-        ("<|User|>", "<|Assistant|>", "<|end of sentence|>"),
+    "DeepSeek R1": Family(FORGETFUL + "{{ '<|Assistant|><think>\\n' }}{% endif %}", SIDES),
+    "DeepSeek R1 of May": Family(FORGETFUL + "{{ '<|Assistant|>' }}{% endif %}", SIDES),
+    "QwQ": Family(
+        "{%- for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ '<|im_start|>assistant\\n' + m.content.split('</think>')[-1].lstrip('\\n') + '<|im_end|>\\n' }}"
+        "{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}",
+        IM,
     ),
 }  # fmt: skip
 
@@ -195,11 +205,8 @@ REFUSED: list[tuple[str, Messages, Reason, str, str]] = [
      "Correct the roles"),
     ("Gemma", [SYSTEM, *ONE], Reason.DataUnreadable, "refuses the conversation: System role not supported",
      "Correct the roles"),
-    # Only a conversation that ends with a question has the system's words in it: with the answer they are gone.
-    ("Mistral with the system in the last question", [SYSTEM, *ONE], Reason.DataUnreadable,
-     "renders turn 3 (the assistant's) otherwise than it asks for it", "format completion"),
-    ("DeepSeek R1", ONE, Reason.DataUnreadable, "renders turn 2 (the assistant's) otherwise than it asks for it",
-     "format completion"),
+    *((family, ONE, Reason.DataUnreadable, "asks for turn 2 (the assistant's) with '<think>\\n', and the turn has no "
+       "reasoning", "<think>…</think> in front of the answer") for family in ("DeepSeek R1", "QwQ")),
     *((family, CALLED, Reason.NothingToTrain, "leaves out or changes what the assistant says in turn 2",
        "Use a model whose template keeps") for family in ("ChatML", "Llama 3", "Gemma 3")),
 ]  # fmt: skip
@@ -212,10 +219,46 @@ def test_what_would_train_other_than_it_says(
     family: str, messages: Messages, reason: Reason, message: str, hint: str
 ) -> None:
     with pytest.raises(FinetuneError) as caught:
-        FAMILIES[family].render(messages)
+        FAMILIES[family].renderings(messages)
     assert caught.value.reason is reason
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+THOUGHT = assistant("<think>\nA greeting.\n</think>\n\nHello")
+TERSE = assistant("<think>Bye?</think>See you \n")
+CUT = assistant("A greeting.\n</think>\n\nHello")
+"""As the model wrote it behind a prompt that opens its reasoning."""
+QUOTED = [SYSTEM, user("Hello"), assistant(" Hello"), user("[INST] Hello[/INST]?"), assistant("Hello [/INST]")]
+
+APART: list[tuple[str, Messages, list[str]]] = [
+    # Only a conversation that ends with a question has the system's words in it: with the answer they are gone.
+    ("Mistral with the system in the last question", [SYSTEM, *ONE], [" Hello</s>"]),
+    ("Mistral with the system in the last question", [SYSTEM, *TWO], [" Hello</s>", " See you</s>"]),
+    ("Mistral with the system in the last question", [SYSTEM, *TWO[:3]], [" Hello</s>"]),
+    ("Mistral with the system in the last question", QUOTED, [" Hello</s>", " Hello [/INST]</s>"]),
+    ("DeepSeek R1", [SYSTEM, user("Hi"), THOUGHT], ["A greeting.\n</think>\n\nHello<|end of sentence|>"]),
+    ("DeepSeek R1", [user("Hi"), THOUGHT, user("Bye"), TERSE],
+     ["A greeting.\n</think>\n\nHello<|end of sentence|>", "Bye?</think>See you \n<|end of sentence|>"]),
+    ("DeepSeek R1", [user("Hi"), CUT], ["A greeting.\n</think>\n\nHello<|end of sentence|>"]),
+    ("DeepSeek R1 of May", [user("Hi"), THOUGHT, user("Bye"), assistant("See you")],
+     ["<think>\nA greeting.\n</think>\n\nHello<|end of sentence|>", "See you<|end of sentence|>"]),
+    ("QwQ", [SYSTEM, user("Hi"), THOUGHT, user("Bye"), TERSE],
+     ["A greeting.\n</think>\n\nHello<|im_end|>", "Bye?</think>See you \n<|im_end|>"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "messages", "said"), APART, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_a_template_never_writes_behind_its_question(family: str, messages: Messages, said: list[str]) -> None:
+    """Of each turn a text: to the letter what the model will be asked, then what the row says that it answers."""
+    texts = FAMILIES[family].renderings(messages)
+    asked = [
+        FAMILIES[family].compiled().render(messages[:turn], prompt=True).text
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    assert [text[: trained[0][0]] for text, trained in texts] == asked
+    assert [[text[start:end] for start, end in trained] for text, trained in texts] == [[words] for words in said]
 
 
 def test_turns_that_are_retold_have_texts_of_their_own(tmp_path: Path) -> None:
@@ -249,7 +292,9 @@ def test_rows_of_several_documents_load_and_keep_their_variants_apart(tmp_path: 
         tokenizer_path=model, cache=tmp_path / "cache", seed=1,
     )  # fmt: skip
     counts = data.statistics.splits["train"]
-    assert (counts.rows, counts.documents, len(data.train)) == (8, 16, 16)
+    assert (counts.rows, counts.documents, len(data.train), counts.retold) == (8, 16, 16, 8)
+    assert "8 conversations told once for each answer" in counts.line()
+    assert "told" not in data.statistics.splits["validation"].line()
     assert data.mixture.per_epoch == 16
     assert data.variants is not None
     chosen = np.arange(16)

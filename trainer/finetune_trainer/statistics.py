@@ -20,6 +20,9 @@ class SplitStatistics(ApiModel):
     dropped: int = Field(0, description="Of these, rows left out; the others were truncated.")
     split: int = Field(0, description="Rows of text cut into windows of data.sequenceLength.")
     untrained: int = Field(0, description="Rows left out because no token of them is trained, such as empty texts.")
+    retold: int = Field(
+        0, description="Conversations with a document for each answer: the chat template tells earlier ones otherwise."
+    )
     duplicates: int = Field(0, description="Rows that are among the training rows too.")
 
     @property
@@ -38,6 +41,7 @@ class SplitStatistics(ApiModel):
             else "",
             f"{self.split:,} cut into windows" if self.split else "",
             f"{self.untrained:,} with nothing to train" if self.untrained else "",
+            f"{self.retold:,} conversations told once for each answer" if self.retold else "",
             f"{self.duplicates:,} also among the training rows" if self.duplicates else "",
         ]
         return ", ".join(part for part in parts if part)

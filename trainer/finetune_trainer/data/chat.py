@@ -10,6 +10,10 @@ so that the model learns to stop. With SmolLM2:
 That only works if a template renders the past as it rendered the present. One that does not (Qwen 3 leaves out the
 reasoning of earlier turns) would train text that the model is never asked for: then each of the assistant's turns has a
 text of its own, which ends with it. A template that marks the assistant's words with `{% generation %}` is believed.
+
+Some templates never write a turn behind what asks for it, not even the last one: Mistral's has the system's words in
+the question alone, until that is answered; DeepSeek R1's opens the reasoning, and leaves it out of what was said.
+There the text is what asks for the turn, and behind it what the row says, ended as the template ends it.
 """
 
 from __future__ import annotations
@@ -34,7 +38,13 @@ class Rendered(NamedTuple):
 
 
 class Retold(FinetuneError):
-    """A turn that is told otherwise once it is history, or than it is asked for."""
+    """A turn that is told otherwise once it is history, than it is asked for, or than it was said."""
+
+
+_PROBE = "\ufdd2"
+"""In the place of a turn's words, to see what a template writes around them: a noncharacter, as in templates."""
+
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Conversation:
 
     def renderings(self) -> list[Rendered]:
         """One text with all of the assistant's turns, or one for each where the template retells them. Errors of
-        `render`; Retold only where a turn is told otherwise than it is asked for."""
+        `render`; Retold only where a turn is told otherwise than it is asked for, and there is no telling how."""
         try:
             return [self.render()]
         except Retold:
@@ -68,8 +78,71 @@ class Conversation:
 
     def _last(self) -> Rendered:
         """The text, and in it the last turn alone."""
-        whole = self._render(len(self.messages)).text
-        return Rendered(whole, (self._said(len(self.messages) - 1, whole),))
+        turn = len(self.messages) - 1
+        whole = self._render(turn + 1).text
+        try:
+            return Rendered(whole, (self._said(turn, whole),))
+        except Retold:
+            asked = self._render(turn, prompt=True).text
+            said = self._behind_question(asked, whole) or self._with_reasoning(asked, whole)
+            if not said:
+                raise
+            text = asked + said
+            end = self._end_of_turn(text, len(asked), len(text)) or len(text)
+            return Rendered(text, ((len(asked), end),))
+
+    def _around(self) -> tuple[str, str]:
+        """What the template writes before and behind the last turn's words, whatever they are; else nothing."""
+        *before, last = self.messages
+        if not isinstance(last.get("content"), str):
+            return "", ""
+        probed = replace(self, messages=[*before, {**last, "content": _PROBE}])
+        start, *ends = probed._render(len(self.messages)).text.split(_PROBE)
+        return (start, ends[0]) if len(ends) == 1 else ("", "")
+
+    def _behind_question(self, asked: str, whole: str) -> str:
+        """What is written behind the question, where all that is asked differs before the question alone. With Mistral:
+
+        asked   <s>[INST] Be brief.\\n\\nHello[/INST]
+        whole   <s>[INST] Hello[/INST] See you</s>
+                                      └── said ──┘
+        """
+        turn = len(self.messages) - 1
+        question = str(self.messages[turn - 1].get("content") or "").strip()
+        if not question or question not in asked:
+            return ""
+        tail = asked[asked.rindex(question) :]
+        before, _ = self._around()
+        at = (before or whole).rfind(tail)
+        said = whole[at + len(tail) :] if at >= 0 else ""
+        return said if self._holds(said, self.messages[turn]) else ""
+
+    def _with_reasoning(self, asked: str, whole: str) -> str:
+        """The last turn's words with the reasoning that the template leaves out of them, from where it is asked for.
+        With DeepSeek R1 and a turn `<think>\\nA greeting.\\n</think>\\n\\nHello`:
+
+        asked   <|User|>Hi<|Assistant|><think>\\n
+        whole   <|User|>Hi<|Assistant|>\\n\\nHello<|end of sentence|>
+        said    A greeting.\\n</think>\\n\\nHello<|end of sentence|>
+        """
+        before, behind = self._around()
+        if not before or not asked.startswith(before):
+            return ""
+        content, opened = str(self.messages[-1]["content"]), asked[len(before) :]
+        reasoning, close, answer = content.rpartition(_CLOSE)
+        if opened.strip() not in ("", _OPEN):
+            return ""
+        if opened.strip() and not close:
+            raise self._unreasoned(opened)
+        written = whole[len(before) : len(whole) - len(behind)]
+        if not close or written.strip() != answer.strip():
+            return ""
+        reasoning = reasoning.lstrip()
+        if opened.strip() and reasoning.startswith(_OPEN):
+            exact = reasoning.startswith(opened)
+            reasoning = reasoning.removeprefix(opened) if exact else reasoning.removeprefix(_OPEN).lstrip()
+        space = answer[: len(answer) - len(answer.lstrip())]
+        return reasoning + close + space + written.lstrip() + behind
 
     @property
     def _turns(self) -> list[int]:
@@ -131,11 +204,19 @@ class Conversation:
             "Use a template with {% generation %} blocks, or format completion.",
         )
 
-    def _hidden(self, turn: int) -> FinetuneError:
-        return self.row.problem(
+    def _hidden(self, turn: int) -> Retold:
+        return Retold(
             Reason.NothingToTrain,
-            f"the chat template leaves out or changes what the assistant says in turn {turn + 1}",
+            f"{self.row.place}: the chat template leaves out or changes what the assistant says in turn {turn + 1}",
             "Use a model whose template keeps assistant turns as they are, or format completion.",
+        )
+
+    def _unreasoned(self, opened: str) -> FinetuneError:
+        return self.row.problem(
+            Reason.DataUnreadable,
+            f"the chat template asks for turn {len(self.messages)} (the assistant's) with {opened!r}, "
+            "and the turn has no reasoning",
+            f"Write {_OPEN}…{_CLOSE} in front of the answer in its content, or use a model that answers at once.",
         )
 
 

@@ -23,7 +23,7 @@ from .corpus import Choices, Corpus, Flags, Tokens, save_choices
 from .encode import Limits, Outcome
 from .read import Row
 
-_OVERLONG, _DROPPED, _SPLIT, _UNTRAINED = 1, 2, 4, 8
+_OVERLONG, _DROPPED, _SPLIT, _UNTRAINED, _RETOLD = 1, 2, 4, 8, 16
 _COPIED = 1 << 22
 """Tokens that are copied at a time."""
 
@@ -58,6 +58,7 @@ class Facts:
             dropped=count(_DROPPED),
             split=count(_SPLIT),
             untrained=count(_UNTRAINED),
+            retold=count(_RETOLD),
         )
 
 
@@ -121,8 +122,14 @@ class CorpusWriter:
                 self._text_places.append((self._texts.tell(), len(line)))
                 self._texts.write(line + b"\n")
         self._documents.append(len(outcome.pieces))
-        named = ((outcome.needed, _OVERLONG), (outcome.dropped, _DROPPED), (outcome.split, _SPLIT))
-        self._flags.append(sum(bit for on, bit in (*named, (outcome.untrained, _UNTRAINED)) if on))
+        named = (
+            (outcome.needed, _OVERLONG),
+            (outcome.dropped, _DROPPED),
+            (outcome.split, _SPLIT),
+            (outcome.untrained, _UNTRAINED),
+            (outcome.document.further, _RETOLD),
+        )
+        self._flags.append(sum(bit for on, bit in named if on))
         self._twins.append(twin)
         self._keys.append(key)
         self._places.add(row)
