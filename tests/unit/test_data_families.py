@@ -261,6 +261,31 @@ def test_what_a_template_never_writes_behind_its_question(family: str, messages:
     assert [[text[start:end] for start, end in trained] for text, trained in texts] == [[words] for words in said]
 
 
+WRITES_TEXT = (  # puts arguments between others' words, which only a text can be
+    "{%- for m in messages %}{% if m.tool_calls %}{% for call in m.tool_calls %}"
+    "{{ '<|im_start|>assistant\\n' + call.function.name + '\\n' + call.function.arguments + '<|im_end|>\\n' }}"
+    "{% endfor %}{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}" + CHATML_ASKS
+)
+ARGUMENTS: list[tuple[str, Any]] = [("an object", {"x": 1, "s": "é"}), ("its JSON", '{"x": 1, "s": "é"}')]
+
+
+@pytest.mark.parametrize(("spelled", "arguments"), ARGUMENTS, ids=[case[0] for case in ARGUMENTS])
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (FAMILIES["Qwen 2.5"].template,
+         '<tool_call>\n{"name": "add", "arguments": {"x": 1, "s": "é"}}\n</tool_call><|im_end|>'),
+        (WRITES_TEXT, 'add\n{"x": 1, "s": "é"}<|im_end|>'),
+    ],
+    ids=["a template that writes JSON", "a template that wants text"],
+)  # fmt: skip
+def test_arguments_of_a_tool_are_written_once(template: str, said: str, spelled: str, arguments: Any) -> None:
+    """Data sets and servers keep them as JSON in a string, which `tojson` would write as a string once more."""
+    call = assistant(None, tool_calls=[{"type": "function", "function": {"name": "add", "arguments": arguments}}])
+    rendered = Family(template, IM).render([user("1 + 1?"), call])
+    assert [rendered.text[start:end] for start, end in rendered.trained] == [said]
+
+
 def test_turns_that_are_retold_have_texts_of_their_own(tmp_path: Path) -> None:
     """Qwen 3 writes the reasoning of the last answer alone: each is trained as it was asked for."""
     family = FAMILIES["Qwen 3"]

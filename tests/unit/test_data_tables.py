@@ -65,6 +65,17 @@ def test_a_null_is_a_key_that_is_not_there(tmp_path: Path) -> None:
     assert [row.fields for row in rows] == [{"text": "a"}, {"label": 1}]
 
 
+def test_a_table_gives_no_arguments_that_other_rows_have(tmp_path: Path) -> None:
+    """A column of objects has every key of every row: a model would learn to call tools with nulls."""
+    calls: list[dict[str, Any]] = [
+        {"name": "find", "arguments": {"city": "Rome"}},
+        {"name": "add", "arguments": {"x": [1]}},
+    ]
+    rows = [{"messages": [{"role": "assistant", "tool_calls": [{"function": call}]}]} for call in calls]
+    read = read_rows(write(tmp_path / "a.parquet", rows))
+    assert [row.fields for row in read] == rows
+
+
 def test_complaints_name_file_and_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "c"}])
     tokenizer_folder(tmp_path / "model")

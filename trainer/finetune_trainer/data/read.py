@@ -208,7 +208,7 @@ def _passage(name: str, line: int, paragraphs: list[str]) -> Row:
 
 
 def _table(opened: _Opened, keys: Keys) -> Iterator[Row]:
-    """A null is a key that is not there: tables have a column for every key that any row has."""
+    """A null is a key that is not there, at any depth: tables have every key that any row has."""
     import pyarrow
 
     number = 0
@@ -216,8 +216,7 @@ def _table(opened: _Opened, keys: Keys) -> Iterator[Row]:
         for batch in _batches(opened, keys):
             for record in batch.to_pylist():
                 number += 1
-                fields = {key: value for key, value in record.items() if value is not None}
-                yield Row(opened.name, number, fields, "row")
+                yield Row(opened.name, number, without_nulls(record), "row")
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -226,6 +225,13 @@ def _table(opened: _Opened, keys: Keys) -> Iterator[Row]:
             f"the file is damaged, or not what its name says: {error}",
             "Write or upload it again.",
         ) from error
+
+
+def without_nulls(value: Any) -> Any:
+    """A row, or a part of it, without keys whose value is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _batches(opened: _Opened, keys: Keys) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from finetune_api.data import Validation
 from finetune_api.failures import FinetuneError, Reason
 
 from .corpus import Flags
-from .read import Row
+from .read import Row, without_nulls
 
 DEFAULT_FRACTION = 0.05
 MOST_BY_DEFAULT = 500
@@ -59,7 +59,7 @@ def key_of(row: Row, validation: Validation | None, *, seed: int) -> int:
 
 def _group(row: Row, key: str | None) -> str:
     if key is None:
-        return json.dumps(row.fields, sort_keys=True, default=str)
+        return json.dumps(without_nulls(row.fields), sort_keys=True, default=str)
     if row.fields.get(key) is None:
         raise row.problem(
             Reason.DataUnreadable,

@@ -48,8 +48,17 @@ class ChatTemplate:
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, prompt: bool = False
     ) -> Rendering:
         """`prompt` asks for the header of an assistant's turn at the end."""
+        told = [_told(message) for message in messages]
+        try:
+            return self._render(told, tools, prompt)
+        except TypeError:
+            if not any(message.get("tool_calls") for message in told):
+                raise
+            return self._render([_with_calls(message, _as_text) for message in told], tools, prompt)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> Rendering:
         text = self._template.render(
-            messages=[_with_reasoning(message) for message in messages],
+            messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=prompt,
@@ -58,11 +67,42 @@ class ChatTemplate:
         return _without_marks(text)
 
 
-def _with_reasoning(message: Message) -> dict[str, Any]:
-    """A message without nulls, its reasoning under the names that templates read."""
+def _told(message: Message) -> dict[str, Any]:
+    """A message without nulls, its reasoning under the names that templates read, and what it calls tools with as
+    objects, as servers give them to templates: most write them as JSON, and a text of JSON as a text once more."""
     plain = {key: value for key, value in message.items() if value is not None}
     reasoning = next((plain[name] for name in REASONING if name in plain), None)
-    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    if reasoning is not None:
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    return _with_calls(plain, _as_object)
+
+
+def _with_calls(message: Message, change: Callable[[Any], Any]) -> dict[str, Any]:
+    """With the arguments of its tool calls changed."""
+    if not message.get("tool_calls"):
+        return dict(message)
+
+    def changed(call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call.get("function", call)
+        function = {**function, **({"arguments": change(function["arguments"])} if "arguments" in function else {})}
+        return {**call, "function": function} if "function" in call else function
+
+    return {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
+
+
+def _as_object(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _as_text(arguments: Any) -> Any:
+    """For templates that set them between other words."""
+    return _to_json(arguments) if isinstance(arguments, dict) else arguments
 
 
 def _without_marks(text: str) -> Rendering:
