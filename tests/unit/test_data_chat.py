@@ -39,6 +39,7 @@ MARKED = (
     "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
     "{{ '\\n' }}{% else %}{{ m['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
 )
+ASKS = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 HIDES = CHATML.replace("m['content']", "('' if m['role'] == 'assistant' else m['content'])")
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML
 PROMPT_ADDS = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}")
@@ -65,6 +66,10 @@ TRAINED = [
     ("words that the prompt holds too", CHATML, [{"role": "user", "content": "Hello<|im_end|>"}, HI[1]],
      ["Hello<|im_end|>"]),
     ("a template with marks", MARKED, TWO, ["Hello<|im_end|>", "See you<|im_end|>"]),
+    ("an answer of weight 0", CHATML, [HI[0], {**HI[1], "weight": 0}, *HI[:1], {**HI[1], "weight": 1}],
+     ["Hello<|im_end|>"]),
+    ("marks around an answer of weight 0", MARKED + ASKS, [HI[0], {**HI[1], "weight": 0}, *TWO[2:]],
+     ["See you<|im_end|>"]),
     ("a null field", CHATML, [HI[0], {**HI[1], "tool_calls": None}], ["Hello<|im_end|>"]),
 ]  # fmt: skip
 
@@ -75,6 +80,15 @@ TRAINED = [
 def test_trained(template: str, messages: list[dict[str, Any]], trained: list[str]) -> None:
     rendered = conversation(template, messages).render()
     assert [rendered.text[start:end] for start, end in rendered.trained] == trained
+
+
+def test_what_stands_before_does_not_depend_on_weights() -> None:
+    """And a turn that is retold and not trained has no text of its own."""
+    silent = [HI[0], {**HI[1], "weight": 0}, *TWO[2:]]
+    one, other = conversation(CHATML, silent).render(), conversation(CHATML, TWO).render()
+    assert (one.text, one.trained) == (other.text, other.trained[1:])
+    [(text, [(start, end)])] = conversation(FORGETS_THINKING, silent).renderings()
+    assert text[start:end] == "<think>\n\n</think>\nSee you<|im_end|>"
 
 
 def test_marks_leave_no_trace() -> None:
@@ -90,6 +104,8 @@ def test_what_asks_for_a_turn_is_what_stands_before_it() -> None:
 
 REFUSED = [
     ("nobody answers", CHATML, HI[:1], Reason.NothingToTrain, "no turn of the conversation is the assistant's"),
+    ("answers of weight 0", CHATML, [HI[0], {**HI[1], "weight": 0}], Reason.NothingToTrain,
+     "no turn of the conversation is the assistant's, with a weight of 1"),
     ("nobody asks", CHATML, HI[1:], Reason.DataUnreadable, "the conversation starts with the assistant"),
     ("history is told otherwise", FORGETS_THINKING, TWO, Reason.DataUnreadable,
      "renders turn 2 (the assistant's) otherwise"),

@@ -243,6 +243,8 @@ BAD: list[tuple[str, Any, dict[str, Any], Reason, str]] = [
     ("a turn without role", CHAT, {"messages": [{"content": "a"}]}, Reason.DataUnreadable, "turn 1 is not an object"),
     ("a turn without content", CHAT, {"messages": [ASKED, {"role": "assistant"}]}, Reason.DataUnreadable,
      "turn 2 has no content"),
+    ("an odd weight", CHAT, {"messages": [ASKED, {"role": "assistant", "content": "a", "weight": 0.5}]},
+     Reason.DataUnreadable, "turn 2 has weight 0.5, and an answer is trained (1) or not (0)"),
     ("odd tools", CHAT, {"messages": [ASKED], "tools": "x"}, Reason.DataUnreadable, "tools is not a list"),
     ("no answer", CHAT, {"messages": [ASKED]}, Reason.NothingToTrain, "no turn of the conversation is the assistant's"),
     ("no template", PLAIN, {"messages": [ASKED]}, Reason.ModelUnsupported, "needs a model with a chat template"),

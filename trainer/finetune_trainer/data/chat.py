@@ -67,12 +67,15 @@ class Conversation:
             return [replace(self, messages=self.messages[: turn + 1])._last() for turn in self._turns]
 
     def render(self) -> Rendered:
-        """The text, and in it the assistant's turns. NothingToTrain without one, or where the template hides one;
-        DataUnreadable where the template refuses the conversation, and Retold."""
+        """The text, and in it the assistant's turns but those of weight 0. NothingToTrain without one, or where the
+        template hides one; DataUnreadable where the template refuses the conversation, and Retold."""
         if not self._turns:
-            raise self.row.problem(Reason.NothingToTrain, "no turn of the conversation is the assistant's")
+            raise self.row.problem(
+                Reason.NothingToTrain,
+                "no turn of the conversation is the assistant's, with a weight of 1 if it has one",
+            )
         whole = self._render(len(self.messages))
-        if whole.generated:
+        if whole.generated and all(map(_trains, self.messages)):
             return Rendered(whole.text, whole.generated)
         return Rendered(whole.text, tuple(self._said(turn, whole.text) for turn in self._turns))
 
@@ -146,8 +149,8 @@ class Conversation:
 
     @property
     def _turns(self) -> list[int]:
-        """Of the assistant."""
-        return [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        """Of the assistant, to be trained."""
+        return [n for n, message in enumerate(self.messages) if message["role"] == "assistant" and _trains(message)]
 
     def _said(self, turn: int, whole: str) -> Span:
         if turn == 0:
@@ -218,6 +221,10 @@ class Conversation:
             "and the turn has no reasoning",
             f"Write {_OPEN}…{_CLOSE} in front of the answer in its content, or use a model that answers at once.",
         )
+
+
+def _trains(message: Message) -> bool:
+    return message.get("weight") != 0
 
 
 def _common(one: str, other: str) -> int:

@@ -1,7 +1,7 @@
 """Rows of one format to documents: a text, the spans of it that are trained, and what stands around it.
 
-    chat            {messages, tools?}     the assistant's turns, each through its end-of-turn token; several documents
-                                           where the template retells earlier turns
+    chat            {messages, tools?}     the assistant's turns, but those of `weight` 0, each through its end-of-turn
+                                           token; several documents where the template retells earlier turns
     completion      {prompt, completion}   the completion and the end-of-sequence token
     text            {text}                 everything; no end is added, since where a passage stops teaches nothing
     classification  {text, label}          the label, as the assistant's answer to a question about the text
@@ -159,6 +159,12 @@ def _messages(row: Row) -> Sequence[dict[str, Any]]:
             raise row.problem(Reason.DataUnreadable, f"turn {number} is not an object with a role and a content")
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
             raise row.problem(Reason.DataUnreadable, f"turn {number} has no content")
+        if message.get("weight") not in (None, 0, 1):
+            raise row.problem(
+                Reason.DataUnreadable,
+                f"turn {number} has weight {message['weight']}, and an answer is trained (1) or not (0)",
+                "Write 0 or 1; how often whole sources are seen is data.train[].weight.",
+            )
     return [
         {**message, "content": "".join(_texts(row, number, message["content"]))}
         if isinstance(message.get("content"), list)
