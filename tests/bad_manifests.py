@@ -241,6 +241,9 @@ BAD = (
     Bad("no processes", {"spec.processesPerNode": 0}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
     Bad("processes by a word", {"spec.processesPerNode": "all"}, "spec", "processesPerNode must be auto or a number from 1 to 64"),
     Bad("a source of no weight", {"spec.data.train.0.weight": 0}, "spec.data.train[0].weight", "more than 0", "should be greater than 0"),
+    Bad("a sample of no rows", {"spec.data.train.0.maxRows": 0}, "spec.data.train[0].maxRows", "at least 1", "greater than or equal to 1"),
+    Bad("a sample of the test rows", {"spec.data.test": {"uri": "s3://corp/t.jsonl", "maxRows": 9}}, "spec.data.test.maxRows",
+        "unknown field", 'unknown field "spec.data.test.maxRows"'),
     Bad("a weight for the test rows", {"spec.data.test": {"uri": "s3://corp/t.jsonl", "weight": 2}}, "spec.data.test.weight",
         "unknown field", 'unknown field "spec.data.test.weight"'),
     Bad("augmentation by an unknown way", {"spec.data.augmentation": [{"type": "synonyms", "probability": 0.1}]},
@@ -346,7 +349,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
             "spec.data": {
                 "train": [
                     {"uri": "s3://corp/train/*.jsonl"},
-                    {"uri": "pvc://claim/more/", "weight": 0.5},
+                    {"uri": "pvc://claim/more/", "weight": 0.5, "maxRows": 1000},
                     {"uri": "hf://datasets/org/name@refs%2Fconvert%2Fparquet/default/train/*.parquet", "weight": 3},
                 ],
                 "test": {"uri": "hf://datasets/org/name"},

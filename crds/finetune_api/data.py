@@ -32,6 +32,13 @@ class TrainSource(DataSource):
     weight: float = Field(
         1.0, gt=0, le=1000, description="How often an epoch sees each row: 2 is twice, 0.5 another half each epoch."
     )
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="A sample of so many of its rows, by their content and training.seed, held-out rows included; the "
+        "same in every attempt. Default: all.",
+    )
 
 
 class Validation(ApiModel):

@@ -116,6 +116,9 @@ def test_rows_of_local_files_are_counted(model: Path, tmp_path: Path, capsys: py
     told = planned(capsys, write(tmp_path, data={"train": [{"uri": data.as_uri()}]}), "--gpu", "H100")
     assert (told["rows"], told["steps"]) == (320, 30)
     assert told["tokens"] == data.stat().st_size // 4
+    sample = {"uri": data.as_uri(), "maxRows": 64}
+    told = planned(capsys, write(tmp_path, data={"train": [sample, {"uri": data.as_uri()}]}), "--gpu", "H100")
+    assert (told["rows"], told["tokens"]) == (384, data.stat().st_size * 6 // 5 // 4)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.data import Data, Validation
+from finetune_api.data import Data, TrainSource, Validation
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data import load as load_module
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.order import Mixture
 from finetune_trainer.data.read import Row
 from finetune_trainer.data.split import fingerprint, hold_out, key_of
+from finetune_trainer.statistics import DataRecord
 from tests.unit.data_helpers import tokenizer_folder, write_jsonl
 from tests.unit.hub_helpers import COMMIT, environ, serving
 
@@ -271,6 +272,42 @@ def test_a_folder_a_pattern_and_a_file_are_sources(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_jsonl(tmp_path / "train" / "3.jsonl", *texts(10, start=30))
     assert len(load(tmp_path, spec).train) == 45, "a file more is other data"
+
+
+def test_a_sample_of_a_source_is_the_same_in_any_order(tmp_path: Path) -> None:
+    """A larger one holds the smaller one, and labels are those of all rows."""
+
+    def sample(rows: list[dict[str, object]], count: int, *, seed: int = 1) -> set[bytes]:
+        uri = write_jsonl(tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl", *rows)
+        spec = spec_of(uri).model_copy(update={"train": (TrainSource(uri=uri, max_rows=count),)})
+        data = load(tmp_path, spec, seed=seed)
+        assert data.labels == ("no", "yes")
+        [source] = data.statistics.sources
+        drawn = min(count, len(rows))
+        held = data.statistics.splits["validation"].rows
+        assert (source.rows, source.drawn, source.documents + held) == (len(rows), drawn, drawn)
+        line = f"source {uri}: 1 files, {len(rows)} rows, {drawn} drawn by maxRows"
+        assert line in list(data.statistics.lines())
+        assert (uri, f"{drawn} of {len(rows)} rows, drawn by maxRows") in DataRecord(statistics=data.statistics).lines()
+        parts = [part for part in (data.train, data.validation) if part is not None]
+        return {part.row(index).tokens.tobytes() for part in parts for index in range(len(part))}
+
+    rows = labelled(60)
+    ten = sample(rows, 10)
+    assert len(ten) == 10
+    assert sample(rows[::-1], 10) == ten
+    assert sample(rows, 20) > ten
+    assert sample(rows, 10, seed=2) != ten
+    assert len(sample(rows, 100)) == 60
+
+
+def test_only_rows_that_were_drawn_leak(tmp_path: Path) -> None:
+    rows = texts(40)
+    train, test = write_jsonl(tmp_path / "train.jsonl", *rows), write_jsonl(tmp_path / "test.jsonl", *rows[:20])
+    spec = spec_of(train, test={"uri": test}, allowDuplicates=True)
+    few = spec.model_copy(update={"train": (TrainSource(uri=train, max_rows=8),)})
+    counts = [load(tmp_path, each).statistics.splits["test"].duplicates for each in (spec, few)]
+    assert counts[0] > 8 >= counts[1]
 
 
 def test_rows_of_the_hub_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ class SourceStatistics(ApiModel):
     uri: str
     files: int
     rows: int = Field(description="In the files.")
+    drawn: int | None = Field(None, description="Of these, rows drawn by data.train[].maxRows. None: all.")
     documents: int = Field(description="That train: without held-out and dropped rows, long texts in windows.")
 
 
@@ -72,8 +73,10 @@ class Statistics(ApiModel):
         yield f"format {self.format}{labels}"
         for name, split in self.splits.items():
             yield f"{name}: {split.line()}"
-        if len(self.sources) > 1:
-            yield from (f"source {s.uri}: {s.files} files, {s.rows:,} rows" for s in self.sources)
+        for source in self.sources:
+            if len(self.sources) > 1 or source.drawn is not None:
+                drawn = f", {source.drawn:,} drawn by maxRows" if source.drawn is not None else ""
+                yield f"source {source.uri}: {source.files} files, {source.rows:,} rows{drawn}"
 
     def __str__(self) -> str:
         return "; ".join(self.lines())
@@ -126,6 +129,9 @@ class DataRecord(ApiModel):
         """(data set or topic, sentence)."""
         if self.statistics is not None:
             yield from ((name, split.line()) for name, split in self.statistics.splits.items())
+            for source in self.statistics.sources:
+                if source.drawn is not None:
+                    yield source.uri, f"{source.drawn:,} of {source.rows:,} rows, drawn by maxRows"
         yield from ((uri, f"weight {weight:g} in each epoch") for uri, weight in self.weights.items())
         if self.layout is not None:
             yield "layout", self.layout.line()

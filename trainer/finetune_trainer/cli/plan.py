@@ -127,18 +127,20 @@ def _workload(wish: Wish, spec: FineTuneJobSpec) -> Workload:
     from finetune_trainer.data.read import ENDINGS
     from finetune_trainer.store.sources import local_paths
 
-    if not all(source.uri.startswith("file:///") for source in spec.data.train):
-        return Workload()
-    try:
-        files = [path for source in spec.data.train for path in local_paths(source.uri, endings=ENDINGS)]
-        texts = [path.read_bytes() for path in files if path.suffix in (".jsonl", ".txt")]
-    except OSError:
-        return Workload()
-    if not texts or len(texts) < len(files):
-        return Workload()
-    return Workload(
-        rows=sum(text.count(b"\n") for text in texts), tokens=int(sum(len(text) for text in texts) / BYTES_A_TOKEN)
-    )
+    rows, size = 0, 0.0
+    for source in spec.data.train:
+        files = local_paths(source.uri, endings=ENDINGS) if source.uri.startswith("file:///") else []
+        if not files or any(path.suffix not in (".jsonl", ".txt") for path in files):
+            return Workload()
+        try:
+            texts = [path.read_bytes() for path in files]
+        except OSError:
+            return Workload()
+        given = sum(text.count(b"\n") for text in texts)
+        taken = min(given, source.max_rows or given)
+        rows += taken
+        size += sum(map(len, texts)) * taken / max(1, given)
+    return Workload(rows=rows, tokens=int(size / BYTES_A_TOKEN))
 
 
 def model_folder(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> Path:

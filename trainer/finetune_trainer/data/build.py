@@ -1,5 +1,6 @@
-"""All data sets of a manifest, tokenised into a folder. Each file is read once (training files twice when labels are to
-be found in them), one at a time, with a bounded part of it in memory, and as little of a row as its format looks at."""
+"""All data sets of a manifest, tokenised into a folder. Each file is read once (training files once more when labels are
+to be found in them, and when rows are drawn from them), one at a time, with a bounded part of it in memory, and as little
+of a row as its format looks at."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
-from finetune_api.data import Data
+from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.statistics import SourceStatistics, SplitStatistics, Statistics
 from finetune_trainer.store.sources import SourceFile
@@ -23,7 +25,7 @@ from .corpus import Corpus, Flags
 from .encode import Limits, encode
 from .formats import FORMATS, TELLING, Format, detect
 from .read import Keys, Row, iter_rows
-from .split import fingerprint, hold_out, key_of
+from .split import draw, fingerprint, hold_out, key_of
 from .tokenizer import Tokenizer
 from .writer import CorpusWriter, Facts, nothing_left, select
 
@@ -88,6 +90,14 @@ class Build:
             digest = yield from iter_rows(file, keys)
             self.digests.setdefault(file.uri, digest)
 
+    def _sample(self, source: TrainSource, keys: Keys) -> tuple[Iterator[Row], int | None]:
+        """The rows of a source to train on, and how many it has where these are not all: then it is read twice, since
+        what is kept of a row the first time is eight bytes."""
+        if source.max_rows is None:
+            return self._rows(source.uri, keys), None
+        order = np.fromiter((key_of(row, None, seed=self.seed) for row in self._rows(source.uri, keys)), np.uint64)
+        return compress(self._rows(source.uri, keys), draw(order, source.max_rows)), len(order)
+
     def _detected(self, uri: str, *, labelled: bool) -> str:
         """The format of a file's first row."""
         try:
@@ -131,17 +141,19 @@ class Build:
         texts = folder / TEXTS if self.spec.augmentation else None
         group = self.spec.validation.group_by if self.spec.validation else None
         keys = (*form.keys, *([group] if group else []))
-        ends = [0]
+        ends, given_rows = [0], []
         with CorpusWriter(given, limits, answers=answers, texts=texts) as writer:
             for source in self.spec.train:
                 count = 0
-                documents = map(form.document, self._rows(source.uri, keys))
+                rows, all_rows = self._sample(source, keys)
+                documents = map(form.document, rows)
                 for outcome in encode(documents, self.tokenizer, limits):
                     row = outcome.document.row
                     key = key_of(row, self.spec.validation, seed=self.seed)
                     writer.add(outcome, twin=fingerprint(form.identity(row)), key=key)
                     count += 1
                 ends.append(ends[-1] + count)
+                given_rows.append(all_rows or count)
             writer.check()
         facts = writer.facts()
         held = np.zeros(len(facts.keys), np.bool_)
@@ -152,10 +164,11 @@ class Build:
             SourceStatistics(
                 uri=source.uri,
                 files=len(self.files[source.uri]),
-                rows=end - start,
+                rows=rows_of_source,
+                drawn=end - start if source.max_rows else None,
                 documents=int(facts.documents[start:end][~held[start:end]].sum()),
             )
-            for source, start, end in zip(self.spec.train, ends, ends[1:], strict=False)
+            for source, rows_of_source, start, end in zip(self.spec.train, given_rows, ends, ends[1:], strict=False)
         )
         return facts, held, sources, splits
 

@@ -1,4 +1,4 @@
-"""Held-out rows out of the training rows, and how to tell rows that should not be in two sets."""
+"""Samples of rows, held-out rows out of the training rows, and how to tell rows that should not be in two sets."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def hold_out(keys: Keys, twins: Keys, validation: Validation | None) -> Flags:
     held = np.zeros(len(groups), np.bool_)
     held[may_go[before < wanted]] = True
     chosen: Flags = held[member]
+    return chosen
+
+
+def draw(keys: Keys, count: int) -> Flags:
+    """(rows,): `count` rows of all, by their `key_of` without groups: seed and content decide, so that files or rows in
+    another order give the same sample, and a larger sample holds the smaller one."""
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[np.argsort(keys, kind="stable")[:count]] = True
     return chosen
 
 
