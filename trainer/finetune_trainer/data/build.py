@@ -1,6 +1,6 @@
-"""All data sets of a manifest, tokenised into a folder. Each file is read once (training files once more when labels are
-to be found in them, and when rows are drawn from them), one at a time, with a bounded part of it in memory, and as little
-of a row as its format looks at."""
+"""All data sets of a manifest, tokenised into a folder. Each file is read once (training files once more where labels
+are to be found in them or rows are drawn from them), one at a time, with a bounded part of it in memory, and as little of a
+row as its format looks at."""
 
 from __future__ import annotations
 
