@@ -1,5 +1,5 @@
 """All data sets of a manifest, tokenised into a folder. Each file is read once (training files once more where labels
-are to be found in them or rows are drawn from them), one at a time, with a bounded part of it in memory, and as little of a
+are to be found in them, or rows to be drawn), one at a time, with a bounded part of it in memory, and as little of a
 row as its format looks at."""
 
 from __future__ import annotations
