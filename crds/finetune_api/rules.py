@@ -7,7 +7,7 @@ from typing import Any
 
 from .base import Rule
 from .methods import MERGEABLE
-from .strategy import METHOD_FITS
+from .strategy import METHODS_FIT
 
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
@@ -163,7 +163,7 @@ SPEC_RULES = (
         message="method.type probe is only for data.format classification: it tells labels apart",
         holds=lambda new, _: _probe_has_labels(new),
     ),
-    METHOD_FITS,
+    *METHODS_FIT,
     *(_unchanged(field) for field in IMMUTABLE),
     *(_unchanged_unless_suspended(field) for field in MUTABLE_WHILE_SUSPENDED),
 )

@@ -11,8 +11,10 @@ from .base import ApiModel, Rule
 SHARDED: Final = ("fsdp", "deepspeed")
 """Strategies whose processes work on shares: a pass of one needs the others."""
 
-SHARDABLE: Final = ("full", "partial", "lora", "adapter")
-"""Methods that can work on a part of each weight."""
+_ANYWHERE: Final = ("full", "partial", "lora", "adapter")
+
+SHARDABLE: Final = {"fsdp": (*_ANYWHERE, "dora"), "deepspeed": _ANYWHERE}
+"""Methods that can work on a part of each weight, by strategy."""
 
 
 def _only_deepspeed(field: str) -> Rule:
@@ -56,15 +58,18 @@ class Strategy(ApiModel):
         return self.zero_stage or 2
 
 
-def _fits(new: dict[str, Any]) -> bool:
-    kind = new.get("strategy", {}).get("type", "auto")
-    return kind not in SHARDED or new.get("method", {}).get("type", "lora") in SHARDABLE
+def _shards_only(kind: str, methods: tuple[str, ...]) -> Rule:
+    def holds(new: dict[str, Any], _: Any) -> bool:
+        asked = new.get("strategy", {}).get("type", "auto")
+        return asked != kind or new.get("method", {}).get("type", "lora") in methods
+
+    return Rule(
+        cel=f"!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != '{kind}' || "
+        f"!has(self.method) || !has(self.method.type) || self.method.type in {list(methods)}",
+        message=f"strategy.type {kind} shards a model only for method.type {', '.join(methods)}: "
+        "set strategy.type: ddp",
+        holds=holds,
+    )
 
 
-METHOD_FITS = Rule(
-    cel="!has(self.strategy) || !has(self.strategy.type) || !(self.strategy.type in "
-    f"{list(SHARDED)}) || !has(self.method) || !has(self.method.type) || self.method.type in {list(SHARDABLE)}",
-    message=f"strategy.type {' and '.join(SHARDED)} shard a model only for method.type {', '.join(SHARDABLE)}: "
-    "set strategy.type: ddp",
-    holds=lambda new, _: _fits(new),
-)
+METHODS_FIT = tuple(_shards_only(kind, methods) for kind, methods in SHARDABLE.items())

@@ -34,6 +34,7 @@ def _need(method: str, spread: Spread = WHOLE) -> Estimate:
         ("auto", "full", 80 * GIB, 1, "ddp"),
         ("auto", "lora", 80 * GIB, 8, "ddp"),
         ("auto", "lora", 16 * GIB, 8, "fsdp"),
+        ("auto", "dora", 16 * GIB, 8, "fsdp"),
         ("auto", "qlora", 1 * GIB, 8, "ddp"),
         ("ddp", "full", 1 * GIB, 8, "ddp"),
         ("fsdp", "lora", 1000 * GIB, 8, "fsdp"),

@@ -82,6 +82,7 @@ def test_every_method_and_strategy_has_a_row() -> None:
         "ddp", "fsdp", "deepspeed zero 1", "deepspeed zero 2", "deepspeed zero 3"
     ]  # fmt: skip
     assert [label for method, label in labels if method == "lora"] == ["ddp", "fsdp", "deepspeed zero 3"]
+    assert [label for method, label in labels if method == "dora"] == ["ddp", "fsdp"]
     assert ("qlora", "fsdp") not in labels, "what cannot be sharded is not offered"
     assert "probe" not in {method for method, _ in labels}, "only of classification"
     assert {spread for _, spread in ((r.method.type, r.spread.label) for r in planner(gpu("H100")).rows())} == {"ddp"}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from finetune_api.failures import FinetuneError
 from finetune_api.methods import Lora, Method
-from finetune_api.strategy import SHARDABLE, SHARDED
+from finetune_api.strategy import SHARDABLE
 from finetune_trainer.methods.needs import check_recompute
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.spread import Spread
@@ -143,7 +143,7 @@ def _fits(planner: Planner, spread: Spread, **changes: Any) -> bool:
 
 
 def _shards(planner: Planner, method: Method) -> Spread | None:
-    return planner.spread(SHARDED[0]) if planner.spec.world_size > 1 and method.type in SHARDABLE else None
+    return planner.spread("fsdp") if planner.spec.world_size > 1 and method.type in SHARDABLE["fsdp"] else None
 
 
 def _other_strategy(planner: Planner, method: Method, spread: Spread) -> Spread | None:

@@ -26,7 +26,7 @@ def choose(settings: Strategy, method: Method, *, need: Estimate | None, memory:
         return "ddp"
     if settings.type != "auto":
         return settings.type
-    if method.type not in SHARDABLE or need is None or memory is None:
+    if method.type not in SHARDABLE["fsdp"] or need is None or memory is None:
         return "ddp"
     return "ddp" if need.total <= ROOM * memory else "fsdp"
 

@@ -184,12 +184,10 @@ class Planner:
         """ZeRO without offloading, and as the job asks for it. Of adapters its first stages share next to nothing, and
         of moments in 8 bits it knows nothing."""
         yield self.spread("ddp")
-        if method.type not in SHARDABLE:
-            return
         many = self.spec.world_size > 1
-        if many:
+        if many and method.type in SHARDABLE["fsdp"]:
             yield self.spread("fsdp")
-        if self.spec.training.optimizer != "adamw":
+        if self.spec.training.optimizer != "adamw" or method.type not in SHARDABLE["deepspeed"]:
             return
         stages = (1, 2, 3) if method.trains_the_model else (3,)
         zero = [Spread(strategy="deepspeed", ranks=self.spec.world_size, zero_stage=stage) for stage in stages if many]

@@ -1,0 +1,178 @@
+"""Low-rank methods that need more of a base than products with it, on a base in shards: DoRA reads its rows' norms.
+
+One rank, whole models and shards learn the same and resume each other. Each gang is started once and runs all its
+cases; the tests compare what it left behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from finetune_api.methods import Lora, Method
+from finetune_api.strategy import Strategy as Settings
+from finetune_trainer.methods import merged
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.ddp import Ddp
+from finetune_trainer.parallel.join import spread
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.model import load_network
+from finetune_trainer.train.recompute import recompute_blocks
+from tests import gang
+from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run, network
+
+METHODS = {"dora": Method(type="dora", dora=Lora(rank=4))}
+TOLERANCE = 5e-6
+"""Of weights after eight steps in fp32: sums over ranks are taken in another order."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of one method under one strategy, in a folder; with `killed_at` it dies when that step begins."""
+
+    folder: str
+    method: str
+    strategy: Literal["ddp", "fsdp"]
+    killed_at: int | None = None
+    recomputed: bool = False
+
+
+class _Killed(Exception):
+    pass
+
+
+def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
+    method = METHODS[case.method]
+    net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=True)
+    knobs = Knobs(method=method, steps=8, checkpoint_steps=1, rate=1e-3, max_norm=0.1)
+    run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
+    if case.recomputed:
+        recompute_blocks(net, lowest=run.attached.lowest_layer)
+    seed = run.trainer._seed
+
+    def dying(step: int, index: int) -> None:
+        if step == case.killed_at:
+            raise _Killed
+        seed(step, index)
+
+    object.__setattr__(run.trainer, "_seed", dying)
+    fresh = {name: tensor.clone() for name, tensor in run.attached.trainable.items()}
+    held = _held(net, run.attached.trainable)
+    try:
+        state = run.finish()
+    except _Killed:
+        run.trainer.keeper.wait()
+        return {}
+    merged.check(net, root / "base")
+    if strategy.place.first:
+        run.attached.export(root / case.folder / "export")
+        merged.write(net, root / "base", root / case.folder / "export" / merged.FOLDER, alive=lambda: None)
+    return {
+        "fresh": fresh,
+        "held": held,
+        "losses": [point.loss for point in state.curve],
+        "norms": [point.gradient_norm for point in state.curve],
+        "validation": state.validation[-1].scores.loss,
+        "tensors": run.tensors(),
+    }
+
+
+def _held(net: nn.Module, trainable: Any) -> int:
+    """Bytes of the base on this rank."""
+    own = {id(parameter) for parameter in trainable.values()}
+    base = [parameter for parameter in net.parameters() if id(parameter) not in own]
+    return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in base)
+
+
+def _rank(rank: int, world_size: int, port: int, root: str, cases: list[Case]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ranks = Ddp.join(Place(rank, rank, world_size, world_size), CPU)
+    for case in cases:
+        told = _run(Path(root), case, spread(ranks, case.strategy, device=CPU, settings=Settings(type=case.strategy)))
+        torch.save(told, f"{root}/{case.folder}.{rank}.pt")
+        ranks.barrier()
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("low-rank")
+    network(hidden_size=64, intermediate_size=128, tie_word_embeddings=True).save_pretrained(folder / "base")
+    return folder
+
+
+Told = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def gangs(root: Path) -> Told:
+    """What each rank of a case's gang told. A chain is one run: alone, two sharded, three sharded, alone."""
+    for method in METHODS:
+        torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
+        _run(root, Case(f"chain-{method}", method, "ddp", killed_at=2), Single())
+    two = [Case(f"{kind}-2-{method}", method, kind) for kind in ("ddp", "fsdp") for method in METHODS]
+    two += [Case(f"again-{method}", method, "fsdp", recomputed=True) for method in METHODS]
+    two += [Case(f"chain-{method}", method, "fsdp", killed_at=4) for method in METHODS]
+    gang.start(_rank, 2, str(root), two)
+    gang.start(_rank, 3, str(root), [Case(f"chain-{method}", method, "fsdp", killed_at=6) for method in METHODS])
+    for method in METHODS:
+        torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
+    return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", ["ddp-2", "fsdp-2", "chain"])
+def test_shards_learn_what_one_rank_learns(gangs: Told, case: str, method: str) -> None:
+    """The chain was killed twice, on two and on three sharded ranks, between ranks that hold everything."""
+    told, alone = gangs(f"{case}-{method}")[0], gangs(f"alone-{method}")[0]
+    assert told["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+    assert told["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+    assert told["validation"] == pytest.approx(alone["validation"], rel=1e-6)
+    weights = [{n: t for n, t in each["tensors"].items() if n.startswith("weights")} for each in (told, alone)]
+    assert largest_difference(*weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_starts_to_train_is_the_same_to_the_bit(gangs: Told, method: str) -> None:
+    """DoRA's magnitudes among it, which are measured on weights that no rank has whole."""
+    alone = gangs(f"alone-{method}")[0]["fresh"]
+    for rank in gangs(f"fsdp-2-{method}"):
+        assert all(torch.equal(tensor, alone[name]) for name, tensor in rank["fresh"].items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_running_blocks_again_changes_no_bit(gangs: Told, method: str) -> None:
+    again, once = gangs(f"again-{method}")[0], gangs(f"fsdp-2-{method}")[0]
+    assert again["losses"] == once["losses"]
+    assert largest_difference(again["tensors"], once["tensors"]) == 0.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_holds_its_share_of_the_base(gangs: Told, method: str) -> None:
+    (whole,) = (told["held"] for told in gangs(f"alone-{method}"))
+    shares = [told["held"] for told in gangs(f"fsdp-2-{method}")]
+    assert sum(shares) == whole
+    assert max(shares) < 0.51 * whole
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_artifact_is_that_of_one_rank(gangs: Told, root: Path, method: str) -> None:
+    """Adapter and merged model."""
+    assert gangs(f"fsdp-2-{method}")
+    exports = [root / f"{case}-{method}" / "export" for case in ("fsdp-2", "alone")]
+    sharded, alone = ([load_file(file) for file in sorted(folder.rglob("*.safetensors"))] for folder in exports)
+    assert len(alone) == 2
+    for left, right in zip(sharded, alone, strict=True):
+        assert largest_difference(left, right) < TOLERANCE
+    configs = [(folder / "adapter_config.json").read_text() for folder in exports]
+    assert configs[0] == configs[1]
