@@ -155,7 +155,7 @@ BAD = (
     Bad("offloading weights that nobody shares", {"spec.strategy": {"type": "deepspeed", "offload": "all"}}, "spec.strategy",
         "strategy.offload all needs zeroStage 3"),
     Bad("a sharded prompt", {"spec.strategy": {"type": "fsdp"}, "spec.method": {"type": "prompt"}}, "spec",
-        "strategy.type fsdp shards a model only for method.type full, partial, lora, adapter, dora"),
+        "strategy.type fsdp shards a model only for method.type full, partial, lora, adapter, dora, qlora"),
     Bad("dora under ZeRO", {"spec.strategy": {"type": "deepspeed"}, "spec.method": {"type": "dora"}}, "spec",
         "strategy.type deepspeed shards a model only for method.type full, partial, lora, adapter"),
     Bad("lora settings for full", {"spec.method": {"type": "full", "lora": {"rank": 8}}}, "spec.method",
@@ -369,6 +369,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ("ZeRO", {"spec.strategy": {"type": "deepspeed", "zeroStage": 3, "offload": "all"}}, None),
     ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),
     ("dora on a sharded base model", {"spec.strategy": {"type": "fsdp"}, "spec.method": {"type": "dora"}}, None),
+    ("4 bits of a base on each process", {"spec.strategy": {"type": "fsdp"}, "spec.method": {"type": "qlora"}}, None),
     ("moments in 8 bits", {"spec.training.optimizer": "adamw8bit"}, None),
     (
         "the usual moments by name, for DeepSpeed",

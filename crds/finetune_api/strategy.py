@@ -13,7 +13,7 @@ SHARDED: Final = ("fsdp", "deepspeed")
 
 _ANYWHERE: Final = ("full", "partial", "lora", "adapter")
 
-SHARDABLE: Final = {"fsdp": (*_ANYWHERE, "dora"), "deepspeed": _ANYWHERE}
+SHARDABLE: Final = {"fsdp": (*_ANYWHERE, "dora", "qlora"), "deepspeed": _ANYWHERE}
 """Methods that can work on a part of each weight, by strategy."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune_api import names
 from finetune_api.failures import ExitCode, LastWords, Reason
@@ -121,8 +122,6 @@ def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[G
 
 
 def _adapter(output: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(output / "adapter_model.safetensors")
 
 
@@ -356,6 +355,22 @@ def test_a_sharded_run_commits_the_whole_model(inputs: Path, tmp_path: Path) -> 
     _, other = _succeeded(tmp_path / "one", alone)
     scores = [words.evaluation.tuned.test.loss for words in (result, other) if words.evaluation]  # type: ignore[union-attr]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
+
+
+def test_a_run_on_shares_of_4_bits_writes_adapter_and_model(inputs: Path, tmp_path: Path) -> None:
+    """Two processes, which count the weights of the base and not their bytes."""
+    training = {"maxSteps": 3, "batchSize": 8, "learningRate": 0.003}
+    sharded = {"method": {"type": "qlora"}, "strategy": {"type": "fsdp"}}
+    spec = _spec(inputs, tmp_path / "out", training=training, **sharded)
+    spec["output"]["merged"] = True
+    _, result = _succeeded(tmp_path / "two", spec, ranks=2)
+    assert result.plan is not None
+    assert result.plan.strategy == "fsdp"
+    whole = load_file(inputs / "model" / "model.safetensors")
+    assert result.plan.parameters == sum(tensor.numel() for tensor in whole.values())
+    merged = load_file(tmp_path / "out" / "merged" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in merged.items()} == {n: tensor.shape for n, tensor in whole.items()}
     assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
 
 

@@ -20,6 +20,7 @@ from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.needs import check
 from finetune_trainer.methods.partial import last_layers, relative_gradients
 from finetune_trainer.methods.registry import method_of
+from finetune_trainer.parallel.fourbit import SharedLinear4bit
 from tests.train_helpers import BASE, network
 
 TOKENS = torch.arange(24).view(2, 12)
@@ -333,6 +334,13 @@ def test_widths_that_bitsandbytes_gets_wrong_are_refused() -> None:
     with pytest.raises(FinetuneError, match="cannot keep rows of 96 weights") as error:
         _attach(network(hidden_size=96, intermediate_size=128), QLORA)
     assert error.value.reason is Reason.ModelUnsupported
+
+
+def test_four_bits_whose_blocks_would_cross_rows_are_not_sharded() -> None:
+    with pytest.raises(FinetuneError, match="rows of 96 weights are no blocks of 64") as error:
+        SharedLinear4bit(nn.Linear(96, 8, device="meta"))
+    assert error.value.reason is Reason.ModelUnsupported
+    assert SharedLinear4bit(nn.Linear(128, 8, device="meta")).weight.nbytes == 8 * 128 // 2
 
 
 def test_qlora_starts_as_its_base_in_four_bits_and_leaves_head_and_embeddings() -> None:

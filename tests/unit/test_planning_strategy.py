@@ -11,6 +11,7 @@ from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
 from finetune_trainer.planning.strategy import check_installed, choose, of_gang, shards
+from tests.unit.test_planning_memory import LLAMA_3B
 
 GIB = 1 << 30
 
@@ -35,7 +36,8 @@ def _need(method: str, spread: Spread = WHOLE) -> Estimate:
         ("auto", "lora", 80 * GIB, 8, "ddp"),
         ("auto", "lora", 16 * GIB, 8, "fsdp"),
         ("auto", "dora", 16 * GIB, 8, "fsdp"),
-        ("auto", "qlora", 1 * GIB, 8, "ddp"),
+        ("auto", "qlora", 1 * GIB, 8, "fsdp"),
+        ("auto", "prompt", 1 * GIB, 8, "ddp"),
         ("ddp", "full", 1 * GIB, 8, "ddp"),
         ("fsdp", "lora", 1000 * GIB, 8, "fsdp"),
         ("fsdp", "lora", 1000 * GIB, 1, "ddp"),
@@ -64,6 +66,16 @@ def test_what_an_adapter_trains_lies_whole_on_every_process() -> None:
     whole, part = _need("lora"), _need("lora", Spread(strategy="fsdp", ranks=8))
     assert part.optimizer == whole.optimizer
     assert part.weights + part.gathered < whole.weights / 2
+
+
+def test_what_is_gathered_of_a_base_in_4_bits_is_in_4_bits() -> None:
+    spread = Spread(strategy="fsdp", ranks=8)
+    whole, packed = (
+        estimate(LLAMA_3B, Method(type=kind), precision="bfloat16", device="cuda", tokens=1, spread=spread)
+        for kind in ("lora", "qlora")
+    )
+    blocks = 2 * 2 * LLAMA_3B.blocks[0]
+    assert whole.gathered - packed.gathered == pytest.approx(blocks * (1 - 4.127 / 16), rel=1e-3)
 
 
 @pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])

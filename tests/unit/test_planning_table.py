@@ -82,8 +82,8 @@ def test_every_method_and_strategy_has_a_row() -> None:
         "ddp", "fsdp", "deepspeed zero 1", "deepspeed zero 2", "deepspeed zero 3"
     ]  # fmt: skip
     assert [label for method, label in labels if method == "lora"] == ["ddp", "fsdp", "deepspeed zero 3"]
-    assert [label for method, label in labels if method == "dora"] == ["ddp", "fsdp"]
-    assert ("qlora", "fsdp") not in labels, "what cannot be sharded is not offered"
+    assert [label for method, label in labels if method in ("dora", "qlora")] == ["ddp", "fsdp"] * 2
+    assert ("prompt", "fsdp") not in labels, "what cannot be sharded is not offered"
     assert "probe" not in {method for method, _ in labels}, "only of classification"
     assert {spread for _, spread in ((r.method.type, r.spread.label) for r in planner(gpu("H100")).rows())} == {"ddp"}
 
@@ -152,6 +152,13 @@ def test_the_row_to_begin_with(
     assert advice.row is not None
     assert (advice.row.method.type, advice.row.spread.label) == (method, strategy)
     assert why in "; ".join(advice.reasons)
+
+
+def test_seventy_billion_weights_in_4_bits_fit_two_gpus_of_48_gib_in_shards_alone() -> None:
+    large = llama(hidden=8192, layers=80, intermediate=28672, key_value=1024, vocabulary=128256, tied=False)
+    made = planner(gpu("H100", memory=48 * GIB), large, processesPerNode=2)
+    assert [(r.method.type, r.spread.label) for r in made.rows() if r.fits and r.method.low_rank] == [("qlora", "fsdp")]
+    assert smallest_change(made, made.spread("ddp")) == "Set method.type: qlora and strategy.type: fsdp."
 
 
 def test_nothing_is_recommended_where_nothing_fits() -> None:

@@ -73,19 +73,21 @@ def test_an_attempt_keeps_to_what_the_first_decided(tmp_path: Path) -> None:
 
 
 SHARDED = [
-    (AUTO, "method.partial.layers auto is measured on whole weights, and strategy fsdp shards them"),
-    (Method(type="qlora"), "method.type qlora keeps weights in 4 bits, which strategy fsdp cannot shard"),
+    (AUTO, "fsdp", "method.partial.layers auto is measured on whole weights, and strategy fsdp shards them"),
+    (Method(type="dora"), "deepspeed", "method.type dora was never tried with weights that deepspeed shares"),
+    (Method(type="qlora"), "deepspeed", "method.type qlora was never tried with weights that deepspeed shares"),
 ]
 
 
-@pytest.mark.parametrize(("method", "says"), SHARDED)
-def test_what_shards_would_get_wrong_is_refused(method: Method, says: str) -> None:
+@pytest.mark.parametrize(("method", "strategy", "says"), SHARDED)
+def test_what_shards_would_get_wrong_is_refused(method: Method, strategy: str, says: str) -> None:
     with pytest.raises(FinetuneError) as error:
-        check_strategy(method, "fsdp")
+        check_strategy(method, strategy)
     assert (error.value.reason, error.value.message) == (Reason.InvalidSpec, says)
     check_strategy(method, "ddp")
 
 
 def test_shards_are_fine_for_the_others() -> None:
-    for method in (Method(type="full"), Method(), Method(type="partial", partial=Partial(layers=3))):
+    others = (Method(type=kind) for kind in ("full", "lora", "dora", "qlora", "adapter"))  # type: ignore[arg-type]
+    for method in (*others, Method(type="partial", partial=Partial(layers=3))):
         check_strategy(method, "fsdp")

@@ -70,7 +70,7 @@ def merged_weight(layer: nn.Module, stored: Tensor) -> Tensor:
     Of a layer in 4 bits without an adapter: what comes back from them."""
     adapted = cast(Any, layer)
     base = adapted.get_base_layer() if hasattr(layer, "get_base_layer") else adapted
-    weight = _unpacked(base) if _in_four_bits(base) else stored
+    weight = _unpacked(base, stored) if _in_four_bits(base) else stored
     whole = weight.to("cpu", torch.float32, copy=True)
     if layer is not base:
         (name,) = adapted.active_adapters
@@ -110,10 +110,13 @@ def _changed(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _in_four_bits(module: nn.Module) -> bool:
-    return hasattr(getattr(module, "weight", None), "quant_state")
+    return hasattr(getattr(module, "weight", None), "quant_state") or hasattr(module, "packed_and_back")
 
 
-def _unpacked(module: nn.Module) -> Tensor:
+def _unpacked(module: nn.Module, stored: Tensor) -> Tensor:
+    """Of a layer whose weights other ranks hold too: packed once more, for they are not at hand."""
+    if hasattr(module, "packed_and_back"):
+        return cast(Tensor, cast(Any, module).packed_and_back(stored))
     from peft.utils.integrations import dequantize_module_weight
 
     weight: Tensor = dequantize_module_weight(module)

@@ -34,11 +34,11 @@ def check_strategy(method: Method, strategy: str) -> None:
     """InvalidSpec for what would be wrong, or never measured, on weights in shards."""
     if strategy in WHOLE:
         return
-    if method.type == "qlora":
+    if strategy == "deepspeed" and method.type in ("dora", "qlora"):
         raise FinetuneError(
             Reason.InvalidSpec,
-            f"method.type qlora keeps weights in 4 bits, which strategy {strategy} cannot shard",
-            "Use fewer weights on each rank with method.type: lora, or strategy ddp.",
+            f"method.type {method.type} was never tried with weights that deepspeed shares",
+            "Use strategy fsdp, which shards it, or ddp.",
         )
     if is_open(method):
         raise FinetuneError(

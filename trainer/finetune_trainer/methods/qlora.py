@@ -30,24 +30,14 @@ class QLora(Lora):
     name: ClassVar[str] = "qlora"
 
     def quantise(self, network: nn.Module, *, device: torch.device) -> None:
-        """The linear layers of the blocks, one after another, each to `device`: it never holds them as they were."""
+        """The linear layers of the blocks, one after another, each to `device`: it never holds them as they were. Then
+        what is left of the network. Nothing is done where ranks share weights, which were loaded so."""
         if getattr(network, "is_loaded_in_4bit", False):
             return
-        check_four_bits()
-        layers = decoder_layers(network)
-        linear = [n for n, m in network.named_modules() if type(m) is nn.Linear and layers.index(n) >= 0]
-        if not linear:
-            raise FinetuneError(
-                Reason.ModelUnsupported,
-                f"{type(network).__name__} keeps its weights in other layers than torch.nn.Linear",
-                "Use method.type: lora.",
-            )
-        _check_share(network, layers, linear)
-        for width in sorted({cast(nn.Linear, network.get_submodule(name)).in_features for name in linear}):
-            _check_kernel(width, device)
-        for name in linear:
+        for name in packed_layers(network, device=device):
             network.set_submodule(name, _in_four_bits(cast(nn.Linear, network.get_submodule(name)), device))
         cast(Any, network).is_loaded_in_4bit = True  # by which PEFT chooses its layers
+        network.to(device)
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
         self.quantise(network, device=next(network.parameters()).device)
@@ -56,6 +46,24 @@ class QLora(Lora):
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
         self.quantise(network, device=next(network.parameters()).device)
         return super().load(network, folder)
+
+
+def packed_layers(network: nn.Module, *, device: torch.device) -> list[str]:
+    """The linear layers of the blocks. ModelUnsupported where 4 bits of them would save little, or are not what comes
+    back on this device; `network` itself may be on the meta device."""
+    check_four_bits()
+    layers = decoder_layers(network)
+    linear = [n for n, m in network.named_modules() if type(m) is nn.Linear and layers.index(n) >= 0]
+    if not linear:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{type(network).__name__} keeps its weights in other layers than torch.nn.Linear",
+            "Use method.type: lora.",
+        )
+    _check_share(network, layers, linear)
+    for width in sorted({cast(nn.Linear, network.get_submodule(name)).in_features for name in linear}):
+        _check_kernel(width, device)
+    return linear
 
 
 def _check_share(network: nn.Module, layers: Layers, linear: list[str]) -> None:

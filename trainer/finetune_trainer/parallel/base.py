@@ -20,6 +20,9 @@ from finetune_api.spec import Optimizer
 
 T = TypeVar("T")
 
+Packed = Callable[[nn.Module], Sequence[str]]
+"""Of a network, the linear layers whose weights are kept in 4 bits."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -121,10 +124,21 @@ def rows_of(part: int, parts: int, length: int) -> slice:
 
 
 class Strategy(Gang, Protocol):
-    def build(self, kind: Any, path: Path, *, device: torch.device, frozen: bool, **options: Any) -> nn.Module:
+    def build(
+        self,
+        kind: Any,
+        path: Path,
+        *,
+        device: torch.device,
+        frozen: bool,
+        packed: Packed | None = None,
+        **options: Any,
+    ) -> nn.Module:
         """The network of a class `…ForCausalLM` from the files in `path`; `options` are those of `from_pretrained`.
 
-        `frozen`: none of its own weights will train. What is attached to it afterwards lies whole on every rank."""
+        `frozen`: none of its own weights will train. What is attached to it afterwards lies whole on every rank.
+        `packed`: where ranks share weights these are in 4 bits from the beginning; where each has all, the network
+        stays in host memory, for the method to pack it on its way to the device."""
 
     def weights(
         self,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from finetune_api.spec import Optimizer
 
-from .base import Gang, Place, Saved, Weights
+from .base import Gang, Packed, Place, Saved, Weights
 from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
 
@@ -42,7 +42,16 @@ class DeepSpeed(Lockstep):
     offload: Literal["none", "optimizer", "all"] = "none"
     _engine: list[Any] = field(default_factory=list, repr=False)
 
-    def build(self, kind: Any, path: Path, *, device: torch.device, frozen: bool, **options: Any) -> nn.Module:
+    def build(
+        self,
+        kind: Any,
+        path: Path,
+        *,
+        device: torch.device,
+        frozen: bool,
+        packed: Packed | None = None,  # noqa: ARG002  refused beside it
+        **options: Any,
+    ) -> nn.Module:
         if self.stage < 3:
             return super().build(kind, path, device=device, frozen=frozen, **options)
         network = empty_network(kind, **options)

@@ -3,7 +3,8 @@
 One unit for each decoder layer, and one for what is outside of them. Two cases:
 
     a frozen base     is sharded and never reduced; what a method attaches to it afterwards lies whole on every rank,
-                      and its gradients are summed once a step like those of data parallel training
+                      and its gradients are summed once a step like those of data parallel training; in 4 bits its
+                      bytes are what is sharded (`fourbit`)
     trained weights   are sharded with their gradients and moments; gradients are summed into the shards after each
                       micro-batch, so no rank keeps whole ones
 
@@ -19,10 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,14 @@ from torch.distributed.tensor import DTensor, Shard
 from finetune_api.spec import Optimizer
 from finetune_trainer.store.fetch import at_once
 
-from .base import Gang, Saved, Weights, rows_of
+from .base import Gang, Packed, Saved, Weights, rows_of
 from .eightbit import Codecs, Moments, block_of
 from .flat import FlatAdamW
 from .lockstep import Lockstep
 from .sliced import Files, empty_network, names_by_parameter
+
+if TYPE_CHECKING:
+    from .fourbit import SharedLinear4bit
 
 T = TypeVar("T")
 
@@ -63,9 +67,11 @@ class Fsdp(Lockstep):
         *,
         device: torch.device,
         frozen: bool,
+        packed: Packed | None = None,
         **options: Any,
     ) -> nn.Module:
         network = empty_network(kind, **options)
+        in_four_bits = _share(network, packed(network)) if packed else {}
         # What is gathered is what is computed with: weights that are kept in 32 bits to be trained travel in 16 where
         # products are cheap, and their gradients are summed in 32.
         cheap = options["dtype"] == torch.float32 and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -78,7 +84,7 @@ class Fsdp(Lockstep):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-        _fill(network, Files.of(path, network), device)
+        _fill(network, Files.of(path, network), device, in_four_bits)
         network.inside = _run  # type: ignore[assignment]
         register_fsdp_forward_method(network, "inside")
         return network.eval()
@@ -125,10 +131,23 @@ def _run(work: Callable[[], T]) -> T:
     return work()
 
 
+def _share(network: nn.Module, packed: Sequence[str]) -> dict[str, SharedLinear4bit]:
+    """The layers of these names in their new form, by the names of their weights."""
+    from .fourbit import SharedLinear4bit
+
+    made = {}
+    for name in packed:
+        layer = made[f"{name}.weight"] = SharedLinear4bit(cast(nn.Linear, network.get_submodule(name)))
+        network.set_submodule(name, layer)
+    cast(Any, network).is_loaded_in_4bit = True  # by which PEFT chooses its layers
+    return made
+
+
 @torch.no_grad()
-def _fill(network: nn.Module, files: Files, device: torch.device) -> None:
+def _fill(network: nn.Module, files: Files, device: torch.device, in_four_bits: Mapping[str, SharedLinear4bit]) -> None:
     """Memory for this rank's shards, and their rows from the files."""
-    names = list(names_by_parameter(network).values())
+    packed = {id(parameter) for layer in in_four_bits.values() for parameter in (layer.weight, layer.scales)}
+    names = [names for parameter, names in names_by_parameter(network).items() if id(parameter) not in packed]
     cast(Any, network)._apply(
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
     )
@@ -140,6 +159,9 @@ def _fill(network: nn.Module, files: Files, device: torch.device) -> None:
         local, start = _shard(parameter)
         if len(local):
             local.copy_(files.read([first, *others], slice(start, start + len(local))))
+    for name, layer in in_four_bits.items():
+        local, start = _shard(layer.weight)
+        layer.fill(files.read([name], slice(start, start + len(local))), start=start)
 
 
 def _shard(parameter: Tensor) -> tuple[Tensor, int]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from finetune_api.spec import Optimizer
 
-from .base import Gang, Weights
+from .base import Gang, Packed, Weights
 from .flat import FlatAdamW
 
 T = TypeVar("T")
@@ -20,9 +20,18 @@ T = TypeVar("T")
 class Whole:
     """The half of a strategy that says where weights lie; `Single` and `Ddp` add the other."""
 
-    def build(self, kind: Any, path: Path, *, device: torch.device, frozen: bool, **options: Any) -> nn.Module:  # noqa: ARG002
+    def build(
+        self,
+        kind: Any,
+        path: Path,
+        *,
+        device: torch.device,
+        frozen: bool,  # noqa: ARG002
+        packed: Packed | None = None,
+        **options: Any,
+    ) -> nn.Module:
         network: nn.Module = kind.from_pretrained(path, **options)
-        return network.to(device)
+        return network if packed else network.to(device)
 
     def weights(
         self: Gang,

@@ -176,6 +176,12 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
     return sum(lora.rank * (d_out + d_in) + magnitudes * d_out for d_out, d_in in adapted)
 
 
+def model_bytes(shape: ModelShape, method: Method, width: int) -> int:
+    """Of all weights as products find them: what sharded ranks gather in a pass."""
+    packed = sum(a * b for a, b in shape.linears.values()) if method.type == "qlora" else 0
+    return int(packed * FOUR_BITS) + (shape.parameters - packed) * width
+
+
 def recorded_layers(shape: ModelShape, method: Method) -> int:
     """Of which a pass keeps activations. How many `auto` comes to is measured in a pass through all."""
     if method.low_rank and method.low_rank.layers:
@@ -196,17 +202,15 @@ def _bottlenecks(shape: ModelShape, method: Method) -> int:
 
 def _parts(shape: ModelShape, method: Method, trained: int, width: int, spread: Spread) -> Parts:
     """Parameters, and the bytes of those that stay as they are."""
-    blocks = max(shape.blocks, default=0)
-    # Two blocks and what lies outside of all, at most the whole.
-    gathered = width * min(shape.parameters, 2 * blocks + shape.parameters - sum(shape.blocks)) if shape.blocks else 0
+    model = model_bytes(shape, method, width)
+    gathered = 0
+    if shape.blocks:  # two blocks and what lies outside of all, at most the whole
+        outside = width * (shape.parameters - sum(shape.blocks))
+        gathered = min(model, outside + (model - outside) * 2 * max(shape.blocks) // sum(shape.blocks))
     if method.trains_the_model:
         kept = width if spread.strategy == "ddp" else 4  # only whole weights go back to 16 bits where they are frozen
         return Parts(trained=trained, frozen=(shape.parameters - trained) * kept, gathered=gathered)
-    if method.type == "qlora":
-        packed = sum(a * b for a, b in shape.linears.values())
-        frozen = int(packed * FOUR_BITS) + (shape.parameters - packed) * width
-        return Parts(trained=trained, frozen=frozen, gathered=gathered)
-    return Parts(trained=trained, frozen=shape.parameters * width, gathered=gathered)
+    return Parts(trained=trained, frozen=model, gathered=gathered)
 
 
 def _beside(shape: ModelShape, method: Method, width: int) -> int:

@@ -16,7 +16,7 @@ import math
 from finetune_api.methods import Method
 from finetune_api.spec import Optimizer
 from finetune_trainer.planning.devices import Device
-from finetune_trainer.planning.memory import Precision, recorded_layers, trained_parameters
+from finetune_trainer.planning.memory import Precision, model_bytes, recorded_layers, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import Spread
 
@@ -52,10 +52,10 @@ def step_seconds(
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
     update = UPDATE_BYTES[optimizer] * owned / device.bandwidth
-    width = 2 if precision == "bfloat16" else 4
+    model = model_bytes(shape, method, 2 if precision == "bfloat16" else 4)
     whole = 0 if method.trains_the_model else trained
     near = device.link if (spread.shards or spread.ranks) < spread.ranks else network
-    return compute + update + _talk(shape, trained, whole, spread, width=width, passes=passes, near=near, far=network)
+    return compute + update + _talk(model, trained, whole, spread, passes=passes, near=near, far=network)
 
 
 def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
@@ -77,17 +77,15 @@ def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     return (4 * n + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
 
 
-def _talk(
-    shape: ModelShape, trained: int, whole: int, spread: Spread, *, width: int, passes: int, near: float, far: float
-) -> float:
-    """Seconds of a step in which a rank sends. `whole`: of what trains, parameters that every rank holds; `near`: bytes
-    a second between those that share a weight, `far` between all others."""
+def _talk(model: int, trained: int, whole: int, spread: Spread, *, passes: int, near: float, far: float) -> float:
+    """Seconds of a step in which a rank sends. `model`: bytes of all weights; `whole`: of what trains, parameters that
+    every rank holds; `near`: bytes a second between those that share a weight, `far` between all others."""
     if spread.ranks == 1:
         return 0
     if not spread.shards_weights:
         return _around(spread.ranks) * 2 * 4 * trained / far
     sharing = spread.shards or spread.ranks
-    gathered = passes * (2 * width * shape.parameters + 4 * (trained - whole))
+    gathered = passes * (2 * model + 4 * (trained - whole))
     across = passes * 4 * (trained - whole) / sharing
     return (
         _around(sharing) * gathered / near

@@ -21,7 +21,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.pack import MicroBatch
 from finetune_trainer.kernels.attention import named, starts, takes_starts
 from finetune_trainer.kernels.chosen import Kernels
-from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.base import Packed, Strategy
 from finetune_trainer.parallel.single import Single
 
 from .below import Below
@@ -181,7 +181,13 @@ def hidden_states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: T
 
 
 def load_network(
-    path: Path, *, dtype: torch.dtype, strategy: Strategy, device: torch.device, frozen: bool = False
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    strategy: Strategy,
+    device: torch.device,
+    frozen: bool = False,
+    packed: Packed | None = None,
 ) -> tuple[nn.Module, torch.dtype]:
     """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class."""
     import transformers
@@ -194,7 +200,7 @@ def load_network(
     if kind is None:
         raise FinetuneError(Reason.ModelUnsupported, f"transformers {transformers.__version__} has no class {name}")
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    build = partial(strategy.build, device=device, frozen=frozen)
+    build = partial(strategy.build, device=device, frozen=frozen, packed=packed)
     # sdpa cannot cap attention scores (Gemma 2).
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:

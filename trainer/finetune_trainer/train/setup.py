@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.needs import check_compile, check_recompute, check_strategy, is_open
-from finetune_trainer.methods.qlora import QLora
+from finetune_trainer.methods.qlora import QLora, packed_layers
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
@@ -101,13 +102,13 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         check_compile(spec.method, strategy.name)
     if training.activation_checkpointing:
         check_recompute(spec.method, strategy.name, compiled=training.compile)
-    in_four_bits = spec.method.type == "qlora"
     network, stored = load_network(
         local.path,
         dtype=torch.bfloat16 if low and frozen_base else torch.float32,
         strategy=strategy,
-        device=torch.device("cpu") if in_four_bits else device,
+        device=device,
         frozen=frozen_base,
+        packed=partial(packed_layers, device=device) if spec.method.type == "qlora" else None,
     )
     parameters = sum(map(_numel, network.parameters()))
     reporter.alive()
@@ -117,7 +118,6 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     method = method_of(spec.method)
     if isinstance(method, QLora):
         method.quantise(network, device=device)
-        network.to(device)
     attached = method.attach(network, seed=training.seed, base=_base(local, stored))
     prompt = attached if isinstance(attached, SoftAttached) else None
     weights = strategy.weights(
@@ -252,8 +252,8 @@ def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: 
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:
-    """Of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    """Of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps, and 4 bits are half a byte."""
+    return int(getattr(parameter, "ds_numel", getattr(parameter, "unpacked_numel", parameter.numel())))
 
 
 def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
