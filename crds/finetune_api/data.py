@@ -135,8 +135,8 @@ class Data(ApiModel):
     )
     format: Literal["auto", "chat", "completion", "text", "classification"] = Field(
         "auto",
-        description="chat {messages}, completion {prompt, completion}, text {text}, classification {text, label}; "
-        "auto looks at the rows.",
+        description="chat {messages} (or ShareGPT's or Alpaca's keys), completion {prompt, completion}, text {text}, "
+        "classification {text, label}; auto looks at the rows.",
     )
     classification: Classification | None = Field(None, description="For format classification.")
     sequence_length: int = Field(

@@ -4,6 +4,7 @@ asks for it, never torch.
 read        files to rows; every complaint names file and line
 tokenizer   the model's own tokenizer and chat template, without importing transformers
 chat        which characters of a rendered conversation the assistant said
+spelling    conversations as other tools keep them, told as messages
 formats     rows of one format to documents: text, and the spans of it that are trained
 encode      documents to tokens, with what to do about documents that are too long
 corpus      one data set as flat arrays on disk, mapped into memory

@@ -25,6 +25,7 @@ from .corpus import Corpus, Flags
 from .encode import Limits, encode
 from .formats import FORMATS, TELLING, Format, detect
 from .read import Keys, Row, iter_rows
+from .spelling import spelling_of
 from .split import draw, fingerprint, hold_out, key_of
 from .tokenizer import Tokenizer
 from .writer import CorpusWriter, Facts, nothing_left, select
@@ -85,18 +86,26 @@ class Build:
         yield from ((name, source.uri) for name, source in named.items() if source and source.uri)
         yield from ((SLICE + part.name, part.uri) for part in spec.slices)
 
-    def _rows(self, uri: str, keys: Keys) -> Iterator[Row]:
+    def _rows(self, uri: str, form: Format, *more: str) -> Iterator[Row]:
+        """Of a source, with what the format looks at and `more` keys; conversations as messages, however it spells
+        them."""
+        spelling = spelling_of(self._first(uri, TELLING)) if form.name == "chat" else None
+        read = self._read(uri, (*(spelling or form).keys, *more))
+        return map(spelling.told, read) if spelling else read
+
+    def _read(self, uri: str, keys: Keys) -> Iterator[Row]:
         for file in self.files[uri]:
             digest = yield from iter_rows(file, keys)
             self.digests.setdefault(file.uri, digest)
 
-    def _sample(self, source: TrainSource, keys: Keys) -> tuple[Iterator[Row], int | None]:
+    def _sample(self, source: TrainSource, form: Format, *more: str) -> tuple[Iterator[Row], int | None]:
         """The rows of a source to train on, and how many it has where these are not all: then it is read twice, since
         what is kept of a row the first time is eight bytes."""
         if source.max_rows is None:
-            return self._rows(source.uri, keys), None
-        order = np.fromiter((key_of(row, None, seed=self.seed) for row in self._rows(source.uri, keys)), np.uint64)
-        return compress(self._rows(source.uri, keys), draw(order, source.max_rows)), len(order)
+            return self._rows(source.uri, form, *more), None
+        keys = (key_of(row, None, seed=self.seed) for row in self._rows(source.uri, form, *more))
+        order = np.fromiter(keys, np.uint64)
+        return compress(self._rows(source.uri, form, *more), draw(order, source.max_rows)), len(order)
 
     def _detected(self, uri: str, *, labelled: bool) -> str:
         """The format of a file's first row."""
@@ -140,12 +149,11 @@ class Build:
         answers = form.answers if isinstance(form, Classification) else ()
         texts = folder / TEXTS if self.spec.augmentation else None
         group = self.spec.validation.group_by if self.spec.validation else None
-        keys = (*form.keys, *([group] if group else []))
         ends, given_rows = [0], []
         with CorpusWriter(given, limits, answers=answers, texts=texts) as writer:
             for source in self.spec.train:
                 count = 0
-                rows, all_rows = self._sample(source, keys)
+                rows, all_rows = self._sample(source, form, *([group] if group else []))
                 documents = map(form.document, rows)
                 for outcome in encode(documents, self.tokenizer, limits):
                     row = outcome.document.row
@@ -201,7 +209,7 @@ class Build:
         answers = form.answers if isinstance(form, Classification) else ()
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
         with CorpusWriter(folder / name, limits, answers=answers) as writer:
-            for outcome in encode(map(form.document, self._rows(uri, form.keys)), self.tokenizer, limits):
+            for outcome in encode(map(form.document, self._rows(uri, form)), self.tokenizer, limits):
                 writer.add(outcome, twin=fingerprint(form.identity(outcome.document.row)))
             writer.check()
         facts, corpus = writer.facts(), Corpus.load(folder / name)

@@ -19,6 +19,7 @@ from finetune_api.failures import FinetuneError, Reason
 
 from .chat import Conversation, Span
 from .read import Row, kind_of
+from .spelling import ALPACA, spelling_of
 from .tokenizer import Tokenizer
 
 
@@ -118,14 +119,15 @@ FORMATS: dict[str, Callable[[Tokenizer], Format]] = {"chat": Chat, "completion":
 """Those that need nothing but a tokenizer; classification needs its labels too."""
 
 
-TELLING = ("messages", "prompt", "completion", "text", "label")
+TELLING = ("messages", "conversations", "prompt", "completion", "instruction", "output", "text", "label")
 """Keys by which a format is told."""
 
 
 def detect(row: Row, *, labelled: bool = True) -> str:
     """The format of a row by its keys; DataUnreadable if it is none. With `labelled` false, a label is overlooked."""
     keys = row.fields.keys()
-    if "messages" in keys:
+    spelling = spelling_of(row)
+    if spelling and not (spelling is ALPACA and "text" in keys):  # written out: nobody asks for turns
         return "chat"
     if {"prompt", "completion"} <= keys:
         return "completion"
@@ -136,7 +138,7 @@ def detect(row: Row, *, labelled: bool = True) -> str:
     raise row.problem(
         Reason.DataUnreadable,
         f"keys {', '.join(sorted(map(str, keys))) or '(none)'} fit no format",
-        "Use {messages}, {prompt, completion}, {text} or {text, label}.",
+        "Use {messages}, {prompt, completion}, {text} or {text, label}; or ShareGPT's or Alpaca's keys.",
     )
 
 
