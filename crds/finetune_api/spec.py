@@ -91,7 +91,7 @@ class Training(ApiModel):
     activation_checkpointing: bool = Field(
         False,
         description="Decoder blocks keep their input alone and run again for their gradients: less memory, a third "
-        "more time, the same losses. For rows that do not fit without. Not with compile, prefix, probe or deepspeed.",
+        "more time, the same losses. For rows that do not fit without. Not with compile, prefix or probe.",
     )
     kernels: Literal["auto", "reference"] = Field(
         "auto",

@@ -88,8 +88,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     if spec.training.compile:
         check_compile(spec.method)
     if spec.training.activation_checkpointing:
-        named = None if spec.strategy.type == "auto" else spec.strategy.type
-        check_recompute(spec.method, named, compiled=spec.training.compile)
+        check_recompute(spec.method, compiled=spec.training.compile)
     if shape is not None:
         check_memory(plan, shape)
     else:

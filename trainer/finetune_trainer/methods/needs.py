@@ -98,14 +98,11 @@ _NOT_AGAIN = {
 }
 
 
-def check_recompute(method: Method, strategy: str | None = None, *, compiled: bool = False) -> None:
-    """InvalidSpec where training.activationCheckpointing cannot be had: by the method, a strategy that is known, or
-    beside training.compile."""
+def check_recompute(method: Method, *, compiled: bool = False) -> None:
+    """InvalidSpec where training.activationCheckpointing cannot be had: by the method, or beside training.compile."""
     why = None
     if method.type in _NOT_AGAIN:
         why = f"method.type {method.type}: {_NOT_AGAIN[method.type]}"
-    elif strategy == "deepspeed":
-        why = "strategy deepspeed: its engine gathers weights in the order of one pass"
     elif compiled:
         why = "training.compile: what is compiled decides by itself what to compute again"
     if why:

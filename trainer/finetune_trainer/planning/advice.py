@@ -123,7 +123,7 @@ class FewestTokens:
 def _fits_recomputed(planner: Planner, spread: Spread) -> bool:
     spec = planner.spec
     try:
-        check_recompute(spec.method, spread.strategy, compiled=spec.training.compile)
+        check_recompute(spec.method, compiled=spec.training.compile)
     except FinetuneError:
         return False
     return _fits(planner, spread, activation_checkpointing=True)

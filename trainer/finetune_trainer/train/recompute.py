@@ -1,6 +1,9 @@
 """Activation checkpointing (Chen et al. 2016, 1604.06174): a block that trains keeps its input alone, and is run again
 when its gradients are due. Nothing else changes: a step's losses and gradients are the same to the bit.
 
+What runs again is a block's own `forward`, inside of the hooks that strategies put on the block. They bring its weights
+before it runs, and once more before its gradients are computed: the second pass finds them, and no hook sees it.
+
 It costs a second forward pass through these blocks, so it is for rows that would not fit without it.
 """
 

@@ -101,7 +101,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if training.compile:
         check_compile(spec.method, strategy.name)
     if training.activation_checkpointing:
-        check_recompute(spec.method, strategy.name, compiled=training.compile)
+        check_recompute(spec.method, compiled=training.compile)
     network, stored = load_network(
         local.path,
         dtype=torch.bfloat16 if low and frozen_base else torch.float32,
