@@ -25,6 +25,7 @@ CONFIG = {
         (Method(type="full"), "float32", 512, {}),
         (Method(type="full"), "bfloat16", 256, {}),
         (Method(type="full"), "float32", 512, {"recomputed": True}),
+        (Method(type="full"), "bfloat16", 256, {"recomputed": True}),
         (Method(type="full"), "float32", 256, {"optimizer": "adamw8bit"}),
         (Method(type="lora"), "float32", 512, {}),
         (Method(type="lora"), "bfloat16", 512, {}),

@@ -11,7 +11,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prompt
 from finetune_trainer.methods.needs import check_recompute
 from finetune_trainer.train.recompute import recompute_blocks
-from tests.train_helpers import Knobs, Run, largest_difference, make_run, network
+from tests.train_helpers import Knobs, Run, largest_difference, make_run, network, replace
 
 METHODS = [
     Method(type="full"),
@@ -35,6 +35,19 @@ def _recomputed(folder: Path, knobs: Knobs) -> Run:
 def test_the_steps_are_the_same_to_the_bit(tmp_path: Path, method: Method, packing: bool) -> None:
     knobs = Knobs(steps=4, method=method, packing=packing)
     plain, again = make_run(tmp_path / "plain", knobs), _recomputed(tmp_path / "again", knobs)
+    left, right = plain.finish(), again.finish()
+    assert [point.loss for point in left.curve] == [point.loss for point in right.curve]
+    assert largest_difference(plain.tensors(), again.tensors()) == 0
+
+
+def test_so_are_those_of_cheap_products(tmp_path: Path) -> None:
+    """Whose weights are copied in both passes."""
+
+    def cheap(run: Run) -> Run:
+        return replace(run, trainer=replace(run.trainer, model=replace(run.trainer.model, autocast=torch.bfloat16)))
+
+    knobs = Knobs(steps=4, method=Method(type="full"))
+    plain, again = cheap(make_run(tmp_path / "plain", knobs)), cheap(_recomputed(tmp_path / "again", knobs))
     left, right = plain.finish(), again.finish()
     assert [point.loss for point in left.curve] == [point.loss for point in right.curve]
     assert largest_difference(plain.tensors(), again.tensors()) == 0

@@ -119,7 +119,7 @@ def estimate(
     ) + 2 * h * width * tokens  # in bf16 also as the product left them
     inside_a_block = ((3 * f + 2 * h) * width + run_again) * tokens
     parts = replace(_parts(shape, method, trained, width, spread), moment_bytes=MOMENT_BYTES[optimizer])
-    states = spread.share(parts, low=width == 2, trains_the_model=method.trains_the_model)
+    states = spread.share(parts, low=width == 2, trains_the_model=method.trains_the_model, recomputed=recomputed)
     on_the_host = device == "cuda"
     export = _merging(shape, method) if merged else 0
     return Estimate(

@@ -8,7 +8,8 @@ deepspeed   ZeRO 1: moments in shards; 2: gradients too; 3: weights too. Its pap
             weights that train are in fp32 themselves: 4 + 4 + 12, of which stage 3 needs no second copy (8), unless
             moments are offloaded. Offloaded parts lie in the memory of the node
 autocast    in bf16 the copies that products of trained weights are made of, 2 bytes each, live from the forward to the
-            backward: whole on every rank, but not under fsdp, which gathers weights in bf16
+            backward: whole on every rank, but not under fsdp, which gathers weights in bf16, and but for those of
+            blocks that run again, which live as long as one block
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ class Spread:
     def shards_weights(self) -> bool:
         return self.strategy == "fsdp" or (self.strategy == "deepspeed" and self.zero_stage == 3)
 
-    def share(self, parts: Parts, *, low: bool, trains_the_model: bool) -> States:
-        """`low`: products in bf16. Adapters are fp32 whatever the base is."""
+    def share(self, parts: Parts, *, low: bool, trains_the_model: bool, recomputed: bool = False) -> States:
+        """`low`: products in bf16. Adapters are fp32 whatever the base is. `recomputed`: blocks run again."""
         n = parts.trained
         copies, moments = 2 * n if low and trains_the_model else 0, math.ceil(parts.moment_bytes * n)
+        if recomputed and parts.gathered:
+            copies = min(copies, parts.gathered)
         if self.strategy == "deepspeed":
             return self._zero(parts, copies)
         if self.strategy == "fsdp":

@@ -8,7 +8,6 @@ GPU. Its device is always the CPU, for a torch without CUDA cannot fake one: the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from finetune_trainer.planning.memory import Precision
 
 from .leave import leave
 from .loss import fused_cross_entropy
+from .model import cheap_products
 from .recompute import recompute_blocks
 
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def tracked(
             if not parameter.requires_grad:  # the tracker would hook it, which autograd refuses
                 tracker._param_to_grad_hook_handles[parameter] = cast(Any, (_NoHook(), _NoHook()))
         weights = Single().weights(network, trainable, weight_decay=0.0, optimizer=optimizer)
-        with _autocast(low and method.trains_the_model):
+        with cheap_products(CPU, torch.bfloat16 if low and method.trains_the_model else None):
             weights.backward(_nats(network, tokens), last=True)
     return int(tracker.get_tracker_snapshot("peak")[CPU]["Total"])
 
@@ -137,10 +137,6 @@ def _nats(network: nn.Module, tokens: int) -> Tensor:
     hidden = body(input_ids=row, use_cache=False).last_hidden_state
     head = cast(Any, network).get_output_embeddings().weight
     return fused_cross_entropy(hidden.view(tokens, -1), head, row.view(-1))
-
-
-def _autocast(low: bool) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if low else contextlib.nullcontext()
 
 
 class _NoHook:

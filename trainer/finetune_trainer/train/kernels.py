@@ -30,7 +30,7 @@ from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.transfer.evaluate import Layout
 
 from .loss import trained_cross_entropy
-from .model import LanguageModel, hidden_states
+from .model import LanguageModel, cheap_products, hidden_states
 
 _NOTE = "kernels"
 _ROWS = 64
@@ -178,7 +178,7 @@ class Choice:
         self.network.train(training)
 
         def work() -> Tensor:
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            with cheap_products(self.device, self.autocast):
                 return hidden_states(self.network, tokens, positions, mask)
 
         try:

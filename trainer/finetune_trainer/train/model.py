@@ -159,10 +159,16 @@ class LanguageModel:
 
     def _inside(self, work: Callable[[], Tensor]) -> Tensor:
         def cheaply() -> Tensor:
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            with cheap_products(self.device, self.autocast):
                 return work()
 
         return self.strategy.inside(self.network, cheaply)
+
+
+def cheap_products(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Products in `dtype`, where there is one. Copies of weights are not shared between products: each is in one alone,
+    and what is shared would outlive the blocks that run again, a whole model of copies."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def _short(dtype: torch.dtype) -> str:
