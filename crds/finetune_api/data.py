@@ -22,9 +22,9 @@ class Credentials(ApiModel):
 
 class DataSource(ApiModel):
     uri: DataUri = Field(
-        description="Files ending in .jsonl, .txt (both also .gz), .parquet, .arrow or .feather: s3://, gs://, az://, "
-        "pvc:// or file:///, or hf://datasets/org/name[@revision]/path. One file; a folder by a / at the end; or "
-        "several by a pattern, such as s3://bucket/train/*.jsonl."
+        description="Files ending in .jsonl, .txt (both also .gz or .zst), .parquet, .arrow or .feather: s3://, gs://, "
+        "az://, pvc:// or file:///, or hf://datasets/org/name[@revision]/path. One file; a folder by a / at the end; "
+        "or several by a pattern, such as s3://bucket/train/*.jsonl."
     )
 
 

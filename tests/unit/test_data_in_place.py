@@ -97,6 +97,7 @@ FILES: dict[str, Callable[[pa.Table], bytes]] = {
     "stream.arrow": lambda rows: as_arrow(rows, ipc.new_stream),
     "a.jsonl": as_lines,
     "a.jsonl.gz": lambda rows: gzip.compress(as_lines(rows), 1),
+    "a.jsonl.zst": lambda rows: pa.compress(as_lines(rows), codec="zstd", asbytes=True),
 }
 IN_PART = ("a.parquet", "a.arrow")
 

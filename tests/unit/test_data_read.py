@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
@@ -26,6 +27,20 @@ def test_gzip_is_read_as_what_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "one"}\n'))
     assert read_rows(path)[0].fields == {"text": "one"}
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+def test_zstd_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    """Also where it was written in several frames, as tools of many threads do, and of more than a block."""
+    path = tmp_path / "a.jsonl.zst"
+    rows = [f'{{"text": "{number} {"x" * 50}"}}\n'.encode() for number in range(4000)]
+    path.write_bytes(zstd(b"".join(rows[:1000])) + zstd(b"".join(rows[1000:])))
+    read = read_rows(path)
+    assert [row.line for row in read] == list(range(1, 4001))
+    assert read[-1].fields == {"text": "3999 " + "x" * 50}
 
 
 def test_plain_text_is_cut_at_blank_lines_into_passages_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -50,7 +65,10 @@ BAD = [
     ("half.jsonl", rb'{"text": "\ud83d"}', Reason.DataUnreadable, r"NAME line 1: a \ud… escape"),
     ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 99)[:-9], Reason.DataUnreadable, "NAME is not a whole gzip"),
     ("plain.jsonl.gz", b'{"text": "one"}\n', Reason.DataUnreadable, "NAME is not a whole gzip"),
-    ("table.csv", b"text,label\n", Reason.DataUnreadable, "NAME is none of .jsonl, .jsonl.gz, .txt"),
+    ("cut.jsonl.zst", zstd(b'{"text": "one"}\n' * 99)[:-5], Reason.DataUnreadable, "NAME is not a whole zstd file"),
+    ("plain.jsonl.zst", b'{"text": "one"}\n', Reason.DataUnreadable, "NAME is not a whole zstd file"),
+    ("list.json", b'[{"text": "a"}]', Reason.DataUnreadable, "NAME is none of .jsonl, "),
+    ("table.csv", b"text,label\n", Reason.DataUnreadable, "NAME is none of .jsonl, .jsonl.gz, .jsonl.zst, .txt"),
 ]
 
 

@@ -2,7 +2,7 @@
 
 .jsonl              one JSON object a line
 .txt                plain text, cut at blank lines into passages of about 4,000 characters: one row `{"text": …}` each
-.gz                 either of them, compressed
+.gz .zst            either of them, compressed
 .parquet            tables; a column is a key, lists and structs are what they are in JSON
 .arrow .feather     the same from Arrow's own files and streams
 
@@ -30,7 +30,8 @@ PASSAGE = 4000
 """Characters: long enough to have context, short enough for a file to be split into training and validation rows."""
 
 TABLES = (".parquet", ".arrow", ".feather")
-ENDINGS = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz", *TABLES)
+COMPRESSED = (".gz", ".zst")
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst", *TABLES)
 """Of files that can be read."""
 
 _AT_ONCE = 256
@@ -74,7 +75,7 @@ def iter_rows(file: SourceFile, keys: Keys = None) -> Generator[Row, None, str]:
         raise FinetuneError(
             Reason.DataUnreadable,
             f"{file.uri} is none of {', '.join(ENDINGS)}",
-            "Convert it: one JSON object a line.",
+            "Convert it to one JSON object a line (of a JSON list: jq -c '.[]' in.json > out.jsonl), or to Parquet.",
         )
     count, seen = 0, hashlib.sha256()
     with closing(_Opened(file)) as opened:
@@ -132,11 +133,10 @@ def _rows(opened: _Opened, keys: Keys) -> Iterator[Row]:
         if name.endswith(TABLES):
             yield from _table(opened, keys)
             return
-        file = opened.lines()
-        lines = _without_mark(gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file)
-        yield from (
-            _objects(lines, name, keys) if name.removesuffix(".gz").endswith(".jsonl") else _passages(lines, name)
-        )
+        packed = name.endswith(COMPRESSED)
+        lines = _without_mark(_unpacked(opened.lines(), name) if packed else opened.lines())
+        plain = name.rpartition(".")[0] if packed else name
+        yield from _objects(lines, name, keys) if plain.endswith(".jsonl") else _passages(lines, name)
     except FileNotFoundError as error:
         raise FinetuneError(Reason.DataNotFound, f"there is no file {name}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -145,6 +145,23 @@ def _rows(opened: _Opened, keys: Keys) -> Iterator[Row]:
         ) from error
     except OSError as error:
         raise FinetuneError(Reason.DataUnreadable, f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _unpacked(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Lines. pyarrow's errors about what is no zstd are plain OSErrors, as those of a disk are."""
+    if name.endswith(".gz"):
+        yield from gzip.GzipFile(fileobj=file)
+        return
+    import pyarrow
+
+    try:
+        yield from io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), 1 << 16)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise FinetuneError(
+            Reason.DataUnreadable, f"{name} is not a whole zstd file: {error}", "Compress or upload it again."
+        ) from error
 
 
 def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
