@@ -86,7 +86,7 @@ class Training(ApiModel):
     compile: bool = Field(
         False,
         description="Compile the decoder blocks (torch.compile): faster steps, after a first one that takes longer. "
-        "What is compiled stays in the cache. Not for dora, qlora, prefix, probe, nor for strategies fsdp, deepspeed.",
+        "What is compiled stays in the cache. Not for dora, qlora, prefix, probe, nor for strategy deepspeed.",
     )
     activation_checkpointing: bool = Field(
         False,

@@ -3,7 +3,8 @@ block and not the network, and the loop, the loss and every hook around a block 
 
 A step that trains runs compiled blocks. Evaluation, and the frozen layers below, run as they were written: they are
 cheap, and every other way to call a block would be compiled anew. The first shape is compiled as it is, the second one
-so that it holds for all. What the compiler leaves lies in the node's cache, where the next process finds it.
+so that it holds for all. What gathers a block's shards and frees them (FSDP2) hangs on the block, around what is
+compiled, which sees whole weights. What the compiler leaves lies in the node's cache, where the next process finds it.
 """
 
 from __future__ import annotations
