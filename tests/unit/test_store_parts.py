@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Barrier, Event
-from typing import Any, TypeVar
+from threading import Barrier, BrokenBarrierError, Event
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from finetune_trainer.store.manifest import FileEntry
 from finetune_trainer.store.parts import Parts
 from finetune_trainer.train.checkpoint import CheckpointWriter, Snapshot, load
 from finetune_trainer.train.keeper import Keeper
+from finetune_trainer.train.leave import SaveThread
 from finetune_trainer.train.state import Best, State
 from finetune_trainer.train.stored import Stored
 from tests.unit.store_helpers import RUN, DyingFolder, MemoryFolder, deaths
@@ -133,8 +135,15 @@ def on(world: int, folders: Folder | Sequence[Folder], act: Callable[[Keeper, Pl
         keeper = Keeper(Gang(place, shared, barrier), store, keep, every_steps=1, every_seconds=None)  # type: ignore[arg-type]
         return act(keeper, place)
 
+    def ended(number: int) -> T:
+        try:
+            return rank(number)
+        except BaseException:
+            barrier.abort()  # as a lost connection is noticed
+            raise
+
     with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(rank, range(world)))
+        return [future.result() for future in [pool.submit(ended, number) for number in range(world)]]
 
 
 def saving(step: int, *, parts: int | None = None, best: int | None = None) -> Callable[[Keeper, Place], Rows]:
@@ -225,6 +234,27 @@ def test_only_what_changed_is_sent() -> None:
     on(2, folder, twice)
     sent = [path for change, path in folder.changes if change == "put" and "/blobs/" in path]
     assert len(sent) == 2 + 2 * (2 + 1), "weights once, moments and the state twice"
+
+
+def test_a_rank_that_cannot_store_its_part_ends_the_gang_and_nothing_is_committed() -> None:
+    """Long before the first rank would give up waiting for it."""
+    folder = MemoryFolder()
+
+    def act(keeper: Keeper, place: Place) -> str:
+        try:
+            saving(1)(keeper, place)
+        except (FinetuneError, BrokenBarrierError) as error:
+            return f"{type(error).__name__} {error}"
+        return "saved"
+
+    full = DyingFolder(folder, at=1, after=False)
+    first, second = on(2, [folder, cast(Folder, full)], act)
+    for thread in threading.enumerate():
+        if isinstance(thread, SaveThread):
+            thread.leaving.set()
+    assert second.startswith("FinetuneError StorageUnavailable: the store is away")
+    assert first.startswith("BrokenBarrierError")
+    assert CheckpointStore(folder, RUN).steps() == []
 
 
 @dataclass

@@ -87,6 +87,26 @@ def test_training_goes_on_while_a_snapshot_is_saved() -> None:
     assert found.state == {"losses": [1.0]}
 
 
+def test_the_memory_for_copies_is_used_again_for_what_fits_it() -> None:
+    folder = MemoryFolder()
+    store = CheckpointStore(folder, RUN)
+    writer = CheckpointWriter(store, keep=9)
+    for step, length in enumerate([3, 3, 5], start=1):
+        writer.submit(step, Snapshot({"weights/w": torch.full((length,), float(step))}, {}))
+    writer.free()
+    saved = [load(store, store.get(step)).tensors["weights/w"] for step in store.steps()]
+    assert [tensor.tolist() for tensor in saved] == [[1.0] * 3, [2.0] * 3, [3.0] * 5]
+
+    first = Snapshot({"weights/w": torch.ones(3)}, {}).copy()
+    again = Snapshot({"weights/w": torch.zeros(3)}, {}).copy(first.tensors)
+    other = Snapshot({"weights/w": torch.zeros(3, dtype=torch.float64)}, {}).copy(first.tensors)
+    place = first.tensors["weights/w"].data_ptr()
+    assert (again.tensors["weights/w"].data_ptr() == place, other.tensors["weights/w"].data_ptr() == place) == (
+        True,
+        False,
+    )
+
+
 def test_one_save_at_a_time() -> None:
     folder = Gate()
     writer = CheckpointWriter(CheckpointStore(folder, RUN), keep=5)

@@ -47,6 +47,8 @@ def trainer_over(
     from finetune_trainer.methods.registry import method_of
     from finetune_trainer.parallel.single import Single
     from finetune_trainer.rundir import RunDir
+    from finetune_trainer.store.checkpoints import CheckpointStore
+    from finetune_trainer.store.folder import open_folder
     from finetune_trainer.train.keeper import Keeper
     from finetune_trainer.train.loop import Course, Trainer
     from finetune_trainer.train.model import LanguageModel, load_network, probe
@@ -79,6 +81,7 @@ def trainer_over(
         min_delta=0.0,
     )
     network.train()
+    store = CheckpointStore(open_folder(f"file://{folder}/output", prefix=""), plan.job)
     return Trainer(
         course=course,
         model=LanguageModel(network, device, None, abilities),
@@ -87,7 +90,7 @@ def trainer_over(
         validation=None,
         layout=Layout(max_tokens=batch * length, sequence_length=length, packing=True, pad_id=0),
         strategy=strategy,
-        keeper=Keeper(strategy=strategy, store=None, keep=1, every_steps=steps + 1, every_seconds=None),
+        keeper=Keeper(strategy=strategy, store=store, keep=1, every_steps=steps + 1, every_seconds=None),
         reporter=Reporter(RunDir(folder / "run"), plan, strategy.place),
         stop_requested=lambda: False,
     ), attached

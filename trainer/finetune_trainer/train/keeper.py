@@ -20,6 +20,7 @@ from .state import State
 from .stored import Stored
 
 _log = logging.getLogger(__name__)
+_ASK_SECONDS = 1.0
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Keeper:
     every_steps: int | None
     every_seconds: float | None
     _writer: CheckpointWriter = field(init=False)
+    _in_parts: bool = field(default=False, init=False)
     _last_time: float = field(default_factory=time.monotonic, init=False)
     _last: State | None = field(default=None, init=False)
 
@@ -61,9 +63,9 @@ class Keeper:
             return
         self._last = state
         tensors = weights.tensors()
-        # Nobody stores anything while rank 0 still prunes: it gives a save its name when the one before is done.
-        self._writer.wait()
-        save = self._told(secrets.token_hex(8)) if weights.parts > 1 else ""
+        self._in_parts = weights.parts > 1
+        self._settle()  # nobody stores anything while rank 0 prunes after the save before
+        save = self._told(secrets.token_hex(8)) if self._in_parts else ""
         part = self.strategy.place.rank
         if part < weights.parts:
             snapshot = Snapshot(tensors, state.to_json(), part, weights.parts)
@@ -71,8 +73,9 @@ class Keeper:
             self._writer.submit(state.step, snapshot, best_step=best, save=save)
 
     def wait(self) -> None:
-        """Until what was handed over is safe, as far as it is this rank's to save."""
-        self._writer.wait()
+        """Collective: until what was handed over is safe, and no other save is near. Raises what went wrong."""
+        self._settle()
+        self._writer.free()
 
     def resume(self, weights: Weights) -> State:
         """Collective: the newest whole checkpoint into `weights`, or a fresh state where there is none."""
@@ -92,7 +95,6 @@ class Keeper:
             return
         self.wait()
         if weights.parts > 1:
-            self.strategy.barrier()  # rank 0 has committed it
             weights.restore_weights(self._whole(state.best.step))
         elif self.strategy.place.first:
             weights.restore_weights(load(self.store, self.store.get(state.best.step)))
@@ -101,8 +103,17 @@ class Keeper:
 
     def clear(self) -> None:
         """Of rank 0. Nothing is needed any more: the artifact is committed."""
-        self.wait()
+        self._writer.wait()
         self.store.clear()
+
+    def _settle(self) -> None:
+        """Collective: until no save is under way. Raises what went wrong in it."""
+        if not self._in_parts:
+            self._writer.wait()
+            return
+        # Ranks that wait for each other's parts keep asking, so that the end of one is noticed.
+        while self.strategy.sum_counters([not self._writer.done(within=_ASK_SECONDS)])[0]:
+            pass
 
     def _newest(self, weights: Weights) -> Snapshot | Stored | None:
         """Collective: what each rank reads of the newest checkpoint that is whole."""

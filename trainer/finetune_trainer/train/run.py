@@ -116,7 +116,7 @@ def _measure(setup: Setup, state: State, measure: Callable[[Corpus], Scores]) ->
         return {name: measure(corpus) for name, corpus in _held_out(setup)}
     except Stopped:
         setup.trainer.keeper.wait()
-        setup.trainer.strategy.barrier()  # as where training is interrupted
+        setup.trainer.strategy.barrier()  # none must end before all have saved
         raise FinetuneError(
             Reason.Interrupted, f"stopped on request while measuring, after step {state.step}"
         ) from None
