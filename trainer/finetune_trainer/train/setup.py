@@ -15,7 +15,6 @@ from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
 from finetune_api.strategy import SHARDED
-from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.methods.base import Attached, Base
@@ -25,13 +24,7 @@ from finetune_trainer.methods.qlora import QLora, packed_layers
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
-from finetune_trainer.parallel.join import spread
-from finetune_trainer.planning.batch import micro_batch_tokens
-from finetune_trainer.planning.machine import memory_limit
-from finetune_trainer.planning.memory import estimate
-from finetune_trainer.planning.model import find_shape
 from finetune_trainer.planning.positions import fitted
-from finetune_trainer.planning.strategy import choose, of_gang
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -42,6 +35,7 @@ from finetune_trainer.transfer.evaluate import Layout
 from . import frozen
 from .choose import settled
 from .compiled import compile_blocks
+from .device import fitting_layout, fitting_strategy, low_precision
 from .inputs import Inputs
 from .keeper import Keeper
 from .kernels import chosen
@@ -94,9 +88,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     data = inputs.data(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
     reporter.alive()
 
-    low = _low_precision(spec, device)
+    low = low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
-    strategy = _strategy(spec, local, gang, device, low=low)
+    strategy = fitting_strategy(spec, local, gang, device, low=low)
     check_strategy(spec.method, strategy.name)
     if training.compile:
         check_compile(spec.method, strategy.name)
@@ -139,7 +133,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     model = LanguageModel(network, device, autocast, abilities, strategy, below)
 
     train = data.train.after(prompt.ids) if prompt else data.train
-    layout = _layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
+    layout = fitting_layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
     model = replace(model, kernels=chosen(spec, model, layout, train, store=keeper.notes, say=reporter.say))
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
@@ -229,75 +223,9 @@ def _trained_layers(method: Method) -> int | None:
     return layers if isinstance(layers, int) else None
 
 
-def _strategy(spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: torch.device, *, low: bool) -> Strategy:
-    """Rank 0's choice: processes may see other amounts of memory."""
-    shape = find_shape(local.path)
-    need = None
-    if shape is not None:
-        need = estimate(
-            shape,
-            spec.method,
-            precision="bfloat16" if low else "float32",
-            device="cuda" if device.type == "cuda" else "cpu",
-            tokens=spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256),
-            recomputed=spec.training.activation_checkpointing,
-            optimizer=spec.training.optimizer,
-        )
-    if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
-    else:
-        memory = memory_limit() // gang.place.local_world_size
-    kind = choose(spec.strategy, spec.method, need=need, memory=memory, processes=gang.place.world_size)
-    return spread(gang, gang.broadcast_json(kind), device=device, settings=spec.strategy)
-
-
 def _numel(parameter: torch.nn.Parameter) -> int:
     """Of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps, and 4 bits are half a byte."""
     return int(getattr(parameter, "ds_numel", getattr(parameter, "unpacked_numel", parameter.numel())))
-
-
-def _low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
-    if spec.training.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return spec.training.precision == "bfloat16"
-
-
-def _layout(
-    spec: FineTuneJobSpec,
-    data: Datasets,
-    train: Corpus,
-    local: LocalModel,
-    device: torch.device,
-    *,
-    low: bool,
-    isolates: bool,
-    strategy: Strategy,
-) -> Layout:
-    on_gpu = device.type == "cuda"
-    place, kind = strategy.place, strategy.name if strategy.name in SHARDED else "ddp"
-    shape = find_shape(local.path)
-    default = micro_batch_tokens(
-        shape,
-        spec.method,
-        precision="bfloat16" if low else "float32",
-        longest_row=int(train.lengths.max(initial=1)),
-        device="cuda" if on_gpu else "cpu",
-        device_memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
-        spread=of_gang(
-            spec.strategy.model_copy(update={"type": kind}),
-            nodes=place.world_size // place.local_world_size,
-            processes_per_node=place.local_world_size,
-        ),
-        recomputed=spec.training.activation_checkpointing,
-        optimizer=spec.training.optimizer,
-    )
-    return Layout(
-        max_tokens=spec.training.micro_batch_tokens or default,
-        sequence_length=spec.data.sequence_length,
-        packing=spec.data.packing and isolates,
-        # A token that somebody added to the tokenizer alone has no embedding. Any other pads as well.
-        pad_id=data.pad_id if shape is None or data.pad_id < shape.vocabulary else 0,
-    )
 
 
 def _course(spec: FineTuneJobSpec, *, rows: Mixture, hidden_size: int) -> Course:
