@@ -1,4 +1,4 @@
-"""The real API server's verdict on the table of tests/bad_manifests.py: the same as `finetune validate`'s."""
+"""The real API server's verdict on the tables of bad and good manifests: the same as `finetune validate`'s."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_manifests import BAD, BASE, GOOD, UNSEEN, Bad, Json, changed
+from tests.bad_manifests import BAD, UNSEEN
 from tests.cluster.rig import Rig, RigError
+from tests.good_manifests import GOOD
+from tests.manifests import BASE, Bad, Json, changed
 
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
 

@@ -14,7 +14,7 @@ import yaml
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
 from finetune_trainer.planning.model import read_shape
-from tests.bad_manifests import BASE, SCRIPT, changed
+from tests.manifests import BASE, SCRIPT, changed
 from tests.unit.test_planning_memory import LLAMA_3B
 
 CONFIG = {

@@ -12,7 +12,9 @@ import yaml
 from finetune_api import manifest, schema
 from finetune_api.manifest import ManifestError
 from finetune_api.spec import FineTuneJobSpec
-from tests.bad_manifests import BAD, BASE, GOOD, UNSEEN, Bad, changed
+from tests.bad_manifests import BAD, UNSEEN
+from tests.good_manifests import GOOD
+from tests.manifests import BASE, Bad, changed
 
 
 def test_the_table_is_as_wide_as_promised() -> None:
