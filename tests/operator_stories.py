@@ -13,7 +13,7 @@ from finetune_api.failures import LastWords, Reason
 from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, FailureClass, ResolvedPlan
 from finetune_operator.resources import PODS
-from tests.operator_harness import DISCOVERY, Hands, manifest, wait_for
+from tests.hands import DISCOVERY, Hands, manifest, wait_for
 
 DONE = LastWords(
     time="2026-01-01T00:00:00Z",

@@ -11,7 +11,7 @@ from finetune_operator.gangs import GANGS
 from finetune_operator.resources import Raw
 from tests.cluster.operator_process import ACCOUNT, CHECKOUT, SYSTEM, Operator
 from tests.cluster.rig import Rig
-from tests.operator_harness import manifest
+from tests.hands import manifest
 
 KIND = GANGS["native"].kinds[-1]
 GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"

@@ -7,4 +7,5 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.rig_fixtures")
+    config.pluginmanager.import_plugin("tests.operator_rights")
     config.pluginmanager.import_plugin("tests.operator_harness")

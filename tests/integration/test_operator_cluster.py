@@ -29,7 +29,9 @@ from finetune_operator.observe import Defaults
 from finetune_operator.views import view_job
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
-from tests.operator_harness import ACCOUNT, ROOT, Hands, Operator, Start, allow, manifest, wait_for
+from tests.hands import Hands, manifest, wait_for
+from tests.operator_harness import Operator, Start
+from tests.operator_rights import ACCOUNT, ROOT, allow
 
 BROKEN = LastWords(failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70)
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from finetune_operator.resources import PODS
-from tests.operator_harness import DISCOVERY, Hands, Operator, Start, wait_for
+from tests.hands import DISCOVERY, Hands, wait_for
+from tests.operator_harness import Operator, Start
 from tests.operator_stories import (
     create,
     expire,

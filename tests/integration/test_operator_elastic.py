@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetune_api import names
 from finetune_api.plan import RunPlan
 from finetune_operator.resources import EVENTS, JOBS
-from tests.operator_harness import Hands, Start, manifest, wait_for
+from tests.hands import Hands, manifest, wait_for
+from tests.operator_harness import Start
 from tests.operator_stories import DONE, lose_and_regain_a_node, short_of_a_node
 
 ELASTIC = {"min": 1, "max": 2}

@@ -8,7 +8,8 @@ import pytest
 
 from finetune_operator import silence
 from finetune_operator.resources import EVENTS, PODS, Raw
-from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
+from tests.hands import DISCOVERY, Hands, manifest, wait_for
+from tests.operator_harness import Start
 
 
 def test_pods_that_a_quota_refuses_are_told_within_a_minute(start: Start, hands: Hands) -> None:

@@ -18,10 +18,12 @@ import pytest
 from finetune_operator import client, watch
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
+from tests.hands import Hands, manifest, wait_for
 from tests.integration.exchange import Fault, anything, only, watches, writes
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.faults import drop_after, duplicate, gone, late, lose_answer, refuse, reset, slow, stall
-from tests.operator_harness import Hands, Operator, allow, manifest, wait_for
+from tests.operator_harness import Operator
+from tests.operator_rights import allow
 from tests.operator_stories import BROKEN, finish, left, restart
 
 lists = only("list jobs", "list pods")

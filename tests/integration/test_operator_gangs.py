@@ -12,7 +12,9 @@ from finetune_api.status import FailureClass
 from finetune_operator.gangs import GANGS
 from finetune_operator.resources import Raw, Resource
 from tests.cluster.rig import Rig
-from tests.operator_harness import DISCOVERY, Hands, Start, allow, manifest, wait_for
+from tests.hands import DISCOVERY, Hands, manifest, wait_for
+from tests.operator_harness import Start
+from tests.operator_rights import allow
 from tests.operator_stories import finish
 
 NATIVE = GANGS["native"].kinds[-1]

@@ -26,10 +26,12 @@ from finetune_operator.leader import Election
 from finetune_operator.resources import JOBS, LEASES
 from tests.cluster.rig import Rig
 from tests.cluster.rig.state import free_ports
+from tests.hands import Hands, Loop, manifest, wait_for
 from tests.integration.exchange import only
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.faults import hold
-from tests.operator_harness import ROOT, Hands, Loop, Operator, manifest, wait_for
+from tests.operator_harness import Operator
+from tests.operator_rights import ROOT
 from tests.operator_stories import BROKEN, finish
 
 SYSTEM = "finetune-system"

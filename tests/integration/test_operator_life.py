@@ -12,7 +12,8 @@ from finetune_api.failures import CLASSES, LastWords, Reason, class_of
 from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, Evaluation, ResolvedPlan, Scores, Splits
 from finetune_operator.resources import EVENTS, JOBS, PODS, SERVICES
-from tests.operator_harness import DISCOVERY, Hands, Start, manifest, wait_for
+from tests.hands import DISCOVERY, Hands, manifest, wait_for
+from tests.operator_harness import Start
 
 ARTIFACT = Artifact(uri="s3://corp/out", digest="sha256:0", size_bytes=5, kind="adapter")
 DONE = LastWords(

@@ -12,9 +12,11 @@ import pytest
 from finetune_api import names
 from finetune_api.failures import LastWords
 from finetune_api.plan import RunPlan
-from finetune_operator.resources import EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES
+from finetune_operator.resources import EVENTS, FINETUNEJOBS, JOBS, PODS, SERVICES, Raw
 from tests.cluster.rig import Kueue, Rig
-from tests.operator_harness import Hands, Raw, Start, allow, manifest, wait_for
+from tests.hands import Hands, manifest, wait_for
+from tests.operator_harness import Start
+from tests.operator_rights import allow
 from tests.operator_stories import finish
 
 QUEUE = "team-a"

@@ -11,7 +11,9 @@ from prometheus_client import generate_latest
 from finetune_api import names
 from finetune_operator.resources import EVENTS, FINETUNEJOBS, PODS
 from tests.cluster.rig import Rig
-from tests.operator_harness import ACCOUNT, Hands, Start, manifest, wait_for
+from tests.hands import Hands, manifest, wait_for
+from tests.operator_harness import Start
+from tests.operator_rights import ACCOUNT
 from tests.operator_stories import BROKEN, DONE
 
 FINISHED, RUNNING = 100, 50
