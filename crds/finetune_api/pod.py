@@ -119,7 +119,9 @@ class Pod(ApiModel):
     annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
         default_factory=dict
     )
-    shm_size: Quantity | None = Field(None, description="Of /dev/shm. Default: half the memory, by the node.")
+    shm_size: Quantity | None = Field(
+        None, description="Of /dev/shm. Default, and at most: the memory limit; without one, what the node has."
+    )
     run_as_user: int = Field(65532, ge=1, le=2147483647, description="Never root.")
     fs_group: int = Field(65532, ge=1, le=2147483647, description="Group of mounted volumes.")
     termination_grace_period: Duration = Field("2m", description="Time for a checkpoint when a pod must go.")
