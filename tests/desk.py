@@ -15,7 +15,7 @@ import psutil
 import yaml
 
 from finetune_api.job import FineTuneJob
-from finetune_trainer.agent.local import Home
+from finetune_trainer.agent.home import Home
 from finetune_trainer.rundir import RunDir
 from tests.hold import Hold
 from tests.tiny import tiny_corpus, tiny_model

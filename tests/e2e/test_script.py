@@ -21,7 +21,8 @@ from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import Deadlines, FineTuneJobSpec, Output
 from finetune_api.status import FailureClass, Phase
-from finetune_trainer.agent.local import Home, free_port
+from finetune_trainer.agent.home import Home
+from finetune_trainer.agent.local import free_port
 from finetune_trainer.rundir import RunDir
 from tests.tiny import tiny_corpus, tiny_model
 

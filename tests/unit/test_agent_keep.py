@@ -13,7 +13,7 @@ from finetune_api.plan import RunPlan
 from finetune_api.spec import Output
 from finetune_api.status import FineTuneJobStatus
 from finetune_trainer.agent import keep
-from finetune_trainer.agent.local import Home
+from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.cli.main import main
 from finetune_trainer.store import attempts

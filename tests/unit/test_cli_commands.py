@@ -17,7 +17,8 @@ from finetune_api.failures import ExitCode
 from finetune_api.job import FineTuneJob, Metadata
 from finetune_api.manifest import load
 from finetune_api.status import Artifact, FineTuneJobStatus, Phase, Progress
-from finetune_trainer.agent.local import Home, local_plan, run_uid
+from finetune_trainer.agent.home import Home
+from finetune_trainer.agent.local import local_plan, run_uid
 from finetune_trainer.cli.jobs import Where
 from finetune_trainer.cli.logs import kubectl_logs
 from finetune_trainer.cli.main import main
@@ -130,6 +131,42 @@ def finished(home: Home, folder: Path, **status: object) -> FineTuneJob:
 
 def artifact(folder: Path) -> Artifact:
     return Artifact(uri=(folder / "out").as_uri(), digest="0" * 64, size_bytes=10, kind="adapter")
+
+
+EXTRAS = ("torch", "numpy", "transformers", "rich", "prometheus_client", "obstore", "psutil")
+"""Of pip install finetune-operator[trainer]: None in sys.modules is a package that is not installed."""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        ("validate {file}", ExitCode.OK, "valid: tiny"),
+        ("status tiny --home {home}", ExitCode.OK, "Succeeded"),
+        ("logs tiny --home {home}", ExitCode.OK, "step 1"),
+        ("report tiny --home {home}", ExitCode.OK, "report.html"),
+        ("run {file} --home {home}", ExitCode.CONFIG, "finetune-operator[trainer]"),
+        ("verify s3://corp/models", ExitCode.CONFIG, "finetune-operator[trainer]"),
+    ],
+)
+def test_looking_at_a_job_needs_none_of_the_trainers_packages(
+    tmp_path: Path, command: str, status: int, says: str
+) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path, artifact=artifact(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("report")
+    log = home.log("tiny", node=0, attempt=1)
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1")
+    file = write(tmp_path / "job.yaml", manifest(tmp_path))
+    words = command.format(file=file, home=home.path).split()
+    program = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+    program += f"from finetune_trainer.cli.main import main; sys.exit(main({words!r}))"
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | keys
+    )
+    assert (done.returncode, says in done.stdout + done.stderr) == (status, True), done.stdout + done.stderr
 
 
 def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

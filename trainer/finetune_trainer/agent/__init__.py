@@ -10,7 +10,7 @@ callback   where such a program tells how far it is, as Hugging Face's KubeflowC
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs
 verdict    evidence → last words; pure
 children   the process tree: reaping, and an end for all of it
-machine    counters and limits of this machine: memory, cgroups, GPUs
 serve      /metrics, /progress, /healthz
-local      all agents of a job on one machine, and their next attempts
+local      all agents of a job on one machine
+home       where such runs keep what they know
 """

@@ -1,9 +1,5 @@
 """A FineTuneJob on one machine: every node is an agent on loopback, told the same as a pod would be.
 
-    .finetune/runs/<name>/job.json                  the FineTuneJob with its status, as a cluster would hold it
-    .finetune/runs/<name>/node-<i>/                 a node's run directory
-    .finetune/runs/<name>/node-<i>/attempt-<k>.log  what that agent and its ranks said
-
 `finetune run` is to this what a terminal is to the operator: see cli/run.py.
 """
 
@@ -30,6 +26,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import FailureClass
 from finetune_trainer.agent import script
+from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.main import LAST_WORDS_FILE
 from finetune_trainer.agent.verdict import died
 from finetune_trainer.data.read import ENDINGS
@@ -42,32 +39,6 @@ TRAINED = ("model", "data", "method", "training", "command")
 
 LOST_PEER_SECONDS = 30.0
 """After the first agent has failed, the others get so long to notice by themselves."""
-
-
-@dataclass(frozen=True)
-class Home:
-    """Where local runs keep what they know."""
-
-    path: Path
-
-    def run(self, name: str) -> Path:
-        return self.path / "runs" / name
-
-    def node(self, name: str, node: int) -> Path:
-        return self.run(name) / f"node-{node}"
-
-    def log(self, name: str, *, node: int, attempt: int) -> Path:
-        return self.node(name, node) / f"attempt-{attempt}.log"
-
-    def load(self, name: str) -> FineTuneJob | None:
-        """What an earlier run left; None if there was none, or of a version that cannot be read."""
-        try:
-            return FineTuneJob.model_validate_json((self.run(name) / "job.json").read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    def save(self, job: FineTuneJob) -> None:
-        write_atomic(self.run(job.metadata.name) / "job.json", json.dumps(job.to_json(), indent=1) + "\n")
 
 
 def run_uid(job: FineTuneJob) -> str:

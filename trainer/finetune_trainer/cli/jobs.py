@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.job import FineTuneJob
-from finetune_trainer.agent.local import Home
+from finetune_trainer.agent.home import Home
 
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 

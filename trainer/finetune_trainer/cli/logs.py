@@ -13,7 +13,7 @@ from finetune_api import names
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
-from finetune_trainer.agent.local import Home
+from finetune_trainer.agent.home import Home
 from finetune_trainer.cli.jobs import Where, find
 from finetune_trainer.store.attempts import kept
 from finetune_trainer.store.folder import open_folder

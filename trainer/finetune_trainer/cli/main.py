@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, FinetuneError
+from finetune_api.failures import ExitCode, FinetuneError, Reason
 
 if TYPE_CHECKING:
     from finetune_trainer.cli.jobs import Where
@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler: Handler = options.handler
     try:
         return handler(options)
-    except FinetuneError as error:
+    except (FinetuneError, ModuleNotFoundError) as error:
         if debug:
             traceback.print_exc()
-        print(_told(error), file=sys.stderr)
-        return error.exit_code
+        failure = error if isinstance(error, FinetuneError) else _lacking(error)
+        print(_told(failure), file=sys.stderr)
+        return failure.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
@@ -53,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _program() -> str:
     called = Path(sys.argv[0]).name
     return "kubectl finetune" if called.startswith("kubectl") else "finetune"
+
+
+def _lacking(error: ModuleNotFoundError) -> FinetuneError:
+    """validate, status, logs and report do with less than what trains."""
+    message = f"this command needs {error.name}, which is not installed"
+    return FinetuneError(Reason.CommandMissing, message, "Install the trainer: pip install finetune-operator[trainer].")
 
 
 def _told(error: FinetuneError) -> str:
@@ -162,7 +169,7 @@ class _Version(argparse.Action):
 
 
 def _run(options: argparse.Namespace) -> int:
-    from finetune_trainer.agent.local import Home
+    from finetune_trainer.agent.home import Home
     from finetune_trainer.cli.run import run_file
 
     return run_file(options.file, home=Home(options.home), fresh=options.fresh)

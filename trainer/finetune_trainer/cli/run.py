@@ -17,7 +17,8 @@ from finetune_api.failures import ExitCode, FinetuneError, LastWords, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
-from finetune_trainer.agent.local import Gang, Home, local_plan, run_uid
+from finetune_trainer.agent.home import Home
+from finetune_trainer.agent.local import Gang, local_plan, run_uid
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.cli.live import View, view_of
 from finetune_trainer.cli.text import aligned, artifact_rows, evaluation_table, failure_block, problems_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from finetune_api.failures import ExitCode
-from finetune_trainer.agent.local import Home
+from finetune_trainer.agent.home import Home
 from finetune_trainer.cli.jobs import Where, find
 from finetune_trainer.cli.text import status_text
 

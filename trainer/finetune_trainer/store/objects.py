@@ -39,19 +39,18 @@ _RETRY = {
 
 def open_objects(uri: Uri, *, prefix: str, environ: Mapping[str, str]) -> ObjectFolder:
     """CredentialsMissing or CredentialsRejected where that can be told without a request."""
+    from obstore.store import AzureStore, GCSStore, S3Store
+
     how = access(uri, prefix=prefix, environ=environ)
     try:
-        store = _store(uri, how)
+        store = _store({"s3": S3Store, "gs": GCSStore, "az": AzureStore}[uri.scheme], uri, how)
     except Exception as error:
         # obstore raises its own errors, ValueError or OSError here, and their text may quote a key.
         raise explain_setup(error, where=uri.text) from None
     return ObjectFolder(uri.text, uri.authority, how.endpoint, store)
 
 
-def _store(uri: Uri, how: Access) -> Any:
-    from obstore.store import AzureStore, GCSStore, S3Store
-
-    kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[uri.scheme]
+def _store(kind: Any, uri: Uri, how: Access) -> Any:
     return kind(
         uri.authority,
         prefix=uri.path.strip("/") or None,
