@@ -13,6 +13,10 @@ objects      the Job and the Service of an attempt      status     conditions an
 apply        status first, then children, then events   events     what people read in `kubectl describe`
 offers       what else the cluster has                  gangs/     ways to schedule a gang, one a file
 holds        why a queue holds a Job                    refusals   why a Job has no pods
+preparations why a pod does not run on its node         turns      which of these asks next
+troubles     why a gang does not start                  avoidance  nodes that fail attempts
+silence      pods of earlier attempts: who waits        reflect    list and watch of Jobs and pods
+resources    the kinds that are read or written         decision   what a policy answers
 progress     asks node 0 how far it is                  metrics    /metrics from the cache at scrape time
 health       /healthz and /readyz
 

@@ -64,6 +64,21 @@ def test_every_example_is_valid(example: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ROOMS = sorted(
+    init.parent
+    for package in ("crds/finetune_api", "operator/finetune_operator", "trainer/finetune_trainer")
+    for init in (ROOT / package).rglob("__init__.py")
+)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_the_map_of_a_room_names_each_of_its_files(room: Path) -> None:
+    told = set(re.findall(r"\w+", (room / "__init__.py").read_text()))
+    files = {file.stem for file in room.glob("*.py")} - {"__init__", "__main__"}
+
+    assert files - told == set()
+
+
 def test_every_test_that_a_document_names_exists() -> None:
     named = {
         name for document in DOCUMENTS for name in re.findall(r"`(tests/\S+?\.py::test_\w+)`", document.read_text())

@@ -1,2 +1,6 @@
-"""Everything that runs in a pod or on a laptop. Rooms, outermost first: cli, agent, train; methods, parallel, data,
-transfer, planning, report; store; rundir. Importing this package imports no torch."""
+"""Everything that runs in a pod or on a laptop. Rooms, outermost first: cli, agent, train; planning, methods,
+transfer, kernels; parallel, data, report; store. Importing this package imports no torch.
+
+rundir       how the ranks of a node and their agent talk        blocks       the decoder blocks of a network
+statistics   what is in the data, as numbers for people          signs        what libraries say when memory is short
+"""

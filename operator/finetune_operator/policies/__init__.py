@@ -1,6 +1,7 @@
 """The story of a job, one policy a file: the first that has something to say decides.
 
 A policy is a pure function of what was observed and the time. None means: not my case.
+What keeps a gang that exists from running is in `waiting`, for `running` to tell.
 """
 
 from __future__ import annotations

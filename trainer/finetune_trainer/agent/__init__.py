@@ -10,7 +10,10 @@ callback   where such a program tells how far it is, as Hugging Face's KubeflowC
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs
 verdict    evidence → last words; pure
 children   the process tree: reaping, and an end for all of it
+stopping   requests to stop, as signals bring them
+keep       the end of a failed attempt's log goes beside the artifact
 serve      /metrics, /progress, /healthz
+servers    how such a server ends
 local      all agents of a job on one machine
 home       where such runs keep what they know
 """

@@ -2,5 +2,7 @@
 
 main    arguments and errors        text    failures, tables and numbers as text
 run     a job on this machine       live    its progress, on terminals and in logs
-validate, status, logs, report, verify, agent: as they say
+plan    memory, time and cost       jobs    where a job is looked up
+
+validate, status, logs, report, verify: as they say. `agent` is the room next door.
 """

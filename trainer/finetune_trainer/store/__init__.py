@@ -5,7 +5,13 @@ local         file:// and pvc://            objects      s3://, gs:// and az:// 
 credentials   from a Secret's environment   errors       what a store's refusal means to a user
 patience      waiting for a store that is away
 fetch         a file or folder, once, into the cache
+sources       the files that a URI means     hub          hf://
+ranges        files that are read where they lie, a few blocks at a time
+near          a model's weights into memory, while processes still import
+locks         one process of this machine at a time
 models        the base model as a local folder: hf:// and all of the above
 artifact      the committed result: content first, its manifest last; verification
+manifest      what makes a folder an artifact: every file with its sha256
 checkpoints   content-addressed checkpoints of one run
+attempts      what failed attempts leave, for when their pods are gone
 """
