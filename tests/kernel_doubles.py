@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune_trainer.train.loss import IGNORE
+from finetune_trainer.data.pack import IGNORED
 
 
 def varlen(
@@ -68,11 +68,11 @@ ignoring_the_scale = _with(scale=16**-0.5)
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def averaging(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=IGNORE)
+    return F.cross_entropy((hidden @ weight.T).float(), targets, ignore_index=IGNORED)
 
 
 def training_masked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

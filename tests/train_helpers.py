@@ -19,6 +19,7 @@ from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec, ModelSource, Optimizer, Output
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Corpus, corpus_of
+from finetune_trainer.data.pack import IGNORED
 from finetune_trainer.methods.base import Attached, Base
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
@@ -30,6 +31,7 @@ from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import open_folder
 from finetune_trainer.train.keeper import Keeper
 from finetune_trainer.train.loop import Course, Trainer
+from finetune_trainer.train.loss import trained_cross_entropy
 from finetune_trainer.train.model import LanguageModel, probe
 from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.state import State
@@ -83,6 +85,22 @@ def documents(lengths: list[int], *, seed: int = 0, masked: float = 0.3) -> Corp
     for flags in trained:
         flags[-1] = True
     return corpus_of(tokens, trained, [4 * n for n in lengths])
+
+
+def cross_entropy_of_trained(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk_rows: int | None = None
+) -> torch.Tensor:
+    """The trainer's loss of the tokens that have a target, which a LanguageModel picks out."""
+    trained = targets != IGNORED
+    return trained_cross_entropy(hidden[trained], weight, targets[trained], chunk_rows=chunk_rows)
+
+
+def disturb(attached: Attached, *, by: float = 0.1) -> None:
+    """What it learns is no longer what it began with."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in attached.trainable.values():
+            parameter.add_(by * torch.randn_like(parameter))
 
 
 LENGTHS = [5, 17, 9, 30, 12, 7, 22, 3, 14, 11, 26, 8]

@@ -35,7 +35,6 @@ class WorkQueue(Generic[K]):
         self._later: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._arrived = asyncio.Event()
-        self.retries = 0
 
     def add(self, key: K, *, urgent: bool = False) -> None:
         if key in self._taken:
@@ -83,7 +82,6 @@ class WorkQueue(Generic[K]):
     def retry(self, key: K, at_least: float = 0.0) -> float:
         """Look again after a pause that doubles with each failure in a row. Returns the pause in seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        self.retries += 1
         pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(count - 1, 16))
         pause = max(pause * random.uniform(0.75, 1.25), at_least)
         self.add_after(key, pause)

@@ -55,7 +55,6 @@ class FaultProxy:
     _rules: list[_Rule] = field(default_factory=list)
     _open: set[asyncio.Transport] = field(default_factory=set)
     _cut: bool = False
-    refused_connections: int = 0
 
     @staticmethod
     def before(rig: Rig) -> FaultProxy:
@@ -155,7 +154,6 @@ class FaultProxy:
         exchange = Exchange(call, request, self)
         transport = request.transport
         if transport is None or self._cut:
-            self.refused_connections += 1
             return exchange.reset()
         self._open.add(transport)
         code = 0

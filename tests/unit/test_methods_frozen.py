@@ -21,7 +21,7 @@ from finetune_trainer.methods.needs import check
 from finetune_trainer.methods.partial import last_layers, relative_gradients
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.fourbit import SharedLinear4bit
-from tests.train_helpers import BASE, network
+from tests.train_helpers import BASE, disturb, network
 
 TOKENS = torch.arange(24).view(2, 12)
 PARTIAL = Method(type="partial", partial=Partial(layers=2))
@@ -39,13 +39,6 @@ def _attach(net: nn.Module, method: Method) -> Attached:
 def _logits(net: nn.Module) -> Tensor:
     with torch.no_grad():
         return net(TOKENS, use_cache=False).logits
-
-
-def _disturb(attached: Attached) -> None:
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in attached.trainable.values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def _count(attached: Attached) -> int:
@@ -186,7 +179,7 @@ def test_an_adapter_is_saved_loaded_and_switched_to_the_bit(tmp_path: Path, kind
     base = _logits(network(kind))
     net = network(kind)
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached)
     tuned = _logits(net)
     assert not torch.allclose(tuned, base, atol=1e-3)
     attached.export(tmp_path)
@@ -236,7 +229,7 @@ def test_plain_peft_loads_dora_and_switches_it_off(tmp_path: Path, kind: str) ->
     attached = _attach(net, DORA)
     assert isinstance(attached, LoraAttached)
     assert attached.fused == 0  # the fused layers know nothing of magnitudes
-    _disturb(attached)
+    disturb(attached)
     tuned = _logits(net)
     attached.export(tmp_path)
     loaded = PeftModel.from_pretrained(network(kind), tmp_path)
@@ -249,7 +242,7 @@ def test_plain_peft_loads_dora_and_switches_it_off(tmp_path: Path, kind: str) ->
 def test_dora_computes_what_the_paper_says() -> None:
     """m · (W + s·BA) / ‖W + s·BA‖, row by row."""
     net = network()
-    _disturb(_attach(net, DORA))
+    disturb(_attach(net, DORA))
     layer = net.model.layers[0].mlp.up_proj
     x = torch.randn(5, 32)
     update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
@@ -264,7 +257,7 @@ def test_partial_leaves_the_rest_to_the_bit(tmp_path: Path, tied: bool) -> None:
     before = {name: p.clone() for name, p in network(layers=4, tie_word_embeddings=tied).named_parameters()}
     net = network(layers=4, tie_word_embeddings=tied)
     attached = _attach(net, PARTIAL)
-    _disturb(attached)
+    disturb(attached)
     attached.settle()
     attached.export(tmp_path)
     loaded = method_of(PARTIAL).load(network(layers=4), tmp_path)
@@ -355,7 +348,7 @@ def test_a_step_after_an_evaluation_still_trains() -> None:
     """On CPUs with bf16 instructions bitsandbytes repacks its weights in an evaluation, and has no backward then."""
     net = wide()
     attached = _attach(net, QLORA)
-    _disturb(attached)
+    disturb(attached)
     fresh = net(TOKENS, labels=TOKENS).loss
     fresh.backward()
     gradients = [p.grad.clone() for p in attached.trainable.values()]
@@ -373,7 +366,7 @@ def test_a_step_after_an_evaluation_still_trains() -> None:
 def test_qlora_exports_plain_lora(tmp_path: Path) -> None:
     net = wide()
     attached = _attach(net, QLORA)
-    _disturb(attached)
+    disturb(attached)
     tuned = _logits(net)
     attached.export(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

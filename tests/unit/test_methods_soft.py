@@ -25,6 +25,7 @@ from tests.train_helpers import (
     CPU,
     LENGTHS,
     Knobs,
+    disturb,
     documents,
     interrupted,
     largest_difference,
@@ -46,13 +47,6 @@ def _attach(net: nn.Module, method: Method, *, seed: int = 1) -> SoftAttached:
     return attached
 
 
-def _disturb(attached: SoftAttached) -> None:
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in attached.trainable.values():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-
-
 def _logits(net: nn.Module, attached: SoftAttached, tokens: torch.Tensor) -> torch.Tensor:
     """Of the real tokens, as training computes them."""
     virtual = torch.from_numpy(attached.ids.astype(np.int64)).expand(len(tokens), -1)
@@ -64,7 +58,7 @@ def _logits(net: nn.Module, attached: SoftAttached, tokens: torch.Tensor) -> tor
 def test_plain_peft_gives_the_logits_that_training_computed(tmp_path: Path, method: Method, kind: str) -> None:
     net = network(kind)
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached, by=0.3)
     attached.export(tmp_path)
     loaded = PeftModel.from_pretrained(network(kind), tmp_path).eval()
     theirs = loaded(input_ids=TOKENS).logits[:, len(attached.ids) :]
@@ -78,7 +72,7 @@ def test_the_export_is_pefts_and_loads_again(tmp_path: Path, method: Method) -> 
 
     net = network()
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached, by=0.3)
     attached.export(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     kept = load_file(tmp_path / "adapter_model.safetensors")
@@ -99,7 +93,7 @@ def test_switched_off_it_is_the_base_model_to_the_bit(method: Method, kind: str)
     net = network(kind)
     before, weights = net(TOKENS).logits, {n: p.clone() for n, p in net.named_parameters()}
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached, by=0.3)
     adapted = _logits(net, attached, TOKENS)
     with attached.off():
         assert torch.equal(net(TOKENS).logits, before)
@@ -114,7 +108,7 @@ def test_documents_that_share_a_row_do_not_see_each_other(method: Method, kind: 
     """Also where the model's own code, given a cache or inputs of its own, would let them."""
     net = network(kind)
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached, by=0.3)
     assert probe(net, CPU).isolates
     first, second = TOKENS[:1, :7], TOKENS[1:, :5]
     virtual = torch.from_numpy(attached.ids.astype(np.int64))[None]
@@ -234,7 +228,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Pa
 @METHODS
 def test_the_base_model_is_measured_without_the_prompt(tmp_path: Path, method: Method) -> None:
     run = make_run(tmp_path, Knobs(method=method))
-    _disturb(run.attached)
+    disturb(run.attached, by=0.3)
     corpus: Corpus = documents([9, 13, 21, 6], seed=9)
     plain = make_run(tmp_path / "plain", Knobs())
     assert run.trainer.measure_base(corpus).loss == pytest.approx(plain.trainer.measure_base(corpus).loss, rel=1e-6)
@@ -250,7 +244,7 @@ def test_labels_are_scored_after_the_prompt_as_one_by_one(method: Method) -> Non
 
     net = network()
     attached = _attach(net, method)
-    _disturb(attached)
+    disturb(attached, by=0.3)
     chosen = np.random.default_rng(3)
     answers = (np.array([5, 6, 1], np.int32), np.array([7, 1], np.int32))
     prompts, gold = chosen.integers(4, 12, 10).astype(np.int32), chosen.integers(0, 2, 10).astype(np.int32)

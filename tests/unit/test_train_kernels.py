@@ -32,7 +32,7 @@ from finetune_trainer.store.folder import open_folder
 from finetune_trainer.train.below import find_below
 from finetune_trainer.train.finish import computed_otherwise
 from finetune_trainer.train.kernels import Choice
-from finetune_trainer.train.loss import linear_cross_entropy, trained_cross_entropy
+from finetune_trainer.train.loss import trained_cross_entropy
 from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.train.recompute import recompute_blocks
 from finetune_trainer.transfer.evaluate import Layout, answer_nats
@@ -43,6 +43,7 @@ from tests.train_helpers import (
     LENGTHS,
     Knobs,
     Run,
+    cross_entropy_of_trained,
     documents,
     interrupted,
     largest_difference,
@@ -250,7 +251,7 @@ WRONG_LOSSES = [
 
 @pytest.mark.parametrize(("dtype", "stored"), PRECISIONS, ids=["float32", "bfloat16", "autocast"])
 def test_right_losses_are_proved_and_wrong_ones_found_out(dtype: torch.dtype, stored: torch.dtype) -> None:
-    for right in (doubles.cross_entropy, linear_cross_entropy):
+    for right in (doubles.cross_entropy, cross_entropy_of_trained):
         assert _loss_fault(right, dtype, stored) == ""
         assert _loss_fault(right, dtype, stored, trains_head=False) == ""
     for kernel, words in WRONG_LOSSES:

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune_trainer.train.loss import IGNORE, linear_cross_entropy, token_nats
+from finetune_trainer.data.pack import IGNORED
+from finetune_trainer.train.loss import token_nats
+from tests.train_helpers import cross_entropy_of_trained
 
 TOKENS, DIM, VOCAB = 37, 16, 53
 
@@ -15,12 +17,12 @@ def _problem(*, masked: float = 0.4) -> tuple[torch.Tensor, torch.Tensor, torch.
     torch.manual_seed(0)
     hidden, weight = torch.randn(TOKENS, DIM), torch.randn(VOCAB, DIM)
     targets = torch.randint(0, VOCAB, (TOKENS,))
-    targets[torch.rand(TOKENS) < masked] = IGNORE
+    targets[torch.rand(TOKENS) < masked] = IGNORED
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
 def _reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORED, reduction="sum")
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 5, 16, 1000], ids=lambda n: f"chunks of {n}")
@@ -28,7 +30,7 @@ def _reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 def test_loss_and_gradients_are_those_of_torch(chunk_rows: int, masked: float) -> None:
     hidden, weight, targets = _problem(masked=masked)
     wanted = torch.autograd.grad(3.0 * _reference(hidden, weight, targets), [hidden, weight])
-    nats = linear_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows)
+    nats = cross_entropy_of_trained(hidden, weight, targets, chunk_rows=chunk_rows)
     torch.testing.assert_close(nats, _reference(hidden, weight, targets))
     got = torch.autograd.grad(3.0 * nats, [hidden, weight])
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
@@ -38,27 +40,27 @@ def test_golden_value() -> None:
     """Two tokens, three words, by hand: ln(e^1 + e^0 + e^0) - 1 and ln(e^0 + e^2 + e^0) - 2."""
     hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    nats = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
+    nats = cross_entropy_of_trained(hidden, weight, torch.tensor([0, 1]))
     assert nats.item() == pytest.approx(0.551445 + 0.239543, abs=1e-5)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden, weight, targets = _problem()
-    linear_cross_entropy(hidden, weight.detach(), targets).backward()
+    cross_entropy_of_trained(hidden, weight.detach(), targets).backward()
     assert weight.grad is None
     assert hidden.grad is not None
-    assert not hidden.grad[targets == IGNORE].any()
+    assert not hidden.grad[targets == IGNORED].any()
 
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, targets = _problem()
-    nats = linear_cross_entropy(hidden * 1e4, weight, targets)
+    nats = cross_entropy_of_trained(hidden * 1e4, weight, targets)
     torch.testing.assert_close(nats, _reference(hidden * 1e4, weight, targets))
 
 
 def test_nothing_trained_is_zero() -> None:
     hidden, weight, targets = _problem(masked=1.1)
-    nats = linear_cross_entropy(hidden, weight, targets)
+    nats = cross_entropy_of_trained(hidden, weight, targets)
     nats.backward()
     assert nats.item() == 0.0
     assert not hidden.grad.any()
@@ -66,13 +68,13 @@ def test_nothing_trained_is_zero() -> None:
 
 def test_a_nan_is_seen() -> None:
     hidden, weight, targets = _problem(masked=0.0)
-    assert linear_cross_entropy(hidden * float("nan"), weight, targets).isnan()
+    assert cross_entropy_of_trained(hidden * float("nan"), weight, targets).isnan()
 
 
 def test_half_precision_states_give_a_loss_in_full_precision() -> None:
     hidden, weight, targets = _problem()
     low, head = hidden.detach().bfloat16().requires_grad_(), weight.detach().bfloat16()
-    nats = linear_cross_entropy(low, head, targets)
+    nats = cross_entropy_of_trained(low, head, targets)
     nats.backward()
     assert nats.dtype == torch.float32
     torch.testing.assert_close(nats, _reference(low, head, targets).float(), rtol=2e-2, atol=0)
@@ -83,7 +85,7 @@ def test_half_precision_states_give_a_loss_in_full_precision() -> None:
 def test_autocast_is_honoured_and_gradients_keep_the_weights_precision() -> None:
     hidden, weight, targets = _problem()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        nats = linear_cross_entropy(hidden, weight, targets)
+        nats = cross_entropy_of_trained(hidden, weight, targets)
     got = torch.autograd.grad(nats, [hidden, weight])
     wanted = torch.autograd.grad(_reference(hidden, weight, targets), [hidden, weight])
     assert [g.dtype for g in got] == [torch.float32, torch.float32]

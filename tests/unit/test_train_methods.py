@@ -19,7 +19,7 @@ from finetune_trainer.methods.base import Base
 from finetune_trainer.methods.fused import FusedLinear
 from finetune_trainer.methods.lora import LoraAttached, target_suffixes
 from finetune_trainer.methods.registry import method_of
-from tests.train_helpers import BASE, network
+from tests.train_helpers import BASE, disturb, network
 
 TOKENS = torch.arange(24).view(2, 12)
 
@@ -28,13 +28,6 @@ def _lora(net: nn.Module, **settings: object) -> LoraAttached:
     attached = method_of(Method(type="lora", lora=Lora(**settings))).attach(net, seed=1, base=BASE)
     assert isinstance(attached, LoraAttached)
     return attached
-
-
-def _disturb(attached: LoraAttached) -> None:
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in attached.trainable.values():
-            parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 TARGETS = [
@@ -111,7 +104,7 @@ def test_the_fused_forward_and_backward_are_pefts(kind: str) -> None:
         net = network(kind)
         attached = _lora(net, rank=4)
         assert attached.fused > 0
-        _disturb(attached)
+        disturb(attached)
         if not fused:
             for module in net.modules():
                 if isinstance(module, FusedLinear):
@@ -131,7 +124,7 @@ def test_the_fused_forward_yields_when_the_adapter_is_switched_off_or_merged() -
     net = network()
     before = net(TOKENS).logits
     attached = _lora(net)
-    _disturb(attached)
+    disturb(attached)
     adapted = net(TOKENS).logits
     assert not torch.allclose(adapted, before, atol=1e-3)
     with attached.adapter.disable_adapter():
@@ -145,7 +138,7 @@ def test_an_exported_adapter_gives_plain_peft_equal_logits(tmp_path: Path) -> No
 
     net = network()
     attached = _lora(net, rank=4)
-    _disturb(attached)
+    disturb(attached)
     attached.export(tmp_path)
     loaded = PeftModel.from_pretrained(network(), tmp_path)
     torch.testing.assert_close(loaded(TOKENS).logits, net(TOKENS).logits, rtol=1e-5, atol=1e-6)
@@ -171,7 +164,7 @@ def test_an_update_counts_by_alpha_and_rank(
 
     net = network()
     attached = _lora(net, **settings)
-    _disturb(attached)
+    disturb(attached)
     layer = net.model.layers[0].mlp.up_proj
     assert (attached.adapter.peft_config["default"].lora_alpha, layer.scaling["default"]) == (alpha, scale)
     x = torch.randn(5, 32)

@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import LastWords
 from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import FailureClass
@@ -184,7 +184,3 @@ def culprit(words: Sequence[LastWords]) -> LastWords:
         return (later.get(w.failure_class, 0) if w.failure_class else 3, w.time)
 
     return min(failures, key=blame)
-
-
-def interrupted(words: LastWords) -> bool:
-    return words.reason is Reason.Interrupted

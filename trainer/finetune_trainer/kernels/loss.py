@@ -12,14 +12,14 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-IGNORE = -100
+from finetune_trainer.data.pack import IGNORED
 
 
 class Loss(Protocol):
     def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy of `hidden @ weight.T`, in nats: a scalar in fp32, with gradients of both.
 
-        hidden: (tokens, dim), weight: (vocab, dim), targets: (tokens,) int64, -100 where nothing is trained."""
+        hidden: (tokens, dim), weight: (vocab, dim), targets: (tokens,) int64, IGNORED where nothing is trained."""
 
 
 def by_liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def by_liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         hidden,
         weight,
         targets,
-        ignore_index=IGNORE,
+        ignore_index=IGNORED,
         reduction="sum",
         accum_dtype=torch.float32,  # else a head in 16 bits would lose small gradients of many chunks
     )

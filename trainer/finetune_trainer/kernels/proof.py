@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_trainer.data.pack import IGNORED
+
 from .attention import Kernel, attention, starts
-from .loss import IGNORE, Loss
+from .loss import Loss
 
 
 @dataclass(frozen=True)
@@ -133,21 +135,21 @@ def _loss_fault(
     hidden = (2 * torch.randn(_TOKENS, dim, generator=random)).to(dtype).to(device, stored)
     weight = (torch.randn(vocabulary, dim, generator=random) * dim**-0.5).to(dtype).to(device, stored)
     targets = torch.randint(vocabulary, (_TOKENS,), generator=random).to(device)
-    targets[::3] = IGNORE
+    targets[::3] = IGNORED
 
     def tried(hidden: Tensor, weight: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != stored):
             return kernel(hidden, weight, targets)
 
     def right(hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORED, reduction="sum")
 
     upstream = torch.full((), 3.0, device=device)
     names = ("loss", "gradient of states", "gradient of the head")
     given = [hidden, weight] if trains_head else [hidden]
     frozen = [] if trains_head else [weight]
     states = _with_gradients(lambda states: tried(states, weight), [hidden], upstream)[1]
-    if bool(states[targets == IGNORE].any()):
+    if bool(states[targets == IGNORED].any()):
         return "its gradient of states is not zero where nothing is trained"
     return _compared(
         lambda *parts: tried(*parts, *frozen),

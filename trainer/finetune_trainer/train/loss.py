@@ -1,7 +1,7 @@
 """Fused linear cross-entropy: from hidden states to the summed loss without ever holding all logits.
 
-`linear_cross_entropy` scores only the tokens that are trained, a chunk of rows at a time, and computes the gradient of
-the hidden states (and of the head's weight where it is trained) in the same pass: one matrix product fewer than
+`trained_cross_entropy` scores tokens that are trained, a chunk of rows at a time, and computes the gradient of the
+hidden states (and of the head's weight where it is trained) in the same pass: one matrix product fewer than
 checkpointed chunks, and memory for one chunk of logits instead of four copies of all.
 
 The result is a sum in nats and not a mean. Whoever calls divides by the number of trained tokens of the whole optimizer
@@ -18,26 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
-"""Target of a token that is not trained."""
-
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Of fp32 logits. On a CPU a chunk should stay near the caches, yet be tall enough for the matrix product."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
+def trained_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
     """Summed cross-entropy of `hidden @ weight.T` against `targets`, in nats: a scalar in fp32.
 
-    hidden: (tokens, dim), weight: (vocab, dim), targets: (tokens,) int64, IGNORE where nothing is trained.
+    hidden: (tokens, dim), weight: (vocab, dim), targets: (tokens,) int64, every one a token. Waits for no GPU.
     """
-    trained = targets != IGNORE
-    if not bool(trained.all()):
-        hidden, targets = hidden[trained], targets[trained]
-    return trained_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows)
-
-
-def trained_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
-    """The same where every target is a token. Nothing here waits for a GPU."""
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return fused_cross_entropy(hidden, weight, targets, chunk_rows=chunk_rows)
     return token_nats(hidden, weight, targets, chunk_rows=chunk_rows).sum()
@@ -62,7 +51,7 @@ def token_nats(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: i
 
 def logits_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The same sum from ready-made logits (tokens, vocab): for heads that are more than one matrix."""
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def _rows_in_a_chunk(*, vocabulary: int, device: torch.device) -> int:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.data.pack import MicroBatch
+from finetune_trainer.data.pack import IGNORED, MicroBatch
 from finetune_trainer.kernels.attention import named, starts, takes_starts
 from finetune_trainer.kernels.chosen import Kernels
 from finetune_trainer.parallel.base import Packed, Strategy
 from finetune_trainer.parallel.single import Single
 
 from .below import Below
-from .loss import IGNORE, logits_cross_entropy, token_nats, trained_cross_entropy
+from .loss import logits_cross_entropy, token_nats, trained_cross_entropy
 
 Array = np.ndarray[Any, Any]
 
@@ -82,7 +82,7 @@ class LanguageModel:
         tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
         bounds = self._bounds(batch.positions)
         # Known here: a GPU that was asked which tokens are trained would be waited for.
-        trained = np.flatnonzero(batch.targets != IGNORE)
+        trained = np.flatnonzero(batch.targets != IGNORED)
         chosen, targets = self._tensor(trained), self._tensor(batch.targets.reshape(-1)[trained])
 
         def work() -> Tensor:
@@ -105,7 +105,7 @@ class LanguageModel:
         seen = self._bounds(positions) if mask is None else self._tensor(mask)[:, None]
         given, places, wanted = self._tensor(tokens), self._tensor(positions), self._tensor(targets)
         out = torch.zeros(targets.shape, dtype=torch.float32, device=self.device)
-        chosen = wanted != IGNORE
+        chosen = wanted != IGNORED
 
         def work() -> Tensor:
             if self.abilities.fused_head:
