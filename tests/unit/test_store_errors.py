@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -40,14 +43,24 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+@contextmanager
+def answering(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as server:
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with answering() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +149,40 @@ def test_nobody_listens() -> None:
         folder_at(port).read("a")
     assert caught.value.reason is Reason.StorageUnavailable
     assert f"the store at http://127.0.0.1:{port} is not available (connection refused)" in caught.value.message
+
+
+UNTRUSTED = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQLlWb4qK1lXG1qAY
+MrRDVXWVhEwCczT23ldq95ZCFX6hRANCAARN20XrO7szdyvC8c9MRyR1mdU7I06o
+GQsXysubZrcCG1eNk5lpxGFAFkafsvQZCNWLScon7ro1ADfmjm7etpBE
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUFqaYp9DOQwWg0ymA55STIuie5ucwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNTEyMjE1OVoYDzIxMjYxMTAx
+MTIyMTU5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARN20XrO7szdyvC8c9MRyR1mdU7I06oGQsXysubZrcCG1eNk5lpxGFA
+FkafsvQZCNWLScon7ro1ADfmjm7etpBEo28wbTAdBgNVHQ4EFgQUfO6Xsx7yE19J
+d5G6uj4AMsI8wdwwHwYDVR0jBBgwFoAUfO6Xsx7yE19Jd5G6uj4AMsI8wdwwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSQAwRgIhAK7fX6RFTCmqfd7fpCTifkYr11Y7u1P9ds80SY3iSVNkAiEA
+ytHTC4MpMy3JwvDU/JH7N8z2ANxKUyl2zqNhX/GA9rA=
+-----END CERTIFICATE-----
+"""
+"""A key and its certificate for localhost, made for this test: by no authority, until 2126."""
+
+
+def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+    (tmp_path / "server.pem").write_text(UNTRUSTED)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.pem")
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    with answering(tls) as server:
+        environ = keys | {"AWS_ENDPOINT_URL": f"https://localhost:{server.server_port}"}
+        with pytest.raises(FinetuneError, match="its TLS certificate is not trusted") as caught:
+            open_folder("s3://corp/models", prefix="", environ=environ).read("a")
+    assert caught.value.reason is Reason.StorageUnavailable
+    assert "SSL_CERT_FILE" in caught.value.hint
 
 
 def test_a_name_that_nobody_knows() -> None:

@@ -20,11 +20,12 @@ _BAD_KEYS = frozenset(
 _TRY_AGAIN = frozenset({"RequestTimeout", "SlowDown", "IncompleteBody", "BadDigest", "InternalError", "ServerBusy"})
 _CLOCK = "RequestTimeTooSkewed"
 _METADATA = ("169.254.169.254", "metadata.google.internal", "169.254.170.2", "token request")
+_UNTRUSTED = "its TLS certificate is not trusted"
 _TRANSPORT = (
     ("Connection refused", "connection refused"),
     ("dns error", "its name cannot be resolved"),
     ("failed to lookup address", "its name cannot be resolved"),
-    ("certificate", "its TLS certificate is not trusted"),
+    ("InvalidCertificate", _UNTRUSTED),
     ("timed out", "timed out"),
     ("TimedOut", "timed out"),
     ("Connection reset", "connection reset"),
@@ -57,7 +58,10 @@ def explain(error: Exception, *, doing: str, where: str, bucket: str, endpoint: 
         return FinetuneError(Reason.InvalidSpec, f"{cannot}: the store refused the request ({said})", "Check the URI.")
     why = said or next((meaning for phrase, meaning in _TRANSPORT if phrase in text), "no answer")
     at = f" at {endpoint}" if endpoint else ""
-    return FinetuneError(Reason.StorageUnavailable, f"{cannot}: the store{at} is not available ({why})")
+    hint = (
+        "Mount the certificates of your authorities, and name their file in SSL_CERT_FILE." if why == _UNTRUSTED else ""
+    )
+    return FinetuneError(Reason.StorageUnavailable, f"{cannot}: the store{at} is not available ({why})", hint)
 
 
 def explain_setup(error: Exception, *, where: str) -> FinetuneError:
