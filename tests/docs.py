@@ -16,6 +16,12 @@ def commands(document: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def other_manifests(document: Path) -> list[str]:
+    """The ```yaml blocks of other kinds, for a cluster's administrators."""
+    blocks = re.findall(r"```yaml\n(.*?)```", document.read_text(), re.S)
+    return [block for block in blocks if "kind: FineTuneJob" not in block]
+
+
 def manifests(document: Path) -> list[str]:
     """The ```yaml blocks that are FineTuneJobs."""
     return [b for b in re.findall(r"```yaml\n(.*?)```", document.read_text(), re.S) if "kind: FineTuneJob" in b]

@@ -1,4 +1,4 @@
-"""What the README says to apply to a cluster: the API server takes it, pods are made, and they may what they need."""
+"""What the documents say to apply to a cluster: the API server takes it, pods are made, and they may what they need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import yaml
 
 from finetune_operator import __version__
 from finetune_operator.main import parse
-from tests.cluster.rig import Rig
+from tests.cluster.rig import Kueue, Rig
+from tests.docs import DOCUMENTS, other_manifests
 
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "operator" / "install.yaml"
@@ -25,8 +26,16 @@ def installed(control_plane: Rig) -> Iterator[Rig]:
     control_plane.apply(INSTALL)
     control_plane.apply(ROOT / "operator" / "rbac-leader.yaml", namespace=NAME)
     yield control_plane
-    control_plane.kubectl("delete", "clusterrolebinding", NAME)
-    control_plane.delete_namespace(NAME)
+    control_plane.kubectl("delete", "--wait=false", "-f", INSTALL)
+    control_plane.kubectl("delete", "-f", ROOT / "operator" / "rbac.yaml")
+
+
+@pytest.fixture(scope="module")
+def team(installed: Rig) -> Iterator[str]:
+    """The namespace of the documents' manifests."""
+    installed.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}})
+    yield "team-a"
+    installed.delete_namespace("team-a")
 
 
 def test_two_pods_are_made_under_the_restricted_standard(installed: Rig) -> None:
@@ -56,3 +65,44 @@ def test_the_operator_knows_its_arguments() -> None:
     assert args.default_image == f"finetune-trainer:{__version__}"
     assert container["image"] == f"{NAME}:{__version__}"
     assert f":{container['ports'][0]['containerPort']}" in args.listen
+
+
+def documented(*, kueue: bool) -> list[str]:
+    return [text for document in DOCUMENTS for text in other_manifests(document) if ("kueue.x-k8s.io" in text) is kueue]
+
+
+def test_those_who_may_edit_may_run_jobs(installed: Rig, team: str) -> None:
+    roles = [role for text in documented(kueue=False) for role in yaml.safe_load_all(text)]
+    roles = [role for role in roles if role["kind"] == "ClusterRole"]
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "people", "namespace": team},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": team}],
+    }
+    installed.apply([*roles, binding])
+    try:
+        for verb in ("create", "delete", "get", "watch"):
+            installed.wait_allowed(verb, "finetunejobs.finetune.dev", namespace=team, account=f"{team}:default")
+    finally:
+        for role in roles:
+            installed.kubectl("delete", "clusterrole", role["metadata"]["name"])
+
+
+@pytest.mark.parametrize("text", documented(kueue=False))
+def test_what_the_documents_show_is_taken(installed: Rig, team: str, text: str) -> None:
+    installed.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+
+@pytest.mark.parametrize("text", documented(kueue=True))
+def test_so_are_queues(installed: Rig, kueue: Kueue, team: str, text: str) -> None:
+    kueue.manage(team)
+    installed.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+
+def test_all_of_it_can_be_taken_away(installed: Rig) -> None:
+    """`installed` ends with what the documents say; the CRD stays for other tests."""
+    for file in ("operator/install.yaml", "operator/rbac.yaml", "crds/finetunejobs.finetune.dev.yaml"):
+        told = installed.kubectl("delete", "--dry-run=server", "-f", ROOT / file)
+        assert "(server dry run)" in told

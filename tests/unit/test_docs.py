@@ -26,6 +26,7 @@ RUN_BY = {
     r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
     r"finetune verify s3://\S+": "tests/cluster/test_end_to_end.py",
     r"kubectl apply --server-side( -n finetune-operator)? -f (crds|operator)/\S+": "tests/integration/test_install.py",
+    r"kubectl delete -f (crds|operator)/\S+": "tests/integration/test_install.py",
     r"kubectl create configmap own-script --from-file=examples/train\.py": "tests/cluster/test_script.py",
     r"kubectl apply -f examples/bring-your-own-script\.yaml": "tests/cluster/test_script.py",
     r"kubectl apply -f examples/sentiment-lora\.yaml": "tests/cluster/test_end_to_end.py",
