@@ -77,7 +77,6 @@ class Reason(StrEnum):
     UnexpectedError = "UnexpectedError"
     ScriptFailed = "ScriptFailed"
     # conditions and events of the life cycle
-    Accepted = "Accepted"
     GangCreated = "GangCreated"
     GangRunning = "GangRunning"
     Restarting = "Restarting"

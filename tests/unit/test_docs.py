@@ -105,6 +105,12 @@ def test_every_class_of_failure_has_a_runbook() -> None:
         assert f"## {name}\n" in text
 
 
+def test_every_reason_has_a_word_in_the_runbooks() -> None:
+    text = (ROOT / "docs" / "runbooks.md").read_text()
+
+    assert [reason for reason in Reason if f"`{reason}`" not in text] == []
+
+
 def test_every_metric_is_documented() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
     values = [value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)]
