@@ -19,8 +19,6 @@ BIN = Path(sys.executable).parent
 RUN_BY = {
     r"make demo": "tests/e2e/test_demo.py",
     r"make test": ".ci/run",
-    r"make (check|fix|generate|setup|lock)": "Makefile",
-    r"make bench": "Makefile",
     r"finetune validate examples/\S+": "tests/unit/test_docs.py",
     r"finetune plan job\.yaml --gpu H100": "tests/unit/test_cli_plan.py",
     r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
@@ -32,7 +30,6 @@ RUN_BY = {
     r"kubectl apply -f examples/sentiment-lora\.yaml": "tests/cluster/test_end_to_end.py",
     r"kubectl wait --for=condition=Complete finetunejob/\S+ --timeout=\w+": "tests/cluster/test_end_to_end.py",
     r"kubectl finetune status \w+": "tests/cluster/test_end_to_end.py",
-    r"python -m finetune_operator --all-namespaces --default-image \S+": "tests/cluster/operator_process.py",
     r"python (-m tests\.benchmarks\.|tests/benchmarks/)\S+( .*)?": "tests/benchmarks/__main__.py",
 }
 """What the documents may tell people to type, and the file that types it."""
