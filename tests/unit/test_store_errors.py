@@ -151,43 +151,81 @@ def test_nobody_listens() -> None:
     assert f"the store at http://127.0.0.1:{port} is not available (connection refused)" in caught.value.message
 
 
-UNTRUSTED = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQLlWb4qK1lXG1qAY
-MrRDVXWVhEwCczT23ldq95ZCFX6hRANCAARN20XrO7szdyvC8c9MRyR1mdU7I06o
-GQsXysubZrcCG1eNk5lpxGFAFkafsvQZCNWLScon7ro1ADfmjm7etpBE
------END PRIVATE KEY-----
+AUTHORITY = """\
 -----BEGIN CERTIFICATE-----
-MIIBnDCCAUGgAwIBAgIUFqaYp9DOQwWg0ymA55STIuie5ucwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNTEyMjE1OVoYDzIxMjYxMTAx
-MTIyMTU5WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAARN20XrO7szdyvC8c9MRyR1mdU7I06oGQsXysubZrcCG1eNk5lpxGFA
-FkafsvQZCNWLScon7ro1ADfmjm7etpBEo28wbTAdBgNVHQ4EFgQUfO6Xsx7yE19J
-d5G6uj4AMsI8wdwwHwYDVR0jBBgwFoAUfO6Xsx7yE19Jd5G6uj4AMsI8wdwwDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSQAwRgIhAK7fX6RFTCmqfd7fpCTifkYr11Y7u1P9ds80SY3iSVNkAiEA
-ytHTC4MpMy3JwvDU/JH7N8z2ANxKUyl2zqNhX/GA9rA=
+MIIBiTCCAS+gAwIBAgIUQK4Seki0kwWvJAx0JYKxCbxc6oEwCgYIKoZIzj0EAwIw
+GTEXMBUGA1UEAwwOdGVzdCBhdXRob3JpdHkwIBcNMjYxMTI1MTI0NTU3WhgPMjEy
+NjExMDExMjQ1NTdaMBkxFzAVBgNVBAMMDnRlc3QgYXV0aG9yaXR5MFkwEwYHKoZI
+zj0CAQYIKoZIzj0DAQcDQgAEAGgEasXz8gwSYzFypjctVoQc7+5RSinkoTq0cubQ
+qTgkmlBg1wvHsD6N96KpVnJsSkl8tCBoTLmdk+1GiB/sQ6NTMFEwHQYDVR0OBBYE
+FLsh/lttWgbXvrQES1LpBwZ9TppgMB8GA1UdIwQYMBaAFLsh/lttWgbXvrQES1Lp
+BwZ9TppgMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSAAwRQIgcuQ2fAX0
+tlYGy2gGf4X4vIZT0HWWj26RFuAWhmKa/EECIQD9+jYgwljo/rPvpX3M0vJPKzKj
+xNUbj85IZhW1906I1Q==
 -----END CERTIFICATE-----
 """
-"""A key and its certificate for localhost, made for this test: by no authority, until 2126."""
+SERVER = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgk8Pft3zFKTzB5BC+
+bGnS7WPamX+HoxtXiDLBs2Py8kuhRANCAAQ4ayOeHDemHLEtWlPD+RbgPnabl85W
+PfXXElInzkTeOxL+I+9m5LVijFSrL4HvHEEtCkbBrooNLAZ4+g9fthpk
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBrjCCAVWgAwIBAgIUL6vO59ffmBiV7ZyLJo/6q7TkbhAwCgYIKoZIzj0EAwIw
+GTEXMBUGA1UEAwwOdGVzdCBhdXRob3JpdHkwIBcNMjYxMTI1MTI0NTU3WhgPMjEy
+NjExMDExMjQ1NTdaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEG
+CCqGSM49AwEHA0IABDhrI54cN6YcsS1aU8P5FuA+dpuXzlY99dcSUifORN47Ev4j
+72bktWKMVKsvge8cQS0KRsGuig0sBnj6D1+2GmSjfjB8MBoGA1UdEQQTMBGCCWxv
+Y2FsaG9zdIcEfwAAATAJBgNVHRMEAjAAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0G
+A1UdDgQWBBRlScra9o2TFCiyVG+vObxbr5erKDAfBgNVHSMEGDAWgBS7If5bbVoG
+1760BEtS6QcGfU6aYDAKBggqhkjOPQQDAgNHADBEAiB9vdYl/QAnWUFsn4iJkPqt
+n6JSuxGw6FHCq+r688fYpQIgf8HvDJnCfl0mpSGn5WSFdOZYG9TuEyFqCSP9L95P
+6ZE=
+-----END CERTIFICATE-----
+"""
+"""A key and its certificate for localhost by that authority, made for these tests and good until 2126."""
+
+KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
 
 
-def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
-    (tmp_path / "server.pem").write_text(UNTRUSTED)
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "server.pem").write_text(SERVER)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "server.pem")
-    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
     with answering(tls) as server:
-        environ = keys | {"AWS_ENDPOINT_URL": f"https://localhost:{server.server_port}"}
-        with pytest.raises(FinetuneError, match="its TLS certificate is not trusted") as caught:
-            open_folder("s3://corp/models", prefix="", environ=environ).read("a")
+        server.status = 404
+        yield server
+
+
+def test_a_certificate_that_nobody_vouches_for(secure: Server) -> None:
+    environ = KEYS | {"AWS_ENDPOINT_URL": f"https://localhost:{secure.server_port}"}
+    with pytest.raises(FinetuneError, match="its TLS certificate is not trusted") as caught:
+        open_folder("s3://corp/models", prefix="", environ=environ).read("a")
     assert caught.value.reason is Reason.StorageUnavailable
     assert "SSL_CERT_FILE" in caught.value.hint
 
 
+def test_an_authority_of_ones_own(secure: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bundle.pem").write_text(AUTHORITY)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "bundle.pem"))
+    environ = KEYS | {"AWS_ENDPOINT_URL": f"https://localhost:{secure.server_port}"}
+    assert not open_folder("s3://corp/models", prefix="", environ=environ).exists("a")
+
+
+def test_a_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status, server.requests = 404, 0
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    environ = KEYS | {"AWS_ENDPOINT_URL": "http://store.invalid:9000"}
+    assert not open_folder("s3://corp/models", prefix="", environ=environ).exists("a")
+    assert server.requests == 1
+
+
 def test_a_name_that_nobody_knows() -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-    environ = keys | {"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}
+    environ = KEYS | {"AWS_ENDPOINT_URL": "http://no-such-host.invalid"}
     with pytest.raises(FinetuneError, match="its name cannot be resolved") as caught:
         open_folder("s3://corp/models", prefix="", environ=environ).read("a")
     assert caught.value.reason is Reason.StorageUnavailable
