@@ -3,10 +3,19 @@ API server in tests/integration. Both must refuse each of them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.manifests import MISSING, SCRIPT, Bad
 
 NEEDED = "model, data and output are required (or command, to run a script of your own)"
 SCRIPT_DECIDES = "with command the script decides: remove model, data, method, training, strategy and checkpoint"
+
+STEPPED: dict[str, Any] = {
+    "epochs": 3, "maxSteps": 9, "batchSize": 8, "learningRate": 1e-3, "schedule": "linear", "warmupRatio": 0.1,
+    "optimizer": "adamw8bit", "weightDecay": 0.1, "maxGradNorm": 1, "evaluateEvery": 5, "earlyStopping": {},
+    "skipBadBatch": True,
+}  # fmt: skip
+"""What says how steps are made."""
 
 BAD = (
     # what must be there
@@ -69,8 +78,11 @@ BAD = (
         "Unsupported value"),
     Bad("moments in 8 bits for DeepSpeed's engine", {"spec.training.optimizer": "adamw8bit", "spec.strategy": {"type": "deepspeed"}},
         "spec", "training.optimizer adamw8bit does not go with strategy.type deepspeed"),
-    Bad("moments of a probe", {"spec.training.optimizer": "adamw8bit", "spec.method": {"type": "probe"}}, "spec",
-        "method.type probe makes no optimizer steps"),
+    *(Bad(f"a probe with training.{field}", {"spec.method": {"type": "probe"}, f"spec.training.{field}": value}, "spec",
+        "method.type probe is fitted at once and makes no steps: remove checkpoint, and of training epochs, maxSteps,")
+      for field, value in STEPPED.items()),
+    Bad("checkpoints of a probe", {"spec.method": {"type": "probe"}, "spec.checkpoint": {"keep": 3}}, "spec",
+        "method.type probe is fitted at once and makes no steps: remove checkpoint,"),
     Bad("an unknown precision", {"spec.training.precision": "fp16"}, "spec.training.precision", "must be one of", "Unsupported value"),
     Bad("unknown kernels", {"spec.training.kernels": "liger"}, "spec.training.kernels", "must be one of", "Unsupported value"),
     Bad("lora in no layer", {"spec.method": {"lora": {"layers": 0}}}, "spec.method.lora.layers", "at least 1",

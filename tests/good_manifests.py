@@ -80,6 +80,20 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     ("a prompt by a network", {"spec.method": {"type": "ptuning", "ptuning": {"hidden": 128}}}, None),
+    (
+        "a probe that is told how to compute",
+        {
+            "spec.method": {"type": "probe"},
+            "spec.training": {
+                "seed": 3,
+                "microBatchTokens": 4096,
+                "precision": "float32",
+                "kernels": "reference",
+                "skipBadBatch": False,
+            },
+        },
+        None,
+    ),
     ("a probe", {"spec.method": {"type": "probe", "probe": {"kind": "logistic", "layers": [0, 12]}}}, None),
     ("a prefix", {"spec.method": {"type": "prefix"}}, None),
     ("a merged model beside the adapter", {"spec.output.merged": True}, None),

@@ -130,7 +130,8 @@ class Method(ApiModel):
             "base. dora: lora whose magnitudes train apart from directions. qlora: lora on a base in 4 bits. "
             "adapter: small bottleneck layers between frozen ones. prompt: learned tokens in front of every row. "
             "ptuning: the same, made by a small network. prefix: learned keys and values in every layer. "
-            "probe: a linear classifier on the frozen model, for format classification.",
+            "probe: a linear classifier on the frozen model, for format classification; it is fitted at once, "
+            "so that what training and checkpoint say about steps is refused.",
         )
     )
     partial: Partial | None = Field(None, description="For type partial.")

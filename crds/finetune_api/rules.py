@@ -72,6 +72,19 @@ MODEL_RULES = (
 )
 
 
+STEPPED = (
+    "epochs", "maxSteps", "batchSize", "learningRate", "schedule", "warmupRatio", "optimizer", "weightDecay",
+    "maxGradNorm", "evaluateEvery", "earlyStopping",
+)  # fmt: skip
+"""Fields of training that say how steps are made."""
+
+
+def _probe_makes_no_steps(new: dict[str, Any]) -> bool:
+    training = new.get("training") or {}
+    stepped = "checkpoint" in new or any(field in training for field in STEPPED) or training.get("skipBadBatch")
+    return not stepped or (new.get("method") or {}).get("type") != "probe"
+
+
 def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
     data = new.get("data") or {}
     plain = not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data.get("train", ()))
@@ -120,28 +133,27 @@ COMMAND_RULES = (
     ),
 )
 
-_NO_EIGHT_BITS = (
-    "!has(self.training) || !has(self.training.optimizer) || self.training.optimizer != 'adamw8bit' || "
-    "!has(self.{0}) || !has(self.{0}.type) || self.{0}.type != '{1}'"
-)
-
-OPTIMIZER_RULES = (
+STEP_RULES = (
     Rule(
-        cel=_NO_EIGHT_BITS.format("strategy", "deepspeed"),
+        cel="!has(self.training) || !has(self.training.optimizer) || self.training.optimizer != 'adamw8bit' || "
+        "!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != 'deepspeed'",
         message="training.optimizer adamw8bit does not go with strategy.type deepspeed, whose engine cuts weights "
         "anywhere: set strategy.type: fsdp, or optimizer: adamw",
         holds=lambda new, _: not _eight_bits(new) or (new.get("strategy") or {}).get("type") != "deepspeed",
     ),
     Rule(
-        cel=_NO_EIGHT_BITS.format("method", "probe"),
-        message="method.type probe makes no optimizer steps: remove training.optimizer",
-        holds=lambda new, _: not _eight_bits(new) or (new.get("method") or {}).get("type") != "probe",
+        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !(has(self.checkpoint) || "
+        f"(has(self.training) && ({' || '.join(f'has(self.training.{field})' for field in STEPPED)} || "
+        "(has(self.training.skipBadBatch) && self.training.skipBadBatch))))",
+        message="method.type probe is fitted at once and makes no steps: remove checkpoint, and of training "
+        f"{', '.join(STEPPED)} and skipBadBatch",
+        holds=lambda new, _: _probe_makes_no_steps(new),
     ),
 )
 
 SPEC_RULES = (
     *COMMAND_RULES,
-    *OPTIMIZER_RULES,
+    *STEP_RULES,
     MERGED_FITS,
     Rule(
         cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "

@@ -69,7 +69,7 @@ class Training(ApiModel):
     optimizer: Optimizer = Field(
         "adamw",
         description="adamw8bit: AdamW whose moments take a byte each instead of four, for less memory and smaller "
-        "checkpoints; its steps take longer. Not with strategy deepspeed, nor with probe.",
+        "checkpoints; its steps take longer. Not with strategy deepspeed.",
     )
     weight_decay: float = Field(0.0, ge=0, le=10, description="Decoupled (AdamW).")
     max_grad_norm: float = Field(
