@@ -22,6 +22,8 @@ class ExitCode:
     OK = 0
     USAGE = 64
     DATA = 65
+    NO_INPUT = 66
+    """Of the `finetune` command: what it was asked about is not there."""
     UNAVAILABLE = 69
     INTERNAL = 70
     INTERRUPTED = 75
@@ -76,6 +78,9 @@ class Reason(StrEnum):
     Preempted = "Preempted"
     UnexpectedError = "UnexpectedError"
     ScriptFailed = "ScriptFailed"
+    # of the finetune command alone
+    NotFound = "NotFound"
+    ClusterUnavailable = "ClusterUnavailable"
     # conditions and events of the life cycle
     GangCreated = "GangCreated"
     GangRunning = "GangRunning"
@@ -115,6 +120,12 @@ CLASSES: dict[FailureClass, Rule] = {
     FailureClass.Preemption: Rule(ExitCode.INTERRUPTED, retried=True, counted=False),
     FailureClass.Internal: Rule(ExitCode.INTERNAL, retried=True, counted=True),
 }
+
+OF_THE_COMMAND = (Reason.NotFound, Reason.ClusterUnavailable)
+"""Reasons that no job has: what the `finetune` command was asked about cannot be seen."""
+
+_EXIT_CODES: dict[Reason, int] = {Reason.NotFound: ExitCode.NO_INPUT}
+"""Where it is not that of the class."""
 
 _REASONS: dict[Reason, tuple[FailureClass, str]] = {
     Reason.InvalidSpec: (
@@ -216,6 +227,8 @@ _REASONS: dict[Reason, tuple[FailureClass, str]] = {
         FailureClass.Preemption,
         "Nothing to do: the run continues from its last checkpoint when its queue admits it again.",
     ),
+    Reason.NotFound: (FailureClass.Config, "Check the name; `finetune status NAME` tells what there is of a job."),
+    Reason.ClusterUnavailable: (FailureClass.Infrastructure, "Check the kubeconfig, the context and your rights."),
     Reason.UnexpectedError: (FailureClass.Internal, "Read the traceback in the log; please report it."),
 }
 
@@ -228,6 +241,11 @@ def class_of(reason: Reason) -> FailureClass:
 def hint_of(reason: Reason) -> str:
     """What a person can do about it when nothing more specific is known."""
     return _REASONS[reason][1]
+
+
+def exit_code_of(reason: Reason) -> int:
+    """Of a process that ends with a failure; KeyError for a reason that is no failure."""
+    return _EXIT_CODES.get(reason) or CLASSES[class_of(reason)].exit_code
 
 
 class FinetuneError(Exception):
@@ -245,7 +263,7 @@ class FinetuneError(Exception):
 
     @property
     def exit_code(self) -> int:
-        return CLASSES[self.failure_class].exit_code
+        return exit_code_of(self.reason)
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message} ({self.hint})"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import schema
-from .failures import CLASSES, Reason, class_of, hint_of
+from .failures import CLASSES, OF_THE_COMMAND, Reason, class_of, exit_code_of, hint_of
 from .spec import FineTuneJobSpec
 from .status import FailureClass, FineTuneJobStatus
 
@@ -95,9 +95,13 @@ def _failures() -> str:
             failure_class = class_of(reason)
         except KeyError:
             continue
+        if reason in OF_THE_COMMAND:
+            continue
         rule = CLASSES[failure_class]
         retried = OWN_BUDGET.get(failure_class) or (
             "no" if not rule.retried else "yes, counted" if rule.counted else "yes, free"
         )
         lines.append(f"| {reason} | {failure_class} | {rule.exit_code} | {retried} | {hint_of(reason)} |")
-    return "\n".join(lines)
+    own = " and ".join(f"{exit_code_of(reason)} ({reason})" for reason in OF_THE_COMMAND)
+    of_the_command = f"The command `finetune` ends with these codes too, and where no job is to blame with {own}."
+    return "\n".join([*lines, "", of_the_command])

@@ -196,8 +196,21 @@ def test_logs_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     log.write_text("a line\n")
     assert main(["logs", "tiny", "--home", str(home.path)]) == ExitCode.OK
     assert capsys.readouterr().out == "a line\n"
-    assert main(["logs", "tiny", "--node", "7", "--home", str(home.path)]) == ExitCode.CONFIG
+    assert main(["logs", "tiny", "--node", "7", "--home", str(home.path)]) == ExitCode.NO_INPUT
     assert "no log of node 7" in capsys.readouterr().err
+    assert main(["logs", "tiny", "--attempt", "2", "--home", str(home.path)]) == ExitCode.NO_INPUT
+    assert "what    tiny has no attempt 2: the present one is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "report"])
+def test_a_name_that_nobody_has_is_no_mistake_in_a_manifest(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([command, "nobody", "--home", str(tmp_path)]) == ExitCode.NO_INPUT
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("reason NotFound what no run named nobody in /")
+    assert "manifest" not in said
 
 
 def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +232,7 @@ def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture
 )
 def test_no_report(phase: str, says: str, tmp_path: Path, kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kubectl / "answer").write_text(json.dumps(manifest(tmp_path) | {"status": {"phase": phase}}))
-    assert main(["report", "tiny", "-n", "team"]) == ExitCode.CONFIG
+    assert main(["report", "tiny", "-n", "team"]) == ExitCode.NO_INPUT
     assert says in capsys.readouterr().err
 
 
@@ -281,9 +294,9 @@ def test_status_from_a_cluster(tmp_path: Path, kubectl: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("refusal", "code", "words"),
     [
-        ('Error from server (NotFound): finetunejobs "tiny" not found', ExitCode.CONFIG, "Check the name"),
-        ("error: the server doesn't have a resource type", ExitCode.CONFIG, "CustomResourceDefinition"),
-        ("The connection to the server was refused", ExitCode.UNAVAILABLE, "kubeconfig"),
+        ('Error from server (NotFound): finetunejobs "tiny" not found', ExitCode.NO_INPUT, "no FineTuneJob named tiny"),
+        ("error: the server doesn't have a resource type", ExitCode.UNAVAILABLE, "CustomResourceDefinition"),
+        ("The connection to the server was refused", ExitCode.UNAVAILABLE, "reason  ClusterUnavailable"),
     ],
 )
 def test_a_cluster_that_refuses(
@@ -299,7 +312,7 @@ def test_a_cluster_that_refuses(
     [
         ({"phase": "Queued", "attempt": 1}, [], ExitCode.OK, "tiny is Queued: see `finetune status tiny`"),
         ({}, [], ExitCode.OK, "tiny is Pending: see"),
-        ({"phase": "Running", "attempt": 2}, ["--attempt", "7"], ExitCode.CONFIG, "no attempt 7: the present one is 2"),
+        ({"phase": "Running", "attempt": 2}, ["--attempt", "7"], ExitCode.NO_INPUT, "no attempt 7: the present"),
     ],
 )
 def test_logs_that_are_not_there_yet(

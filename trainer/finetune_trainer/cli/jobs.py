@@ -47,7 +47,7 @@ def find(name: str, where: Where) -> Found:
         return Found(job, local=True)
     if shutil.which("kubectl") is None:
         message = f"no run named {name} in {where.home}, and no kubectl to ask a cluster with"
-        raise FinetuneError(Reason.InvalidSpec, message, "Check the name, or install kubectl.")
+        raise FinetuneError(Reason.NotFound, message, "Check the name and the folder (--home), or install kubectl.")
     return Found(_parse(_get(name, where), name), local=False)
 
 
@@ -60,10 +60,11 @@ def _get(name: str, where: Where) -> str:
     message = said[-1] if said else f"kubectl ended with status {done.returncode}"
     if "NotFound" in message:
         hint = "Check the name, the namespace (-n) and, for runs on this machine, the folder (--home)."
-        raise FinetuneError(Reason.InvalidSpec, f"no FineTuneJob named {name}: {message}", hint)
+        raise FinetuneError(Reason.NotFound, f"no FineTuneJob named {name}: {message}", hint)
     if "the server doesn't have a resource type" in message:
-        raise FinetuneError(Reason.InvalidSpec, message, "Install the CustomResourceDefinition and the operator first.")
-    raise FinetuneError(Reason.StorageUnavailable, message, "Check the kubeconfig, the context and your rights.")
+        hint = "Install the CustomResourceDefinition and the operator first."
+        raise FinetuneError(Reason.ClusterUnavailable, message, hint)
+    raise FinetuneError(Reason.ClusterUnavailable, message)
 
 
 def _parse(text: str, name: str) -> FineTuneJob:

@@ -28,7 +28,7 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
     attempt = attempt or present
     if attempt > present:
         message = f"{name} has no attempt {attempt}: the present one is {present}"
-        raise FinetuneError(Reason.InvalidSpec, message, f"See `finetune status {name}`.")
+        raise FinetuneError(Reason.NotFound, message, f"See `finetune status {name}`.")
     if not local:
         if attempt == present and job.status.phase in (None, *NOT_YET):
             print(f"{name} is {job.status.phase or Phase.Pending}: see `finetune status {name}`", file=sys.stderr)
@@ -43,7 +43,7 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
         return ExitCode.OK
     if not log.exists():
         message = f"no log of node {node or 0}, attempt {attempt} of {name}"
-        raise FinetuneError(Reason.InvalidSpec, message, f"See what there is: ls {home.run(name)}/*")
+        raise FinetuneError(Reason.NotFound, message, f"See what there is: ls {home.run(name)}/*")
 
     def over() -> bool:
         latest = home.load(name)

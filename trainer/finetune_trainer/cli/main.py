@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.failures import OF_THE_COMMAND, ExitCode, FinetuneError, Reason
 
 if TYPE_CHECKING:
     from finetune_trainer.cli.jobs import Where
 
 Handler = Callable[[argparse.Namespace], int]
 
-EPILOG = """exit status: 0 done, 64 usage, 65 data, 69 unavailable, 70 internal, 75 interrupted (run again to resume),
-77 credentials, 78 manifest or configuration, 80 out of memory, 81 loss not finite, 82 hang, 83 peer lost"""
+EPILOG = """exit status: 0 done, 64 usage, 65 data, 66 not found, 69 unavailable, 70 internal, 75 interrupted (run again
+to resume), 77 credentials, 78 manifest or configuration, 80 out of memory, 81 loss not finite, 82 hang, 83 peer lost"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,8 @@ def _lacking(error: ModuleNotFoundError) -> FinetuneError:
 def _told(error: FinetuneError) -> str:
     from finetune_trainer.cli.text import aligned
 
-    reason = f"{error.reason} (class {error.failure_class})"
+    # A class says who decides about another attempt, and of these there is none.
+    reason = f"{error.reason}" + ("" if error.reason in OF_THE_COMMAND else f" (class {error.failure_class})")
     return aligned([("reason", reason), ("what", error.message), ("do", error.hint)], indent="")
 
 

@@ -28,7 +28,7 @@ def _artifact_uri(name: str, where: Where) -> str:
     if job.status.artifact is None:
         yet = "" if job.status.phase is not None and job.status.phase.terminal else " yet"
         message = f"{name} has no artifact{yet} (phase {job.status.phase or 'Pending'})"
-        raise FinetuneError(Reason.InvalidSpec, message, f"See `finetune status {name}`.")
+        raise FinetuneError(Reason.NotFound, message, f"See `finetune status {name}`.")
     return job.status.artifact.uri
 
 
