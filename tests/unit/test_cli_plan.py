@@ -15,6 +15,7 @@ from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
 from finetune_trainer.planning.model import read_shape
 from tests.manifests import BASE, SCRIPT, changed
+from tests.unit.test_planning_experts import MIXTRAL
 from tests.unit.test_planning_memory import LLAMA_3B
 
 CONFIG = {
@@ -62,6 +63,24 @@ def test_a_model_of_another_layout_is_not_guessed(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mamba"}))
     with pytest.raises(ValueError, match="mamba is not laid out like Llama"):
         read_shape(model, weightless=True)
+
+
+def test_a_mixture_of_experts_is_planned_by_what_a_token_meets(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "config.json").write_text(json.dumps(MIXTRAL))
+    told = planned(capsys, write(tmp_path), "--gpu", "H200")
+    assert told["model"] == {
+        "parameters": 46_702_792_704, "activeParameters": 12_879_925_248, "layers": 32,
+        "withoutAdapter": 32 * 8 * (3 * 14336 * 4096 + 4096),
+    }  # fmt: skip
+    assert "qlora" not in {row["method"] for row in told["plans"]}
+    assert main(["plan", write(tmp_path), "--gpu", "H200"]) == ExitCode.OK
+    said = capsys.readouterr().out
+    assert "a token passes 2 in each block and meets 12,879,925,248 of 46,702,792,704 parameters" in said
+    assert "take no adapter, and qlora is not for them" in said
+    assert main(["plan", write(tmp_path, method={"type": "qlora"}), "--gpu", "H200"]) == ExitCode.CONFIG
+    assert "would not be kept in 4 bits" in capsys.readouterr().err
 
 
 def test_a_merged_model_is_told_with_its_size(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def llama(
     norms = hidden * (2 * layers + 1)
     return ModelShape(
         hidden=hidden, layers=layers, vocabulary=vocabulary, intermediate=intermediate, key_value=key_value,
-        parameters=sum(a * b for a, b in linears.values()) + embeddings + norms, linears=linears,
+        query=hidden, parameters=sum(a * b for a, b in linears.values()) + embeddings + norms, linears=linears,
         blocks=(sum(a * b for a, b in linears.values()) // layers + 2 * hidden,) * layers,
     )  # fmt: skip
 

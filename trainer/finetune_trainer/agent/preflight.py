@@ -29,7 +29,7 @@ from finetune_trainer.planning import machine
 from finetune_trainer.planning.advice import smallest_change
 from finetune_trainer.planning.devices import nameless
 from finetune_trainer.planning.memory import human
-from finetune_trainer.planning.model import ModelShape, find_shape
+from finetune_trainer.planning.model import ModelShape, check_on_experts, find_shape
 from finetune_trainer.planning.positions import fitted
 from finetune_trainer.planning.quantity import quantity
 from finetune_trainer.planning.strategy import check_installed, choose
@@ -85,6 +85,9 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     shape = find_shape(model.path)
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
+    if shape is not None and shape.passed:
+        _tell(shape.experts_line())
+        check_on_experts(spec.method, shape)
     if spec.training.compile:
         check_compile(spec.method)
     if spec.training.activation_checkpointing:

@@ -22,7 +22,7 @@ from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.planning.advice import Advice, recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, this_machine
 from finetune_trainer.planning.memory import human
-from finetune_trainer.planning.model import ModelShape, read_shape
+from finetune_trainer.planning.model import ModelShape, check_on_experts, read_shape
 from finetune_trainer.planning.table import Planner, Row, Workload
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def show_plan(wish: Wish) -> int:
         return ExitCode.CONFIG
     spec = job.spec
     folder = wish.model or model_folder(spec.model, cache=wish.cache)
-    planner = _planner(wish, spec, _shape(folder))
+    shape = _shape(folder)
+    if shape.passed:
+        check_on_experts(spec.method, shape)
+    planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)
     prices = read_prices(wish.prices) if wish.prices else None
@@ -76,7 +79,12 @@ def show_plan(wish: Wish) -> int:
         "device": {"name": planner.device.name, "memoryBytes": planner.device.memory},
         "processes": spec.world_size,
         "precision": planner.precision,
-        "model": {"parameters": planner.shape.parameters, "layers": planner.shape.layers},
+        "model": {
+            "parameters": shape.parameters,
+            "activeParameters": shape.active,
+            "layers": shape.layers,
+            "withoutAdapter": shape.unreached,
+        },
         "rows": planner.workload.rows,
         "tokens": planner.workload.tokens,
         "steps": planner.steps,
@@ -285,6 +293,8 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
             human(row.need.activations), human(row.need.loss), human(row.need.total), "yes" if row.fits else "no",
             f"{row.tokens_per_second:,.0f}", time, *(() if paid is None else (f"{row.cost or 0:,.2f}",)),
         ))  # fmt: skip
+    if shape.passed:
+        head += f"\n{shape.experts_line()}" + (", and qlora is not for them" if shape.mostly_experts else "")
     parts = [head, table((*columns, *(() if paid is None else (paid,))), lines, indent="")]
     if content["exactBytes"] is not None:
         parts.append(f"tracked tensor by tensor, {spec.method.type} on one process: {human(content['exactBytes'])}")

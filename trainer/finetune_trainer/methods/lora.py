@@ -21,6 +21,7 @@ from finetune_api.methods import Lora as Settings
 from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
 
 from .base import Base
+from .experts import has_experts, is_reached
 from .halves import half_of
 from .lean import lean_peft
 
@@ -34,7 +35,7 @@ class LoraAttached:
     fused: int
     """Layers with the fused forward."""
     without: int
-    """Weights of the blocks' matrices that are in no linear layer, such as those of experts: they have no adapters."""
+    """Weights of the blocks' matrices that no adapter can be put beside, such as those of experts."""
     kind: Literal["adapter"] = "adapter"
 
     def settle(self) -> None:
@@ -116,8 +117,7 @@ def target_suffixes(network: nn.Module, layers: Layers, targets: str, *, method:
 
     ModelUnsupported where the blocks have no such layers.
     """
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
-    inside = [name for name in linear if layers.index(name) >= 0]
+    inside = _reached(network, layers)
     wanted = inside if targets == "all-linear" else [n for n in inside if _half(n, layers) == targets]
     if not wanted:
         raise FinetuneError(
@@ -143,10 +143,20 @@ def _shortest_ending(name: str, wanted: set[str], every_name: list[str]) -> str:
     return name
 
 
+def _reached(network: nn.Module, layers: Layers) -> list[str]:
+    """The linear layers of the blocks that an adapter may be put beside."""
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
+    inside = [name for name in linear if layers.index(name) >= 0]
+    config = cast(Any, network).config
+    if not has_experts(config.to_dict(), (name for name, _ in network.named_parameters())):
+        return inside
+    return [name for name in inside if is_reached(name, model_type=config.model_type)]
+
+
 def _without(network: nn.Module, layers: Layers) -> int:
-    linear = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    reached = {id(network.get_submodule(name).weight) for name in _reached(network, layers)}
     inside = (p for name, p in network.named_parameters() if layers.index(name) >= 0)
-    return sum(p.numel() for p in inside if p.ndim > 1 and id(p) not in linear)
+    return sum(p.numel() for p in inside if p.ndim > 1 and id(p) not in reached)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -128,6 +128,31 @@ def check_four_bits() -> None:
         )
 
 
+def check_packed(what: str, *, packed: int, whole: int) -> None:
+    """ModelUnsupported where 4 bits would hold less than half of the blocks' weights: what is asked for is not had."""
+    if 2 * packed < whole:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{100 - 100 * packed // whole} % of the weights of {what} lie in other layers than torch.nn.Linear, such "
+            "as experts, and would not be kept in 4 bits",
+            "Use method.type: lora.",
+        )
+
+
+def check_experts(method: Method, *, packed: int, whole: int, adapted: int) -> None:
+    """ModelUnsupported for a method that a mixture of experts leaves nothing to. Of its blocks: parameters that qlora
+    would keep in 4 bits, all of them, and matrices that a low-rank method's targets reach."""
+    if method.type == "qlora":
+        check_packed("the model's blocks", packed=packed, whole=whole)
+    if method.low_rank is not None and not adapted:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"method.{method.type}.targets {method.low_rank.targets} reaches nothing in this model: its experts, and "
+            "the feed-forward networks beside them, take no adapter",
+            f"Set method.{method.type}.targets: all-linear, or use method.type: full.",
+        )
+
+
 def check_layers(wanted: int, there: int) -> None:
     if wanted > there:
         raise FinetuneError(

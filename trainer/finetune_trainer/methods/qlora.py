@@ -19,7 +19,7 @@ from finetune_trainer.blocks import Layers, decoder_layers
 
 from .base import Base
 from .lora import Lora, LoraAttached
-from .needs import check_four_bits
+from .needs import check_four_bits, check_packed
 
 _LARGEST_ERROR = 0.12
 """Of normally distributed weights, relative to them. NF4 in blocks of 64 has 0.092."""
@@ -67,16 +67,10 @@ def packed_layers(network: nn.Module, *, device: torch.device) -> list[str]:
 
 
 def _check_share(network: nn.Module, layers: Layers, linear: list[str]) -> None:
-    """Experts lie in layers of their own kind, and would stay as they are: what was asked for is not saved."""
+    """Experts lie in layers of their own kind, and would stay as they are."""
     whole = sum(p.numel() for name, p in network.named_parameters() if layers.index(name) >= 0 and p.ndim > 1)
     packed = sum(cast(nn.Linear, network.get_submodule(name)).weight.numel() for name in linear)
-    if 2 * packed < whole:
-        raise FinetuneError(
-            Reason.ModelUnsupported,
-            f"{100 - 100 * packed // whole} % of the weights of {type(network).__name__}'s blocks lie in other layers "
-            "than torch.nn.Linear, such as experts, and would not be kept in 4 bits",
-            "Use method.type: lora.",
-        )
+    check_packed(f"{type(network).__name__}'s blocks", packed=packed, whole=whole)
 
 
 def _check_kernel(width: int, device: torch.device) -> None:

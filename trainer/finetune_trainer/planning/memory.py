@@ -9,6 +9,8 @@
                  behind it trains or is adapted (autocast: see `recorded_bytes`); queries, keys, values and result of
                  the attention; 3f of the feed-forward, and f more where the matrix behind it trains or is adapted. In
                  bf16 and all trained that is 20h + 4k + 8f bytes. partial: of the layers that train alone
+                 experts: f of all that a token passes, and for each of them its result, and its input where it trains
+                 latent keys (DeepSeek): by the width of queries; short on a CPU, whose attention keeps its weights then
                  activation checkpointing: of each block h, and one block as above
     packing      documents in one row are kept apart by a mask: every layer keeps its own, and keys and values as wide
                  as queries
@@ -138,16 +140,18 @@ def recorded_bytes(shape: ModelShape, method: Method, width: int, *, row: int = 
     """Bytes that one decoder block keeps of a token. `width`: of what is computed; with `autocast` norms are fp32, and
     every matrix keeps a copy of its input of its own."""
     h, k, f = shape.hidden, shape.key_value, shape.intermediate
+    q = shape.query or h
     trains = method.trains_the_model
     targets = method.low_rank.targets if method.low_rank else ""
     attention = trains or targets in ("all-linear", "attention")
-    mlp = trains or targets in ("all-linear", "mlp")
+    mlp = trains or (targets in ("all-linear", "mlp") and bool(shape.adapted("mlp")))
     if autocast:
         norms = 2 * (4 + 4) * h + 5 * h * width
     else:
         norms = 2 * 4 * h + (2 * h * width if trains else 0) + (attention + mlp) * h * width
-    apart = 2 * h * width + row * (4 if autocast else width) if row else 2 * k * width
-    return norms + 2 * h * width + apart + (3 + mlp) * f * width
+    apart = 2 * q * width + row * (4 if autocast else width) if row else 2 * k * width
+    chosen = shape.passed * (1 + trains) * h * width
+    return norms + 2 * q * width + apart + (3 + mlp) * f * width + chosen
 
 
 def trained_parameters(shape: ModelShape, method: Method) -> int:
@@ -166,7 +170,7 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
         h, inner = shape.hidden, settings.hidden or shape.hidden
         return settings.virtual_tokens * h + (h + 1) * inner + (inner + 1) * inner + (inner + 1) * h
     if method.type == "partial":
-        return sum(shape.blocks[-_last(shape, method) :])
+        return sum(shape.blocks[-trained_layers(shape, method) :])
     if method.type == "adapter":
         m = (method.adapter or Adapter()).bottleneck
         return _bottlenecks(shape, method) * (2 * shape.hidden * m + m + shape.hidden)
@@ -178,7 +182,7 @@ def trained_parameters(shape: ModelShape, method: Method) -> int:
 
 def model_bytes(shape: ModelShape, method: Method, width: int) -> int:
     """Of all weights as products find them: what sharded ranks gather in a pass."""
-    packed = sum(a * b for a, b in shape.linears.values()) if method.type == "qlora" else 0
+    packed = shape.packed if method.type == "qlora" else 0
     return int(packed * FOUR_BITS) + (shape.parameters - packed) * width
 
 
@@ -187,10 +191,10 @@ def recorded_layers(shape: ModelShape, method: Method) -> int:
     if method.low_rank and method.low_rank.layers:
         return min(method.low_rank.layers, shape.layers)
     fixed = method.type == "partial" and isinstance((method.partial or Partial()).layers, int)
-    return _last(shape, method) if fixed else shape.layers
+    return trained_layers(shape, method) if fixed else shape.layers
 
 
-def _last(shape: ModelShape, method: Method) -> int:
+def trained_layers(shape: ModelShape, method: Method) -> int:
     """Layers that partial trains. For auto a quarter, which gave nine tenths of full quality on BERT (1911.03090)."""
     layers = (method.partial or Partial()).layers
     return min(layers, shape.layers) if isinstance(layers, int) else -(-shape.layers // 4)

@@ -10,37 +10,73 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.methods import Method
+from finetune_trainer.methods.experts import Experts, has_experts, is_forward, is_reached
+from finetune_trainer.methods.needs import check_experts
+from finetune_trainer.planning.layout import layout
+
 _ALIASES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "heads": ("num_attention_heads", "n_head", "num_heads"),
     "vocabulary": ("vocab_size",),
 }
-_LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 _TRANSPOSED = ("gpt2", "openai-gpt")
 """Families whose matrices are (in, out) on disk."""
-_EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _HEADER_LIMIT = 100 << 20
 _BLOCK = re.compile(r"\.(\d+)\.")
-_EXPERTS = re.compile(r"\.experts\.|\.gate\.weight$")
-"""Matrices of experts, and of what chooses among them: transformers keeps them in other layers than torch.nn.Linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Sizes that memory depends on. `linears`: (out, in) of every linear layer inside the decoder blocks, by tensor
-    name; matrices of experts are none."""
+    """Sizes that memory and time depend on. `linears`: (out, in) of every linear layer inside the decoder blocks that
+    an adapter reaches, by tensor name; experts are none (see methods.experts)."""
 
     hidden: int
     layers: int
     vocabulary: int
     intermediate: int
+    """Width of a block's feed-forward network; with experts, of all together that a token passes through."""
     key_value: int
     """Width of keys (and of values): key-value heads times head size."""
+    query: int = 0
+    """Width of queries: heads times head size; 0: `hidden`."""
     parameters: int
     linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     blocks: tuple[int, ...] = ()
     """Parameters of each decoder block, norms and biases too."""
+    idle: tuple[int, ...] = ()
+    """Of each block, those of experts that a token does not pass through; empty for a dense model."""
+    passed: int = 0
+    """Experts of a block that a token passes through."""
+    unreached: int = 0
+    """With experts: weights of the blocks' matrices that no adapter can be put beside."""
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token meets: all of a dense model."""
+        return self.parameters - sum(self.idle)
+
+    @property
+    def packed(self) -> int:
+        """Parameters that qlora keeps in 4 bits."""
+        return sum(d_out * d_in for d_out, d_in in self.linears.values())
+
+    @property
+    def mostly_experts(self) -> bool:
+        """Whether qlora has too little to keep in 4 bits (see needs.check_packed)."""
+        return 2 * self.packed < sum(self.blocks)
+
+    def active_in_last(self, count: int) -> int:
+        """Of the last `count` blocks."""
+        return sum(self.blocks[-count:]) - sum(self.idle[-count:])
+
+    def experts_line(self) -> str:
+        """What a reader should know of a mixture of experts."""
+        return (
+            f"experts: a token passes {self.passed} in each block and meets {self.active:,} of {self.parameters:,} "
+            f"parameters; {self.unreached:,} (experts, for instance) take no adapter"
+        )
 
     def adapted(self, targets: str, last: int | None = None) -> list[tuple[int, int]]:
         """The matrices that `targets` of a low-rank method means, in the `last` blocks or in all."""
@@ -54,47 +90,57 @@ class ModelShape:
 
 def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
     """ValueError names what config.json lacks; OSError where a file cannot be read. With `weightless` the tensors of a
-    folder without safetensors files are those that a Llama of these sizes has, if that is what the model is."""
+    folder without safetensors files are those that its family has (see layout)."""
     config = json.loads((folder / "config.json").read_bytes())
+    model_type = str(config.get("model_type"))
     config = {**config, **(config.get("text_config") or {})}
     sizes = {ours: _first(config, aliases) for ours, aliases in _ALIASES.items()}
     hidden, heads = sizes["hidden"], sizes["heads"]
-    head_size = config.get("head_dim") or hidden // heads
+    latent = (config.get("qk_nope_head_dim") or 0) + (config.get("qk_rope_head_dim") or 0)
+    head_size = latent or config.get("head_dim") or hidden // heads
     tensors = _tensors(folder)
     if weightless and not tensors:
-        tensors = _llama(config, sizes, head_size)
-    linears = {name: (s[0], s[1]) for name, s in tensors.items() if len(s) == 2 and _BLOCK.search(name)}
-    if any(".experts." in name for name in tensors):
-        linears = {name: shape for name, shape in linears.items() if not _EXPERTS.search(name)}
-    if config.get("model_type") in _TRANSPOSED:
+        tensors = layout(config, head_size)
+    matrices = {name: shape for name, shape in tensors.items() if name.endswith(".weight") and _BLOCK.search(name)}
+    linears = {name: (s[0], s[1]) for name, s in matrices.items() if len(s) == 2}
+    experts = Experts.of(config)
+    intermediate = config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * hidden
+    if has_experts(config, tensors):
+        linears = {name: shape for name, shape in linears.items() if is_reached(name, model_type=model_type)}
+    idle: dict[int, int] = {}
+    unreached = 0
+    if experts:
+        inside = {name: shape for name, shape in tensors.items() if len(shape) > 1 and _BLOCK.search(name)}
+        unreached = sum(_by_block(inside).values()) - sum(d_out * d_in for d_out, d_in in linears.values())
+        idle = _by_block({name: s for name, s in tensors.items() if experts.has(name, s)})
+        idle = {block: size - size * experts.passed // experts.count for block, size in idle.items()}
+        forward = _by_block({name: s for name, s in tensors.items() if len(s) > 1 and is_forward(name)})
+        widths = [(size - idle.get(block, 0)) // (3 * hidden) for block, size in forward.items()]
+        intermediate = max(widths, default=intermediate)
+    if model_type in _TRANSPOSED:
         linears = {name: (d_out, d_in) for name, (d_in, d_out) in linears.items()}
+    blocks = _by_block(tensors)
     return ModelShape(
         hidden=hidden,
         layers=sizes["layers"],
         vocabulary=sizes["vocabulary"],
-        intermediate=config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * hidden,
+        intermediate=intermediate,
         key_value=(config.get("num_key_value_heads") or heads) * head_size,
+        query=heads * head_size,
         parameters=sum(math.prod(shape) for shape in tensors.values()),
         linears=linears,
-        blocks=_blocks(tensors),
+        blocks=tuple(blocks[index] for index in sorted(blocks)),
+        idle=tuple(idle.get(index, 0) for index in sorted(blocks)) if idle else (),
+        passed=experts.passed if experts else 0,
+        unreached=unreached,
     )
 
 
-def _llama(config: Mapping[str, Any], sizes: Mapping[str, int], head_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a dense decoder with gated feed-forward. ValueError for another kind of model."""
-    if config.get("model_type") not in _LIKE_LLAMA:
-        raise ValueError(f"there are no weights, and {config.get('model_type')} is not laid out like Llama")
-    h, f, q = sizes["hidden"], config["intermediate_size"], sizes["heads"] * head_size
-    k = (config.get("num_key_value_heads") or sizes["heads"]) * head_size
-    block = {
-        "self_attn.q_proj.weight": (q, h), "self_attn.k_proj.weight": (k, h), "self_attn.v_proj.weight": (k, h),
-        "self_attn.o_proj.weight": (h, q), "mlp.gate_proj.weight": (f, h), "mlp.up_proj.weight": (f, h),
-        "mlp.down_proj.weight": (h, f), "input_layernorm.weight": (h,), "post_attention_layernorm.weight": (h,),
-    }  # fmt: skip
-    tensors: dict[str, tuple[int, ...]] = {"model.norm.weight": (h,)}
-    tensors |= {f"model.layers.{i}.{name}": shape for i in range(sizes["layers"]) for name, shape in block.items()}
-    outside = ("model.embed_tokens.weight",) if config.get("tie_word_embeddings") else _EMBEDDINGS
-    return tensors | dict.fromkeys(outside, (sizes["vocabulary"], h))
+def check_on_experts(method: Method, shape: ModelShape) -> None:
+    """ModelUnsupported where the method has nothing to train, or to save, in a mixture of experts."""
+    low_rank = method.low_rank
+    adapted = len(shape.adapted(low_rank.targets, low_rank.layers)) if low_rank else 0
+    check_experts(method, packed=shape.packed, whole=sum(shape.blocks), adapted=adapted)
 
 
 def find_shape(folder: Path) -> ModelShape | None:
@@ -105,12 +151,13 @@ def find_shape(folder: Path) -> ModelShape | None:
         return None
 
 
-def _blocks(tensors: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _by_block(tensors: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
+    """Parameters by the number of the decoder block."""
     counted: dict[int, int] = {}
     for name, shape in tensors.items():
         if found := _BLOCK.search(name):
             counted[int(found[1])] = counted.get(int(found[1]), 0) + math.prod(shape)
-    return tuple(counted[index] for index in sorted(counted))
+    return counted
 
 
 def _first(config: Mapping[str, Any], aliases: tuple[str, ...]) -> int:

@@ -1,7 +1,8 @@
 """Seconds for a step, from operations and bandwidths: an order of magnitude to choose by, not a promise.
 
-passes     a token costs 6N operations where all trains; 4N + 6·N_t beside a frozen base; 2N below the lowest layer
-           that trains; and 12·L·h·row/2 for attention. Activation checkpointing: 2N more, of the layers that train
+passes     a token meets N parameters, of experts those that it passes: 6N operations where all trains; 4N + 6·N_t
+           beside a frozen base; 2N below the lowest layer that trains; and 12·L·h·row/2 for attention. Activation
+           checkpointing: 2N more, of the layers that train
 optimizer  AdamW reads and writes weights, gradients and moments: about 28 bytes for each parameter that trains.
            With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step. Moments in
            8 bits are unpacked and packed in some twenty passes over memory
@@ -16,7 +17,13 @@ import math
 from finetune_api.methods import Method
 from finetune_api.spec import Optimizer
 from finetune_trainer.planning.devices import Device
-from finetune_trainer.planning.memory import Precision, model_bytes, recorded_layers, trained_parameters
+from finetune_trainer.planning.memory import (
+    Precision,
+    model_bytes,
+    recorded_layers,
+    trained_layers,
+    trained_parameters,
+)
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import Spread
 
@@ -47,7 +54,7 @@ def step_seconds(
     reached = device.utilisation * each / (each + device.ramp)
     operations = token_operations(shape, method, row=row)
     if recomputed and shape.layers:
-        operations += 2 * shape.parameters * recorded_layers(shape, method) / shape.layers
+        operations += 2 * shape.active * recorded_layers(shape, method) / shape.layers
     compute = mine * operations / (device.peak(precision) * reached)
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
@@ -60,7 +67,7 @@ def step_seconds(
 
 def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     """Floating-point operations for one token of training."""
-    n = shape.parameters
+    n = shape.active
     trained = trained_parameters(shape, method)
     attention = 12 * shape.layers * shape.hidden * row / 2
     if method.type == "probe":
@@ -68,10 +75,10 @@ def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     if method.type == "full":
         return 6 * n + attention
     if method.type == "partial":
-        head = shape.vocabulary * shape.hidden
-        return 2 * n + 4 * trained + 2 * head + attention * (1 + 2 * recorded_layers(shape, method) / shape.layers) / 3
+        head, last = shape.vocabulary * shape.hidden, shape.active_in_last(trained_layers(shape, method))
+        return 2 * n + 4 * last + 2 * head + attention * (1 + 2 * recorded_layers(shape, method) / shape.layers) / 3
     if (passed := recorded_layers(shape, method)) < shape.layers and shape.blocks:
-        above = sum(shape.blocks[-passed:]) + shape.vocabulary * shape.hidden
+        above = shape.active_in_last(passed) + shape.vocabulary * shape.hidden
         attention *= (1 + 2 * passed / shape.layers) / 3
         return (2 * n + 2 * above + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
     return (4 * n + 6 * trained + attention) * (DORA if method.type == "dora" else 1)

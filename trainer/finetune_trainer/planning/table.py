@@ -178,6 +178,8 @@ class Planner:
         for kind in get_args(Method.model_fields["type"].annotation):
             if kind == "probe" and self.spec.data.format != "classification" and not self.spec.data.classification:
                 continue
+            if kind == "qlora" and self.shape.mostly_experts:
+                continue
             yield self.spec.method if kind == self.spec.method.type else Method(type=kind)
 
     def _spreads(self, method: Method) -> Iterator[Spread]:

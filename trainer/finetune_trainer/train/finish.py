@@ -104,7 +104,7 @@ def _notes(setup: Setup, state: State) -> Iterator[str]:
         if split.overlong or split.untrained or split.duplicates:
             yield f"{name}: {split.line()}"
     if isinstance(setup.attached, LoraAttached) and (without := setup.attached.without):
-        yield f"{without:,} parameters are in no linear layer (experts, for instance) and have no adapter"
+        yield f"{without:,} parameters (experts, for instance) have no adapter"
     if setup.spec.method.type == "qlora":
         yield "base and tuned model were measured with the base in 4 bits"
 

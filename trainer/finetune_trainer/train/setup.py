@@ -269,7 +269,7 @@ def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
     if not attached.trainable:
         return f"{resolved.method}: all {resolved.parameters:,} parameters stay as they are"
     without = attached.without if isinstance(attached, LoraAttached) else 0
-    experts = f"; {without:,} are in no linear layer (experts, for instance) and have no adapter" if without else ""
+    experts = f"; {without:,} (experts, for instance) have no adapter" if without else ""
     return (
         f"{resolved.method}: {resolved.trainable_parameters:,} of {resolved.parameters:,} parameters train, "
         f"from layer {attached.lowest_layer}; {resolved.total_steps} steps of {resolved.batch_size} rows "
