@@ -6,5 +6,6 @@ fsdp       a share of every weight                deepspeed  ZeRO, by DeepSpeed'
 
 whole, lockstep    passes that are a rank's own affair, and passes that all ranks make together
 flat, eightbit     AdamW over flat buffers, and with moments in 8 bits
+fourbit            a share of a base in 4 bits
 sliced             weights read from their files piece by piece
 """

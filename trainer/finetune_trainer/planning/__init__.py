@@ -1,6 +1,7 @@
 """Memory before anything is held: what a run will need, by a closed form, and how much a process computes at once.
 
 model    shapes of a causal LM, from config.json and the headers of its safetensors files
+layout   names and shapes of tensors from config.json alone
 memory   states, activations and loss → bytes for each process
 batch    training.microBatchTokens, where the manifest leaves it open
 strategy which strategy `auto` is, and how many processes share a weight

@@ -13,5 +13,7 @@ models        the base model as a local folder: hf:// and all of the above
 artifact      the committed result: content first, its manifest last; verification
 manifest      what makes a folder an artifact: every file with its sha256
 checkpoints   content-addressed checkpoints of one run
+parts         how ranks tell of what each of them stored of one checkpoint
+samples       what tells one model's files from another's
 attempts      what failed attempts leave, for when their pods are gone
 """

@@ -7,6 +7,7 @@ rows       what a step sees of the rows           model      micro-batches in, s
 loop       training                               loss       fused cross-entropy, without all logits at once
 optimizer  the learning rate by the step          state      what a resumed run must know
 checkpoint snapshots, saved while training goes on           keeper     the same for a gang
+stored     a checkpoint whose rows are read where they lie
 probing    method probe, in place of the loop     finish     artifact, record and commit
 reporter   what the agent and the log are told
 
