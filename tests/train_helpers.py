@@ -118,6 +118,7 @@ class Knobs:
     evaluate_every: int = 3
     patience: int | None = None
     checkpoint_steps: int = 100
+    keep: int = 2
     rate: float = 5e-3
     max_norm: float = 1.0
     seed: int = 1
@@ -198,7 +199,7 @@ def make_run(
         keeper=Keeper(
             strategy=strategy,
             store=CheckpointStore(output, JOB),
-            keep=2,
+            keep=knobs.keep,
             every_steps=knobs.checkpoint_steps,
             every_seconds=None,
         ),

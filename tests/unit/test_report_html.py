@@ -33,7 +33,7 @@ def test_everything_that_was_measured_is_there() -> None:
         "cardiology", "team", "lora on hf://org/tiny", "12fd25f7", DIGEST, "uid-1", "torch 2.13.0", "CPU",
         "62.3 %", "88.3 %", "+26.0 points", "1.187", "0.212", "0.912", "0.924", "books", "dvd", "music", "general text",
         "rank 8, alpha 16, all-linear", "ddp, 2 processes", "2e-4, cosine, warm-up 3 %", "40 of 40", "16 rows a step",
-        "4.88 million", "3.63 % of 135 million", "18 min 43 s", "all steps done", "step 20, the best",
+        "4.88 million", "3.63 % of 135 million", "18 min 43 s", "all steps done", "step 20, chosen by",
         "lost node 1", "20 – 40", "12 training rows were truncated.", "2026-11-24 20:37:01 UTC", "servable as",
     ]:  # fmt: skip
         assert value in page, value

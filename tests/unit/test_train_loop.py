@@ -165,8 +165,29 @@ def test_the_best_weights_come_back(tmp_path: Path) -> None:
     assert state.best is not None
     assert state.best.step < 12
     assert run.trainer.measure(run.trainer.validation).loss > state.best.loss
-    run.trainer.keeper.restore_best(state, run.trainer.weights)
+    assert run.trainer.keeper.restore_best(state, run.trainer.weights) == state
     assert run.trainer.measure(run.trainer.validation).loss == pytest.approx(state.best.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("damaged", ["the best", "all"])
+def test_the_best_weights_that_are_whole_come_back_where_a_checkpoint_is_damaged(tmp_path: Path, damaged: str) -> None:
+    """A whole run is not thrown away for a bit; and it is told whose weights these are."""
+    run = make_run(tmp_path, Knobs(steps=12, rate=3.0, evaluate_every=2, checkpoint_steps=2, keep=9))
+    state = run.finish()
+    store = run.trainer.keeper.store
+    assert state.best is not None
+    losses = {point.step: point.scores.loss for point in state.validation}
+    best, *others = sorted(store.steps(), key=lambda step: losses[step])
+    assert (state.best.step, len(others), best < 12) == (best, 5, True)
+    for step in store.steps() if damaged == "all" else [best]:
+        file = tmp_path / "output" / store._blob(store.get(step).files["weights.safetensors"].sha256)
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    kept = run.trainer.keeper.restore_best(state, run.trainer.weights)
+    assert kept.best is not None
+    assert kept.best.step == {"the best": others[0], "all": 12}[damaged]
+    assert run.trainer.measure(run.trainer.validation).loss == pytest.approx(kept.best.loss, rel=1e-6)
+    assert f"the best weights, of step {best} (validation loss {losses[best]:.4f}), are lost" in kept.passed_over
+    assert f"the artifact has those of step {kept.best.step} ({kept.best.loss:.4f})" in kept.passed_over
 
 
 def test_training_stops_when_validation_does_not_improve(tmp_path: Path) -> None:

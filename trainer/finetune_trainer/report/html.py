@@ -214,7 +214,7 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     if report.stop_reason:
         yield "ended because", report.stop_reason
     if report.best_step is not None:
-        yield "weights of", f"step {report.best_step:,}, the best on the validation rows"
+        yield "weights of", f"step {report.best_step:,}, chosen by the validation rows"
     yield "seed", str(training.seed)
     if report.servable:
         yield "servable as", report.servable

@@ -36,10 +36,14 @@ _VERSION = 1
 
 
 class Broken(FinetuneError):
-    """A checkpoint that cannot be used: a blob or its manifest is damaged or gone."""
+    """A checkpoint that cannot be used: a blob or its manifest is damaged or gone. Who has another takes that."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(Reason.DataUnreadable, message, "An earlier checkpoint is used, if there is one.")
+        super().__init__(
+            Reason.DataUnreadable,
+            message,
+            "The store lost or changed a file of the run. Begin anew: another FineTuneJob, or finetune run --fresh.",
+        )
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ def _notes(setup: Setup, state: State) -> Iterator[str]:
     """What a reader should know."""
     if change := computed_otherwise(state.attempts):
         yield change
+    if state.passed_over:
+        yield state.passed_over
     if setup.spec.method.type == "probe":
         yield "losses are nats for each row, of the right label among all labels; the base model's by their likelihoods"
     for name, split in setup.data.statistics.splits.items():

@@ -16,7 +16,7 @@ from finetune_trainer.parallel.base import Gang, Weights
 from finetune_trainer.store.checkpoints import Broken, CheckpointStore
 
 from .checkpoint import CheckpointWriter, Snapshot, load
-from .state import State
+from .state import Best, State
 from .stored import Stored
 
 _log = logging.getLogger(__name__)
@@ -89,17 +89,22 @@ class Keeper:
         _log.info("continuing after step %d", state.step)
         return state
 
-    def restore_best(self, state: State, weights: Weights) -> None:
-        """Collective: the weights of the best validation, if they are not the present ones. Broken."""
+    def restore_best(self, state: State, weights: Weights) -> State:
+        """Collective: the weights of the best validation, if they are not the present ones. Where their checkpoint is
+        damaged, those of the next best, and the state says so. Broken where none are whole."""
         if state.best is None or state.best.step == state.step:
-            return
+            return state
         self.wait()
-        if weights.parts > 1:
-            weights.restore_weights(self._whole(state.best.step))
-        elif self.strategy.place.first:
-            weights.restore_weights(load(self.store, self.store.get(state.best.step)))
-        else:
-            weights.restore_weights(None)
+        if not (lost := self._weights_of(state.best.step, weights)):
+            return state
+        there = {*self._told(self.store.steps() if self.strategy.place.first else None), state.step}
+        for point in sorted(state.validation, key=lambda point: point.scores.loss):
+            if point.step == state.best.step or point.step not in there:
+                continue
+            if point.step == state.step or not self._weights_of(point.step, weights):
+                best = Best(step=point.step, loss=point.scores.loss)
+                return state.update(best=best, passed_over=_lost(state.best, lost, best))
+        raise Broken(lost)
 
     def clear(self) -> None:
         """Of rank 0. Nothing is needed any more: the artifact is committed."""
@@ -114,6 +119,22 @@ class Keeper:
         # Ranks that wait for each other's parts keep asking, so that the end of one is noticed.
         while self.strategy.sum_counters([not self._writer.done(within=_ASK_SECONDS)])[0]:
             pass
+
+    def _weights_of(self, step: int, weights: Weights) -> str:
+        """Collective: the weights of a checkpoint, or why they cannot be had."""
+        saved: Snapshot | Stored | None = None
+        fault = ""
+        try:
+            if weights.parts > 1:
+                saved = self._whole(step)
+            elif self.strategy.place.first:
+                saved = load(self.store, self.store.get(step))
+        except Broken as error:
+            fault = error.message
+        told: str = self._told(fault)
+        if not told:
+            weights.restore_weights(saved)
+        return told
 
     def _newest(self, weights: Weights) -> Snapshot | Stored | None:
         """Collective: what each rank reads of the newest checkpoint that is whole."""
@@ -143,3 +164,10 @@ class Keeper:
     def _told(self, value: Any) -> Any:
         """Collective: rank 0's."""
         return self.strategy.broadcast_json(value)
+
+
+def _lost(first: Best, why: str, best: Best) -> str:
+    return (
+        f"the best weights, of step {first.step} (validation loss {first.loss:.4f}), are lost: {why}; "
+        f"the artifact has those of step {best.step} ({best.loss:.4f})"
+    )

@@ -72,7 +72,9 @@ def _work(setup: Setup, output: Folder) -> LastWords:
     reporter.evaluation = evaluation_of(base, {})
     reporter.phase("training")
     state = trainer.run(state)
-    trainer.keeper.restore_best(state, trainer.weights)
+    state = trainer.keeper.restore_best(state, trainer.weights)
+    if state.passed_over:
+        reporter.say(state.passed_over)
     with trainer.weights.editable():
         setup.attached.settle()
     reporter.phase("evaluating", "measuring the tuned model")

@@ -33,6 +33,7 @@ class State(ApiModel):
     mark: float | None = Field(None, description="Validation loss that the next improvement is measured from.")
     misses: int = Field(0, description="Evaluations since the last improvement.")
     stopped_early: str = Field("", description="Why, in words; empty while it was not.")
+    passed_over: str = Field("", description="Which better weights are lost, in words; empty where none are.")
     curve: tuple[CurvePoint, ...] = ()
     validation: tuple[ValidationPoint, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()
