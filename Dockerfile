@@ -3,7 +3,7 @@
 #   docker build --target trainer  -t REGISTRY/finetune-trainer:0.1.0 .
 FROM python:3.11-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md requirements.lock ./
+COPY pyproject.toml README.md LICENSE requirements.lock ./
 COPY crds/finetune_api crds/finetune_api
 COPY operator/finetune_operator operator/finetune_operator
 COPY trainer/finetune_trainer trainer/finetune_trainer

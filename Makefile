@@ -1,9 +1,14 @@
 # make demo     set up, and tune a real small model on real text with two processes as two nodes
 # make test     set up, and run every check and test that this machine allows; names what it skipped
-# make check    lint, types and layers only             make fix       format and mend what can be mended
-# make generate the CRD and the manifest reference      make bench     benchmarks beside rivals (not pass/fail)
+# make quick    for every edit: make check, and the unit tests that start no process (three minutes on two cores)
+# make check    lint, types, layers and wording only    make fix       format, and fix what can be fixed
+# make generate the CRD and generated docs              make bench     benchmarks beside rivals (not pass/fail)
+# make docs     the documentation as a site, links checked; prints how to read it
+# make proof    what takes longer: docs/models.md again (every method on every family)
+# make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
-.PHONY: demo test check fix generate bench setup lock unit e2e integration cluster
+# make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too
+.PHONY: docs audit proof demo test quick check fix generate bench gpu-rehearsal setup lock unit e2e integration cluster
 SHELL := /bin/bash
 export OMP_NUM_THREADS ?= 1
 PY := .venv/bin/python
@@ -20,7 +25,10 @@ test: setup
 check: setup
 	@$(PY) tools/check.py static
 
-unit e2e integration cluster: setup
+gpu-rehearsal: setup
+	@$(PY) tests/gpu/run.py --rehearsal --budget 1700 --out .finetune/gpu-rehearsal
+
+quick unit e2e integration cluster: setup
 	@$(PY) tools/check.py $@
 
 fix: setup
@@ -29,8 +37,20 @@ fix: setup
 generate: setup
 	@$(PY) tools/generate.py
 
+proof: setup
+	@$(PY) -m tests.matrix
+	@$(PY) -m tests.proof.coverage
+	@$(PY) -m tests.proof.fuzzed
+	@$(PY) -m tests.proof.ladder
+
+audit: setup
+	@$(PY) tools/audit.py
+
 bench: setup
 	@$(PY) -m tests.benchmarks
+
+docs: setup
+	@$(PY) tools/docs_site.py
 
 lock:
 	@tools/lock.sh

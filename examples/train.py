@@ -1,5 +1,5 @@
-"""A Hugging Face Trainer as anybody writes it; nothing in it knows of finetune-operator. It reads lines of text from a
-file, goes on from its last checkpoint, and leaves the model in its folder."""
+"""An ordinary Hugging Face Trainer, without any code for finetune-operator. It reads lines of text from a file, resumes
+from its last checkpoint, and saves the model in its folder."""
 
 from __future__ import annotations
 

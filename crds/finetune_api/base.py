@@ -1,4 +1,4 @@
-"""The frozen model and the rule that every part of a manifest is made of."""
+"""Base classes of the manifest: the frozen model, and the validation rule."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic.alias_generators import to_camel
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One statement about a part of a manifest, told twice: to the API server as CEL, to `finetune validate` as Python.
+    """One validation rule in two forms: as CEL for the API server, and as Python for `finetune validate`.
 
-    `holds(new, old)` gets the JSON objects; `old` is None on creation. A rule whose CEL names `oldSelf` is judged on
-    updates alone. Both tellings are tested against each other on the real API server. Where CEL cannot look (`cel` is
-    empty), the operator judges in the API server's stead, and puts the verdict into the status.
+    `holds(new, old)` gets the JSON objects; `old` is None on creation. A rule whose CEL uses `oldSelf` applies to
+    updates only. Tests compare both forms on a real API server. If CEL cannot express the rule (`cel` is empty), the
+    operator checks it and reports the result in the status.
     """
 
     cel: str
@@ -29,14 +29,14 @@ class Rule:
 
 
 def _describe_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Less those of updates, which `schema.updates` tells."""
+    """Adds the CEL rules to a schema, except those of updates, which `schema.updates` adds."""
     if rules := [rule for rule in getattr(model, "RULES", ()) if rule.cel and not rule.on_update_only]:
         schema["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in rules]
 
 
 class ApiModel(BaseModel):
-    """A frozen value with camelCase names outside. Unknown fields are ignored here, so that an old reader survives a
-    new writer; `manifest.validate` reports them to people."""
+    """A frozen value with camelCase names in JSON. Unknown fields are ignored here, so that old readers accept objects
+    of newer versions; `manifest.validate` reports them to users."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -50,5 +50,5 @@ class ApiModel(BaseModel):
     RULES: ClassVar[tuple[Rule, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The object as Kubernetes stores it: camelCase, no nulls."""
+        """Returns the object as Kubernetes stores it: camelCase, no nulls."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""FineTuneJob.spec.data: rows to train on, rows to measure on, and what happens to them on the way."""
+"""FineTuneJob.spec.data: training and evaluation data, and how rows are read, augmented and packed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from . import sizes
 from .base import ApiModel, Rule
 from .fields import LIST_MAP, MAP_KEYS, DataUri, Name, ObjectName
 from .rules import exactly_one
@@ -15,54 +16,61 @@ DEFAULT_SEQUENCE_LENGTH = 2048
 
 class Credentials(ApiModel):
     secret_name: ObjectName = Field(
-        description="Secret in the job's namespace; its keys become environment variables, e.g. AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN."
+        description="Name of a Secret in the job's namespace. Its keys become environment variables, e.g. "
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN."
     )
 
 
 class DataSource(ApiModel):
     uri: DataUri = Field(
-        description="Files ending in .jsonl, .txt (both also .gz or .zst), .parquet, .arrow or .feather: s3://, gs://, "
-        "az://, pvc:// or file:///, or hf://datasets/org/name[@revision]/path. One file; a folder by a / at the end; "
-        "or several by a pattern, such as s3://bucket/train/*.jsonl."
+        description="One file, a folder (ending in /) or a pattern such as s3://bucket/train/*.jsonl. Schemes: s3://, "
+        "gs://, az://, pvc://, file:/// and hf://datasets/org/name[@revision]/path. File types: .jsonl and .txt (also "
+        ".gz or .zst), .parquet, .arrow and .feather."
     )
 
 
 class TrainSource(DataSource):
     weight: float = Field(
-        1.0, gt=0, le=1000, description="How often an epoch sees each row: 2 is twice, 0.5 another half each epoch."
+        1.0,
+        gt=0,
+        le=1000,
+        description="How often each row is used per epoch: 2 means twice, 0.5 means half of the rows, a different half "
+        "in the next epoch.",
     )
     max_rows: int | None = Field(
         None,
         ge=1,
         le=1_000_000_000,
-        description="A sample of so many of its rows, by their content and training.seed, held-out rows included; the "
-        "same in every attempt. Default: all.",
+        description="Use a random sample of this many rows, held-out rows included. The sample depends on row content "
+        "and training.seed, and is the same in every attempt. Default: all rows.",
     )
 
 
 class Validation(ApiModel):
-    uri: DataUri | None = Field(None, description="A file of its own.")
+    uri: DataUri | None = Field(None, description="Separate validation data.")
     fraction: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
-        None, description="Share of the training rows to hold out instead."
+        None, description="Fraction of the training rows to hold out for validation, instead of uri."
     )
     group_by: str | None = Field(
-        None, min_length=1, max_length=128, description="With fraction: rows with one value of this key stay together."
+        None,
+        min_length=1,
+        max_length=128,
+        description="Together with fraction: rows with the same value of this key are never split.",
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         exactly_one("uri", "fraction", where="data.validation"),
         Rule(
             cel="!has(self.groupBy) || has(self.fraction)",
-            message="data.validation.groupBy needs fraction: it says which rows a split must keep together",
+            message="data.validation.groupBy needs fraction: it names the key whose rows the split keeps together",
             holds=lambda new, _: "groupBy" not in new or "fraction" in new,
         ),
     )
 
 
 class Slice(ApiModel):
-    name: Name = Field(description="As reported.")
-    uri: DataUri = Field(description="Held-out rows of one domain, judged against the base model.")
+    name: Name = Field(description="Name of the slice in reports and status.")
+    uri: DataUri = Field(description="Held-out rows of one domain, on which base and tuned model are compared.")
 
 
 class Classification(ApiModel):
@@ -71,29 +79,35 @@ class Classification(ApiModel):
         | None
     ) = Field(
         None,
-        description="The label words. Default: the distinct labels of the training rows.",
+        description="Class labels. Default: the distinct labels of the training rows.",
         json_schema_extra={LIST_MAP: "set"},
     )
     instruction: str | None = Field(
-        None, min_length=1, max_length=4096, description="What is asked of the model before each text."
+        None, min_length=1, max_length=4096, description="Instruction that is put before each text."
     )
 
 
 class Augmentation(ApiModel):
-    """Changes what the model is asked (a text to classify, a prompt, the user's turns), never what it has to answer."""
+    """Varies the input of the model (a text to classify, a prompt, the user's turns), never the expected answer."""
 
     type: Literal["casing", "characterNoise", "templates", "backoff"] = Field(
-        description="casing: lower case, capitals or title case. characterNoise: typing mistakes. templates: other "
-        "wordings around the text. backoff: words swapped for words of other training rows of the same label."
+        description="casing: lower, upper or title case. characterNoise: typing errors. templates: the text inside "
+        "one of several templates. backoff: words replaced by words from other training rows of the same label."
     )
-    probability: float = Field(gt=0, le=1, description="Of each training row in each epoch, on its own.")
+    probability: float = Field(
+        gt=0, le=1, description="Probability of changing a training row, drawn for each row and epoch."
+    )
     rate: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
-        None, description="Of characterNoise and backoff: share of the letters or words. Default 0.05."
+        None, description="For characterNoise and backoff: fraction of letters or words to change. Default 0.05."
     )
     templates: (
         Annotated[tuple[Annotated[str, Field(min_length=6, max_length=1024)], ...], Field(min_length=1, max_length=32)]
         | None
-    ) = Field(None, description="Of templates: wordings with {text} in them.", json_schema_extra={LIST_MAP: "set"})
+    ) = Field(
+        None,
+        description="For type templates: strings that contain {text}.",
+        json_schema_extra={LIST_MAP: "set"},
+    )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -103,7 +117,7 @@ class Augmentation(ApiModel):
         ),
         Rule(
             cel="!has(self.templates) || self.templates.all(t, t.contains('{text}'))",
-            message="each of data.augmentation's templates needs {text}, where the text goes",
+            message="each of data.augmentation's templates must contain {text}, where the text is inserted",
             holds=lambda new, _: all("{text}" in template for template in new.get("templates", ())),
         ),
         Rule(
@@ -114,62 +128,94 @@ class Augmentation(ApiModel):
     )
 
 
+_LEARNED_FROM = (
+    "messages", "conversations", "role", "content", "from", "value", "prompt", "completion", "instruction", "output",
+    "text", "label",
+)  # fmt: skip
+
+
 class Data(ApiModel):
     train: Annotated[tuple[TrainSource, ...], Field(min_length=1, max_length=64)] = Field(
         description="Training rows.", json_schema_extra={LIST_MAP: "atomic"}
     )
     validation: Validation | None = Field(
         None,
-        description="For early stopping and the best checkpoint. Default: 1/20 of the training rows, at most 500.",
+        description="Data for early stopping and for choosing the best checkpoint. Default: 5 % of the training rows, "
+        "at most 500.",
     )
     test: DataSource | None = Field(
-        None, description="Touched once, after training (and once before, for the base model)."
+        None, description="Test data, evaluated once before training (base model) and once after it (tuned model)."
     )
     slices: Annotated[tuple[Slice, ...], Field(max_length=32)] = Field(
         (),
-        description="Held-out domains, judged against the base model.",
+        description="Held-out domains, on which base and tuned model are compared.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
     )
     general: DataSource | None = Field(
-        None, description="General text: what must not be forgotten, in bits per byte before and after."
+        None, description="General text that measures forgetting, in bits per byte before and after training."
     )
     format: Literal["auto", "chat", "completion", "text", "classification"] = Field(
         "auto",
-        description="chat {messages} (or ShareGPT's or Alpaca's keys), completion {prompt, completion}, text {text}, "
-        "classification {text, label}; auto looks at the rows.",
+        description="Row format. chat: {messages}, or the keys of ShareGPT or Alpaca. completion: {prompt, "
+        "completion}. text: {text}. classification: {text, label}. auto: detected from the rows.",
     )
-    classification: Classification | None = Field(None, description="For format classification.")
+    classification: Classification | None = Field(None, description="Settings for format classification.")
     sequence_length: int = Field(
         DEFAULT_SEQUENCE_LENGTH,
         ge=8,
         le=1048576,
-        description="The longest sequence, in tokens; at most what the model can place, and so is the default.",
+        description="Maximum sequence length in tokens, limited by the number of positions that the model supports.",
     )
     overlong: Literal["fail", "drop", "truncate"] = Field(
         "fail",
-        description="What to do with rows that are longer (text is split into windows instead). Always reported.",
+        description="What to do with rows longer than sequenceLength. Affected rows are always reported. Rows of "
+        "format text are split into windows instead.",
+    )
+    ignore_keys: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=128)], ...], Field(max_length=32)] = (
+        Field(
+            (),
+            description="Keys of rows or turns to ignore. Keys with a meaning in conversations (system, tools, "
+            "tool_calls, reasoning_content …) cause an error if the model's chat template does not render them, unless "
+            "they are listed here. Affected rows are counted.",
+            json_schema_extra={LIST_MAP: "set"},
+        )
+    )
+    append_eos: bool = Field(
+        True,
+        description="For format text: append the end-of-sequence token to each text, so that the model learns to stop. "
+        "It is never duplicated, and never inserted inside a long text. Set it to false for fragments of longer texts.",
     )
     augmentation: Annotated[tuple[Augmentation, ...], Field(max_length=16)] = Field(
         (),
-        description="Variants of training rows, one after another in this order; never of rows that are measured.",
+        description="Augmentations of training rows, applied in this order. Evaluation rows are never augmented.",
         json_schema_extra={LIST_MAP: "atomic"},
     )
     allow_duplicates: bool = Field(
-        False, description="Train although validation or test rows are among the training rows too."
+        False, description="Allow validation or test rows that also occur in the training data."
     )
-    packing: bool = Field(True, description="Put several documents into one row, isolated from each other.")
-    credentials: Credentials | None = Field(None, description="For private buckets.")
+    packing: bool = Field(
+        True, description="Pack several documents into one sequence; attention does not cross documents."
+    )
+    credentials: Credentials | None = Field(None, description="Credentials for private buckets.")
 
     RULES: ClassVar[tuple[Rule, ...]] = (
+        sizes.AUGMENTATION,
         Rule(
             cel="!has(self.classification) || !has(self.format) || self.format in ['auto', 'classification']",
             message="data.classification is only for format classification (or auto): remove it or change data.format",
             holds=lambda new, _: "classification" not in new or new.get("format", "auto") in ("auto", "classification"),
         ),
         Rule(
+            cel="!has(self.ignoreKeys) || self.ignoreKeys.all(k, !(k in ["
+            + ", ".join(f"'{key}'" for key in _LEARNED_FROM)
+            + "]))",
+            message=f"data.ignoreKeys must not contain keys that hold training text ({', '.join(_LEARNED_FROM)})",
+            holds=lambda new, _: not set(new.get("ignoreKeys", ())) & set(_LEARNED_FROM),
+        ),
+        Rule(
             cel="!has(self.augmentation) || self.augmentation.size() == 0 || !has(self.format) || "
             "self.format != 'text'",
-            message="data.augmentation changes what is asked, and rows of format text are all answer: remove it",
+            message="data.augmentation changes inputs, and rows of format text have none: remove it",
             holds=lambda new, _: not new.get("augmentation") or new.get("format") != "text",
         ),
     )

@@ -12,7 +12,7 @@ from .status import FineTuneJobStatus
 
 
 class Metadata(ApiModel):
-    """The part of metav1.ObjectMeta that we read."""
+    """The fields of metav1.ObjectMeta that are used."""
 
     name: str
     namespace: str = "default"

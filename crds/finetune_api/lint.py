@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ _JUNCTION_FORBIDDEN = frozenset({"description", "default", "nullable", "addition
 
 
 def problems(crd: Schema) -> list[str]:
-    """One sentence for each thing that an API server would refuse, or that leaves CEL without a bound."""
+    """Returns one sentence per problem: schema parts that an API server would reject, or that make CEL unbounded."""
     found: list[str] = []
     for version in crd["spec"]["versions"]:
         root = version["schema"]["openAPIV3Schema"]
@@ -30,17 +31,17 @@ def problems(crd: Schema) -> list[str]:
 def _walk(node: Schema, path: str) -> Iterator[str]:
     where = path or "(root)"
     for key in sorted(_FORBIDDEN & node.keys()):
-        yield f"{where}: {key} has no place in a structural schema"
+        yield f"{where}: {key} is not allowed in a structural schema"
     int_or_string = node.get("x-kubernetes-int-or-string")
     if "type" not in node and not int_or_string and not node.get("x-kubernetes-preserve-unknown-fields"):
         yield f"{where}: no type"
     if isinstance(node.get("type"), list):
-        yield f"{where}: type must be one word"
+        yield f"{where}: type must be a single string"
     if "anyOf" in node and (not int_or_string or node["anyOf"] != [{"type": "integer"}, {"type": "string"}]):
         yield f"{where}: anyOf is allowed for int-or-string only"
     for key in ("exclusiveMinimum", "exclusiveMaximum"):
         if key in node and not isinstance(node[key], bool):
-            yield f"{where}: {key} must be a boolean beside {key[9:].lower()}"
+            yield f"{where}: {key} must be a boolean, next to {key[9:].lower()}"
     if "properties" in node and "additionalProperties" in node:
         yield f"{where}: properties and additionalProperties exclude each other"
     for junction in ("allOf", "anyOf", "not"):
@@ -58,7 +59,7 @@ def _walk(node: Schema, path: str) -> Iterator[str]:
 
 
 def _bounds(node: Schema, path: str, where: str) -> Iterator[str]:
-    """Only spec is written by users and judged by CEL."""
+    """Reports missing bounds in spec; only spec is written by users and checked by CEL."""
     if not path.startswith(".spec"):
         return
     kind = node.get("type")
@@ -82,15 +83,16 @@ def _list_type(node: Schema, where: str) -> Iterator[str]:
         item = node["items"]
         for key in node.get("x-kubernetes-list-map-keys", []):
             if key not in item.get("properties", {}):
-                yield f"{where}: map key {key} is no property of the items"
+                yield f"{where}: map key {key} is not a property of the items"
             elif key not in item.get("required", []):
                 yield f"{where}: map key {key} must be required"
 
 
 def _resolves(root: Schema, json_path: str) -> bool:
     node = root
-    for part in json_path.strip(".").split("."):
-        node = node.get("properties", {}).get(part)
-        if node is None:
+    for part in re.sub(r"\[\?\(.*?\)\]", ".[]", json_path).strip(".").split("."):
+        found = node.get("items") if part == "[]" else node.get("properties", {}).get(part)
+        if found is None:
             return False
+        node = found
     return True

@@ -1,37 +1,37 @@
-"""A manifest, judged without a cluster: the same verdict as the API server's, in words for people.
+"""Validation of a manifest without a cluster: the same result as the API server's, with readable messages.
 
-Structure comes from the models (strict JSON, as the API server reads it), the rest from the rules that are also the
-CRD's CEL. Unknown fields are problems here, as they are for `kubectl apply`.
+The models check the structure (strict JSON, as the API server reads it), and the rules that are also the CRD's CEL
+check the rest. Unknown fields are reported here, as they are by `kubectl apply`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import UnionType
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from . import suggest
 from .base import ApiModel, Rule
 from .job import FineTuneJob
+from .listmaps import duplicates, fields_of, model_in, ordered
 from .names import API_VERSION, KIND
 from .schema import NAME_RULES
 from .spec import FineTuneJobSpec
+from .text import redact
 
 SCALARS = ("int", "str", "constrained-str", "constrained-int")
 OBJECTS = ("NodeRange",)
-"""What pydantic puts into a path for the kinds that a value may be of."""
+"""What pydantic adds to a path for the members of a union."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong. `path` as in `kubectl`'s messages: `spec.data.train[0].uri`."""
+    """One validation error. `path` is written as in `kubectl`'s messages: `spec.data.train[0].uri`."""
 
     path: str
     message: str
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 
 class ManifestError(ValueError):
-    """The manifest as a whole is not usable; every problem that was found."""
+    """The manifest is not valid; holds every problem that was found."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -49,13 +49,13 @@ class ManifestError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: 1e-4 is a number, no duplicate keys."""
+    """Reads YAML as kubectl does: 1e-4 is a number, and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -71,40 +71,42 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The one FineTuneJob of a YAML text. ManifestError when there is none, or more than one."""
+    """Returns the FineTuneJob in a YAML text. Raises ManifestError if there is none, or more than one."""
     try:
         documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
     except yaml.YAMLError as error:
-        raise ManifestError((Problem("", f"not YAML: {' '.join(str(error).split())}"),)) from error
+        raise ManifestError((Problem("", f"not valid YAML: {' '.join(str(error).split())}"),)) from error
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
     if len(jobs) == 1:
         return jobs[0]
     if not jobs and len(documents) == 1 and isinstance(documents[0], dict):
         return documents[0]
-    raise ManifestError((Problem("", f"the file must hold one {KIND}; it holds {len(jobs)}"),))
+    raise ManifestError((Problem("", f"the file must contain exactly one {KIND}, but contains {len(jobs)}"),))
 
 
-def load(source: Path | str) -> FineTuneJob:
-    """A typed job from a file or from YAML text. ManifestError lists every problem."""
+def load(source: Path | str, *, given: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> FineTuneJob:
+    """Reads a typed job from a file or from YAML text, after `given` has changed it. Raises ManifestError, which lists
+    every problem."""
     if isinstance(source, Path):
         try:
             source = source.read_text(encoding="utf-8")
         except OSError as error:
             raise ManifestError((Problem("", f"cannot read {source}: {error.strerror}"),)) from error
         except UnicodeDecodeError as error:
-            raise ManifestError((Problem("", f"{source} is not text in UTF-8"),)) from error
-    raw = parse(source)
+            raise ManifestError((Problem("", f"{source} is not UTF-8 text"),)) from error
+    raw = given(parse(source))
     if problems := validate(raw):
         raise ManifestError(problems)
     return FineTuneJob.model_validate_json(json.dumps(raw))
 
 
 def validate(raw: dict[str, Any], old: dict[str, Any] | None = None) -> tuple[Problem, ...]:
-    """Every problem of a manifest; with `old`, also whether it may replace that one. Empty: a cluster takes it."""
+    """Returns every problem of a manifest; with `old`, also of the update. Empty if the API server would accept it."""
     problems = [*_head(raw), *_unknown(raw, FineTuneJob, "")]
     problems += _structure(raw)
     if not problems:
         problems += _broken(NAME_RULES, raw, old, "")
+        problems += (Problem(*each) for each in duplicates(raw["spec"], FineTuneJobSpec, "spec"))
         problems += _rules(FineTuneJobSpec, raw["spec"], (old or {}).get("spec"), "spec")
     return tuple(dict.fromkeys(problems))
 
@@ -137,14 +139,14 @@ def _structure(raw: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _fitting(details: list[Any]) -> Any:
-    """Of a number or text: what is wrong with the kind that was given."""
+    """For an int-or-string: the error that applies to the type that was given."""
     kinds = {int: ("int", "constrained-int"), str: ("str", "constrained-str")}.get(type(details[0]["input"]), ())
-    neither = {**details[0], "type": "number_or_text"} if len(details) > 1 else details[0]
+    neither = {**details[0], "type": "int_or_string"} if len(details) > 1 else details[0]
     return next((detail for detail in details if detail["loc"][-1] in kinds), neither)
 
 
 def _of_the_other_kind(detail: Any) -> bool:
-    """Of a number or object: what the one should have been says nothing to who gave the other."""
+    """For a number or object: an error about the type that was not given is of no use."""
     given_object = isinstance(detail["input"], dict)
     below = detail["loc"][-1]
     return (below in SCALARS and given_object) or (below in OBJECTS and not given_object)
@@ -158,13 +160,13 @@ def _path(location: list[int | str]) -> str:
 
 
 def _told(detail: Any) -> str:
-    """A validation error in plain words."""
+    """Returns a readable message for a validation error of pydantic."""
     context, given = detail.get("ctx", {}), detail.get("input")
-    kinds = {dict: "an object", list: "a list", type(None): "nothing"}
-    shown = kinds.get(type(given)) or json.dumps(given, ensure_ascii=False)
+    kinds = {dict: "an object", list: "a list", type(None): "null"}
+    shown = kinds.get(type(given)) or redact(json.dumps(given, ensure_ascii=False))
     match detail["type"]:
-        case "number_or_text":
-            return f"must be a whole number or text, not {shown}" + (" (quote it)" if isinstance(given, float) else "")
+        case "int_or_string":
+            return f"must be an integer or a string, not {shown}" + (" (quote it)" if isinstance(given, float) else "")
         case "missing":
             return "is required"
         case "literal_error":
@@ -172,7 +174,7 @@ def _told(detail: Any) -> str:
         case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
             sign = {
                 "greater_than_equal": "at least",
-                "greater_than": "more than",
+                "greater_than": "greater than",
                 "less_than_equal": "at most",
                 "less_than": "less than",
             }
@@ -186,24 +188,35 @@ def _told(detail: Any) -> str:
         case "too_short":
             return f"must have at least {context['min_length']} {'entry' if context['min_length'] == 1 else 'entries'}"
         case "string_pattern_mismatch":
-            return f"{shown} does not have the form {_form(context['pattern'])}"
+            return f"{shown} does not have the form {accepted_form(context['pattern'])}" + suggest.uri(
+                given, context["pattern"]
+            )
         case "int_type" | "int_from_float":
-            return f"must be a whole number, not {shown}"
+            return f"must be an integer, not {shown}"
         case "float_type":
             return f"must be a number, not {shown}"
         case "bool_type":
-            return f"must be true or false, not {shown}"
+            return f"must be a boolean (true or false), not {shown}"  # words: allow true or false
         case "string_type":
-            return f"must be text, not {shown} (quote it)"
+            return f"must be a string, not {shown} (quote it)"
         case "tuple_type" | "list_type":
             return f"must be a list, not {shown}"
         case "dict_type" | "model_type" | "model_attributes_type":
-            return f"must be an object, not {shown}"
+            return f"must be an object, not {shown}" + _typed(detail, given)
+        case "value_error":
+            return str(context["error"])
         case _:
             return str(detail["msg"])
 
 
-def _form(pattern: str) -> str:
+def _typed(detail: Any, given: Any) -> str:
+    """Suggests an object for `method: lora`, as other tools write it."""
+    kinds = ("method", "strategy")
+    return f"; did you mean {{type: {given}}}?" if isinstance(given, str) and detail["loc"][-1] in kinds else ""
+
+
+def accepted_form(pattern: str) -> str:
+    """Describes what a pattern accepts, for messages."""
     from . import durations, fields, uris
 
     known = {
@@ -214,32 +227,37 @@ def _form(pattern: str) -> str:
         fields.DNS_LABEL: "of a DNS label: a-z, 0-9 and -",
         fields.DNS_NAME: "of a Kubernetes name: a-z, 0-9, - and .",
         fields.CONTROLLER_NAME: "example.com/name",
-        fields.ENV_NAME: "of a variable's name: letters, digits and _, not first a digit",
-        fields.MOUNT_PATH: "of a path from the root, such as /data, without spaces and :",
+        fields.ENV_NAME: "of a variable name: letters, digits and _, not starting with a digit",
+        fields.MOUNT_PATH: "of an absolute path such as /data, without spaces and :",
         fields.QUANTITY: "2, 500m or 4Gi",
     }
-    lower = "; buckets in lower case" if pattern in (uris.MODEL, uris.DATA, uris.OUTPUT) else ""
+    lower = "; bucket names in lower case" if pattern in (uris.MODEL, uris.DATA, uris.OUTPUT) else ""
     return known.get(pattern, pattern) + lower
 
 
-def _unknown(raw: Any, model: type[BaseModel], path: str) -> Iterator[Problem]:
-    """Fields that no model knows, with the nearest name that exists."""
+def unknown_fields(spec: dict[str, Any]) -> Iterator[Problem]:
+    """Yields the fields of a spec that this version does not know."""
+    yield from _unknown(spec, FineTuneJobSpec, "spec")
+
+
+def _unknown(raw: Any, model: type[ApiModel], path: str) -> Iterator[Problem]:
+    """Yields fields that no model has, with the most similar name that exists."""
     if not isinstance(raw, dict):
         return
-    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    fields = fields_of(model)
     for key, value in raw.items():
         where = f"{path}.{key}" if path else str(key)
         if path in ("metadata",) or (key == "status" and not path):
             continue
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            yield Problem(where, "unknown field" + (f"; did you mean {near[0]}?" if near else ""))
+            near = suggest.field(str(key), fields)
+            yield Problem(where, "unknown field" + (f"; did you mean {near}?" if near else ""))
             continue
         yield from _unknown_below(value, fields[key], where)
 
 
 def _unknown_below(value: Any, info: FieldInfo, path: str) -> Iterator[Problem]:
-    model = _model_in(info.annotation)
+    model = model_in(info.annotation)
     if model is None:
         return
     if isinstance(value, list):
@@ -249,24 +267,18 @@ def _unknown_below(value: Any, info: FieldInfo, path: str) -> Iterator[Problem]:
         yield from _unknown(value, model, path)
 
 
-def _model_in(annotation: Any) -> type[ApiModel] | None:
-    """The model inside `X | None`, `tuple[X, ...]` or `Annotated[X, …]`."""
-    if isinstance(annotation, type) and issubclass(annotation, ApiModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, UnionType, tuple, typing.Annotated):
-        return next((m for a in typing.get_args(annotation) if (m := _model_in(a))), None)
-    return None
-
-
 def _rules(model: type[ApiModel], new: Any, old: Any, path: str) -> Iterator[Problem]:
-    """The rules of a model and of all below it. Old list items have no counterpart, as in CEL on atomic lists."""
+    """Checks the rules of a model and of all nested models. List items have no old value, as in CEL on atomic lists."""
     if not isinstance(new, dict):
         return
     old = old if isinstance(old, dict) else None
-    yield from _broken(model.RULES, new, old, path)
+    fixed = [rule for rule in model.RULES if rule.on_update_only]
+    yield from _broken(tuple(rule for rule in model.RULES if rule not in fixed), new, old, path)
+    if old is not None:
+        yield from _broken(tuple(fixed), ordered(new, model), ordered(old, model), path)
     for name, info in model.model_fields.items():
         key = info.alias or name
-        below = _model_in(info.annotation)
+        below = model_in(info.annotation)
         if below is None or key not in new:
             continue
         if isinstance(new[key], list):
@@ -278,7 +290,16 @@ def _rules(model: type[ApiModel], new: Any, old: Any, path: str) -> Iterator[Pro
 
 def _broken(rules: tuple[Rule, ...], new: dict[str, Any], old: dict[str, Any] | None, path: str) -> Iterator[Problem]:
     for rule in rules:
-        if rule.on_update_only and old is None:
-            continue
         if not rule.holds(new, old):
             yield Problem(path, rule.message)
+
+
+def _all_rules(model: type[ApiModel]) -> Iterator[Rule]:
+    yield from model.RULES
+    for info in model.model_fields.values():
+        if (below := model_in(info.annotation)) is not None:
+            yield from _all_rules(below)
+
+
+JUDGED_BY_US = frozenset(rule.message for rule in _all_rules(FineTuneJobSpec) if not rule.cel)
+"""Messages of rules that the API server cannot check: the operator rejects these manifests."""

@@ -1,23 +1,38 @@
-"""What one attempt's pods are told: the annotation `finetune.dev/plan`, and the file that local agents read."""
+"""The plan of one attempt: the annotation `finetune.dev/plan` of its pods, and the file that local agents read."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pydantic import Field
 
 from .base import ApiModel
+from .ladder import LadderStatus
+from .logs import JobLog, chosen_format
 from .names import MASTER_PORT
 from .spec import FineTuneJobSpec
-from .status import Artifact, Evaluation, Progress, ResolvedPlan
+from .status import Artifact, Candidate, Evaluation, Progress, ResolvedPlan
+
+PHASES = ("preflight", "waiting", "loading", "evaluating", "training", "saving", "done", "failed")
+"""What an agent does, in a word."""
 
 
 class JobIdentity(ApiModel):
     namespace: str
     name: str
-    uid: str = Field(description="Names the run in the output folder. Of local runs: made from what they train.")
+    uid: str = Field(description="Identifies the run in the output folder. For local runs: derived from the spec.")
+
+
+class Publishes(ApiModel):
+    """Of a run that publishes the best rung of a ladder: whose checkpoints it takes."""
+
+    uri: str = Field(description="Output folder of the rung.")
+    uid: str = Field(description="UID of the rung's run.")
+    ladder: LadderStatus
 
 
 class RunPlan(ApiModel):
-    """One attempt. The same for every node; the node's rank comes from its environment."""
+    """The plan of one attempt. It is the same for every node; the node rank comes from the environment."""
 
     job: JobIdentity
     attempt: int = Field(1, ge=1)
@@ -25,22 +40,42 @@ class RunPlan(ApiModel):
     processes_per_node: int = Field(1, ge=1)
     master_address: str = "127.0.0.1"
     master_port: int = MASTER_PORT
-    grace_seconds: int = Field(120, description="From SIGTERM to SIGKILL.")
+    grace_seconds: int = Field(120, description="Time between SIGTERM and SIGKILL.")
     micro_batch_tokens: int | None = Field(
-        None, ge=8, description="Instead of the manifest's, after memory ran out. The batch stays what it is."
+        None, ge=8, description="Replaces the manifest's value after an out-of-memory failure; batchSize is unchanged."
     )
     skipped_step: int | None = Field(
-        None, ge=0, description="Optimizer steps before the one that learns nothing, for its batch was not finite."
+        None,
+        ge=0,
+        description="Number of optimizer steps before the one that is skipped because its loss was not finite.",
     )
+    token: str | None = Field(
+        None, max_length=128, description="Bearer token that clients of /progress must send. None: no authentication."
+    )
+    nonce: str | None = Field(
+        None, max_length=128, description="Returned with progress, since another pod may have taken over the address."
+    )
+    rung: str | None = Field(
+        None,
+        max_length=32,
+        description="Of a run that is a rung of a ladder: test rows are not measured, a half of the validation rows is "
+        "kept from training, and the checkpoints stay.",
+    )
+    publishes: Publishes | None = None
     spec: FineTuneJobSpec
 
     @property
     def world_size(self) -> int:
         return self.nodes * self.processes_per_node
 
+    def log(self, environ: Mapping[str, str]) -> JobLog:
+        """Where lines about this attempt go, in the format that the environment asks for."""
+        job = self.job
+        return JobLog(namespace=job.namespace, job=job.name, attempt=self.attempt, format=chosen_format(environ))
+
     @property
     def spec_of_attempt(self) -> FineTuneJobSpec:
-        """The spec with what this attempt does differently."""
+        """The spec with the changes of this attempt applied."""
         spec = self.spec.model_copy(update={"nodes": self.nodes})
         if self.micro_batch_tokens is None:
             return spec
@@ -49,11 +84,14 @@ class RunPlan(ApiModel):
 
 
 class ProgressReport(ApiModel):
-    """What the agent of node 0 answers on GET /progress."""
+    """Response of node 0's agent to GET /progress."""
 
     attempt: int
-    phase: str = Field(description="preflight, waiting, loading, evaluating, training, saving, done or failed.")
+    phase: str = Field(description="One of preflight, waiting, loading, evaluating, training, saving, done, failed.")
     progress: Progress = Field(default_factory=Progress)
     plan: ResolvedPlan | None = None
     evaluation: Evaluation | None = None
     artifact: Artifact | None = None
+    candidate: Candidate | None = None
+    uid: str | None = Field(None, description="UID of the agent's job.")
+    nonce: str | None = Field(None, description="Nonce of the agent's plan.")

@@ -1,31 +1,42 @@
-"""Statements about a manifest that types cannot make. Each names the fix in its message."""
+"""Validation rules that types cannot express. Each message says how to fix the manifest."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from . import accelerators, sizes
 from .base import Rule
-from .methods import MERGEABLE
+from .evaluation import SAME_GROUPS
+from .guards import GUARD_RULES
+from .ladder import LADDER_RULES
+from .methods import TRAITS, Traits, type_of
+from .regularization import REGULARIZATION_RULES
 from .strategy import METHODS_FIT
 
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
-DECIDED_BY_COMMAND = ("model", "data", "method", "training", "strategy", "checkpoint")
-"""What a script of the user's own decides by itself."""
+DECIDED_BY_COMMAND = (
+    "model", "data", "method", "training", "evaluation", "guards", "regularization", "strategy", "checkpoint",
+)  # fmt: skip
+"""Fields that do not apply to a custom script, which decides these things itself."""
 
-IMMUTABLE = ("model", "data", "output", "command", "method", "training", "checkpoint", "managedBy")
-"""What a run is about: another run needs another job."""
+IMMUTABLE = (
+    "model", "data", "output", "command", "method", "training", "evaluation", "guards", "regularization", "ladder",
+    "checkpoint",
+    "managedBy",
+)  # fmt: skip
+"""Fields that define the run: a different run needs a new job."""
 
 MUTABLE_WHILE_SUSPENDED = ("nodes", "processesPerNode", "strategy", "resources", "image", "pod", "queueName")
-"""What the pods look like: changeable while no pod exists; a request may change it and resume at once."""
+"""Fields of the pods. They can be changed while no pod exists; one request may change them and resume the job."""
 
 UNTYPED = ("nodes",)
-"""A number or an object: CEL sees it only as the dynamic value that it is."""
+"""Fields that hold a number or an object, which CEL sees only as a dynamic value."""
 
 
 def exactly_one(*fields: str, where: str) -> Rule:
-    """One of the fields must be set and no other."""
+    """Exactly one of the fields must be set."""
     has = ", ".join(f"has(self.{f})" for f in fields)
     names = ", ".join(fields[:-1]) + f" or {fields[-1]}"
     return Rule(
@@ -38,7 +49,7 @@ def exactly_one(*fields: str, where: str) -> Rule:
 def _unchanged(field: str) -> Rule:
     return Rule(
         cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-        message=f"spec.{field} cannot be changed: create another FineTuneJob",
+        message=f"spec.{field} is immutable: create a new FineTuneJob",
         holds=lambda new, old: old is None or new.get(field) == old.get(field),
     )
 
@@ -55,18 +66,15 @@ def _unchanged_unless_suspended(field: str) -> Rule:
 
 def _processes_hold(new: dict[str, Any]) -> bool:
     value = new.get("processesPerNode", "auto")
-    return value == "auto" if isinstance(value, str) else 1 <= value <= 64
-
-
-def _probe_has_labels(new: dict[str, Any]) -> bool:
-    is_probe = (new.get("method") or {}).get("type") == "probe"
-    return not is_probe or (new.get("data") or {}).get("format", "auto") in ("auto", "classification")
+    if isinstance(value, str):
+        return value == "auto"
+    return not isinstance(value, int) or 1 <= value <= 64  # of another type the schema is the judge
 
 
 MODEL_RULES = (
     Rule(
         cel="!has(self.revision) || self.uri.startsWith('hf://')",
-        message="model.revision is only for hf:// models: remove it, or put the version into the URI",
+        message="model.revision is only for hf:// models: remove it, or include the version in the URI",
         holds=lambda new, _: "revision" not in new or str(new.get("uri", "")).startswith("hf://"),
     ),
 )
@@ -76,59 +84,128 @@ STEPPED = (
     "epochs", "maxSteps", "batchSize", "learningRate", "schedule", "warmupRatio", "optimizer", "weightDecay",
     "maxGradNorm", "evaluateEvery", "earlyStopping",
 )  # fmt: skip
-"""Fields of training that say how steps are made."""
+"""Fields of training that apply to optimizer steps."""
 
 
-def _probe_makes_no_steps(new: dict[str, Any]) -> bool:
+def _asks_for_steps(new: dict[str, Any]) -> bool:
     training = new.get("training") or {}
-    stepped = "checkpoint" in new or any(field in training for field in STEPPED) or training.get("skipBadBatch")
-    return not stepped or (new.get("method") or {}).get("type") != "probe"
+    if "checkpoint" in new or "regularization" in new:
+        return True
+    return any(field in training for field in STEPPED) or bool(training.get("skipBadBatch"))
 
 
-def _probe_takes_rows_as_they_are(new: dict[str, Any]) -> bool:
+def _takes_rows_as_they_are(new: dict[str, Any]) -> bool:
     data = new.get("data") or {}
-    plain = not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data.get("train", ()))
-    return plain or new.get("method", {}).get("type") != "probe"
+    return not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data.get("train", ()))
+
+
+def _is_other_than(method: Traits) -> str:
+    """The CEL of "the method is another one", for a method that has to be named to be chosen."""
+    return f"!has(self.method) || !has(self.method.type) || self.method.type != '{method.name}'"
+
+
+def _makes_no_steps(method: Traits) -> Rule:
+    return Rule(
+        cel=f"{_is_other_than(method)} || !(has(self.checkpoint) || has(self.regularization) || "
+        f"(has(self.training) && ({' || '.join(f'has(self.training.{field})' for field in STEPPED)} || "
+        "(has(self.training.skipBadBatch) && self.training.skipBadBatch))))",
+        message=f"method.type {method.name} is fitted without optimizer steps: remove checkpoint, regularization, and "
+        f"from training {', '.join(STEPPED)} and skipBadBatch",
+        holds=lambda new, _: type_of(new) != method.name or not _asks_for_steps(new),
+    )
+
+
+def _takes_each_row_once(method: Traits) -> Rule:
+    return Rule(
+        cel=f"{_is_other_than(method)} || !has(self.data) || "
+        "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
+        "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
+        message=f"method.type {method.name} uses each row once and unchanged: remove data.augmentation and the weights "
+        "of sources",
+        holds=lambda new, _: type_of(new) != method.name or _takes_rows_as_they_are(new),
+    )
+
+
+def _needs_labels(method: Traits) -> Rule:
+    return Rule(
+        cel=f"{_is_other_than(method)} || !has(self.data) || "
+        "!has(self.data.format) || "
+        "self.data.format in ['auto', 'classification']",
+        message=f"method.type {method.name} is only for data.format classification",
+        holds=lambda new, _: (
+            type_of(new) != method.name or (new.get("data") or {}).get("format", "auto") in ("auto", "classification")
+        ),
+    )
+
+
+_FITTED = tuple(method for method in TRAITS.values() if not method.steps)
+_OF_LABELS = tuple(method for method in TRAITS.values() if method.labels_only)
 
 
 def _eight_bits(new: dict[str, Any]) -> bool:
     return (new.get("training") or {}).get("optimizer") == "adamw8bit"
 
 
+_MERGEABLE = tuple(method.name for method in TRAITS.values() if method.mergeable)
+_WHOLE = tuple(method.name for method in TRAITS.values() if method.trains_the_model)
+_APART = tuple(name for name in TRAITS if name not in (*_MERGEABLE, *_WHOLE))
+
+
 def _merged_fits(new: dict[str, Any]) -> bool:
-    kind = new.get("method", {}).get("type", "lora")
-    return not (new.get("output") or {}).get("merged") or kind in (*MERGEABLE, "full", "partial")
+    return not (new.get("output") or {}).get("merged") or type_of(new) in (*_MERGEABLE, *_WHOLE)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 MERGED_FITS = Rule(
-    cel=f"!has(self.method) || !has(self.method.type) || self.method.type in {[*MERGEABLE, 'full', 'partial']} || "
+    cel=f"!has(self.method) || !has(self.method.type) || self.method.type in {[*_MERGEABLE, *_WHOLE]} || "
     "!has(self.output) || !has(self.output.merged) || !self.output.merged",
-    message="output.merged is for method.type lora, dora and qlora: what adapter, prompt, ptuning, prefix and probe "
-    "learn is no change of the model's weights, remove it",
+    message=f"output.merged is for method.type {_listed(_MERGEABLE)}: {_listed(_APART)} do not "
+    "change the model's weights, so remove it",
     holds=lambda new, _: _merged_fits(new),
 )
 
+_SCALABLE = tuple(method.name for method in TRAITS.values() if method.scalable)
+
+
+def _asks_for_scales(new: dict[str, Any]) -> bool:
+    remedy = (new.get("guards") or {}).get("onViolation") == "remedy"
+    return remedy or bool((new.get("evaluation") or {}).get("scaleSweep"))
+
+
+SCALE_FITS = Rule(
+    cel=f"!has(self.method) || !has(self.method.type) || self.method.type in {list(_SCALABLE)} || "
+    "!((has(self.guards) && has(self.guards.onViolation) && self.guards.onViolation == 'remedy') || "
+    "(has(self.evaluation) && has(self.evaluation.scaleSweep) && self.evaluation.scaleSweep))",
+    message="guards.onViolation remedy and evaluation.scaleSweep change the scale of an adapter, which only "
+    f"method.type {' and '.join(_SCALABLE)} can do: set guards.onViolation: fail and remove evaluation.scaleSweep",
+    holds=lambda new, _: type_of(new) in _SCALABLE or not _asks_for_scales(new),
+)
+
 COMMAND_RULES = (
+    sizes.COMMAND,
     Rule(
         cel="has(self.command) || (has(self.model) && has(self.data) && has(self.output))",
-        message="model, data and output are required (or command, to run a script of your own)",
+        message="model, data and output are required, or command to run a custom script",
         holds=lambda new, _: "command" in new or all(field in new for field in ("model", "data", "output")),
     ),
     Rule(
         cel=f"!has(self.command) || !({' || '.join(f'has(self.{field})' for field in DECIDED_BY_COMMAND)})",
-        message="with command the script decides: remove model, data, method, training, strategy and checkpoint, and "
-        "give it arguments instead",
+        message="model, data, method, training, evaluation, guards, regularization, strategy and checkpoint do not "
+        "apply to a command: remove them, and pass arguments to the script instead",
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
         cel="!has(self.command) || !has(self.output) || !(has(self.output.merged) || has(self.output.overwrite))",
-        message="a command commits no artifact: remove output.merged and output.overwrite",
+        message="a job with a command writes no artifact: remove output.merged and output.overwrite",
         holds=lambda new, _: "command" not in new or not {"merged", "overwrite"} & set(new.get("output") or {}),
     ),
     Rule(
         cel=f"!has(self.command) || !self.command[0].matches('(^|/)({LAUNCHERS})$')",
-        message="torchrun runs the command in each process: name the script itself, not torchrun, accelerate or "
-        "deepspeed",
+        message="torchrun already starts the command in each process: name the script itself, not torchrun, accelerate "
+        "or deepspeed",
         holds=lambda new, _: not new.get("command") or not re.search(rf"(^|/)({LAUNCHERS})$", str(new["command"][0])),
     ),
 )
@@ -137,44 +214,31 @@ STEP_RULES = (
     Rule(
         cel="!has(self.training) || !has(self.training.optimizer) || self.training.optimizer != 'adamw8bit' || "
         "!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != 'deepspeed'",
-        message="training.optimizer adamw8bit does not go with strategy.type deepspeed, whose engine cuts weights "
-        "anywhere: set strategy.type: fsdp, or optimizer: adamw",
+        message="training.optimizer adamw8bit is not supported by strategy.type deepspeed, which splits weights at "
+        "arbitrary positions: set strategy.type: fsdp, or optimizer: adamw",
         holds=lambda new, _: not _eight_bits(new) or (new.get("strategy") or {}).get("type") != "deepspeed",
     ),
-    Rule(
-        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !(has(self.checkpoint) || "
-        f"(has(self.training) && ({' || '.join(f'has(self.training.{field})' for field in STEPPED)} || "
-        "(has(self.training.skipBadBatch) && self.training.skipBadBatch))))",
-        message="method.type probe is fitted at once and makes no steps: remove checkpoint, and of training "
-        f"{', '.join(STEPPED)} and skipBadBatch",
-        holds=lambda new, _: _probe_makes_no_steps(new),
-    ),
+    *map(_makes_no_steps, _FITTED),
 )
 
 SPEC_RULES = (
     *COMMAND_RULES,
     *STEP_RULES,
     MERGED_FITS,
-    Rule(
-        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "
-        "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
-        "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
-        message="method probe is fitted once to each row as it is: remove data.augmentation and the weights of sources",
-        holds=lambda new, _: _probe_takes_rows_as_they_are(new),
-    ),
+    SCALE_FITS,
+    SAME_GROUPS,
+    *GUARD_RULES,
+    *REGULARIZATION_RULES,
+    *LADDER_RULES,
+    *map(_takes_each_row_once, _FITTED),
     Rule(
         cel="!has(self.processesPerNode) || (type(self.processesPerNode) == int ? "
         "self.processesPerNode >= 1 && self.processesPerNode <= 64 : self.processesPerNode == 'auto')",
         message="processesPerNode must be auto or a number from 1 to 64",
         holds=lambda new, _: _processes_hold(new),
     ),
-    Rule(
-        cel="!has(self.method) || !has(self.method.type) || self.method.type != 'probe' || !has(self.data) || "
-        "!has(self.data.format) || "
-        "self.data.format in ['auto', 'classification']",
-        message="method.type probe is only for data.format classification: it tells labels apart",
-        holds=lambda new, _: _probe_has_labels(new),
-    ),
+    *map(_needs_labels, _OF_LABELS),
+    Rule(cel=accelerators.CEL, message=accelerators.ASK, holds=lambda new, _: not accelerators.unclear(new)),
     *METHODS_FIT,
     *(_unchanged(field) for field in IMMUTABLE),
     *(_unchanged_unless_suspended(field) for field in MUTABLE_WHILE_SUSPENDED),

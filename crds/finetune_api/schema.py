@@ -1,8 +1,8 @@
-"""The CustomResourceDefinition, made from the models.
+"""Generates the CustomResourceDefinition from the models.
 
 pydantic's JSON Schema becomes a structural one (KEP-2335): references inlined, `anyOf` resolved into nullable or
 int-or-string, `const` into enum, numeric exclusive bounds into the boolean form, defaults moved into the description.
-A whole number or an object has no type that a structural schema could name: see `_number_or_object`.
+A union of integer and object has no type in a structural schema: see `_number_or_object`.
 
     python -m finetune_api.schema > crds/finetunejobs.finetune.dev.yaml
 """
@@ -41,7 +41,7 @@ STATUS_IS_WRITTEN = (
     "(has(self.status) && has(self.status.phase) && "
     "!(has(oldSelf.status) && has(oldSelf.status.phase) && self.status.phase == oldSelf.status.phase))"
 )
-"""The API server keeps the spec as it was in a write of the status, and the status in any other."""
+"""A status update does not change the spec, and any other update does not change the status."""
 
 _DROPPED = frozenset(
     {"title", "default", "additionalProperties", "discriminator", "const", "exclusiveMinimum", "exclusiveMaximum"}
@@ -56,6 +56,7 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Method", "string", ".status.plan.method", 1),
     ("Loss", "number", ".status.progress.loss", 1),
     ("ETA", "integer", ".status.progress.etaSeconds", 1),
+    ("Guards", "string", ".status.conditions[?(@.type=='GuardsPassed')].status", 1),
     ("Artifact", "string", ".status.artifact.uri", 1),
 )
 
@@ -71,10 +72,10 @@ def _is_label(name: str) -> bool:
 
 
 def updates(rules: Iterable[Rule]) -> Schema:
-    """Rules that compare the spec with what it was, as one of the whole object: the first that is broken is told.
+    """Combines the rules of updates into one rule of the whole object, which reports the first broken one.
 
-    Each write of the status is judged by them too, and for each field that a rule looks up the API server copies the
-    schema of all its neighbours. So the first question is whether the spec can have changed at all."""
+    They are also evaluated on each status update, and for each field that a rule accesses the API server copies the
+    schema of all sibling fields. So the combined rule first checks whether the spec can have changed at all."""
     told = [(re.sub(r"\b(oldSelf|self)\b", r"\1.spec", rule.cel), json.dumps(rule.message)) for rule in rules]
     *others, (_, last) = told
     return {
@@ -85,7 +86,7 @@ def updates(rules: Iterable[Rule]) -> Schema:
 
 
 def structural(model: type[ApiModel]) -> Schema:
-    """The structural schema of a model. ValueError for what a CRD cannot say."""
+    """Returns the structural schema of a model. Raises ValueError for what a CRD cannot express."""
     schema = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(schema, schema.get("$defs", {}), where=model.__name__)
 
@@ -98,7 +99,7 @@ def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sch
             **{k: v for k, v in node.items() if k != "anyOf"},
         }
     if "prefixItems" in node:
-        raise ValueError(f"{where}: tuples of mixed items have no structural form")
+        raise ValueError(f"{where}: tuples of mixed items cannot be expressed in a structural schema")
     out: Schema = {
         k: v for k, v in node.items() if k not in _DROPPED and k not in ("$defs", "properties", "items", "description")
     }
@@ -127,7 +128,7 @@ def _convert(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sch
 
 
 def _described(node: Schema) -> str:
-    """The first paragraph of the description, with the default where it is a plain value."""
+    """Returns the first paragraph of the description, followed by the default if it is a scalar."""
     text = " ".join(node.get("description", "").split("\n\n", maxsplit=1)[0].split())
     default = node.get("default")
     if default in (None, "", [], {}) or isinstance(default, dict | list):
@@ -144,7 +145,7 @@ def _inlined(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _merged(node: Schema, definitions: dict[str, Schema], *, where: str) -> Schema:
-    """What an `anyOf` means: optional (X or null), int-or-string, or a number or object. Nothing else has a form."""
+    """Resolves an `anyOf`: optional (X or null), int-or-string, or integer-or-object. Others cannot be expressed."""
     variants = [_inlined(v, definitions) for v in node["anyOf"] if v.get("type") != "null"]
     if len(variants) == 1:
         return variants[0]
@@ -155,16 +156,17 @@ def _merged(node: Schema, definitions: dict[str, Schema], *, where: str) -> Sche
         return _number_or_object(*sorted(variants, key=lambda v: str(v["type"])), where=where)
     if all("anyOf" in v for v in variants):
         return _merged(variants[0], definitions, where=where)
-    raise ValueError(f"{where}: only optional values, int-or-string and number-or-object may be unions")
+    raise ValueError(f"{where}: only optional values, int-or-string and integer-or-object may be unions")
 
 
 def _number_or_object(number: Schema, fields: Schema, *, where: str) -> Schema:
-    """Without a type, each keyword of JSON Schema holds for the values it is about: bounds for numbers, `properties`
-    for objects. What is neither is kept out by bounds that it cannot meet, an unknown field by the number of fields.
+    """Returns a schema for an integer or an object. Without a type, each keyword of JSON Schema applies only to its own
+    kind of value: bounds to numbers, `properties` to objects. Other values are excluded by bounds that they cannot
+    meet, and unknown fields by the number of fields.
 
-    CEL does not see values without a type, but for comparing them as `dyn(self).field == dyn(oldSelf).field`."""
+    CEL does not see values without a type, except for comparing `dyn(self).field == dyn(oldSelf).field`."""
     if set(fields["properties"]) != set(fields.get("required", ())):
-        raise ValueError(f"{where}: all fields of a number or object must be required")
+        raise ValueError(f"{where}: all fields of an integer-or-object must be required")
     return {
         PRESERVE: True,
         **{key: number[key] for key in ("minimum", "maximum")},
@@ -176,7 +178,7 @@ def _number_or_object(number: Schema, fields: Schema, *, where: str) -> Schema:
 
 
 def crd() -> Schema:
-    """The whole CustomResourceDefinition."""
+    """Returns the CustomResourceDefinition."""
     root: Schema = {
         "type": "object",
         "description": "One fine-tuning run: from a base model and data to an adapter in object storage.",
@@ -232,7 +234,7 @@ def crd_yaml() -> str:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Without anchors: two equal parts are written out twice."""
+    """Writes YAML without anchors: equal parts are repeated."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True

@@ -1,4 +1,4 @@
-"""FineTuneJob.status: what the operator says about a job, and what the trainer measured."""
+"""FineTuneJob.status: the observed state of a job, and the results of the trainer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pydantic import Field
 
 from .base import ApiModel
 from .fields import LIST_MAP, MAP_KEYS
+from .ladder import LadderStatus
+from .reasons import FailureClass as FailureClass  # noqa: PLC0414  # a type of the status
+from .restarts import BUDGETS, Budget
 
 Text = Annotated[str, Field(max_length=4096)]
 
 
 class Phase(StrEnum):
-    """Where a job is, in one word. Terminal: Succeeded and Failed."""
+    """Phase of the job. Succeeded and Failed are terminal."""
 
     Pending = "Pending"
     Queued = "Queued"
@@ -30,21 +33,6 @@ class Phase(StrEnum):
         return self in (Phase.Succeeded, Phase.Failed)
 
 
-class FailureClass(StrEnum):
-    """Who decides about a retry. See `failures.CLASSES`."""
-
-    Config = "Config"
-    Data = "Data"
-    Authentication = "Authentication"
-    OutOfMemory = "OutOfMemory"
-    NonFinite = "NonFinite"
-    Hang = "Hang"
-    PeerLost = "PeerLost"
-    Infrastructure = "Infrastructure"
-    Preemption = "Preemption"
-    Internal = "Internal"
-
-
 class Condition(ApiModel):
     """metav1.Condition."""
 
@@ -57,34 +45,65 @@ class Condition(ApiModel):
 
 
 class Restarts(ApiModel):
-    """Attempts that followed others, by the budget that they used."""
+    """Number of restarts, by the budget that they used."""
 
-    counted: int = Field(0, description="Against retry.maxRestarts.")
-    free: int = Field(0, description="Preemptions and resumes.")
-    out_of_memory: int | None = Field(None, description="With half the micro-batch each.")
-    non_finite: int | None = Field(None, description="From the last checkpoint, once.")
-    resized: int | None = Field(None, description="With fewer nodes, or with more.")
+    counted: int = Field(0, description="Restarts that count against retry.maxRestarts.")
+    free: int = Field(0, description="Restarts after preemption and resume, which are not limited.")
+    out_of_memory: int | None = Field(
+        None, description="Restarts after running out of memory, each with half the micro-batch."
+    )
+    non_finite: int | None = Field(None, description="Restarts after a NaN or infinite loss, at most one.")
+    resized: int | None = Field(None, description="Restarts with a different number of nodes.")
+
+    # a field for each of `restarts.BUDGETS`, which the tests hold
 
     @property
     def total(self) -> int:
-        return self.counted + self.free + (self.out_of_memory or 0) + (self.non_finite or 0) + (self.resized or 0)
+        return sum(self.paid_by(budget) for budget in BUDGETS)
+
+    def paid_by(self, budget: Budget) -> int:
+        return getattr(self, budget.field) or 0
 
 
 class Progress(ApiModel):
-    """How far the training is, as node 0 last reported it."""
+    """Training progress, as last reported by node 0."""
 
-    step: int = Field(0, description="Optimizer steps done.")
-    total_steps: int | None = Field(None, description="Steps planned.")
-    percent: int | None = Field(None, description="0 to 100.")
-    eta_seconds: int | None = Field(None, description="To the last step.")
-    loss: float | None = Field(None, description="Training loss, nats per trained token, last logged step.")
-    eval_loss: float | None = Field(None, description="Validation loss, nats per trained token.")
-    tokens_per_second: float | None = Field(None, description="Tokens processed, all nodes.")
+    step: int = Field(0, description="Completed optimizer steps.")
+    total_steps: int | None = Field(None, description="Planned optimizer steps.")
+    percent: int | None = Field(None, description="Progress in percent, 0 to 100.")
+    eta_seconds: int | None = Field(None, description="Estimated seconds to the last step.")
+    loss: float | None = Field(None, description="Training loss of the last logged step, in nats per trained token.")
+    eval_loss: float | None = Field(None, description="Validation loss, in nats per trained token.")
+    tokens_per_second: float | None = Field(None, description="Throughput in tokens per second, across all nodes.")
+    last_checkpoint_time: str | None = Field(
+        None, description="Time of the last complete checkpoint.", json_schema_extra={"format": "date-time"}
+    )
     last_update_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+
+    @property
+    def ratio(self) -> float | None:
+        """Steps done of the steps planned."""
+        return self.step / self.total_steps if self.total_steps else None
+
+
+class Usage(ApiModel):
+    """GPU time of the job's pods, from the binding of each to a node until it ends. Updated with each status write."""
+
+    gpu_hours: float = Field(0.0, description="GPU hours of all attempts. Slices and other accelerators count as one.")
+    wasted_gpu_hours: float = Field(
+        0.0,
+        description="Part of gpuHours without result: waiting for the whole gang, work after the last checkpoint of a "
+        "failed attempt, pods of an attempt that is over, capacity checks.",
+    )
+    money: float | None = Field(None, description="Cost of gpuHours, if the administrator has set prices.")
+    currency: str | None = Field(None, max_length=16, description="Currency of money.")
+    last_update_time: str | None = Field(
+        None, description="Time up to which usage is counted.", json_schema_extra={"format": "date-time"}
+    )
 
 
 class ResolvedPlan(ApiModel):
-    """What the defaults came to."""
+    """Resolved settings of the run, defaults included."""
 
     method: str = Field("", max_length=64)
     strategy: str = Field("", max_length=64)
@@ -93,120 +112,276 @@ class ResolvedPlan(ApiModel):
     learning_rate: float | None = None
     batch_size: int | None = None
     micro_batch_tokens: int | None = None
-    longest_row: int | None = Field(None, description="Tokens of the longest training row.")
+    longest_row: int | None = Field(None, description="Length of the longest training row, in tokens.")
     total_steps: int | None = None
-    parameters: int | None = Field(None, description="Of the model.")
+    parameters: int | None = Field(None, description="Number of parameters of the model.")
     trainable_parameters: int | None = None
-    trained_layers: int | None = Field(None, description="Of method partial: decoder layers, counted from the last.")
+    trained_layers: int | None = Field(
+        None, description="For method partial: number of trained decoder layers, from the last."
+    )
     model_revision: str | None = Field(None, max_length=256)
     train_rows: int | None = None
     trained_tokens_per_epoch: int | None = None
 
 
 class Scores(ApiModel):
-    """One data set, one model."""
+    """Scores of one model on one data set."""
 
-    loss: float = Field(description="Nats per trained token.")
-    bits_per_byte: float | None = Field(None, description="Of the trained text: comparable over tokenizers.")
-    accuracy: float | None = Field(None, description="Of classification rows: the likeliest label is the right one.")
+    loss: float = Field(description="Loss, in nats per trained token.")
+    bits_per_byte: float | None = Field(
+        None, description="Loss in bits per byte of trained text; comparable across tokenizers."
+    )
+    accuracy: float | None = Field(
+        None, description="Fraction of classification rows whose most likely label is correct."
+    )
     rows: int = 0
-    tokens: int = Field(0, description="Trained (unmasked) tokens.")
+    tokens: int = Field(0, description="Number of trained (unmasked) tokens.")
 
 
-class Splits(ApiModel):
-    validation: Scores | None = None
-    test: Scores | None = None
-    general: Scores | None = None
+DataKind = Literal["validation", "test", "slice", "general"]
+Metric = Literal["accuracy", "loss", "bitsPerByte"]
+Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
+
+HIGHER_IS_BETTER: dict[Metric, bool] = {"accuracy": True, "loss": False, "bitsPerByte": False}
+
+MOST_DATA_SETS = 40
+"""Validation, test, general text and 32 slices, and some to spare."""
 
 
-class SliceScores(ApiModel):
-    name: str = Field(max_length=63)
-    base: Scores | None = None
-    tuned: Scores | None = None
+class Measurement(ApiModel):
+    """One held-out data set by one metric: base against tuned model on the same rows."""
+
+    name: str = Field(max_length=63, description="validation, test, general, or the slice's name.")
+    kind: DataKind
+    metric: Metric = Field(
+        description="accuracy: share of rows whose likeliest label is the right one. loss: nats per trained token. "
+        "bitsPerByte: of the trained text, comparable over tokenizers."
+    )
+    base: float | None = Field(None, description="The untouched model.")
+    tuned: float | None = Field(None, description="The model in the artifact.")
+    difference: float | None = Field(None, description="tuned minus base.")
+    low: float | None = Field(
+        None, description="Of the 95 % interval of the difference; of slices adjusted for their number."
+    )
+    high: float | None = Field(None, description="See low.")
+    minimum_detectable: float | None = Field(
+        None, description="The smallest difference that four of five such data sets would show."
+    )
+    verdict: Verdict | None = Field(
+        None,
+        description="equivalent: the 90 % interval lies within the practical margin. better, worse: the interval "
+        "excludes 0. inconclusive: too few rows to say.",
+    )
+    rows: int = 0
+    groups: int = Field(0, description="Of rows that are independent of each other: what intervals count.")
+
+
+GuardName = Literal["minGain", "forgetting", "slices", "calibration"]
+GuardVerdict = Literal["passed", "violated", "inconclusive"]
+
+
+class GuardResult(ApiModel):
+    """A guard of the manifest, and what was measured."""
+
+    name: GuardName = Field(description="As in spec.guards.")
+    bound: float = Field(description="As in spec.guards.")
+    value: float | None = Field(
+        None, description="The gain, or the increase or regression: of slices the one that comes nearest to the bound."
+    )
+    low: float | None = Field(None, description="Of the interval of value.")
+    high: float | None = Field(None, description="Of the interval of value.")
+    verdict: GuardVerdict = Field(
+        description="passed: the whole interval keeps the bound. violated: none of it does. inconclusive: neither."
+    )
+    rows_needed: int | None = Field(
+        None, description="About so many rows would decide an inconclusive guard, if value stays what it is."
+    )
+
+    def told(self) -> str:
+        """forgetting is violated: +0.21 [+0.18, +0.24], at most 0.05 is allowed."""
+        between = "" if self.low is None or self.high is None else f" [{self.low:+.4g}, {self.high:+.4g}]"
+        value = "not measured" if self.value is None else f"{self.value:+.4g}{between}"
+        more = f"; about {self.rows_needed:,} rows would decide" if self.rows_needed else ""
+        least = "at least" if self.name == "minGain" else "at most"
+        return f"{self.name} is {self.verdict}: {value}, {least} {self.bound:g} is allowed{more}"
+
+
+class CalibrationScores(ApiModel):
+    """Calibration of one model, at temperature 1."""
+
+    error: float = Field(
+        description="Adaptive calibration error: mean distance of accuracy from confidence, over 15 bins of equal size."
+    )
+    floor: float = Field(description="The error that a perfectly calibrated model would show on this number of rows.")
+    brier: float = Field(description="Mean squared distance of the label probabilities from the truth, 0 to 2.")
+    nll: float = Field(description="Negative log-likelihood of the right label, in nats.")
+
+
+class Calibration(ApiModel):
+    """Calibration of base and tuned model on classification rows."""
+
+    name: Literal["test", "validation"] = Field(description="Data set: data.test, else data.validation.")
+    base: CalibrationScores
+    tuned: CalibrationScores
+    difference: float | None = Field(
+        None, description="Increase of the calibration error from base to tuned model, without what noise adds."
+    )
+    low: float | None = Field(None, description="Lower limit of the 95 % interval of difference.")
+    high: float | None = Field(None, description="Upper limit of the 95 % interval of difference.")
+    verdict: Verdict | None = Field(None, description="See data.")
+    rows: int = 0
+    temperature: float | None = Field(
+        None,
+        description="Divisor of the tuned model's scores that minimizes the loss on data.validation, 0.25 to 4. Above "
+        "1: overconfident. It is recorded in the artifact's manifest.json and applied by nothing.",
+    )
+
+
+class ScalePoint(ApiModel):
+    """The adapter at one scale, on the half of the rows that chooses the scale."""
+
+    scale: float = Field(description="0: the base model. 1: as trained.")
+    gain: float | None = Field(None, description="Gain of data.validation by its main metric, compared with the base.")
+    forgetting: float | None = Field(None, description="Increase of bits per byte on data.general.")
+    verdict: GuardVerdict | None = Field(None, description="The worst verdict of the guards on these rows.")
+
+
+class ScaleSweep(ApiModel):
+    """Scales at which the adapter was measured, and the scale of the artifact."""
+
+    chosen: float | None = Field(
+        None, description="Scale of the artifact. Unset if no scale keeps the guards: then the artifact is as trained."
+    )
+    curve: Annotated[tuple[ScalePoint, ...], Field(max_length=8)] = Field(
+        (), description="Each scale that was measured.", json_schema_extra={LIST_MAP: "atomic"}
+    )
+
+    def told(self) -> str:
+        """the adapter is published at 0.5 of its trained scale."""
+        if self.chosen is None:
+            return "no scale of the adapter keeps the guards"
+        if self.chosen == 1:
+            return "the adapter is published at its trained scale"
+        return f"the adapter is published at {self.chosen:g} of its trained scale"
 
 
 class Evaluation(ApiModel):
-    """Before and after, on the same rows."""
+    """Before and after, on the same rows; everything in evaluation/ of the artifact, row by row."""
 
-    base: Splits = Field(default_factory=Splits, description="The untouched model.")
-    tuned: Splits = Field(default_factory=Splits, description="The model in the artifact.")
-    slices: Annotated[tuple[SliceScores, ...], Field(max_length=32)] = Field(
-        (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    data: Annotated[tuple[Measurement, ...], Field(max_length=MOST_DATA_SETS)] = Field(
+        (),
+        description="Each held-out data set by its main metric.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["kind", "name"]},
     )
+    guards: Annotated[tuple[GuardResult, ...], Field(max_length=8)] = Field(
+        (),
+        description="Each guard that spec.guards has.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    calibration: Calibration | None = Field(
+        None, description="Whether confidence matches accuracy, where rows are classifications."
+    )
+    scale: ScaleSweep | None = Field(
+        None, description="With evaluation.scaleSweep, or guards.onViolation: remedy and a violated guard."
+    )
+    omitted: int | None = Field(
+        None, description="Data sets that did not fit into the termination message; run.json in the artifact has them."
+    )
+
+
+class Candidate(ApiModel):
+    """An artifact that a guard kept back: whole, but not published."""
+
+    uri: str = Field(max_length=2048, description="Its folder, below output.uri. finetune promote publishes it.")
+    digest: str = Field(max_length=128, description="sha256 of its manifest.")
 
 
 Servable = Literal["lora", "merged", "hf-only"]
 
 
 class Artifact(ApiModel):
-    """What the run committed."""
+    """The artifact that the run has committed."""
 
-    uri: str = Field(max_length=2048, description="Its folder: output.uri.")
-    digest: str = Field(max_length=128, description="sha256 of the manifest, which holds the digest of every file.")
+    uri: str = Field(max_length=2048, description="Folder of the artifact: output.uri.")
+    digest: str = Field(
+        max_length=128, description="sha256 of the artifact manifest, which lists the digest of every file."
+    )
     size_bytes: int
-    kind: Literal["adapter", "model"] = Field(description="adapter: for a base model. model: whole weights.")
+    kind: Literal["adapter", "model"] = Field(description="adapter: needs the base model. model: complete weights.")
     servable: Servable | None = Field(
         None,
-        description="What serves it. lora: any server of LoRA adapters, beside others on one base. merged: any server "
-        "of whole models. hf-only: transformers and our own code.",
+        description="What can serve the artifact. lora: servers with LoRA support, several adapters per base model. "
+        "merged: any server, as a complete model. hf-only: transformers with the code in finetune_trainer.",
     )
 
 
 class LastFailure(ApiModel):
-    """What was to blame for the last attempt that failed, or keeps the present one from starting."""
+    """Cause of the last failed attempt, or of the current attempt not starting."""
 
-    failure_class: FailureClass = Field(alias="class", description="Decides about a retry.")
-    reason: str = Field(max_length=64, description="A stable word for it: alerts match on it.")
-    message: Text = Field("", description="What was wrong, and where.")
-    hint: Text = Field("", description="What a person can do about it.")
-    attempt: int = Field(0, description="Of the attempt.")
-    rank: int | None = Field(None, description="Global rank of the culprit.")
-    node: str | None = Field(None, max_length=253, description="On which its pod was.")
-    exit_code: int | None = Field(None, description="Of its process or container.")
-    step: int | None = Field(None, description="Optimizer steps done before.")
+    failure_class: FailureClass = Field(
+        alias="class", description="Failure class; decides whether the attempt is retried."
+    )
+    reason: str = Field(max_length=64, description="Stable reason, on which alerts can match.")
+    message: Text = Field("", description="What failed, and where.")
+    hint: Text = Field("", description="Suggested fix.")
+    attempt: int = Field(0, description="Number of the failed attempt.")
+    rank: int | None = Field(None, description="Global rank of the process that failed first.")
+    node: str | None = Field(None, max_length=253, description="Node of the pod that failed first.")
+    exit_code: int | None = Field(None, description="Exit code of its process or container.")
+    step: int | None = Field(None, description="Optimizer steps completed before the failure.")
     time: str | None = Field(None, json_schema_extra={"format": "date-time"})
 
 
 class AvoidedNode(ApiModel):
-    """A node that was to blame for failed attempts, within an hour of each other."""
+    """A node on which attempts have failed, within an hour of each other."""
 
     name: str = Field(max_length=253)
     failures: int
     last_failure_time: str = Field(json_schema_extra={"format": "date-time"})
     until: str | None = Field(
         None,
-        description="Following attempts avoid the node until then. Unset after a single failure.",
+        description="New attempts avoid the node until this time. Unset after a single failure.",
         json_schema_extra={"format": "date-time"},
     )
     required: bool | None = Field(
         None,
-        description="true: no pod may run there; the gang had other nodes too. Else others are only preferred.",
+        description="true: pods must not run on this node. Otherwise other nodes are only preferred.",
     )
 
 
 class FineTuneJobStatus(ApiModel):
-    """What the operator says about the job, and what the trainer measured."""
+    """Observed state of the job, and results of the trainer."""
 
     phase: Phase | None = None
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["type"]}
     )
     observed_generation: int | None = None
-    attempt: int | None = Field(None, description="Raised before the attempt's Job exists.")
+    attempt: int | None = Field(
+        None, description="Number of the current attempt. It is incremented before the attempt's Job is created."
+    )
     restarts: Restarts | None = None
-    nodes: int | None = Field(None, description="Pods of the present attempt.")
+    restart_times: Annotated[tuple[str, ...], Field(max_length=1000)] | None = Field(
+        None,
+        description="Times of the counted restarts within retry.window.",
+        json_schema_extra={LIST_MAP: "atomic"},
+    )
+    nodes: int | None = Field(None, description="Number of pods of the current attempt.")
     micro_batch_tokens: int | None = Field(
-        None, description="Of attempts after memory ran out, instead of what manifest or trainer choose."
+        None, description="Reduced micro-batch size of attempts that follow an out-of-memory failure."
     )
     skipped_step: int | None = Field(
-        None, description="With training.skipBadBatch: optimizer steps before the one whose batch is left out."
+        None, description="With training.skipBadBatch: number of steps before the one whose batch is skipped."
     )
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     progress: Progress | None = None
+    usage: Usage | None = Field(None, description="GPU hours and cost; unset for jobs without GPUs.")
     plan: ResolvedPlan | None = None
     evaluation: Evaluation | None = None
     artifact: Artifact | None = None
+    candidate: Candidate | None = Field(None, description="What a guard kept back.")
+    ladder: LadderStatus | None = Field(None, description="For method.type auto: the rungs, and what was decided.")
     last_failure: LastFailure | None = None
     avoided_nodes: Annotated[tuple[AvoidedNode, ...], Field(max_length=16)] | None = Field(
         None, json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}

@@ -1,4 +1,4 @@
-"""FineTuneJob.spec.strategy: where the weights of a gang lie. A strategy is a word of `Strategy.type`."""
+"""FineTuneJob.spec.strategy: parallelism, that is how the processes of a job share the model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import Field
 
 from .base import ApiModel, Rule
+from .methods import TRAITS, type_of
 
 SHARDED: Final = ("fsdp", "deepspeed")
-"""Strategies whose processes work on shares: a pass of one needs the others."""
+"""Strategies whose processes hold shards: the forward pass of one needs the others."""
 
-_ANYWHERE: Final = ("full", "partial", "lora", "adapter")
+_WIDELY_SHARDED: Final = sorted(TRAITS.values(), key=lambda method: -len(method.shards))
+"""Methods, those first that every strategy can shard."""
 
-SHARDABLE: Final = {"fsdp": (*_ANYWHERE, "dora", "qlora"), "deepspeed": _ANYWHERE}
-"""Methods that can work on a part of each weight, by strategy."""
+SHARDABLE: Final = {kind: tuple(method.name for method in _WIDELY_SHARDED if kind in method.shards) for kind in SHARDED}
+"""Methods that support sharded weights, by strategy."""
 
 
 def _only_deepspeed(field: str) -> Rule:
@@ -28,18 +30,18 @@ def _only_deepspeed(field: str) -> Rule:
 class Strategy(ApiModel):
     type: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
         "auto",
-        description="ddp: every process holds the whole model. fsdp: every process holds a part of each weight. "
-        "deepspeed: ZeRO; the trainer's image needs the extra of that name. "
-        "auto: ddp where memory allows, else fsdp. A resumed run may have another.",
+        description="ddp: data parallel, every process holds the whole model. fsdp: FSDP2, every process holds a shard "
+        "of each weight. deepspeed: ZeRO; the trainer image needs the extra deepspeed. auto: ddp if it fits into "
+        "memory, otherwise fsdp. The strategy may differ between attempts.",
     )
     zero_stage: Annotated[int, Field(ge=1, le=3)] | None = Field(
         None,
-        description="Of deepspeed, what processes share: 1 moments, 2 gradients too, 3 weights as well. Default 2.",
+        description="For deepspeed, what is sharded. 1: optimizer state. 2: gradients too. 3: weights too. Default 2.",
     )
     offload: Literal["none", "optimizer", "all"] | None = Field(
         None,
-        description="Of deepspeed, what waits in host memory: optimizer moments; all (of zeroStage 3) weights too. "
-        "Default none.",
+        description="For deepspeed, what is offloaded to host memory. optimizer: optimizer state. all: weights too, "
+        "with zeroStage 3. Default none.",
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
@@ -47,21 +49,21 @@ class Strategy(ApiModel):
         _only_deepspeed("offload"),
         Rule(
             cel="!has(self.offload) || self.offload != 'all' || (has(self.zeroStage) && self.zeroStage == 3)",
-            message="strategy.offload all needs zeroStage 3: weights can wait elsewhere only where they are shared",
+            message="strategy.offload all needs zeroStage 3: only sharded weights can be offloaded",
             holds=lambda new, _: new.get("offload") != "all" or new.get("zeroStage") == 3,
         ),
     )
 
     @property
     def stage(self) -> int:
-        """Of ZeRO."""
+        """The ZeRO stage."""
         return self.zero_stage or 2
 
 
 def _shards_only(kind: str, methods: tuple[str, ...]) -> Rule:
     def holds(new: dict[str, Any], _: Any) -> bool:
         asked = new.get("strategy", {}).get("type", "auto")
-        return asked != kind or new.get("method", {}).get("type", "lora") in methods
+        return asked != kind or type_of(new) in methods
 
     return Rule(
         cel=f"!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != '{kind}' || "

@@ -1,11 +1,11 @@
-"""Where models, data and outputs live: `scheme://…`, each scheme with the shape that it must have."""
+"""URIs of models, data and outputs: the supported schemes and their patterns."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-BUCKET = r"[a-z0-9][a-z0-9.-]{1,62}"
+BUCKET = r"[a-z0-9][a-z0-9.-]{2,62}"
 _OBJECTS = rf"(s3|gs|az)://{BUCKET}(/[^/\s][^\s]*)?"
 _FILE = r"file:///[^\s]+"
 _PVC = r"pvc://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[^\s]+)?"
@@ -32,14 +32,14 @@ class Uri(NamedTuple):
         return f"{self.scheme}://{self.authority}" + (f"/{self.path}" if self.path else "")
 
     def join(self, *parts: str) -> Uri:
-        """The URI of something below this one."""
+        """Returns the URI with the parts appended to its path."""
         return self._replace(path="/".join(p for p in (self.path.rstrip("/"), *parts) if p))
 
 
 def parse(text: str) -> Uri:
-    """ValueError if it is no URI of ours. `hf://org/name` has authority `org` and path `name`."""
+    """Parses a URI. Raises ValueError if the scheme is not supported. `hf://org/name`: authority `org`, path `name`."""
     match = re.match(r"^(hf|s3|gs|az|pvc|file)://([^/]*)/?(.*)$", text)
     if not match or not (re.match(MODEL, text) or re.match(DATA, text)):
-        raise ValueError(f"{text!r} is not a URI that can be read: use hf://, s3://, gs://, az://, pvc:// or file:///")
+        raise ValueError(f"{text!r} is not a supported URI: use hf://, s3://, gs://, az://, pvc:// or file:///")
     scheme, authority, path = match.groups()
     return Uri(scheme, authority, path)

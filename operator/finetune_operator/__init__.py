@@ -1,24 +1,27 @@
 """The operator: it watches FineTuneJobs, decides what each needs next, and writes that to the API server.
 
-    watch → queue → observe → decide → apply
+    watches → cache → queue → observe → decide → apply
 
-leader       which of several replicas acts
-main         arguments and the life of the process      watch      kopf: events of the API server, and nothing else
-service      the parts, wired together                  queue      which job to look at next
-connection   kubeconfig or service account              client     requests with typed errors and bounded retries
-cache        what the watches said, newest wins         views      raw objects to typed views
-observe      all that a decision may use                decide     PURE: the ordered story, one policy a file
-policies/    finish, suspend, failure, queueing, …      evidence   who failed first, and why
-objects      the Job and the Service of an attempt      status     conditions and phases
-apply        status first, then children, then events   events     what people read in `kubectl describe`
-offers       what else the cluster has                  gangs/     ways to schedule a gang, one a file
-holds        why a queue holds a Job                    refusals   why a Job has no pods
-preparations why a pod does not run on its node         turns      which of these asks next
-troubles     why a gang does not start                  avoidance  nodes that fail attempts
-silence      pods of earlier attempts: who waits        reflect    list and watch of Jobs and pods
-resources    the kinds that are read or written         decision   what a policy answers
-progress     asks node 0 how far it is                  metrics    /metrics from the cache at scrape time
-health       /healthz and /readyz
+main, service      arguments and the life of the process; the parts, composed
+cache_sync         events of watches and lists bring the cache up to date
+dispatch, workers  which jobs are put into the queue; who takes them from it
+reconciler         one look at one job: inquire, observe, decide, apply
+decide             PURE: the ordered story of a job
+decision, objects  what a policy answers; the Job and the Service of an attempt
+network_policy     the NetworkPolicy of a job, where it is asked for
+apply, events      carry a decision out
+metrics, health    /metrics, from the cache at scrape time; the server of /metrics, /healthz and /readyz
+health_checks      what makes it unhealthy or not ready
+unexpected_errors  our own errors, kept to their job
+logs               the log, as text or JSON
+
+policies/          what happens to a job, one file for each policy: finish, suspend, failure, queueing, …
+transitions/       steps of a status that several policies take: restart, size, queue, …
+inquiries/         what is asked beyond the watches: events, Kueue's Workloads, live objects, progress
+diagnosis/         why something failed or does not start
+state/             what is known: views of objects, the cache, observations, statuses
+gangs/             gang schedulers, one a file
+kube/              the API server: requests, watches, leader election, the work queue
 
 A new policy is one file and one line in `policies.STORY`. Nothing here imports torch.
 """

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from finetune_api.failures import Reason
 from finetune_api.status import FineTuneJobStatus
 
-from .resources import Resource
-from .views import ChildJob
+from .kube.resources import Resource
+from .state.views import ChildJob
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Decision:
     delete: tuple[ChildJob, ...] = ()
     create: tuple[Create, ...] = ()
     probe: Create | None = None
-    """Made if it may be, last; a refusal harms nobody."""
+    """Created last, if it may be; a refusal changes nothing."""
     alone: bool = False
     """Create only if the API server itself says that no pod of an earlier attempt is left: there was one."""
     events: tuple[Event, ...] = ()
     expired: bool = False
     """The FineTuneJob itself is deleted, with all that it owns."""
+    confirm: bool = False
+    """Nothing is decided yet: it would end an attempt by what is not seen, so the API server itself is asked first."""
     look_again_in: float | None = None
-    """Seconds; None: the next event will tell."""
+    """Seconds; None: at the next event."""
 
     def but(self, **changes: Any) -> Decision:
         return replace(self, **changes)

@@ -12,12 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api import names
+from finetune_api.text import one_line
 
-from .client import AlreadyExists, ApiError, Client
 from .decision import Event
-from .resources import EVENTS
-from .status import rfc3339
-from .views import JobView
+from .kube.client import AlreadyExists, ApiError, Client
+from .kube.resources import EVENTS
+from .state.status import rfc3339
+from .state.views import JobView
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ async def send(client: Client, job: JobView, event: Event, *, attempt: int, now:
             again = {"count": known.get("count", 1) + 1, "lastTimestamp": rfc3339(now), "message": body["message"]}
             await client.merge(EVENTS, key, again)
     except ApiError as error:
-        logger.warning("%s/%s: the event %s could not be sent: %s", *job.owner, event.reason, error)
+        logger.warning("%s/%s: the event %s could not be sent: %s", *job.owner, event.reason, one_line(error))
 
 
 def event_object(job: JobView, event: Event, *, attempt: int, now: datetime) -> dict[str, Any]:

@@ -1,50 +1,115 @@
-"""/metrics, /healthz and /readyz.
+"""/metrics, /healthz and /readyz, from a thread of their own (see finetune_api.pages): neither do they wait for the
+operator's work, nor does that wait for a page.
 
-Ready: the cache holds everything. Healthy: every watch was answered and every waiting job was looked at within the last
-minutes; what fails this for longer than the probe allows is helped by a restart.
+Ready: the cache holds everything. Healthy: the event loop turns, every watch was answered and every waiting job was
+looked at within the last minutes; what fails this for longer than the probe allows is helped by a restart.
+
+/metrics is rendered once for all that ask for it, at most for a tenth of the time. It may require a token, and all
+three may be served over TLS; both are read again when their files change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from finetune_api import pages
+from finetune_api.pages import TEXT, Page, Route
+
 OLDEST_WATCH = 300.0
 OLDEST_KEY = 300.0
+OLDEST_TURN = 60.0
+
+SHORTEST, LONGEST, SHARE = 1.0, 15.0, 10.0
+"""Seconds for which a page of metrics is shown again, and how many times as long as it took to make it."""
 
 Check = Callable[[], str]
 """What is wrong; empty if nothing is."""
 
 
-async def serve(address: str, *, registry: CollectorRegistry, healthy: Check, ready: Check) -> web.AppRunner:
-    """Listen at `host:port` until the runner that is returned is cleaned up. OSError if the port is taken."""
-    app = web.Application()
-    app.router.add_get("/metrics", _metrics(registry))
-    app.router.add_get("/healthz", _answer(healthy))
-    app.router.add_get("/readyz", _answer(ready))
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Who may read the pages, and how. None: every client, without TLS."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    token: Path | None = None
+    """Of a file with the bearer token that /metrics requires."""
+
+
+@dataclass(eq=False)
+class Running:
+    addresses: list[tuple[str, int]]
+    tls: ssl.SSLContext | None
+    guard: Guard
+    _stack: contextlib.ExitStack
+    _seen: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def __post_init__(self) -> None:
+        self._seen = self._changed()
+
+    async def cleanup(self) -> None:
+        await asyncio.to_thread(self._stack.close)
+
+    def renew(self) -> None:
+        """Takes up another certificate, if there is one. OSError if it cannot be read; the one before stays then."""
+        if self.tls is not None and (now := self._changed()) != self._seen:
+            _load(self.tls, self.guard)
+            self._seen = now
+
+    def _changed(self) -> tuple[float, float]:
+        files = (self.guard.certificate, self.guard.key)
+        first, second = (file.stat().st_mtime if file is not None else 0.0 for file in files)
+        return first, second
+
+
+async def serve(
+    address: str, *, registry: CollectorRegistry, healthy: Check, ready: Check, guard: Guard | None = None
+) -> Running:
+    """Listen at `host:port` until what is returned is cleaned up. OSError if the port is taken, or for a certificate or
+    token that cannot be read."""
+    guard = guard or Guard()
+    context = None
+    if guard.certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _load(context, guard)
+    if guard.token is not None:
+        guard.token.read_text()
+    routes = {
+        "/metrics": Route(
+            lambda: Page(CONTENT_TYPE_LATEST, generate_latest(registry)),
+            token=None if guard.token is None else lambda: _read(guard.token),
+            keep=lambda took: min(LONGEST, max(SHORTEST, SHARE * took)),
+        ),
+        "/healthz": Route(lambda: _page(healthy())),
+        "/readyz": Route(lambda: _page(ready())),
+    }
     host, _, port = address.rpartition(":")
-    await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-    return runner
+    stack = contextlib.ExitStack()
+    found = stack.enter_context(pages.serving(host.strip("[]") or None, int(port), routes, tls=context))
+    return Running([(host.strip("[]"), found)], context, guard, stack)
 
 
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+def _load(context: ssl.SSLContext, guard: Guard) -> None:
+    assert guard.certificate is not None
+    context.load_cert_chain(guard.certificate, guard.key)
 
 
-def _metrics(registry: CollectorRegistry) -> Handler:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+def _read(file: Path | None) -> str:
+    """Empty, which no request can match, while there is none."""
+    try:
+        return file.read_text().strip() if file else ""
+    except OSError:
+        return ""
 
-    return metrics
 
-
-def _answer(check: Check) -> Handler:
-    async def answer(_: web.Request) -> web.Response:
-        wrong = check()
-        return web.Response(text=wrong or "ok", status=503 if wrong else 200)
-
-    return answer
+def _page(wrong: str) -> Page:
+    return Page(TEXT, (wrong or "ok").encode(), 503 if wrong else 200)

@@ -1,32 +1,43 @@
 """/metrics. Each job's gauges are computed from the cache when Prometheus asks, so they vanish with the job.
 
-At most sixteen series a job, labelled namespace and name; what the operator does is counted by bounded labels.
+What there is to see is in `finetune_api.series`; here is how it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from finetune_api import durations, names
-from finetune_api.spec import Deadlines
-from finetune_api.status import Phase
+from finetune_api import durations, series
+from finetune_api.budget import recent
+from finetune_api.methods import type_of
+from finetune_api.series import Scope, Series
+from finetune_api.spec import Checkpoint, Deadlines, Retry
+from finetune_api.status import Phase, Restarts
+from finetune_api.text import redact
 
 from . import __version__
-from .cache import Cache
-from .queue import WorkQueue
-from .resources import EVENTS, FINETUNEJOBS, JOBS, LEASES, PODS, SERVICES, Key
-from .views import JobView, parse_time
-from .watch import Watcher
+from .kube.kopf_watch import Watcher
+from .kube.resources import EVENTS, FINETUNEJOBS, JOBS, LEASES, PODS, SERVICES, Key
+from .kube.workqueue import WorkQueue
+from .state.cache import Cache
+from .state.view_store import Store
+from .state.views import JobView, parse_time
 
-OF_JOB = ("namespace", "name")
-DEADLINES = Deadlines()
+Sample = tuple[Series, tuple[str, ...], float]
+"""A series, the values of its labels, and its value."""
+
+DEADLINES, CHECKPOINT, RETRY = Deadlines(), Checkpoint(), Retry()
 KNOWN = frozenset(resource.plural for resource in (FINETUNEJOBS, JOBS, PODS, SERVICES, EVENTS, LEASES))
+SHOWN = tuple(each for each in series.of(Scope.JOB) if each.shows)
+"""Those that show a field of a job's progress."""
+BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -37,30 +48,16 @@ class Counters:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        self.requests = Counter(
-            names.API_REQUESTS.removesuffix("_total"),
-            "Requests to the API server, watches too. Code 0: no answer.",
-            ("verb", "resource", "code"),
-            registry=self.registry,
-        )
-        self.reconciles = Counter(
-            names.RECONCILES.removesuffix("_total"), "Looks at a job.", ("result",), registry=self.registry
-        )
+        self.requests = self._counter(series.API_REQUESTS)
+        self.reconciles = self._counter(series.RECONCILES)
+        self.finished = self._counter(series.JOBS_FINISHED)
+        self.failures = self._counter(series.JOB_FAILURES)
         self.reconcile_seconds = Histogram(
-            names.RECONCILE_SECONDS,
-            "Seconds of a look at a job, writes included.",
-            buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
-            registry=self.registry,
+            series.RECONCILE_SECONDS.name, series.RECONCILE_SECONDS.text, buckets=BUCKETS, registry=self.registry
         )
-        self.finished = Counter(
-            names.JOBS_FINISHED.removesuffix("_total"), "Jobs that ended.", ("result", "reason"), registry=self.registry
-        )
-        self.failures = Counter(
-            names.JOB_FAILURES.removesuffix("_total"),
-            "Failed attempts.",
-            ("class", "reason"),
-            registry=self.registry,
-        )
+
+    def _counter(self, of: Series) -> Counter:
+        return Counter(of.stem, of.text, tuple(of.labels), registry=self.registry)
 
     def request(self, method: str, path: str, watch: bool, status: int) -> None:
         """Called from any thread."""
@@ -81,89 +78,118 @@ class State(Collector):
     queue: WorkQueue[Key]
     watcher: Watcher | None = None
     acting: Callable[[], bool] = lambda: True
-    """Whether this replica is the one that acts. Only that one exports jobs: each is told once."""
+    """Whether this replica is the one that acts. Only that one exports jobs: each is exported once."""
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def collect(self) -> Iterator[Metric]:
         if self.acting():
-            yield from self._jobs()
-        yield _gauge(names.QUEUE_DEPTH, "Jobs that wait for a look.", self.queue.depth)
-        yield _gauge(names.QUEUE_OLDEST_SECONDS, "How long the first of them waits.", self.queue.oldest_seconds())
-        yield _gauge(names.LEADER, "1 for the replica that acts, 0 for one that stands by.", float(self.acting()))
-        info = GaugeMetricFamily(names.OPERATOR_INFO, "Always 1.", labels=("version",))
-        info.add_metric((__version__,), 1)
-        yield info
+            yield from _gauges(series.of(Scope.JOB), self._of_jobs())
+        yield from _gauges(series.of(Scope.OPERATOR), self._of_operator())
+
+    def _of_operator(self) -> Iterator[Sample]:
+        yield series.QUEUE_DEPTH, (), self.queue.depth
+        yield series.QUEUE_OLDEST_SECONDS, (), self.queue.oldest_seconds()
+        yield series.LEADER, (), float(self.acting())
+        yield series.OPERATOR_INFO, (__version__,), 1
         if self.watcher is not None:
-            ages = GaugeMetricFamily(
-                names.WATCH_AGE_SECONDS,
-                "Since a watch was answered or brought an event.",
-                labels=("resource", "namespace"),
-            )
             for (plural, namespace), age in self.watcher.age_seconds().items():
-                ages.add_metric((plural, namespace or ""), age)
-            yield ages
+                yield series.WATCH_AGE_SECONDS, (plural, namespace or ""), age
 
-    def _jobs(self) -> Iterator[Metric]:
-        def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(name, text, labels=(*OF_JOB, *labels))
+    def _of_jobs(self) -> Iterator[Sample]:
+        for job in _all(self.cache.jobs):
+            if job.foreign:
+                continue  # its manager exports it
+            for of, labels, value in (*_of_job(job, self.now()), *self._progress(job)):
+                yield of, (*job.owner, *labels), value
 
-        info = family(names.JOB_INFO, "Always 1.", "method", "model")
-        phase = family(names.JOB_PHASE, "1 for the phase that the job is in.", "phase")
-        attempt = family(names.JOB_ATTEMPT, "Number of the present attempt.")
-        nodes = family(names.JOB_NODES, "Pods of the present attempt.")
-        wanted = family(names.JOB_NODES_WANTED, "Pods that the job wants: spec.nodes, or the most of its range.")
-        restarts = family(names.JOB_RESTARTS, "Restarts by whether they count against retry.maxRestarts.", "counted")
-        deadlines = family(names.JOB_DEADLINE_SECONDS, "spec.deadlines, for alerts that fit each job.", "deadline")
-        numbers = {
-            "ratio": family(names.JOB_PROGRESS_RATIO, "Steps done of the steps planned."),
-            "loss": family(names.JOB_LOSS, "Training loss, nats per trained token."),
-            "eval_loss": family(names.JOB_EVAL_LOSS, "Validation loss, nats per trained token."),
-            "tokens_per_second": family(names.JOB_TOKENS_PER_SECOND, "Tokens processed, all nodes."),
-            "eta_seconds": family(names.JOB_ETA_SECONDS, "Seconds to the last step."),
-            "updated": family(names.JOB_LAST_PROGRESS_TIMESTAMP, "When progress last changed, Unix seconds."),
-        }
-        for job in self.cache.jobs:
-            key, status = job.owner, job.status
-            ours = job.raw_spec.get("method", {}).get("type", "lora")
-            method = "command" if "command" in job.raw_spec else ours
-            info.add_metric((*key, method, job.raw_spec.get("model", {}).get("uri", "")), 1)
-            phase.add_metric((*key, (status.phase or Phase.Pending).value), 1)
-            attempt.add_metric(key, status.attempt or 0)
-            nodes.add_metric(key, status.nodes or 0)
-            wanted.add_metric(key, job.wanted_nodes)
-            if status.restarts:
-                restarts.add_metric((*key, "true"), status.restarts.counted)
-                restarts.add_metric((*key, "false"), status.restarts.total - status.restarts.counted)
-            for name, seconds in _deadlines(job):
-                deadlines.add_metric((*key, name), seconds)
-            for name, value in self._progress(job):
-                numbers[name].add_metric(key, value)
-        yield from (info, phase, attempt, nodes, wanted, restarts, deadlines, *numbers.values())
-
-    def _progress(self, job: JobView) -> Iterator[tuple[str, float]]:
+    def _progress(self, job: JobView) -> Iterator[Sample]:
         """The freshest there is: the last report of a running job, else what its status says."""
-        report = self.cache.reports.get(job.owner)
+        report = self.cache.of(job.owner).report
         running = report is not None and report.job_uid == job.uid and job.status.phase is Phase.Running
         progress = report.progress.progress if report is not None and running else job.status.progress
         if progress is None:
             return
-        if progress.total_steps:
-            yield "ratio", progress.step / progress.total_steps
-        for name in ("loss", "eval_loss", "tokens_per_second", "eta_seconds"):
-            value = getattr(progress, name)
+        for of in SHOWN:
+            value = getattr(progress, of.shows)
+            if isinstance(value, str):
+                value = moment.timestamp() if (moment := parse_time(value)) else None
             if value is not None:
-                yield name, value
-        if moment := parse_time(progress.last_update_time):
-            yield "updated", moment.timestamp()
+                yield of, (), value
 
 
-def _deadlines(job: JobView) -> Iterator[tuple[str, float]]:
-    """Each with its seconds, the defaults too; none for what is no duration."""
-    told = job.raw_spec.get("deadlines") or {}
-    for name, default in (("startup", DEADLINES.startup), ("active", DEADLINES.active), ("stall", DEADLINES.stall)):
+def _gauges(of: Iterable[Series], samples: Iterable[Sample]) -> Iterator[Metric]:
+    """A family for each gauge, with its samples."""
+    families = {each: _family(each) for each in of if each.kind == "gauge"}
+    for each, labels, value in samples:
+        families[each].add_metric(labels, value)
+    yield from families.values()
+
+
+def _family(of: Series) -> GaugeMetricFamily:
+    return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.value, *of.labels))
+
+
+def _all(jobs: Store[JobView]) -> list[JobView]:
+    """As they are at one moment: pages are made in another thread than the one that changes them."""
+    while True:
+        with suppress(RuntimeError):
+            return list(jobs)
+
+
+def _of_job(job: JobView, now: datetime) -> Iterator[Sample]:
+    """All but its progress."""
+    status, restarts = job.status, job.status.restarts or Restarts()
+    ours = type_of(job.raw_spec)
+    method = "command" if "command" in job.raw_spec else ours
+    yield series.JOB_INFO, (method, redact(str(job.raw_spec.get("model", {}).get("uri", "")))), 1
+    yield series.JOB_PHASE, ((status.phase or Phase.Pending).value,), 1
+    yield series.JOB_ATTEMPT, (), status.attempt or 0
+    yield series.JOB_NODES, (), status.nodes or 0
+    yield series.JOB_NODES_WANTED, (), job.wanted_nodes
+    yield series.JOB_RESTARTS, ("true",), restarts.counted
+    yield series.JOB_RESTARTS, ("false",), restarts.total - restarts.counted
+    yield (
+        series.JOB_AVOIDED_NODES,
+        (),
+        sum((until := parse_time(node.until)) is not None and until > now for node in status.avoided_nodes or ()),
+    )
+    if (last := status.last_failure) is not None and (moment := parse_time(last.time)):
+        yield series.JOB_LAST_FAILURE_TIMESTAMP, (last.failure_class.value, last.reason), moment.timestamp()
+    if moment := parse_time(status.start_time):
+        yield series.JOB_START_TIMESTAMP, (), moment.timestamp()
+    if status.usage is not None:
+        yield series.JOB_GPU_HOURS, (), status.usage.gpu_hours
+        yield series.JOB_WASTED_GPU_HOURS, (), status.usage.wasted_gpu_hours
+    if status.artifact is not None:
+        yield series.JOB_ARTIFACT_BYTES, (), status.artifact.size_bytes
+    yield from _of_guards(job)
+    yield from _of_spec(job, restarts, now)
+
+
+def _of_guards(job: JobView) -> Iterator[Sample]:
+    guards = job.raw_spec.get("guards")
+    tolerated = isinstance(guards, dict) and guards.get("onInconclusive") == "pass"
+    for guard in job.status.evaluation.guards if job.status.evaluation else ():
+        if guard.value is not None:
+            yield series.JOB_GUARD_VALUE, (guard.name,), guard.value
+        yield series.JOB_GUARD_BOUND, (guard.name,), guard.bound
+        if guard.verdict != "inconclusive" or not tolerated:
+            yield series.JOB_GUARD_STATE, (guard.name, guard.verdict), 1
+
+
+def _of_spec(job: JobView, restarts: Restarts, now: datetime) -> Iterator[Sample]:
+    """What alerts compare with the numbers of its progress, the defaults too; none for what is not a duration."""
+    spec = job.raw_spec
+    for name in series.JOB_DEADLINE_SECONDS.labels["deadline"]:
         with suppress(ValueError, TypeError):
-            if text := told.get(name, default):
-                yield name, durations.seconds(text)
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)
+            if text := (spec.get("deadlines") or {}).get(name, getattr(DEADLINES, name)):
+                yield series.JOB_DEADLINE_SECONDS, (name,), durations.seconds(text)
+    with suppress(ValueError, TypeError):
+        every = (spec.get("checkpoint") or {}).get("every", CHECKPOINT.every)
+        yield series.JOB_CHECKPOINT_INTERVAL_SECONDS, (), durations.seconds(every)
+    with suppress(ValueError, TypeError):
+        retry = spec.get("retry") or {}
+        window = retry.get("window", RETRY.window)
+        spent = recent(job.status.restart_times, restarts.counted, window=window, now=now)
+        left = int(retry.get("maxRestarts", RETRY.max_restarts)) - len(spent)
+        yield series.JOB_RESTARTS_LEFT, (), max(0, left)

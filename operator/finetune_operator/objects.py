@@ -6,19 +6,21 @@ annotation on the pod template that a downwardAPI volume shows as a file: attemp
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Any
 
 from finetune_api import durations, names, uris
 from finetune_api.data import Credentials
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.pod import EnvVar, Volume
+from finetune_api.pod import APPARMOR, SHM, EnvVar, Volume
 from finetune_api.pod import Pod as PodSpec
 from finetune_api.spec import FineTuneJobSpec
 
-from .gangs import Gang
-from .observe import Defaults
-from .resources import Resource
-from .views import ChildJob, JobView
+from .gangs import Gang, GroupObject, Members
+from .kube.resources import Resource
+from .state.observe import Defaults
+from .state.views import ChildJob, JobView
 
 WRITABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("finetune-tmp", "/tmp", {}),
@@ -27,15 +29,24 @@ WRITABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 """The root file system is read-only; these are not."""
 
+READINESS = {
+    "httpGet": {"path": "/healthz", "port": names.AGENT_PORT_NAME},
+    "periodSeconds": 30,
+    "timeoutSeconds": 10,
+    "failureThreshold": 3,
+}
+"""The kubelet asks the agent too, and by another path than the operator: see policies.deadline. Nothing waits for a pod
+to be ready, since the Service publishes the addresses of all."""
+
 NAME_LABELS = {names.LABEL_NAME: names.APP_NAME, names.LABEL_MANAGED_BY: names.FIELD_MANAGER}
 
 
 def service(job: JobView) -> dict[str, Any]:
-    """Gives each pod of the gang a name in DNS, also before it is ready: `<job>-<attempt>-<index>.<job>`."""
+    """Gives each pod of the gang a name in DNS, also before it is ready: see names.pod_address."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(job, job.name, {}),
+        "metadata": metadata(job, job.name, {}),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
@@ -59,20 +70,22 @@ def attempt_job(
     skipped_step: int | None = None,
     gang: Gang | None = None,
 ) -> dict[str, Any]:
-    """One gang, of all the nodes that the job may have unless told. Nothing inside it restarts anything: a failed pod
+    """One gang, by default of all the nodes that the job may have. Nothing inside it restarts anything: a failed pod
     fails the Job, and the next is our decision."""
     nodes = nodes or spec.max_nodes
     own = {names.LABEL_ATTEMPT: str(attempt)}
     queue = {names.LABEL_QUEUE: spec.queue_name} if spec.queue_name else {}
-    notes = {names.ANNOTATION_PODS: job.pods_digest}
+    notes = {names.ANNOTATION_PODS: job.pods_digest, names.ANNOTATION_PODS_ORDERED: job.pods_digest_ordered}
     if queue and spec.min_nodes < nodes:
         notes |= {names.ANNOTATION_QUEUE_MIN: str(spec.min_nodes), names.ANNOTATION_QUEUE_SYNC: "true"}
-    changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
+    token, nonce = (_secret(defaults.key, what, job.uid, str(attempt)) for what in ("token", "nonce"))
+    notes |= {names.ANNOTATION_AGENT: f"{token}.{nonce}"}
+    changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step, "token": token, "nonce": nonce}
     plan = run_plan(job, spec, attempt=attempt, nodes=nodes).model_copy(update=changed)
     made: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, names.attempt_name(job.name, attempt), {**own, **queue}) | {"annotations": notes},
+        "metadata": metadata(job, names.attempt_name(job.name, attempt), {**own, **queue}) | {"annotations": notes},
         "spec": {
             **({"suspend": True} if queue else {}),
             "completionMode": "Indexed",
@@ -84,7 +97,7 @@ def attempt_job(
                 "metadata": {
                     "labels": {**spec.pod.labels, **_labels(job), **own},
                     "annotations": {
-                        **spec.pod.annotations,
+                        **_annotations(spec),
                         names.ANNOTATION_PLAN: plan.model_dump_json(by_alias=True, exclude_none=True),
                     },
                 },
@@ -94,19 +107,31 @@ def attempt_job(
     }
     if gang is not None:
         made["metadata"]["annotations"][names.ANNOTATION_GANG] = gang.name
-        gang.mark(made["spec"]["template"], names.attempt_name(job.name, attempt))
+        gang.mark(made, _members(job, spec, names.attempt_name(job.name, attempt), nodes))
     return made
 
 
-def pod_group(job: JobView, spec: FineTuneJobSpec, child: ChildJob, *, gang: Gang, kind: Resource) -> dict[str, Any]:
+def _members(job: JobView, spec: FineTuneJobSpec, name: str, nodes: int) -> Members:
+    return Members(
+        namespace=job.namespace,
+        name=name,
+        pods=min(nodes, spec.min_nodes),
+        seconds=durations.seconds(spec.deadlines.startup),
+        labels=spec.pod.labels,
+    )
+
+
+def pod_group(
+    job: JobView, spec: FineTuneJobSpec, child: ChildJob, *, group: GroupObject, kind: Resource
+) -> dict[str, Any]:
     """What the pods of an attempt's Job wait for together, at least spec.nodes.min of them. It goes with the Job."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": child.name, "uid": child.uid}
-    meta = _metadata(job, child.name, {names.LABEL_ATTEMPT: str(child.attempt)})
+    meta = metadata(job, child.name, {names.LABEL_ATTEMPT: str(child.attempt)})
     return {
         "apiVersion": kind.api_version,
         "kind": kind.kind,
         "metadata": {**meta, "ownerReferences": [owner]},
-        "spec": gang.spec(min(child.nodes, spec.min_nodes), durations.seconds(spec.deadlines.startup)),
+        "spec": group.spec(_members(job, spec, child.name, child.nodes)),
     }
 
 
@@ -121,17 +146,17 @@ def probe_job(
     idle = {key: pod["containers"][0][key] for key in keep}
     idle |= {"name": "probe", "command": ["sleep", str(seconds)]}
     labels = {**NAME_LABELS, names.LABEL_JOB: job.name, **own}
-    metadata = _metadata(job, names.probe_name(job.name, attempt), {})
+    known = metadata(job, names.probe_name(job.name, attempt), {})
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**metadata, "labels": labels},
+        "metadata": {**known, "labels": labels},
         "spec": {
             "completions": pods,
             "parallelism": pods,
             "backoffLimit": 0,
             "template": {
-                "metadata": {"labels": {**spec.pod.labels, **labels}, "annotations": {**spec.pod.annotations}},
+                "metadata": {"labels": {**spec.pod.labels, **labels}, "annotations": _annotations(spec)},
                 "spec": {**pod, "containers": [idle]},
             },
         },
@@ -145,7 +170,7 @@ def run_plan(job: JobView, spec: FineTuneJobSpec, *, attempt: int, nodes: int) -
         attempt=attempt,
         nodes=nodes,
         processes_per_node=spec.processes,
-        master_address=f"{names.attempt_name(job.name, attempt)}-0.{job.name}",
+        master_address=names.pod_address(job.namespace, job.name, attempt, 0),
         grace_seconds=durations.seconds(spec.pod.termination_grace_period),
         spec=spec.model_copy(update={"pod": PodSpec()}),
     )
@@ -163,7 +188,12 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
         "runtimeClassName": pod.runtime_class_name,
         "schedulerName": pod.scheduler_name,
         "imagePullSecrets": [secret.to_json() for secret in pod.image_pull_secrets],
+        "resourceClaims": [claim.to_json() for claim in pod.resource_claims],
     }
+    ids = {"runAsUser": pod.run_as_user, "runAsGroup": pod.group, "fsGroup": pod.fs_group}
+    resources = spec.resources.to_json()
+    if pod.resource_claims:
+        resources["claims"] = [{"name": claim.name} for claim in pod.resource_claims]
     return {
         "restartPolicy": "Never",
         "subdomain": subdomain,
@@ -172,9 +202,7 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": pod.run_as_user,
-            "runAsGroup": pod.run_as_user,
-            "fsGroup": pod.fs_group,
+            **{name: number for name, number in ids.items() if number is not None},
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -185,9 +213,10 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
                 "command": list(defaults.trainer_command),
                 "env": _environment(pod.env),
                 "envFrom": _secrets(spec),
-                "resources": spec.resources.to_json(),
+                "resources": resources,
                 "ports": [{"name": names.AGENT_PORT_NAME, "containerPort": names.AGENT_PORT}],
                 "volumeMounts": mounts,
+                "readinessProbe": READINESS,
                 "terminationMessagePath": names.TERMINATION_LOG,
                 "terminationMessagePolicy": "FallbackToLogsOnError",
                 "securityContext": {
@@ -203,8 +232,8 @@ def pod_spec(subdomain: str, spec: FineTuneJobSpec, *, defaults: Defaults, grace
 
 
 def _environment(extra: tuple[EnvVar, ...]) -> list[dict[str, Any]]:
-    """Ours, unless the user sets it too; then the user's. Each variable costs the API server a third of a millisecond
-    in the life of a pod, so what the trainer knows by itself is not told."""
+    """The operator's variables, except those that the user sets. Each costs the API server a third of a millisecond in
+    the life of a pod, so what the trainer knows by itself is not set."""
     theirs = {variable.name for variable in extra}
     env: list[dict[str, Any]] = [] if "HOME" in theirs else [{"name": "HOME", "value": "/tmp"}]
     for variable in extra:
@@ -240,7 +269,7 @@ def _volumes(spec: FineTuneJobSpec) -> tuple[list[dict[str, Any]], list[dict[str
     ]
     mounts: list[dict[str, Any]] = [
         {"name": "finetune-plan", "mountPath": names.PLAN_DIR, "readOnly": True},
-        {"name": "finetune-shm", "mountPath": "/dev/shm"},
+        {"name": "finetune-shm", "mountPath": SHM},
     ]
     for name, path, source in WRITABLE:
         if path not in {volume.mount_path for volume in spec.pod.volumes}:
@@ -263,6 +292,7 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     if (data := spec.given_data) is not None:
         read += [source.uri for source in data.train]
         read += [each.uri for each in (data.validation, data.test, data.general, *data.slices) if each and each.uri]
+        read += [uri] if (uri := spec.replay_uri) else []
     written = [spec.given_output.uri] if spec.given_output else []
     found: dict[str, bool] = {}
     for text, writable in [*((uri, False) for uri in read), *((uri, True) for uri in written)]:
@@ -282,11 +312,22 @@ def _source(volume: Volume) -> dict[str, Any]:
     return {"emptyDir": volume.empty_dir.to_json() if volume.empty_dir else {}}
 
 
+def _secret(key: bytes, *of: str) -> str:
+    """The same for the same attempt, so that a decision stays a function of what was observed; it is secret."""
+    return hmac.new(key, "/".join(of).encode(), hashlib.sha256).hexdigest()[:32]
+
+
 def _labels(job: JobView) -> dict[str, str]:
     return {**NAME_LABELS, names.LABEL_JOB: job.name, names.LABEL_UID: job.uid}
 
 
-def _metadata(job: JobView, name: str, labels: dict[str, str]) -> dict[str, Any]:
+def _annotations(spec: FineTuneJobSpec) -> dict[str, str]:
+    """The user's, less those that lift the AppArmor profile: the CRD refuses them, and an older one did not."""
+    return {key: value for key, value in spec.pod.annotations.items() if not key.startswith(APPARMOR)}
+
+
+def metadata(job: JobView, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Of an object that goes with the FineTuneJob."""
     return {
         "name": name,
         "namespace": job.namespace,

@@ -13,7 +13,7 @@ from tests.cluster.rig import Rig
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.import_plugin("tests.rig_fixtures")
+    config.pluginmanager.import_plugin("tests.support.cluster_fixtures")
 
 
 @pytest.fixture

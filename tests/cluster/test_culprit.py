@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.jobs import Place, example, rank_of
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(1200)
 

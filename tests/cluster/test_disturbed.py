@@ -15,8 +15,8 @@ import pytest
 from tests.cluster.jobs import Json, Place, example, rank_of
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Kueue, Rig
-from tests.hold import Hold
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.pause_at_step import PauseAtStep
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -63,12 +63,12 @@ def job(place: Place, tiny: Path, name: str) -> Json:
     return place.on_this_rig(manifest, model=tiny / "model")
 
 
-def held(manifest: Json, tiny: Path) -> Hold:
+def held(manifest: Json, tiny: Path) -> PauseAtStep:
     """The job's ranks are held at a step, by a file that its pods see beside the model."""
-    hold = Hold(tiny / "model" / f"hold-{manifest['metadata']['name']}", HELD)
-    hold.file.chmod(0o644)
-    manifest["spec"]["pod"]["env"] += [{"name": name, "value": value} for name, value in hold.environment.items()]
-    return hold
+    pause = PauseAtStep(tiny / "model" / f"pause-{manifest['metadata']['name']}", HELD)
+    pause.file.chmod(0o644)
+    manifest["spec"]["pod"]["env"] += [{"name": name, "value": value} for name, value in pause.environment.items()]
+    return pause
 
 
 def checkpoints(place: Place, name: str) -> list[str]:
@@ -114,13 +114,13 @@ def test_a_killed_rank_restarts_the_gang_from_the_checkpoint(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
     manifest = job(place, tiny, "killed")
-    hold = held(manifest, tiny)
+    pause = held(manifest, tiny)
     place.apply(manifest)
     place.rig.wait_until(lambda: len(checkpoints(place, "killed")) > 0, what="a checkpoint", seconds=300)
     victim = next(pod["metadata"]["name"] for pod in place.pods("killed") if node(pod) == "1")
 
     os.kill(rank_of(place, victim), signal.SIGKILL)
-    hold.release()
+    pause.release()
 
     status = finish(place, "killed")
     assert status["attempt"] == 2
@@ -150,12 +150,12 @@ def test_a_bucket_that_is_away_for_20_seconds_is_waited_for(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path, s3: S3
 ) -> None:
     manifest = job(place, tiny, "patient")
-    hold = held(manifest, tiny)
+    pause = held(manifest, tiny)
     place.apply(manifest)
     place.rig.wait_until(lambda: len(checkpoints(place, "patient")) > 0, what="a checkpoint", seconds=300)
 
     with place.rig.outage("minio"):
-        hold.release()
+        pause.release()
         time.sleep(20)
 
     status = finish(place, "patient")
@@ -190,14 +190,14 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_when_its_queue_lets_it(
     kueue.queue(place.namespace, "team", cpu="2")
     manifest = job(place, tiny, "queued")
     manifest["spec"] |= {"queueName": "team", "resources": {"requests": {"cpu": "100m"}}, "retry": {"maxRestarts": 0}}
-    hold = held(manifest, tiny)
+    pause = held(manifest, tiny)
     place.apply(manifest)
     place.rig.wait_until(lambda: len(checkpoints(place, "queued")) > 0, what="a checkpoint", seconds=300)
 
     place.rig.apply(urgent(place, "team"), namespace=place.namespace)
     place.wait("queued", lambda s: s.get("phase") == "Queued", what="preemption")
     place.rig.wait_until(lambda: not place.pods("queued"), what="its pods are gone")
-    hold.release()
+    pause.release()
     place.rig.kubectl("delete", "job", "urgent", "-n", place.namespace)
 
     place.wait("queued", lambda s: s.get("phase") == "Running", what="its second turn")
@@ -244,7 +244,7 @@ def test_a_gang_goes_on_with_the_nodes_that_there_are(
     offer(place, 2)
     manifest = job(place, tiny, "elastic")
     manifest["spec"] |= {"nodes": {"min": 1, "max": 2}, "resources": {"limits": {SLOT: 1}}}
-    hold = held(manifest, tiny)
+    pause = held(manifest, tiny)
     place.apply(manifest)
     place.rig.wait_until(lambda: len(checkpoints(place, "elastic")) > 0, what="a checkpoint", seconds=300)
 
@@ -252,17 +252,17 @@ def test_a_gang_goes_on_with_the_nodes_that_there_are(
     startup(place, "elastic", "10s")
     victim = next(pod["metadata"]["name"] for pod in place.pods("elastic") if node(pod) == "1")
     place.rig.kubectl("delete", "pod", victim, "-n", place.namespace, "--wait=false")
-    hold.release()  # a gang stops together
+    pause.release()  # a gang stops together
     place.wait("elastic", lambda s: s["attempt"] == 3, what="an attempt with one node")
     startup(place, "elastic", None)
-    hold = Hold(hold.file, HELD)
-    hold.file.chmod(0o644)
+    pause = PauseAtStep(pause.file, HELD)
+    pause.file.chmod(0o644)
     alone = place.wait("elastic", lambda s: s["phase"] == "Running" and s["attempt"] == 3, what="running alone")
     assert alone["nodes"] == 1
 
     offer(place, 2)
     place.wait("elastic", lambda s: s["attempt"] == 4, what="an attempt with both nodes")
-    hold.release()
+    pause.release()
     status = finish(place, "elastic")
     assert (status["attempt"], status["nodes"]) == (4, 2)
     assert status["restarts"] == {"counted": 0, "free": 1, "resized": 2}, place.story("elastic")

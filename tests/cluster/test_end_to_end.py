@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,8 +85,10 @@ def test_apply_trains_and_commits_what_was_measured(
     status = place.status("sentiment")
     assert status["phase"] == "Succeeded"
     assert status["artifact"]["uri"] == f"s3://{place.bucket}/models/sentiment"
-    assert {s["name"] for s in status["evaluation"]["slices"]} == {"tweets", "amazon", "nyt"}
-    assert status["evaluation"]["tuned"]["test"]["loss"] < status["evaluation"]["base"]["test"]["loss"]
+    data = {each["name"]: each for each in status["evaluation"]["data"]}
+    assert {name for name, each in data.items() if each["kind"] == "slice"} == {"tweets", "amazon", "nyt"}
+    assert data["test"]["metric"] == "accuracy"
+    assert data["test"]["verdict"] == "inconclusive", "twelve rows are too few for an interval"
     assert status["progress"]["percent"] == 100
 
     # what lies in the bucket verifies, and plain PEFT measures what the status says
@@ -98,7 +101,10 @@ def test_apply_trains_and_commits_what_was_measured(
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert status["artifact"]["digest"] in verified.stdout
     measured = plain_peft_loss(adapter, corpus / "movie-test.jsonl")
-    assert abs(measured - status["evaluation"]["tuned"]["test"]["loss"]) < 1e-5
+    record = json.loads((adapter / "run.json").read_text())
+    [test] = [each for each in record["measurements"] if (each["name"], each["metric"]) == ("test", "loss")]
+    assert test["tuned"] < test["base"]
+    assert abs(measured - test["tuned"]) < 1e-5
 
 
 def plain_peft_loss(adapter: Path, rows: Path) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from finetune_api import names
-from finetune_operator.gangs import GANGS
-from finetune_operator.resources import Raw
+from finetune_operator.gangs.native import KINDS
+from finetune_operator.kube.resources import Raw
 from tests.cluster.operator_process import ACCOUNT, CHECKOUT, SYSTEM, Operator
 from tests.cluster.rig import Rig
-from tests.hands import manifest
+from tests.support.kube_client import manifest
 
-KIND = GANGS["native"].kinds[-1]
+KIND = KINDS[-1]
 GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"
 
 

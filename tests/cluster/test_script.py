@@ -11,7 +11,8 @@ import yaml
 from tests.cluster.jobs import CHECKOUT, Place
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.kube_client import wait_for
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -48,5 +49,6 @@ def test_an_unmodified_script_trains_in_two_pods(
     message = next(c["message"] for c in status["conditions"] if c["type"] == "Complete")
     # nothing is promised of how an interpreter with torch in it ends: one that aborted then has had a second attempt
     assert re.fullmatch(r"Attempt \d succeeded; its command ended with status 0 in every process", message)
-    assert {pod["status"]["phase"] for pod in place.pods("own-script")} == {"Succeeded"}
+    # the trainers' exits decide; a kubelet calls a pod Succeeded a moment later
+    wait_for(lambda: {pod["status"]["phase"] for pod in place.pods("own-script")} == {"Succeeded"}, what="ended pods")
     assert len({pod["status"]["podIP"] for pod in place.pods("own-script")}) == 2

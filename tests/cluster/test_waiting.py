@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.cluster.rig.host_trees import IMAGE
-from tests.hands import manifest
+from tests.support.kube_client import manifest
 
 pytestmark = pytest.mark.timeout(600)
 

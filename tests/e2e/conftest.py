@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.desk import Desk, model_and_corpus
+from tests.support.local_runs import Workspace, model_and_corpus
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, files: Path) -> Desk:
+def workspace(tmp_path: Path, files: Path) -> Workspace:
     """A folder to run manifests in."""
-    return Desk(folder=tmp_path, files=files)
+    return Workspace(folder=tmp_path, files=files)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_api.failures import ExitCode, LastWords, Reason
+from finetune_api.failures import ExitCode, Reason, TerminationMessage
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.rundir import RunDir, now
 
@@ -30,7 +30,7 @@ def main() -> int:
 
 def succeed(run_dir: RunDir, rank: int) -> int:
     if rank == 0:
-        run_dir.write_result(LastWords(message="trained"))
+        run_dir.write_result(TerminationMessage(message="trained"))
     return ExitCode.OK
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from finetune_api import names
 from finetune_api.data import Data, TrainSource
-from finetune_api.failures import ExitCode, LastWords, Reason
+from finetune_api.failures import ExitCode, Reason, TerminationMessage
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec, ModelSource, Output
 from finetune_trainer.agent.local import free_port
@@ -36,8 +36,8 @@ class Node:
     run_dir: RunDir
     log: Path
 
-    def words(self) -> LastWords:
-        return LastWords.model_validate_json((self.run_dir.path / "termination-log").read_bytes())
+    def words(self) -> TerminationMessage:
+        return TerminationMessage.model_validate_json((self.run_dir.path / "termination-log").read_bytes())
 
     def end(self, *, seconds: float = 180) -> int:
         return int(self.process.wait(seconds))
@@ -180,7 +180,7 @@ def test_ranks_that_do_not_stop_in_time_are_killed_within_the_grace_period(tmp_p
         assert len(ranks) == 2
         node.process.send_signal(signal.SIGTERM)
         assert node.end() == ExitCode.INTERRUPTED
-    assert "did not end within 2 s" in node.words().message
+    assert "did not exit within 2 s" in node.words().message
     assert not any(rank.is_running() for rank in ranks.values())
 
 
@@ -188,10 +188,10 @@ def test_a_second_interrupt_kills(tmp_path: Path) -> None:
     with gang(tmp_path, {0: "never_stop", 1: "never_stop"}, grace=600) as (node,):
         node.until_ranks_run(2)
         node.process.send_signal(signal.SIGINT)
-        node.until_log_says("SIGINT: asking")
+        node.until_log_says("SIGINT: requesting")
         node.process.send_signal(signal.SIGINT)
         assert node.end() == ExitCode.INTERRUPTED
-    assert "at once" in node.words().message
+    assert "immediately" in node.words().message
 
 
 def test_a_torchrun_that_is_killed_leaves_no_rank_behind(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_an_unreadable_plan_is_a_configuration_error(tmp_path: Path) -> None:
     environment = os.environ | {names.ENV_TERMINATION_LOG: str(tmp_path / "words")}
     done = subprocess.run([*command, "--run-dir", str(tmp_path), "--listen", "none"], env=environment, check=False)
     assert done.returncode == ExitCode.CONFIG
-    assert "none.json" in LastWords.model_validate_json((tmp_path / "words").read_bytes()).message
+    assert "none.json" in TerminationMessage.model_validate_json((tmp_path / "words").read_bytes()).message
 
 
 def test_the_agent_is_small(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ words = run_to_end(process, ranks=Trainer(run_dir), run_dir=run_dir, stop=Stop()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONFAULTHANDLER": "1"}
     environment |= {"BEHAVIOUR_0": "never_stop", "BEHAVIOUR_1": "never_stop", "GLOO_SOCKET_IFNAME": "lo"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
-    words = LastWords.model_validate_json((tmp_path / "words").read_bytes())
+    words = TerminationMessage.model_validate_json((tmp_path / "words").read_bytes())
     assert (words.reason, words.exit_code, words.step) == (Reason.NoProgress, ExitCode.HANG, 1)
     assert words.rank in (0, 1)
     for rank in (0, 1):
@@ -266,4 +266,4 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
         environment = os.environ | {names.ENV_TERMINATION_LOG: str(tmp_path / "words")}
         done = subprocess.run(command, env=environment, check=False, capture_output=True)
     assert done.returncode == ExitCode.UNAVAILABLE
-    assert "Address already in use" in LastWords.model_validate_json((tmp_path / "words").read_bytes()).message
+    assert "Address already in use" in TerminationMessage.model_validate_json((tmp_path / "words").read_bytes()).message

@@ -12,88 +12,90 @@ import pytest
 
 from finetune_api.failures import ExitCode, Reason, hint_of
 from finetune_api.status import Phase
-from tests.desk import Desk, Json
+from tests.support.local_runs import Json, Workspace
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def rows(desk: Desk, *lines: object) -> Json:
-    path = desk.folder / "bad.jsonl"
+def rows(workspace: Workspace, *lines: object) -> Json:
+    path = workspace.folder / "bad.jsonl"
     path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
     return {"train": [{"uri": path.as_uri()}], "sequenceLength": 64}
 
 
-def no_file(desk: Desk) -> Json:
-    return {"data": {"train": [{"uri": (desk.folder / "none.jsonl").as_uri()}]}}
+def no_file(workspace: Workspace) -> Json:
+    return {"data": {"train": [{"uri": (workspace.folder / "none.jsonl").as_uri()}]}}
 
 
-def empty_file(desk: Desk) -> Json:
-    return {"data": rows(desk)}
+def empty_file(workspace: Workspace) -> Json:
+    return {"data": rows(workspace)}
 
 
-def broken_row(desk: Desk) -> Json:
-    return {"data": rows(desk, {"text": "good"}, "{not json\n")}
+def broken_row(workspace: Workspace) -> Json:
+    return {"data": rows(workspace, {"text": "good"}, "{not json\n")}
 
 
-def no_labels(desk: Desk) -> Json:
-    return {"data": rows(desk, {"text": "a"}, {"text": "b"}) | {"format": "classification"}}
+def no_labels(workspace: Workspace) -> Json:
+    return {"data": rows(workspace, {"text": "a"}, {"text": "b"}) | {"format": "classification"}}
 
 
-def nothing_to_train(desk: Desk) -> Json:
-    return {"data": rows(desk, *[{"messages": [{"role": "user", "content": f"hello {i}"}]} for i in range(4)])}
+def nothing_to_train(workspace: Workspace) -> Json:
+    return {"data": rows(workspace, *[{"messages": [{"role": "user", "content": f"hello {i}"}]} for i in range(4)])}
 
 
-def too_long(desk: Desk) -> Json:
-    return {"data": rows(desk, *[{"prompt": "p", "completion": "c" * 500}] * 3, {"prompt": "p", "completion": "c"})}
+def too_long(workspace: Workspace) -> Json:
+    return {
+        "data": rows(workspace, *[{"prompt": "p", "completion": "c" * 500}] * 3, {"prompt": "p", "completion": "c"})
+    }
 
 
-def no_model(desk: Desk) -> Json:
-    return {"model": {"uri": (desk.folder / "nowhere").as_uri()}}
+def no_model(workspace: Workspace) -> Json:
+    return {"model": {"uri": (workspace.folder / "nowhere").as_uri()}}
 
 
-def no_causal_model(desk: Desk) -> Json:
-    folder = desk.folder / "bert"
-    shutil.copytree(desk.files / "model", folder)
+def no_causal_model(workspace: Workspace) -> Json:
+    folder = workspace.folder / "bert"
+    shutil.copytree(workspace.files / "model", folder)
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (folder / "config.json").write_text(json.dumps(config))
     return {"model": {"uri": folder.as_uri()}}
 
 
-def measured_on_what_it_learned(desk: Desk) -> Json:
+def measured_on_what_it_learned(workspace: Workspace) -> Json:
     return {
         "data": {
-            "train": [{"uri": (desk.files / "corpus" / "train.jsonl").as_uri()}],
-            "test": {"uri": (desk.files / "corpus" / "train.jsonl").as_uri()},
+            "train": [{"uri": (workspace.files / "corpus" / "train.jsonl").as_uri()}],
+            "test": {"uri": (workspace.files / "corpus" / "train.jsonl").as_uri()},
         }
     }
 
 
-def longer_than_the_model(desk: Desk) -> Json:
-    return {"data": {"train": [{"uri": (desk.files / "corpus" / "train.jsonl").as_uri()}], "sequenceLength": 4096}}
+def longer_than_the_model(workspace: Workspace) -> Json:
+    return {"data": {"train": [{"uri": (workspace.files / "corpus" / "train.jsonl").as_uri()}], "sequenceLength": 4096}}
 
 
-def little_memory(_desk: Desk) -> Json:
+def little_memory(_desk: Workspace) -> Json:
     return {"resources": {"limits": {"memory": "64Mi"}}}
 
 
-def taken_output(desk: Desk) -> Json:
-    folder = desk.folder / "taken"
+def taken_output(workspace: Workspace) -> Json:
+    folder = workspace.folder / "taken"
     folder.mkdir()
     (folder / "manifest.json").write_text('{"some": "other"}')
     return {"output": {"uri": folder.as_uri()}}
 
 
-def unwritable_output(desk: Desk) -> Json:
-    return {"output": {"uri": (desk.files / "model" / "config.json" / "below-a-file").as_uri()}}
+def unwritable_output(workspace: Workspace) -> Json:
+    return {"output": {"uri": (workspace.files / "model" / "config.json" / "below-a-file").as_uri()}}
 
 
-def bucket_out_of_reach(desk: Desk) -> Json:
+def bucket_out_of_reach(workspace: Workspace) -> Json:
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
-    desk.environ.update(keys | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})  # a port that nobody is given
+    workspace.environ.update(keys | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})  # a port that nobody is given
     return {"data": {"train": [{"uri": "s3://corp/train.jsonl"}]}, "retry": {"maxRestarts": 0}}
 
 
-BAD: list[tuple[Callable[[Desk], Json], Reason, int, str]] = [
+BAD: list[tuple[Callable[[Workspace], Json], Reason, int, str]] = [
     (no_file, Reason.DataNotFound, ExitCode.DATA, "none.jsonl"),
     (empty_file, Reason.DataEmpty, ExitCode.DATA, "bad.jsonl"),
     (broken_row, Reason.DataUnreadable, ExitCode.DATA, "line 2"),
@@ -111,10 +113,10 @@ BAD: list[tuple[Callable[[Desk], Json], Reason, int, str]] = [
 ]
 
 
-def assert_refused(desk: Desk, changes: Json, reason: Reason, code: int, word: str) -> None:
-    assert desk.run(desk.manifest(**changes)) == code, desk.story()
-    said = " ".join(desk.said().split())
-    status = desk.job().status
+def assert_refused(workspace: Workspace, changes: Json, reason: Reason, code: int, word: str) -> None:
+    assert workspace.run(workspace.manifest(**changes)) == code, workspace.story()
+    said = " ".join(workspace.said().split())
+    status = workspace.job().status
     assert status.phase is Phase.Failed
     assert status.last_failure is not None
     assert status.last_failure.reason == reason
@@ -128,8 +130,10 @@ def assert_refused(desk: Desk, changes: Json, reason: Reason, code: int, word: s
 
 
 @pytest.mark.parametrize(("make", "reason", "code", "word"), BAD, ids=[case[0].__name__ for case in BAD])
-def test_bad_input(desk: Desk, make: Callable[[Desk], Json], reason: Reason, code: int, word: str) -> None:
-    assert_refused(desk, make(desk), reason, code, word)
+def test_bad_input(
+    workspace: Workspace, make: Callable[[Workspace], Json], reason: Reason, code: int, word: str
+) -> None:
+    assert_refused(workspace, make(workspace), reason, code, word)
 
 
 class _Refuses(BaseHTTPRequestHandler):
@@ -157,18 +161,18 @@ def refusing_store() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("section", ["data", "output"])
-def test_wrong_credentials(desk: Desk, refusing_store: str, section: str) -> None:
+def test_wrong_credentials(workspace: Workspace, refusing_store: str, section: str) -> None:
     prefix = f"FINETUNE_{section.upper()}_"
     keys = {
         "AWS_ACCESS_KEY_ID": "wrong",
         "AWS_SECRET_ACCESS_KEY": "secret-never-shown",
         "AWS_ENDPOINT_URL": refusing_store,
     }
-    desk.environ.update({prefix + name: value for name, value in keys.items()})
+    workspace.environ.update({prefix + name: value for name, value in keys.items()})
     data = {"data": {"train": [{"uri": "s3://corp/train.jsonl"}]}}
     changes = data if section == "data" else {"output": {"uri": "s3://corp/out"}}
-    assert_refused(desk, changes, Reason.CredentialsRejected, ExitCode.AUTHENTICATION, "corp")
-    assert "secret-never-shown" not in desk.story()
+    assert_refused(workspace, changes, Reason.CredentialsRejected, ExitCode.AUTHENTICATION, "corp")
+    assert "secret-never-shown" not in workspace.story()
 
 
 def test_hints_exist_for_all_that_is_refused() -> None:

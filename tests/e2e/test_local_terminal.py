@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from finetune_api.failures import ExitCode
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -88,4 +88,4 @@ def test_live_progress_then_ctrl_c_then_resume(tmp_path: Path) -> None:
     second.read_until("300/300 (100 %)")
     second.read_until("report.html")
     assert second.end() == ExitCode.OK
-    assert "continuing run" in second.seen
+    assert "resuming run" in second.seen

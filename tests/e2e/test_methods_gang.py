@@ -11,10 +11,9 @@ import torch
 
 from finetune_api.methods import Method, Prefix, Prompt
 from finetune_trainer.methods.probe import ProbeAttached
-from finetune_trainer.train.probing import Probing, probed
-from tests import gang
-from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
-from tests.unit.test_transfer_probe import sorted_words
+from finetune_trainer.train.linear_probe import ProbeRun, probed
+from tests.support import rank_processes
+from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, sorted_words
 
 PROBE = Knobs(method=Method(type="probe"), max_tokens=200)
 PROMPT = Knobs(method=Method(type="prompt", prompt=Prompt(virtual_tokens=4)), steps=5, rate=1e-3)
@@ -29,11 +28,14 @@ def _work(folder: Path, knobs: Knobs, strategy: Any = None) -> dict[str, Any]:
         return {"losses": [point.loss for point in state.curve], "tensors": run.tensors()}
     run = make_run(folder, knobs, strategy=strategy, corpus=sorted_words(90, seed=1))
     assert isinstance(run.attached, ProbeAttached)
-    probing = Probing(run.trainer, run.attached, ("low", "high"))
+    probing = ProbeRun(run.trainer, run.attached, ("low", "high"))
     base, tuned, _ = probed(probing, {"test": sorted_words(31, seed=2)}, run.trainer.measure_base)
     assert run.attached.classifier is not None
     weights = {"weight": torch.from_numpy(run.attached.classifier.weight)}
-    return {"losses": [base["test"].loss, tuned["test"].loss, tuned["test"].accuracy], "tensors": weights}
+    return {
+        "losses": [base["test"].scores.loss, tuned["test"].scores.loss, tuned["test"].scores.accuracy],
+        "tensors": weights,
+    }
 
 
 def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
@@ -54,7 +56,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks made, one method after another."""
     folder = tmp_path_factory.mktemp("gang")
-    gang.start(_rank, 2, str(folder))
+    rank_processes.start(_rank, 2, str(folder))
     return folder
 
 

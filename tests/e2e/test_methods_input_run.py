@@ -24,9 +24,10 @@ from finetune_trainer.methods.probe import load as load_probe
 from finetune_trainer.report.record import decode
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.artifact import verify
-from finetune_trainer.store.folder import open_folder
+from finetune_trainer.store.opening import open_folder
 from finetune_trainer.train.run import run
-from tests.tiny import tiny_model
+from tests.support.scored import scored
+from tests.support.tiny_model import tiny_model
 
 METHODS: list[dict[str, Any]] = [
     {"type": "prompt", "prompt": {"virtualTokens": 4, "initText": "Good or bad?"}},
@@ -87,9 +88,8 @@ def test_from_a_manifest_to_an_artifact(
     folder = open_folder(f"file://{tmp_path}/output", prefix="")
     assert not verify(folder).problems
     record = decode(folder.read("run.json"))
-    tuned = words.evaluation.tuned.test
-    assert tuned is not None
-    assert record.evaluation.tuned.test == tuned
+    assert record.evaluation == words.evaluation
+    untouched, tuned = scored(record.measurements, metric="loss")
     data = load_datasets(
         Data.model_validate(_data(inputs), strict=False),
         tokenizer_path=inputs / "model",
@@ -100,9 +100,10 @@ def test_from_a_manifest_to_an_artifact(
     if method["type"] == "probe":
         loss, accuracy = _probe_scores(load_probe(_network(inputs), tmp_path / "output"), data.test)
         assert (record.steps, record.plan.total_steps) == (0, 0)
-        assert words.evaluation.base.general == words.evaluation.tuned.general
+        before, after = scored(words.evaluation, "general")
+        assert before == after
         assert accuracy > 0.9
-        assert tuned.accuracy == pytest.approx(accuracy)
+        assert scored(words.evaluation)[1] == pytest.approx(accuracy)
         assert "from finetune_trainer.methods.probe import load" in folder.read("README.md").decode()
     else:
         from peft import PeftModel
@@ -112,11 +113,9 @@ def test_from_a_manifest_to_an_artifact(
             data.test,
             virtual=method["type"] != "prefix",
         )
-        untouched = words.evaluation.base.test
-        assert untouched is not None
-        assert untouched.loss == pytest.approx(_loss(_network(inputs), data.test, virtual=False), rel=1e-4)
+        assert untouched == pytest.approx(_loss(_network(inputs), data.test, virtual=False), rel=1e-4)
         assert "PeftModel.from_pretrained" in folder.read("README.md").decode()
-    assert tuned.loss == pytest.approx(loss, rel=1e-4)
+    assert tuned == pytest.approx(loss, rel=1e-4)
 
 
 def _network(inputs: Path) -> nn.Module:

@@ -11,25 +11,27 @@ import pytest
 import torch
 
 from finetune_api import names
-from finetune_api.failures import FinetuneError, LastWords
-from finetune_api.methods import Method
+from finetune_api.failures import FinetuneError, TerminationMessage
+from finetune_api.methods import TRAITS, Method
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.load import load_datasets
-from finetune_trainer.kernels import attention, choose, loss, race
+from finetune_trainer.kernels import attention, candidates, loss, timing
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.report.record import decode
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.artifact import verify
-from finetune_trainer.store.folder import open_folder
-from finetune_trainer.train import kernels
-from finetune_trainer.train.model import LanguageModel, load_network, probe
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.train import kernel_selection
+from finetune_trainer.train.capabilities import probe
+from finetune_trainer.train.model import LanguageModel, load_network
 from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.run import run
 from finetune_trainer.transfer.evaluate import Layout, evaluate
-from tests import kernel_doubles as doubles
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support import kernel_doubles as doubles
+from tests.support.scored import scored
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -60,7 +62,7 @@ def _spec(inputs: Path, folder: Path, **changes: Any) -> FineTuneJobSpec:
     return FineTuneJobSpec.model_validate(spec | changes, strict=False)
 
 
-def _run(folder: Path, spec: FineTuneJobSpec, monkeypatch: pytest.MonkeyPatch) -> LastWords:
+def _run(folder: Path, spec: FineTuneJobSpec, monkeypatch: pytest.MonkeyPatch) -> TerminationMessage:
     monkeypatch.setenv(names.ENV_CACHE, str(folder / "cache"))
     run_dir = RunDir(folder / "run")
     run_dir.clear()
@@ -77,6 +79,11 @@ METHODS: list[tuple[dict[str, Any], str]] = [
     ({"type": "qlora", "qlora": {"rank": 4}}, "lora"),
     ({"type": "adapter", "adapter": {"bottleneck": 8}}, "hf-only"),
 ]
+_ELSEWHERE = {"full", "lora", "prompt", "ptuning", "prefix", "probe"}
+"""Methods whose whole runs are in test_train_main.py and test_methods_input_run.py."""
+METHODS += [
+    ({"type": name}, "hf-only") for name in TRAITS if name not in _ELSEWHERE | {method["type"] for method, _ in METHODS}
+]
 
 
 @pytest.mark.parametrize(("method", "servable"), METHODS, ids=[m["type"] for m, _ in METHODS])
@@ -87,22 +94,20 @@ def test_from_a_manifest_to_a_measured_artifact(
     words = _run(tmp_path, spec, monkeypatch)
     assert words.artifact is not None
     assert words.plan is not None
-    assert words.evaluation is not None
-    assert words.evaluation.base.test is not None
-    assert words.evaluation.tuned.test is not None
+    base, tuned = scored(words.evaluation)
     assert (words.plan.method, words.artifact.servable) == (method["type"], servable)
     assert (words.plan.trained_layers is not None) == (method["type"] == "partial")
-    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss
+    assert tuned < base
     output = open_folder(spec.output.uri, prefix="")
     assert verify(output, words.artifact.digest).ok
     record = decode(output.read("run.json"))
     assert record.servable == servable
     assert any("hf-only" in note for note in record.notes) == (servable == "hf-only")
     measured = _loss_of(tmp_path / "output", inputs, spec, words)
-    assert measured == pytest.approx(words.evaluation.tuned.test.loss, rel=1e-5)
+    assert measured == pytest.approx(tuned, rel=1e-5)
 
 
-def _loss_of(artifact: Path, inputs: Path, spec: FineTuneJobSpec, words: LastWords) -> float:
+def _loss_of(artifact: Path, inputs: Path, spec: FineTuneJobSpec, words: TerminationMessage) -> float:
     """Of the artifact, loaded as a user would, on the test rows."""
     assert words.plan is not None
     base, _ = load_network(inputs / "model", dtype=torch.float32, strategy=Single(), device=CPU)
@@ -119,7 +124,7 @@ def _loss_of(artifact: Path, inputs: Path, spec: FineTuneJobSpec, words: LastWor
     layout = Layout(max_tokens=1024, sequence_length=128, packing=True, pad_id=data.pad_id)
     model = LanguageModel(network, CPU, None, probe(network, CPU))
     with torch.no_grad():
-        return evaluate(model, data.test, layout=layout, strategy=Single(), going_on=lambda: True).loss
+        return evaluate(model, data.test, layout=layout, strategy=Single(), going_on=lambda: True).scores.loss
 
 
 def test_partial_in_low_precision_keeps_what_is_frozen_as_it_is_stored(
@@ -131,10 +136,8 @@ def test_partial_in_low_precision_keeps_what_is_frozen_as_it_is_stored(
     half = {"uri": f"file://{inputs}/half"}
     spec = _spec(inputs, tmp_path, model=half, training=training, method={"type": "partial", "partial": {"layers": 1}})
     words = _run(tmp_path, spec, monkeypatch)
-    assert words.evaluation is not None
-    assert words.evaluation.tuned.test is not None
-    assert words.evaluation.base.test is not None
-    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss
+    base, tuned = scored(words.evaluation)
+    assert tuned < base
     before, after = (load_file(folder / "model.safetensors") for folder in (inputs / "half", tmp_path / "output"))
     assert before.keys() == after.keys()
     for name, tensor in after.items():
@@ -170,11 +173,9 @@ def test_a_merged_model_lies_beside_the_adapter_and_is_verified_with_it(
         output={"uri": f"file://{tmp_path}/output", "merged": True},
     )
     words = _run(tmp_path, spec, monkeypatch)
-    assert words.evaluation is not None
-    assert words.evaluation.tuned.test is not None
     whole = Method(type="full")
     found = _loss_of(tmp_path / "output" / "merged", inputs, spec.model_copy(update={"method": whole}), words)
-    assert found == pytest.approx(words.evaluation.tuned.test.loss, abs=1e-4)
+    assert found == pytest.approx(scored(words.evaluation)[1], abs=1e-4)
     output = open_folder(spec.output.uri, prefix="")
     record = decode(output.read("run.json"))
     assert any("merged/ is the whole model" in note and note.endswith("servable as merged") for note in record.notes)
@@ -193,7 +194,7 @@ def test_a_run_says_which_kernels_it_uses(
 ) -> None:
     monkeypatch.setattr(
         torch, "compile", lambda forward, **_: forward
-    )  # what it does: tests/unit/test_train_compiled.py
+    )  # what it does: tests/unit/test_train_compilation.py
     training = {"maxSteps": 1, "batchSize": 8, "compile": True}
     _run(tmp_path, _spec(inputs, tmp_path, method={"type": "adapter"}, training=training), monkeypatch)
     assert (
@@ -210,8 +211,8 @@ def test_a_run_uses_kernels_that_prove_right_and_says_when_they_are_gone(
     spec = _spec(inputs, tmp_path, method={"type": "lora"}, training=training)
     times = cycle([1.0, 2.0])
     installed = {"flash-attn": "2.8.3", "torch": "2.13.0", "liger-kernel": "0.8.5"}
-    monkeypatch.setattr(kernels, "machine", lambda _: choose.Machine("cuda", (8, 0), installed))
-    monkeypatch.setattr(race, "clock", lambda _: lambda work: (work(), next(times))[1])
+    monkeypatch.setattr(kernel_selection, "machine", lambda _: candidates.Machine("cuda", (8, 0), installed))
+    monkeypatch.setattr(timing, "clock", lambda _: lambda work: (work(), next(times))[1])
     monkeypatch.setitem(attention.KERNELS, "flash-attn", doubles.leaky)
     monkeypatch.setitem(attention.KERNELS, "torch", doubles.varlen)
     monkeypatch.setitem(loss.KERNELS, "liger-kernel", doubles.cross_entropy)
@@ -235,7 +236,7 @@ def test_a_run_uses_kernels_that_prove_right_and_says_when_they_are_gone(
     said = capsys.readouterr().out
     assert "not computed" not in said  # what was refused once is not asked again
     assert "attention torch 2.13.0, loss fused (liger-kernel is not installed), documents share rows" in said
-    assert "attempt 1 goes on, but not to the bit: it computes with" in said
+    assert "attempt 1 continues, but not bit for bit: it computes with" in said
     record = decode(open_folder(spec.output.uri, prefix="").read("run.json"))
     assert ["liger" in attempt.computed for attempt in record.attempts] == [True, False]
-    assert any("not to the bit" in note for note in record.notes)
+    assert any("not bit for bit" in note for note in record.notes)

@@ -11,7 +11,7 @@ import pytest
 from finetune_api.methods import Method
 from finetune_trainer.planning.memory import estimate
 from finetune_trainer.planning.model import read_shape
-from tests.tiny import tiny_model
+from tests.support.tiny_model import tiny_model
 
 TOKENS = 4096
 
@@ -27,7 +27,8 @@ from finetune_trainer.data.pack import MicroBatch
 from finetune_trainer.methods.base import Base
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.single import Single
-from finetune_trainer.train.model import LanguageModel, load_network, probe
+from finetune_trainer.train.capabilities import probe
+from finetune_trainer.train.model import LanguageModel, load_network
 cpu = torch.device("cpu")
 def steps(folder, kind, tokens, row):
     network, stored = load_network(folder, dtype=torch.float32, strategy=Single(), device=cpu)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, LastWords, Reason
+from finetune_api.failures import ExitCode, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import Deadlines, FineTuneJobSpec, Output
@@ -24,7 +24,7 @@ from finetune_api.status import FailureClass, Phase
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.local import free_port
 from finetune_trainer.rundir import RunDir
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -87,7 +87,7 @@ train()
     assert job.status.phase is Phase.Failed
     assert failure is not None
     assert (failure.failure_class, failure.reason, failure.rank) == (FailureClass.Internal, "ScriptFailed", 0)
-    assert failure.message == "rank 0 ended with exit status 1: ValueError: no such column: label"
+    assert failure.message == "rank 0 exited with status 1: ValueError: no such column: label"
     assert failure.attempt == 2, "one restart was allowed"
     assert "restart 1 of 1" in said
     logs = [(kept / ".finetune" / job.metadata.uid / "attempts" / f"{n}" / "node-0.log").read_text() for n in (1, 2)]
@@ -100,7 +100,7 @@ def test_a_script_that_is_not_there_is_never_retried(tmp_path: Path) -> None:
     assert code == ExitCode.CONFIG, said
     assert job.status.last_failure is not None
     assert (job.status.last_failure.reason, job.status.attempt) == ("CommandMissing", 1)
-    assert f"there is no file elsewhere.py (looked for in {tmp_path})" in job.status.last_failure.message
+    assert f"file elsewhere.py not found in {tmp_path}" in job.status.last_failure.message
 
 
 class Node:
@@ -135,9 +135,9 @@ class Node:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
 
-    def end(self) -> LastWords:
+    def end(self) -> TerminationMessage:
         self.process.wait(240)
-        return LastWords.model_validate_json((self.folder / "words").read_bytes())
+        return TerminationMessage.model_validate_json((self.folder / "words").read_bytes())
 
 
 def test_a_script_gets_sigterm_and_its_grace_and_silence_is_no_hang(tmp_path: Path) -> None:

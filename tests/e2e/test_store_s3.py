@@ -31,8 +31,9 @@ from finetune_trainer.data.read import iter_rows
 from finetune_trainer.store.artifact import Fault, commit_artifact, verify
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.fetch import fetch_folder
-from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of, open_folder
+from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of
 from finetune_trainer.store.models import resolve_model
+from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sources import SourceFile, find_files
 from tests.cluster.rig.s3 import S3
 from tests.cluster.rig.state import cache_dir

@@ -6,229 +6,27 @@ tests compare what it left behind. A gang's cases that continue runs come after 
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
-from unittest.mock import patch
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessException
 
-from finetune_api.failures import FinetuneError, Reason
-from finetune_api.methods import Adapter, Lora, Method, Partial
-from finetune_api.strategy import Strategy as Settings
-from finetune_trainer.kernels import attention, choose, loss, race
-from finetune_trainer.kernels.chosen import Kernels
+from finetune_api.failures import Reason
 from finetune_trainer.methods import merged
-from finetune_trainer.parallel.base import Strategy
-from finetune_trainer.parallel.ddp import Ddp
-from finetune_trainer.parallel.join import spread
 from finetune_trainer.parallel.single import Single
-from finetune_trainer.store.local import LocalFolder
-from finetune_trainer.train.kernels import Choice
-from finetune_trainer.train.loss import trained_cross_entropy
-from finetune_trainer.train.model import load_network
-from finetune_trainer.train.recompute import recompute_blocks
-from tests import gang
-from tests import kernel_doubles as doubles
-from tests.train_helpers import CPU, Knobs, Place, Run, largest_difference, make_run, network
+from tests.e2e.strategy_cases import EIGHT_BITS, KNOBS, METHODS, ROOT, Case, run_case, run_cases
+from tests.support import rank_processes
+from tests.support.training import largest_difference, network
 
-ROOT = Path(__file__).resolve().parents[2]
-METHODS = {
-    "full": Method(type="full"),
-    "partial": Method(type="partial", partial=Partial(layers=1)),
-    "lora": Method(type="lora", lora=Lora(rank=4)),
-    "adapter": Method(type="adapter", adapter=Adapter(bottleneck=4)),
-}
-EIGHT_BITS = {"full8": Method(type="full"), "lora8": Method(type="lora", lora=Lora(rank=64))}
-"""With moments in 8 bits, of a model that is wide enough for them."""
-KNOBS = Knobs(steps=8, checkpoint_steps=1, rate=1e-3, max_norm=0.1)
-"""Every step of every method is clipped."""
 TOLERANCE = 5e-6
 """Of weights after eight steps in fp32: sums over ranks are taken in another order."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run of one method under one strategy, in a folder; with `killed_at` it dies when that step begins."""
-
-    folder: str
-    method: str
-    strategy: Literal["ddp", "fsdp", "deepspeed"]
-    killed_at: int | None = None
-    max_tokens: int = 48
-    stage: int | None = None
-    offload: Literal["optimizer", "all"] | None = None
-    recomputed: bool = False
-    poisoned_at: int | None = None
-    """The step in which the last rank's gradients are infinite, though no loss is."""
-    one_node: bool = False
-    """All ranks share a weight, whatever nodes they are on."""
-    shot_at: int | None = None
-    """The step whose manifest is what the first rank dies of, when all parts are stored."""
-    kernels: bool = False
-    """Attention by boundaries and a loss of others, in plain torch, proved by all ranks."""
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(type=self.strategy, zero_stage=self.stage, offload=self.offload)
-
-
-class _Killed(Exception):
-    pass
-
-
-def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
-    thrifty = case.method in EIGHT_BITS
-    method = {**METHODS, **EIGHT_BITS}[case.method]
-    frozen = not method.trains_the_model
-    net, _ = load_network(
-        root / ("wide" if thrifty else "base"), dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen
-    )
-    held = sum(_held(parameter) for parameter in net.parameters())
-    whole = sum(map(_numel, net.parameters()))
-    knobs = replace(KNOBS, method=method, max_tokens=case.max_tokens, optimizer="adamw8bit" if thrifty else "adamw")
-    run = make_run(root / case.folder, knobs, strategy=strategy, net=net)
-    if case.recomputed:
-        recompute_blocks(net, lowest=run.attached.lowest_layer)
-    passes = _passes(net)
-    if case.kernels:
-        run = _on_kernels(run, strategy)
-    if case.shot_at:
-        _shoot(run, f"{case.shot_at:09d}.json")
-    seed = run.trainer._seed
-
-    def dying(step: int, index: int) -> None:
-        if step == case.killed_at:
-            raise _Killed
-        seed(step, index)
-
-    object.__setattr__(run.trainer, "_seed", dying)
-    if strategy.place.rank == strategy.place.world_size - 1:
-        _poison(run, case.poisoned_at)
-    try:
-        state = run.finish()
-    except FinetuneError as error:
-        return {"reason": str(error.reason), "message": error.message}
-    except _Killed:
-        run.trainer.keeper.wait()
-        return {"held": held, "whole": whole}
-    tensors, parts = run.tensors(), run.trainer.weights.parts
-    _export(run, strategy, root / case.folder / "export", base=root / "base" if case.method == "lora" else None)
-    losses = [point.loss for point in state.curve]
-    norms = [point.gradient_norm for point in state.curve]
-    validation = state.validation[-1].scores.loss
-    saved, resumed = sum(tensor.nbytes for tensor in tensors.values()), state.attempts[-1].first_step
-    sizes = {"held": held, "whole": whole, "saved": saved, "parts": parts, "resumed": resumed}
-    learned = {"losses": losses, "norms": norms, "validation": validation, "tensors": tensors}
-    return {**sizes, **learned, "passes": passes}
-
-
-def _passes(net: nn.Module) -> list[int]:
-    """Of each block through its feed-forward part, in steps that train; counted from now on."""
-    counts = [0] * len(net.base_model.layers)  # type: ignore[union-attr, arg-type]
-
-    def counted(module: nn.Module, number: int) -> None:
-        counts[number] += module.training and torch.is_grad_enabled()
-
-    for number, block in enumerate(net.base_model.layers):  # type: ignore[union-attr, arg-type]
-        block.mlp.register_forward_pre_hook(lambda module, _, number=number: counted(module, number))
-    return counts
-
-
-def _on_kernels(run: Run, strategy: Strategy) -> Run:
-    choice = Choice(
-        network=run.net,
-        job=choose.Job("lora", "float32", packing=True, compiled=False),
-        machine=choose.Machine("cpu", (0, 0), {}),
-        device=CPU,
-        autocast=None,
-        strategy=strategy,
-        say=print,
-        seconds=race.clock(CPU),
-    )
-    with (
-        patch.dict(cast("dict[str, Any]", attention.KERNELS), {"torch": doubles.varlen}),
-        patch.dict(cast("dict[str, Any]", loss.KERNELS), {"liger-kernel": doubles.cross_entropy}),
-    ):
-        assert choice._attention_fault("torch", None) == ""
-        assert choice._loss_fault("liger-kernel", None) == ""
-    kernels = Kernels(summed=loss.with_gradients(doubles.cross_entropy, trained_cross_entropy))
-    assert attention.takes_starts(run.net)
-    return replace(run, trainer=replace(run.trainer, model=replace(run.trainer.model, kernels=kernels)))
-
-
-def _shoot(run: Run, manifest: str) -> None:
-    folder = cast(LocalFolder, run.trainer.keeper.store.folder)
-    put = LocalFolder.put
-
-    def deadly(path: str, data: bytes | Path) -> None:
-        if path.endswith(manifest):
-            os.kill(os.getpid(), signal.SIGKILL)
-        put(folder, path, data)
-
-    object.__setattr__(folder, "put", deadly)
-
-
-def _poison(run: Run, poisoned_at: int | None) -> None:
-    weights, began = run.trainer.weights, run.trainer._seed
-    backward, step = weights.backward, [-1]
-
-    def watched(now: int, index: int) -> None:
-        step[0] = now
-        began(now, index)
-
-    def poisoned(nats: torch.Tensor, *, last: bool) -> None:
-        backward(nats * float("inf") if step[0] == poisoned_at else nats, last=last)
-
-    object.__setattr__(run.trainer, "_seed", watched)
-    weights.backward = poisoned  # type: ignore[method-assign]
-
-
-def _held(parameter: nn.Parameter) -> int:
-    if hasattr(parameter, "ds_tensor"):
-        return int(parameter.ds_tensor.numel())
-    return parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _export(run: Run, strategy: Strategy, folder: Path, *, base: Path | None) -> None:
-    """With a merged model, as `output.merged` asks for it, where `base` is given."""
-    if base:
-        merged.check(run.net, base)
-    strategy.collect(run.net, everything=run.attached.kind == "model")
-    if strategy.place.first:
-        folder.mkdir()
-        run.attached.export(folder)
-        if base:
-            merged.write(run.net, base, folder / merged.FOLDER, alive=lambda: None)
-
-
-def _rank(rank: int, world_size: int, port: int, local_size: int, root: str, cases: list[Case], path: str) -> None:
-    torch.set_num_threads(1)
-    sys.path.append(path)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    ranks = Ddp.join(Place(rank, rank % local_size, world_size, local_size), CPU)
-    for case in cases:
-        together = replace(ranks.place, local_rank=rank, local_world_size=world_size)
-        joined = replace(ranks, place=together) if case.one_node else ranks
-        told = _run(Path(root), case, spread(joined, case.strategy, device=CPU, settings=case.settings))
-        torch.save(told, f"{root}/{case.folder}.{rank}.pt")
-        ranks.barrier()
-    ranks.close()
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _gang(
     root: Path, world_size: int, cases: list[Case], *, local_size: int | None = None, path: str | None = None
 ) -> None:
-    gang.start(_rank, world_size, local_size or world_size, str(root), cases, path or "")
+    rank_processes.start(run_cases, world_size, local_size or world_size, str(root), cases, path or "")
 
 
 Told = Callable[[str], list[dict[str, Any]]]
@@ -269,11 +67,11 @@ def deepspeed() -> str | None:
 def gangs(root: Path, deepspeed: str | None) -> Told:
     """What each rank of a case's gang told. A chain is one run: alone, two sharded, three with whole models, alone."""
     for method in METHODS:
-        torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
-        _run(root, Case(f"chain-{method}", method, "ddp", killed_at=2), Single())
-    _run(root, Case("shards", "full", "ddp", killed_at=2), Single())
+        torch.save(run_case(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
+        run_case(root, Case(f"chain-{method}", method, "ddp", killed_at=2), Single())
+    run_case(root, Case("shards", "full", "ddp", killed_at=2), Single())
     for method in EIGHT_BITS:
-        torch.save(_run(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
+        torch.save(run_case(root, Case(f"alone-{method}", method, "ddp"), Single()), root / f"alone-{method}.0.pt")
     two = [Case(f"fsdp-2-{method}", method, "fsdp") for method in METHODS]
     two += [Case(f"{kind}-2-{m}", m, kind) for m in EIGHT_BITS for kind in ("ddp", "fsdp")]
     two += [Case("cut-full8", "full8", "fsdp", killed_at=4), Case("cut-full8", "full8", "fsdp")]
@@ -301,13 +99,14 @@ def gangs(root: Path, deepspeed: str | None) -> Told:
     _gang(root, 2, two, path=deepspeed)
     _gang(root, 3, three, path=deepspeed)
     four = [Case(f"hsdp-{method}", method, "fsdp") for method in ("full", "lora")]
+    four += [Case(f"across-{method}", method, "fsdp", shards=2) for method in ("full", "lora")]
     four += [Case("hsdp-cut", "full", "fsdp", killed_at=3), Case("hsdp-cut", "full", "fsdp")]
     four += [Case(f"ddp-4-{method}", method, "ddp") for method in METHODS]
     four += [Case(f"fsdp-4-{method}", method, "fsdp", one_node=True) for method in METHODS]
     _gang(root, 4, four, local_size=2)
     for method in (*METHODS, "full8"):
-        torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
-    torch.save(_run(root, Case("shards", "full", "ddp"), Single()), root / "shards.0.pt")
+        torch.save(run_case(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
+    torch.save(run_case(root, Case("shards", "full", "ddp"), Single()), root / "shards.0.pt")
     return partial(_told, root)
 
 
@@ -391,6 +190,14 @@ def test_nodes_are_replicas_of_each_other(gangs: Any, method: str) -> None:
     ranks = gangs(f"hsdp-{method}")
     _same(ranks[0], gangs(f"alone-{method}")[0])
     assert all(rank["held"] < 0.51 * rank["whole"] for rank in ranks)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_nodes_that_share_a_model_are_a_replica_of_two_others(gangs: Any, method: str) -> None:
+    ranks = gangs(f"across-{method}")
+    _same(ranks[0], gangs(f"alone-{method}")[0])
+    assert all(rank["held"] < 0.51 * rank["whole"] for rank in ranks)
+    assert method != "full" or all(rank["parts"] == 2 for rank in ranks)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

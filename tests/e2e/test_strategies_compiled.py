@@ -18,12 +18,12 @@ from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.methods.needs import check_compile
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
-from finetune_trainer.parallel.join import spread
+from finetune_trainer.parallel.registry import spread
 from finetune_trainer.parallel.single import Single
-from finetune_trainer.train.compiled import compile_blocks
+from finetune_trainer.train.compilation import compile_blocks
 from finetune_trainer.train.model import load_network
-from tests import gang
-from tests.train_helpers import CPU, Knobs, Place, make_run, network
+from tests.support import rank_processes
+from tests.support.training import CPU, Knobs, Place, make_run, network
 
 ARTEFACTS = Path.home() / ".cache" / "finetune-operator" / "compiled-tests"
 METHODS = {
@@ -74,7 +74,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("compiled")
     network(tie_word_embeddings=True).save_pretrained(folder / "base")
-    gang.start(_rank, 2, str(folder))
+    rank_processes.start(_rank, 2, str(folder))
     return folder
 
 

@@ -27,12 +27,12 @@ from finetune_trainer.methods import merged
 from finetune_trainer.methods.qlora import packed_layers
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
-from finetune_trainer.parallel.join import spread
+from finetune_trainer.parallel.registry import spread
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.activation_checkpointing import recompute_blocks
 from finetune_trainer.train.model import load_network
-from finetune_trainer.train.recompute import recompute_blocks
-from tests import gang
-from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run, network
+from tests.support import rank_processes
+from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network
 
 METHODS = {
     "dora": Method(type="dora", dora=Lora(rank=4)),
@@ -80,12 +80,17 @@ def _run(root: Path, case: Case, strategy: Strategy) -> dict[str, Any]:
     try:
         state = run.finish()
     except _Killed:
-        run.trainer.keeper.wait()
+        run.trainer.checkpointer.wait()
         return {}
-    merged.check(net, root / "base")
+    merged.check(merged.low_rank_changes(net), root / "base")
     if strategy.place.first:
         run.attached.export(root / case.folder / "export")
-        merged.write(net, root / "base", root / case.folder / "export" / merged.FOLDER, alive=lambda: None)
+        merged.write(
+            merged.low_rank_changes(net),
+            root / "base",
+            root / case.folder / "export" / merged.FOLDER,
+            alive=lambda: None,
+        )
     return {
         "fresh": fresh,
         "held": held,
@@ -151,8 +156,8 @@ def gangs(root: Path) -> Told:
     two += [Case(f"bf16-{kind}", "qlora", kind, dtype=torch.bfloat16) for kind in ("ddp", "fsdp")]
     three = [Case("fsdp-3-qlora", "qlora", "fsdp")]
     three += [Case(f"chain-{method}", method, "fsdp", killed_at=6) for method in METHODS]
-    gang.start(_rank, 2, str(root), two)
-    gang.start(_rank, 3, str(root), three)
+    rank_processes.start(_rank, 2, str(root), two)
+    rank_processes.start(_rank, 3, str(root), three)
     for method in METHODS:
         torch.save(_run(root, Case(f"chain-{method}", method, "ddp"), Single()), root / f"chain-{method}.0.pt")
     return lambda name: [torch.load(file) for file in sorted(root.glob(f"{name}.*.pt"))]

@@ -11,12 +11,13 @@ import torch
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
-from tests import gang
-from tests.train_helpers import CPU, Knobs, Place, largest_difference, make_run
+from tests.support import rank_processes
+from tests.support.training import CPU, Knobs, Place, largest_difference, make_run
 
 LORA = Knobs(method=Method(type="lora", lora=Lora(rank=4)), steps=6, checkpoint_steps=2, rate=1e-3)
 FULL = replace(LORA, method=Method(type="full"))
 PARTIAL = replace(LORA, method=Method(type="partial", partial=Partial(layers=1)))
+REPLAY = replace(LORA, replay=5 / 3)
 ADAPTER = replace(LORA, method=Method(type="adapter", adapter=Adapter(bottleneck=8)))
 
 
@@ -53,7 +54,7 @@ def _rank(rank: int, world_size: int, port: int, folder: str, knobs: Knobs, stop
 
 def _gang(folder: Path, world_size: int, knobs: Knobs, *, stop_at: int | None = None) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    gang.start(_rank, world_size, str(folder), knobs, stop_at)
+    rank_processes.start(_rank, world_size, str(folder), knobs, stop_at)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world_size)]
 
 
@@ -63,15 +64,23 @@ def _alone(folder: Path, knobs: Knobs) -> dict[str, Any]:
     return {"losses": [point.loss for point in state.curve], "tensors": run.tensors(), "state": state.to_json()}
 
 
+@pytest.fixture(scope="module")
+def two_of_lora(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """An undisturbed run of two ranks, which several tests compare with."""
+    return _gang(tmp_path_factory.mktemp("two") / "gang", 2, LORA)
+
+
 @pytest.mark.parametrize(
     ("knobs", "world_size"),
-    [(LORA, 2), (LORA, 3), (FULL, 2), (FULL, 3), (PARTIAL, 2), (ADAPTER, 2)],
-    ids=lambda value: f"{value} ranks" if isinstance(value, int) else value.method.type,
+    [(LORA, 2), (LORA, 3), (FULL, 2), (FULL, 3), (PARTIAL, 2), (ADAPTER, 2), (REPLAY, 2), (REPLAY, 3)],
+    ids=lambda v: f"{v} ranks" if isinstance(v, int) else v.method.type + ", replay" * bool(v.replay),
 )
-def test_ranks_with_uneven_shares_learn_what_one_learns(tmp_path: Path, knobs: Knobs, world_size: int) -> None:
+def test_ranks_with_uneven_shares_learn_what_one_learns(
+    tmp_path: Path, two_of_lora: list[dict[str, Any]], knobs: Knobs, world_size: int
+) -> None:
     """Five rows of other lengths a step, the last step of an epoch has two: with three ranks one has nothing to do."""
     alone = _alone(tmp_path / "alone", knobs)
-    ranks = _gang(tmp_path / "gang", world_size, knobs)
+    ranks = two_of_lora if (knobs, world_size) == (LORA, 2) else _gang(tmp_path / "gang", world_size, knobs)
     for rank in ranks:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         assert largest_difference(rank["tensors"], ranks[0]["tensors"]) == 0.0
@@ -92,9 +101,8 @@ def test_a_stop_that_one_rank_sees_stops_all_and_another_number_of_ranks_goes_on
     assert largest_difference(*weights) < 5e-6
 
 
-def test_the_same_gang_resumes_to_the_bit(tmp_path: Path) -> None:
-    whole = _gang(tmp_path / "whole", 2, LORA)
+def test_the_same_gang_resumes_to_the_bit(tmp_path: Path, two_of_lora: list[dict[str, Any]]) -> None:
     _gang(tmp_path / "cut", 2, LORA, stop_at=4)
     (tmp_path / "cut" / "run" / "stop").unlink()
     resumed = _gang(tmp_path / "cut", 2, LORA)
-    assert largest_difference(resumed[0]["tensors"], whole[0]["tensors"]) == 0.0
+    assert largest_difference(resumed[0]["tensors"], two_of_lora[0]["tensors"]) == 0.0

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, LastWords, Reason
+from finetune_api.failures import ExitCode, Reason, TerminationMessage
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.load import load_datasets
@@ -27,11 +27,13 @@ from finetune_trainer.report.record import decode
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.artifact import verify
 from finetune_trainer.store.checkpoints import CheckpointStore
-from finetune_trainer.store.folder import open_folder
-from finetune_trainer.train.model import LanguageModel, probe
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.train.capabilities import probe
+from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout, evaluate
-from tests.hold import Hold
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.pause_at_step import PauseAtStep
+from tests.support.scored import scored
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = JobIdentity(namespace="test", name="tiny", uid="u-1")
@@ -69,7 +71,7 @@ class Gang:
     ) -> None:
         self.folder, self.ranks, self.run_dir = folder, ranks, RunDir(folder / "run")
         folder.mkdir(parents=True, exist_ok=True)
-        self.hold = Hold(folder / "hold", held_at) if held_at else None
+        self.pause = PauseAtStep(folder / "pause", held_at) if held_at else None
         self.run_dir.clear()
         typed = FineTuneJobSpec.model_validate(spec, strict=False)
         plan = RunPlan(job=JOB, spec=typed, processes_per_node=ranks, **plan_fields)
@@ -85,7 +87,7 @@ class Gang:
             **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks), "OMP_NUM_THREADS": "1"},
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             names.ENV_CACHE: str(self.folder.parent / "cache"),
-            **(self.hold.environment if self.hold else {}),
+            **(self.pause.environment if self.pause else {}),
         }
         command = [sys.executable, "-m", "finetune_trainer.train.main", "--plan", str(self.folder / "plan.json")]
         command += ["--run-dir", str(self.run_dir.path)]
@@ -100,10 +102,10 @@ class Gang:
 
     def when_held(self, act: Callable[[], None]) -> None:
         """Act once rank 0 has done the step at which the ranks are held, and let them go."""
-        assert self.hold is not None
-        self.until(lambda: (beat := self.run_dir.heartbeats().get(0)) is not None and beat.step == self.hold.step)
+        assert self.pause is not None
+        self.until(lambda: (beat := self.run_dir.heartbeats().get(0)) is not None and beat.step == self.pause.step)
         act()
-        self.hold.release()
+        self.pause.release()
 
     def until(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300
@@ -113,7 +115,7 @@ class Gang:
             time.sleep(0.02)
 
 
-def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[Gang, LastWords]:
+def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[Gang, TerminationMessage]:
     gang = Gang(folder, spec, ranks=ranks)
     assert gang.wait() == [0] * ranks, "\n".join(gang.log(rank) for rank in range(ranks))
     result = gang.run_dir.result()
@@ -132,13 +134,21 @@ def _difference(left: Path, right: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gang, LastWords]:
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gang, TerminationMessage]:
     """One undisturbed run of one rank."""
     folder = tmp_path_factory.mktemp("finished")
     return folder / "out", *_succeeded(folder / "run", _spec(inputs, folder / "out"))
 
 
-def test_the_artifact_is_whole_and_says_what_it_is(finished: tuple[Path, Gang, LastWords]) -> None:
+@pytest.fixture(scope="module")
+def finished_by_two(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TerminationMessage]:
+    """The same run of two ranks."""
+    folder = tmp_path_factory.mktemp("finished-by-two")
+    _, words = _succeeded(folder / "run", _spec(inputs, folder / "out"), ranks=2)
+    return folder / "out", words
+
+
+def test_the_artifact_is_whole_and_says_what_it_is(finished: tuple[Path, Gang, TerminationMessage]) -> None:
     output, _, words = finished
     folder = open_folder(f"file://{output}", prefix="")
     assert words.artifact is not None
@@ -155,20 +165,16 @@ def test_the_artifact_is_whole_and_says_what_it_is(finished: tuple[Path, Gang, L
 
 
 def test_plain_peft_gives_the_loss_that_was_reported(
-    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     output, _, words = finished
-    assert words.evaluation is not None
-    assert words.evaluation.tuned.test is not None
-    assert words.evaluation.base.test is not None
-    assert words.evaluation.tuned.test.loss < words.evaluation.base.test.loss - 0.2
+    base, tuned = scored(words.evaluation)
+    assert tuned < base - 0.2
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(inputs / "model"), output)
-    assert _test_loss(loaded.get_base_model(), inputs, output, tmp_path) == pytest.approx(
-        words.evaluation.tuned.test.loss, abs=1e-5
-    )
+    assert _test_loss(loaded.get_base_model(), inputs, output, tmp_path) == pytest.approx(tuned, abs=1e-5)
 
 
 def _test_loss(network: torch.nn.Module, inputs: Path, output: Path, cache: Path) -> float:
@@ -179,28 +185,22 @@ def _test_loss(network: torch.nn.Module, inputs: Path, output: Path, cache: Path
     scorer = LanguageModel(network.eval(), device, None, probe(network, device))
     layout = Layout(max_tokens=256, sequence_length=2048, packing=False, pad_id=0)
     with torch.no_grad():
-        return evaluate(scorer, data.test, layout=layout, strategy=Single(), going_on=lambda: True).loss
+        return evaluate(scorer, data.test, layout=layout, strategy=Single(), going_on=lambda: True).scores.loss
 
 
 def test_two_ranks_commit_what_one_commits(
-    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+    finished: tuple[Path, Gang, TerminationMessage], finished_by_two: tuple[Path, TerminationMessage]
 ) -> None:
-    output, _, words = finished
-    _, together = _succeeded(tmp_path / "run", _spec(inputs, tmp_path / "out"), ranks=2)
-    assert _difference(output, tmp_path / "out") < 2e-5
-    assert together.evaluation is not None
-    assert words.evaluation is not None
-    assert together.evaluation.tuned.test is not None
-    assert words.evaluation.tuned.test is not None
-    assert together.evaluation.tuned.test.loss == pytest.approx(words.evaluation.tuned.test.loss, abs=1e-5)
+    (output, _, words), (by_two, together) = finished, finished_by_two
+    assert _difference(output, by_two) < 2e-5
+    assert scored(together.evaluation) == pytest.approx(scored(words.evaluation), abs=1e-5)
     assert together.plan is not None
     assert (together.plan.strategy, together.plan.world_size) == ("ddp", 2)
 
 
 def test_a_killed_rank_is_a_lost_peer_to_the_other_and_a_new_attempt_ends_the_same(
-    inputs: Path, tmp_path: Path
+    inputs: Path, finished_by_two: tuple[Path, TerminationMessage], tmp_path: Path
 ) -> None:
-    _succeeded(tmp_path / "whole", _spec(inputs, tmp_path / "expected"), ranks=2)
     spec = _spec(inputs, tmp_path / "out")
     store = CheckpointStore(open_folder(f"file://{tmp_path}/out", prefix=""), JOB)
     gang = Gang(tmp_path / "cut", spec, ranks=2, held_at=12)
@@ -211,11 +211,11 @@ def test_a_killed_rank_is_a_lost_peer_to_the_other_and_a_new_attempt_ends_the_sa
     again, words = _succeeded(tmp_path / "cut", spec, ranks=2)
     assert "resuming after step " in again.log()
     assert words.step == 35
-    assert _difference(tmp_path / "out", tmp_path / "expected") == 0.0
+    assert _difference(tmp_path / "out", finished_by_two[0]) == 0.0
 
 
 def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
-    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path
 ) -> None:
     spec = _spec(inputs, tmp_path / "out")
     gang = Gang(tmp_path / "run", spec, held_at=7)
@@ -228,7 +228,7 @@ def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
 
 
 def test_a_plan_that_halves_the_micro_batch_is_obeyed_and_changes_no_result(
-    inputs: Path, finished: tuple[Path, Gang, LastWords], tmp_path: Path
+    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path
 ) -> None:
     spec = _spec(inputs, tmp_path / "out")
     spec["training"]["activationCheckpointing"] = True  # changes none either
@@ -243,10 +243,11 @@ def test_a_plan_that_halves_the_micro_batch_is_obeyed_and_changes_no_result(
     assert _difference(tmp_path / "out", finished[0]) < 1e-5
 
 
-def test_a_committed_run_says_so_and_trains_no_more(inputs: Path, tmp_path: Path) -> None:
-    spec = _spec(inputs, tmp_path / "out", training={"epochs": 1, "batchSize": 32})
-    _, first = _succeeded(tmp_path / "run", spec)
-    gang, second = _succeeded(tmp_path / "run", spec)
+def test_a_committed_run_says_so_and_trains_no_more(
+    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path
+) -> None:
+    output, _, first = finished
+    gang, second = _succeeded(tmp_path / "run", _spec(inputs, output))
     assert second.artifact == first.artifact
     assert second.evaluation == first.evaluation
     assert "step " not in gang.log()
@@ -259,11 +260,9 @@ def test_full_fine_tuning_commits_a_model_that_transformers_loads(inputs: Path, 
     _, words = _succeeded(tmp_path / "run", spec)
     assert words.artifact is not None
     assert words.artifact.kind == "model"
-    assert words.evaluation is not None
-    assert words.evaluation.tuned.test is not None
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert _test_loss(loaded, inputs, tmp_path / "out", tmp_path) == pytest.approx(
-        words.evaluation.tuned.test.loss, abs=1e-5
+        scored(words.evaluation)[1], abs=1e-5
     )
 
 
@@ -272,13 +271,20 @@ def test_classification_is_scored_by_accuracy(inputs: Path, tmp_path: Path) -> N
     rows = [{"text": f"{word} {i}", "label": label} for i in range(24) for word, label in kinds]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     rows_uri = {"uri": f"file://{tmp_path}/rows.jsonl"}
-    data = {"train": [rows_uri], "test": rows_uri, "allowDuplicates": True}
+    data = {"train": [rows_uri], "test": rows_uri, "validation": rows_uri, "allowDuplicates": True}
     training = {"epochs": 12, "batchSize": 8, "learningRate": 0.005}
-    spec = _spec(inputs, tmp_path / "out", data=data, training=training, method={"type": "full"})
+    guards = {"calibration": {"maxIncrease": 0.5}}
+    spec = _spec(inputs, tmp_path / "out", data=data, training=training, method={"type": "full"}, guards=guards)
     _, words = _succeeded(tmp_path / "run", spec)
+    assert scored(words.evaluation, metric="accuracy")[1] == 1.0
     assert words.evaluation is not None
-    assert words.evaluation.tuned.test is not None
-    assert words.evaluation.tuned.test.accuracy == 1.0
+    found = words.evaluation.calibration
+    assert found is not None
+    assert (found.name, found.rows) == ("test", 48)
+    assert found.tuned.nll < found.base.nll
+    assert [(guard.name, guard.verdict) for guard in words.evaluation.guards] == [("calibration", "passed")]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["temperature"] == found.temperature is not None
+    assert "Calibration" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_weighted_and_augmented_tables_resume_to_the_bit_and_are_told_in_the_artifact(
@@ -353,8 +359,7 @@ def test_a_sharded_run_commits_the_whole_model(inputs: Path, tmp_path: Path) -> 
     assert result.plan.parameters == result.plan.trainable_parameters
     alone = _spec(inputs, tmp_path / "alone-out", method={"type": "full"}, training=training)
     _, other = _succeeded(tmp_path / "one", alone)
-    scores = [words.evaluation.tuned.test.loss for words in (result, other) if words.evaluation]  # type: ignore[union-attr]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert scored(result.evaluation) == pytest.approx(scored(other.evaluation), rel=1e-5)
     assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
 
 

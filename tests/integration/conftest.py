@@ -6,6 +6,6 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.import_plugin("tests.rig_fixtures")
-    config.pluginmanager.import_plugin("tests.operator_rights")
-    config.pluginmanager.import_plugin("tests.operator_harness")
+    config.pluginmanager.import_plugin("tests.support.cluster_fixtures")
+    config.pluginmanager.import_plugin("tests.support.operator_rbac")
+    config.pluginmanager.import_plugin("tests.support.operator_harness")

@@ -91,6 +91,10 @@ class FaultProxy:
         self._rules.clear()
         self._loop.call_soon_threadsafe(self._abort)
 
+    def drop(self) -> None:
+        """All connections break; the faults stay."""
+        self._loop.call_soon_threadsafe(self._abort)
+
     def forget(self) -> None:
         """The log begins anew."""
         self.log.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -142,3 +143,32 @@ def late(seconds: float) -> Fault:
         yield line
 
     return _events(later)
+
+
+def behind(seconds: Callable[[], float]) -> Fault:
+    """Each event so much later than it happened, as long as that is asked for: the watch lags, and does not fall back
+    further."""
+
+    async def watch(exchange: Exchange) -> web.StreamResponse:
+        async with exchange.wire.upstream(exchange) as answer:
+            response = await begin(exchange.request, answer)
+            inbox: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+            async def read() -> None:
+                try:
+                    async for line in lines(answer):
+                        inbox.put_nowait((time.monotonic(), line))
+                finally:
+                    inbox.put_nowait((0.0, b""))
+
+            reader = asyncio.ensure_future(read())
+            try:
+                while (told := await inbox.get())[1]:
+                    while time.monotonic() < told[0] + seconds():
+                        await asyncio.sleep(0.05)
+                    await response.write(told[1])
+            finally:
+                reader.cancel()
+            return response
+
+    return watch

@@ -11,7 +11,7 @@ import yaml
 from finetune_operator import __version__
 from finetune_operator.main import parse
 from tests.cluster.rig import Kueue, Rig
-from tests.docs import DOCUMENTS, other_manifests
+from tests.support.documents import DOCUMENTS, manifests, other_manifests
 
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "operator" / "install.yaml"
@@ -22,12 +22,9 @@ ACCOUNT = f"{NAME}:{NAME}"
 @pytest.fixture(scope="module")
 def installed(control_plane: Rig) -> Iterator[Rig]:
     control_plane.install_crd(ROOT / "crds" / "finetunejobs.finetune.dev.yaml")
-    control_plane.apply(ROOT / "operator" / "rbac.yaml")
     control_plane.apply(INSTALL)
-    control_plane.apply(ROOT / "operator" / "rbac-leader.yaml", namespace=NAME)
     yield control_plane
     control_plane.kubectl("delete", "--wait=false", "-f", INSTALL)
-    control_plane.kubectl("delete", "-f", ROOT / "operator" / "rbac.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +92,15 @@ def test_what_the_documents_show_is_taken(installed: Rig, team: str, text: str) 
     installed.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
 
 
+def test_every_job_that_the_documents_show_is_taken(installed: Rig, team: str) -> None:
+    """All in one request: their fields, types, rules and names are those of the CRD."""
+    jobs = [text for document in DOCUMENTS for text in manifests(document)]
+    assert len(jobs) > 25
+    command = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-n", team, "-f", "-")
+    told = installed.kubectl(*command, stdin="\n---\n".join(jobs))
+    assert told.count("serverside-applied (server dry run)") == len(jobs)
+
+
 @pytest.mark.parametrize("text", documented(kueue=True))
 def test_so_are_queues(installed: Rig, kueue: Kueue, team: str, text: str) -> None:
     kueue.manage(team)
@@ -103,6 +109,6 @@ def test_so_are_queues(installed: Rig, kueue: Kueue, team: str, text: str) -> No
 
 def test_all_of_it_can_be_taken_away(installed: Rig) -> None:
     """`installed` ends with what the documents say; the CRD stays for other tests."""
-    for file in ("operator/install.yaml", "operator/rbac.yaml", "crds/finetunejobs.finetune.dev.yaml"):
+    for file in ("operator/install.yaml", "crds/finetunejobs.finetune.dev.yaml"):
         told = installed.kubectl("delete", "--dry-run=server", "-f", ROOT / file)
         assert "(server dry run)" in told

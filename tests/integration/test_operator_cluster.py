@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,32 +21,35 @@ import yaml
 from aiohttp import web
 
 from finetune_api import names
-from finetune_api.failures import LastWords, Reason
-from finetune_api.plan import ProgressReport
+from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.plan import ProgressReport, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureClass, Progress
 from finetune_operator.objects import attempt_job
-from finetune_operator.observe import Defaults
-from finetune_operator.views import view_job
+from finetune_operator.state.observe import Defaults
+from finetune_operator.state.parsing import view_job
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
-from tests.hands import Hands, manifest, wait_for
-from tests.operator_harness import Operator, Start
-from tests.operator_rights import ACCOUNT, ROOT, allow
+from tests.cluster.rig.state import free_loopback
+from tests.support.kube_client import Kube, manifest, wait_for
+from tests.support.operator_harness import Operator, Start
+from tests.support.operator_rbac import ACCOUNT, ROOT, allow
 
-BROKEN = LastWords(failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70)
+BROKEN = TerminationMessage(
+    failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70
+)
 
 
-def test_the_role_holds_nothing_that_is_not_used(start: Start, hands: Hands, control_plane: Rig) -> None:
+def test_the_role_holds_nothing_that_is_not_used(start: Start, kube: Kube, control_plane: Rig) -> None:
     """Every verb but one is used within a job's life; what is missing would have failed every other test."""
     mark = control_plane.audit.mark()
     start()
-    hands.create(manifest("a", nodes=1))
-    (pod,) = hands.run("a", 1)
-    hands.end(pod, code=70, words=BROKEN)
-    hands.run("a", 2)
-    hands.set_spec("a", suspend=True)
-    wait_for(lambda: hands.phase("a") == "Suspended" and not hands.jobs(), what="suspended")
+    kube.create(manifest("a", nodes=1))
+    (pod,) = kube.run("a", 1)
+    kube.end(pod, code=70, words=BROKEN)
+    kube.run("a", 2)
+    kube.set_spec("a", suspend=True)
+    wait_for(lambda: kube.phase("a") == "Suspended" and not kube.jobs(), what="suspended")
 
     used = {
         (request.resource, request.verb)
@@ -117,85 +121,93 @@ def test_a_restricted_namespace_takes_the_pods(control_plane: Rig, fields: dict[
         control_plane.delete_namespace(namespace)
 
 
+@dataclass
+class Agent:
+    """A pod's agent at an address of its own, which answers with `report`."""
+
+    address: str
+    report: ProgressReport | None = None
+
+
 @pytest.fixture
-def agent() -> Iterator[Callable[[ProgressReport], None]]:
-    """An agent at 127.0.0.2, which answers with the report last given to it."""
-    told: list[ProgressReport] = []
+def agent() -> Iterator[Agent]:
+    agent = Agent(free_loopback(names.AGENT_PORT))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def answer(_: web.Request) -> web.Response:
-        return web.json_response(told[-1].to_json())
+        assert agent.report is not None
+        return web.json_response(agent.report.to_json())
 
     async def listen() -> web.AppRunner:
         app = web.Application()
         app.router.add_get("/progress", answer)
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.2", names.AGENT_PORT).start()
+        await web.TCPSite(runner, agent.address, names.AGENT_PORT).start()
         return runner
 
     runner = asyncio.run_coroutine_threadsafe(listen(), loop).result(60)
-    yield told.append
+    yield agent
     asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
 
 
-def test_progress_reaches_status_and_metrics(
-    start: Start, hands: Hands, agent: Callable[[ProgressReport], None]
-) -> None:
-    agent(ProgressReport(attempt=1, phase="training", progress=Progress(step=3, total_steps=12, percent=25, loss=2.5)))
+def test_progress_reaches_status_and_metrics(start: Start, kube: Kube, agent: Agent) -> None:
     port = free_port()
     start(listen=f"127.0.0.1:{port}")
-    hands.create(manifest("a", nodes=1))
-    (pod,) = hands.run("a", 1)
-    hands.set_pod(pod, {"podIP": "127.0.0.2", "podIPs": [{"ip": "127.0.0.2"}]})
-    progress = wait_for(lambda: hands.status("a").get("progress"), what="progress in status")
-    assert (progress["step"], progress["percent"], progress["loss"]) == (3, 25, 2.5)
-    line = f'finetune_job_progress_ratio{{name="a",namespace="{hands.namespace}"}} 0.25'
+    kube.create(manifest("a", nodes=1))
+    (pod,) = kube.run("a", 1)
+    plan = RunPlan.model_validate_json(pod["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    progress = Progress(step=3, total_steps=12, percent=25, loss=2.5)
+    agent.report = ProgressReport(attempt=1, phase="training", progress=progress, uid=plan.job.uid, nonce=plan.nonce)
+    kube.set_pod(pod, {"podIP": agent.address, "podIPs": [{"ip": agent.address}]})
+    seen = wait_for(lambda: kube.status("a").get("progress"), what="progress in status")
+    assert (seen["step"], seen["percent"], seen["loss"]) == (3, 25, 2.5)
+    line = f'finetune_job_progress_ratio{{name="a",namespace="{kube.namespace}"}} 0.25'
     assert line in fetch(f"http://127.0.0.1:{port}/metrics").splitlines()
-    assert "25" in hands.rig.kubectl("get", "ftj", "-n", hands.namespace)
+    assert "25" in kube.rig.kubectl("get", "ftj", "-n", kube.namespace)
 
 
-def test_an_outage_of_the_api_server_passes(start: Start, hands: Hands, control_plane: Rig) -> None:
+def test_an_outage_of_the_api_server_passes(start: Start, kube: Kube, control_plane: Rig) -> None:
     operator = start()
-    hands.create(manifest("a", nodes=1))
-    (pod,) = hands.run("a", 1)
+    kube.create(manifest("a", nodes=1))
+    (pod,) = kube.run("a", 1)
     with control_plane.outage("apiserver", kill=True):
         time.sleep(2)
-    wait_for(lambda: _answers(hands), what="the API server is back")
-    hands.end(pod, code=70, words=BROKEN)
-    wait_for(lambda: hands.status("a").get("attempt") == 2, what="the failure is seen after all", seconds=240)
-    hands.await_gang("a", 2)
+    wait_for(lambda: _answers(kube), what="the API server is back")
+    kube.end(pod, code=70, words=BROKEN)
+    wait_for(lambda: kube.status("a").get("attempt") == 2, what="the failure is seen after all", seconds=240)
+    kube.await_gang("a", 2)
     assert not operator.stopped
 
 
 def test_what_was_deleted_during_an_outage_of_the_watches_is_noticed(
-    start: Start, hands: Hands, control_plane: Rig
+    start: Start, kube: Kube, control_plane: Rig
 ) -> None:
     """etcd's history is gone for the watch: kopf lists anew, and only the comparison finds what is missing."""
     operator = start()
-    hands.create(manifest("a", nodes=1, suspend=True))
-    wait_for(lambda: hands.phase("a") == "Suspended", what="suspended")
-    operator.service.cache.jobs.put(_raw_ghost(hands.namespace))
-    assert operator.service.cache.jobs.of((hands.namespace, "ghost"))
+    kube.create(manifest("a", nodes=1, suspend=True))
+    wait_for(lambda: kube.phase("a") == "Suspended", what="suspended")
+    operator.service.cache.jobs.put(_raw_ghost(kube.namespace))
+    assert operator.service.cache.jobs.of((kube.namespace, "ghost"))
     with control_plane.outage("apiserver"):
         time.sleep(1)
-    wait_for(lambda: _answers(hands), what="the API server is back")
+    wait_for(lambda: _answers(kube), what="the API server is back")
     wait_for(
-        lambda: not operator.service.cache.jobs.of((hands.namespace, "ghost")),
+        lambda: not operator.service.cache.jobs.of((kube.namespace, "ghost")),
         what="the cache lets go of what is not there",
         seconds=240,
     )
-    assert operator.service.cache.jobs.of((hands.namespace, "a"))
+    assert operator.service.cache.jobs.of((kube.namespace, "a"))
 
 
-def test_the_process_as_people_start_it(hands: Hands, operator_kubeconfig: Path, tmp_path: Path) -> None:
+def test_the_process_as_people_start_it(kube: Kube, operator_kubeconfig: Path, tmp_path: Path) -> None:
     """200 jobs in 140 MiB; SIGTERM ends it well; it says what it does."""
     port = free_port()
-    argv = [sys.executable, "-m", "finetune_operator", "--namespace", hands.namespace, "--listen", f"127.0.0.1:{port}"]
+    argv = [sys.executable, "-m", "finetune_operator", "--namespace", kube.namespace, "--listen", f"127.0.0.1:{port}"]
     environ = os.environ | {"KUBECONFIG": str(operator_kubeconfig)}
     log = tmp_path / "log"
     with log.open("wb") as stderr, subprocess.Popen(argv, env=environ, stderr=stderr) as process:
@@ -203,8 +215,8 @@ def test_the_process_as_people_start_it(hands: Hands, operator_kubeconfig: Path,
             wait_for(lambda: fetch(f"http://127.0.0.1:{port}/readyz") == "ok", what="ready")
             idle = resident_mebibytes(process.pid)
             for number in range(200):
-                hands.create(manifest(f"j{number}", nodes=1))
-            wait_for(lambda: len(hands.jobs()) == 200, what="200 Jobs", seconds=400)
+                kube.create(manifest(f"j{number}", nodes=1))
+            wait_for(lambda: len(kube.jobs()) == 200, what="200 Jobs", seconds=400)
             time.sleep(3)
             busy = resident_mebibytes(process.pid)
             assert fetch(f"http://127.0.0.1:{port}/healthz") == "ok"
@@ -213,7 +225,7 @@ def test_the_process_as_people_start_it(hands: Hands, operator_kubeconfig: Path,
             process.wait(120)
     said = log.read_text()
     assert process.returncode == 0, said
-    assert f"looks after {hands.namespace}" in said
+    assert f"is watching {kube.namespace}" in said
     assert "Traceback" not in said, said
     assert idle <= 110, idle
     assert busy <= 140, busy
@@ -238,9 +250,9 @@ def fetch(url: str) -> str:
         return ""
 
 
-def _answers(hands: Hands) -> bool:
+def _answers(kube: Kube) -> bool:
     try:
-        return bool(hands.get("a"))
+        return bool(kube.get("a"))
     except Exception:
         return False
 
@@ -251,20 +263,20 @@ def _raw_ghost(namespace: str) -> dict[str, object]:
     return raw
 
 
-def test_a_list_of_namespaces_needs_no_cluster_role(hands: Hands, control_plane: Rig) -> None:
+def test_a_list_of_namespaces_needs_no_cluster_role(kube: Kube, control_plane: Rig) -> None:
     """Two namespaces with a Role and a RoleBinding each; of a third one the operator neither knows nor asks."""
     second = control_plane.create_namespace("second", labels={FAKE_PODS_LABEL: "fake"})
     other = control_plane.create_namespace("other", labels={})
     account = "finetune-namespaced"  # of which nobody ever made a ClusterRoleBinding
     kubeconfig = control_plane.service_account_kubeconfig("finetune-system", account)
-    for namespace in (hands.namespace, second):
+    for namespace in (kube.namespace, second):
         allow(control_plane, namespace, account=account)
-    operator = Operator(kubeconfig, hands.namespace, second)
+    operator = Operator(kubeconfig, kube.namespace, second)
     try:
         for namespace in (second, other):
             control_plane.apply(manifest("b"), namespace=namespace)
-        hands.create(manifest("a"))
-        hands.await_gang("a", 1)
+        kube.create(manifest("a"))
+        kube.await_gang("a", 1)
         wait_for(lambda: control_plane.get("jobs", "-n", second)["items"], what="the other namespace's Job")
         assert control_plane.get("jobs", "-n", other)["items"] == []
     finally:

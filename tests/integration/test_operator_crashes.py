@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.resources import PODS
-from tests.hands import DISCOVERY, Hands, wait_for
-from tests.operator_harness import Operator, Start
-from tests.operator_stories import (
+from finetune_operator.kube.resources import PODS
+from tests.support.kube_client import DISCOVERY, Kube, wait_for
+from tests.support.operator_harness import Operator, Start
+from tests.support.operator_scenarios import (
     create,
     expire,
     give_up,
@@ -55,18 +55,18 @@ class Successors:
     "scenario", [create, run_out_of_memory, give_up, suspend_and_resume, queue, expire, lose_and_regain_a_node]
 )
 def test_a_crash_after_any_write_changes_nothing(
-    start: Start, hands: Hands, scenario: Callable[[Hands, str], None]
+    start: Start, kube: Kube, scenario: Callable[[Kube, str], None]
 ) -> None:
     def play(die_after: int | None) -> tuple[dict[str, Any], Operator]:
         operators = Successors(start, die_after)
         try:
-            scenario(hands, "j")
-            end = left(hands, "j")
+            scenario(kube, "j")
+            end = left(kube, "j")
         finally:
             first = operators.end()
         if end["status"]:
-            hands.delete("j")
-        wait_for(lambda: not (hands.list(PODS) or hands.jobs() or hands.services()), what="clean", seconds=DISCOVERY)
+            kube.delete("j")
+        wait_for(lambda: not (kube.list(PODS) or kube.jobs() or kube.services()), what="clean", seconds=DISCOVERY)
         return end, first
 
     undisturbed, operator = play(None)

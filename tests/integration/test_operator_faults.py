@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from finetune_operator import client, watch
+from finetune_operator.kube import client, kopf_watch
 from tests.cluster.rig import Rig
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
-from tests.hands import Hands, manifest, wait_for
 from tests.integration.exchange import Fault, anything, only, watches, writes
 from tests.integration.fault_proxy import FaultProxy
 from tests.integration.faults import drop_after, duplicate, gone, late, lose_answer, refuse, reset, slow, stall
-from tests.operator_harness import Operator
-from tests.operator_rights import allow
-from tests.operator_stories import BROKEN, finish, left, restart
+from tests.support.kube_client import Kube, manifest, wait_for
+from tests.support.operator_harness import Operator
+from tests.support.operator_rbac import allow
+from tests.support.operator_scenarios import BROKEN, finish, left, restart
 
 lists = only("list jobs", "list pods")
 
@@ -88,7 +88,7 @@ class Outcome:
 def outcomes(control_plane: Rig, operator_kubeconfig: Path) -> Iterator[dict[str, Future[Outcome]]]:
     """All rows, several at a time: each with a namespace, a network and an operator of its own."""
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(AT_ONCE) as pool:
-        for module in (client, watch):
+        for module in (client, kopf_watch):
             patch.setattr(module, "INACTIVITY", 3.0)
         yield {name: pool.submit(play, control_plane, fault, where) for name, fault, where in FAULTS}
 
@@ -98,7 +98,7 @@ def play(rig: Rig, fault: Fault, where: dict[str, Any]) -> Outcome:
     namespace = rig.create_namespace("fault", labels={FAKE_PODS_LABEL: "fake"})
     allow(rig, namespace)
     early = where.get("when") in (watches, lists)  # an open watch sees nothing of it
-    with FaultProxy.before(rig) as proxy, contextlib.closing(Hands(rig, namespace)) as hands:
+    with FaultProxy.before(rig) as proxy, contextlib.closing(Kube(rig, namespace)) as kube:
         access = rig.service_account_kubeconfig("finetune-system", "finetune-operator", server=proxy.address)
         if early:
             proxy.inject(fault, **where)
@@ -106,8 +106,8 @@ def play(rig: Rig, fault: Fault, where: dict[str, Any]) -> Outcome:
         try:
             if not early:
                 proxy.inject(fault, **where)
-            restart(hands, "j")
-            outcome = Outcome(left(hands, "j"), operator.stopped, proxy.most_per_second())
+            restart(kube, "j")
+            outcome = Outcome(left(kube, "j"), operator.stopped, proxy.most_per_second())
         finally:
             proxy.heal()
             operator.stop()
@@ -125,21 +125,21 @@ def test_a_job_reaches_the_same_end(outcomes: dict[str, Future[Outcome]], name: 
 
 @pytest.mark.parametrize("components", [("apiserver",), ("apiserver", "etcd")], ids="+".join)
 def test_a_restart_of_the_cluster_itself_passes(
-    hands: Hands, proxy: FaultProxy, through: Path, control_plane: Rig, components: tuple[str, ...]
+    kube: Kube, proxy: FaultProxy, through: Path, control_plane: Rig, components: tuple[str, ...]
 ) -> None:
-    operator = Operator(through, hands.namespace)
+    operator = Operator(through, kube.namespace)
     try:
-        hands.create(manifest("j"))
-        _, second = hands.run("j", 1)
+        kube.create(manifest("j"))
+        _, second = kube.run("j", 1)
         with contextlib.ExitStack() as stack:
             for component in components:
                 stack.enter_context(control_plane.outage(component, kill=True))
             time.sleep(1)
-        wait_for(lambda: answers(hands), what="the API server is back")
-        hands.end(second, code=70, words=BROKEN)
-        wait_for(lambda: hands.gang("j", 2), what="attempt 2, by a Job controller that was cut off too", seconds=240)
-        finish(hands, "j", 2)
-        assert left(hands, "j")["status"]["restarts"] == {"counted": 1, "free": 0}
+        wait_for(lambda: answers(kube), what="the API server is back")
+        kube.end(second, code=70, words=BROKEN)
+        wait_for(lambda: kube.gang("j", 2), what="attempt 2, by a Job controller that was cut off too", seconds=240)
+        finish(kube, "j", 2)
+        assert left(kube, "j")["status"]["restarts"] == {"counted": 1, "free": 0}
         assert not operator.stopped
     finally:
         operator.stop()
@@ -150,30 +150,30 @@ def test_a_restart_of_the_cluster_itself_passes(
     ("name", "fault"), [("silent", refuse(503)), ("resetting", reset()), ("busy", refuse(429, retry_after=1))]
 )
 def test_a_hundred_jobs_do_not_hammer_an_api_server_in_trouble(
-    hands: Hands, proxy: FaultProxy, through: Path, name: str, fault: Fault
+    kube: Kube, proxy: FaultProxy, through: Path, name: str, fault: Fault
 ) -> None:
     """All of them want something just then; what is asked in a second does not grow with their number."""
-    operator = Operator(through, hands.namespace)
+    operator = Operator(through, kube.namespace)
     try:
         proxy.inject(fault, when=writes)
         for number in range(100):
-            hands.create(manifest(f"j{number}", nodes=1, suspend=True))
+            kube.create(manifest(f"j{number}", nodes=1, suspend=True))
         wait_for(lambda: len(proxy.calls) > 10, what="it tries")
         time.sleep(2)
         mark = time.monotonic()
         time.sleep(4)
         busiest = proxy.most_per_second(since=mark)
         proxy.heal()
-        wait_for(lambda: all(hands.phase(f"j{n}") == "Suspended" for n in (0, 50, 99)), what="all is done after it")
+        wait_for(lambda: all(kube.phase(f"j{n}") == "Suspended" for n in (0, 50, 99)), what="all is done after it")
         assert busiest <= 20, name
         assert not operator.stopped
     finally:
         operator.stop()
 
 
-def answers(hands: Hands) -> bool:
+def answers(kube: Kube) -> bool:
     try:
-        hands.status("j")
+        kube.status("j")
     except Exception:
         return False
     return True

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.status import FailureClass
 from finetune_operator.gangs import GANGS
-from finetune_operator.resources import Raw, Resource
+from finetune_operator.kube.resources import Raw, Resource
 from tests.cluster.rig import Rig
-from tests.hands import DISCOVERY, Hands, manifest, wait_for
-from tests.operator_harness import Start
-from tests.operator_rights import allow
-from tests.operator_stories import finish
+from tests.support.kube_client import DISCOVERY, Kube, manifest, wait_for
+from tests.support.operator_harness import Start
+from tests.support.operator_rbac import allow
+from tests.support.operator_scenarios import finish
 
-NATIVE = GANGS["native"].kinds[-1]
+GROUPS = {name: gang.group.kinds for name, gang in GANGS.items() if gang.group}
+NATIVE = GROUPS["native"][-1]
 GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"
-BROKEN = LastWords(failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70)
+BROKEN = TerminationMessage(
+    failure_class=FailureClass.Internal, reason=Reason.UnexpectedError, message="boom", exit_code=70
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,61 +58,61 @@ def stand_in(rig: Rig, kind: Resource) -> Raw:
     return crd
 
 
-def test_the_native_group_is_made_for_each_attempt(native: Rig, start: Start, hands: Hands) -> None:
-    allow(native, hands.namespace, file="rbac-gang.yaml")
+def test_the_native_group_is_made_for_each_attempt(native: Rig, start: Start, kube: Kube) -> None:
+    allow(native, kube.namespace, file="rbac-gang.yaml")
     start()
-    hands.create(manifest("a"))
-    pods = hands.await_gang("a", 1)
+    kube.create(manifest("a"))
+    pods = kube.await_gang("a", 1)
     assert {pod["spec"]["schedulingGroup"]["podGroupName"] for pod in pods} == {"a-1"}
-    group = wait_for(lambda: hands.get("a-1", NATIVE), what="the group")
+    group = wait_for(lambda: kube.get("a-1", NATIVE), what="the group")
     assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
     assert [(o["kind"], o["name"]) for o in group["metadata"]["ownerReferences"]] == [("Job", "a-1")]
-    told = hands.condition("a", "GangScheduled")
+    told = kube.condition("a", "GangScheduled")
     assert (told["status"], told["reason"]) == ("True", "Grouped")
     assert "native" in told["message"]
 
-    _, second = hands.run("a", 1)
-    hands.end(second, code=70, words=BROKEN)
-    finish(hands, "a", 2)
-    assert hands.get("a-2", NATIVE)
-    wait_for(lambda: not hands.get("a-1", NATIVE), what="the old group is gone with its Job", seconds=DISCOVERY)
+    _, second = kube.run("a", 1)
+    kube.end(second, code=70, words=BROKEN)
+    finish(kube, "a", 2)
+    assert kube.get("a-2", NATIVE)
+    wait_for(lambda: not kube.get("a-1", NATIVE), what="the old group is gone with its Job", seconds=DISCOVERY)
 
 
 @pytest.mark.parametrize("writes", [3, 4])
 def test_an_operator_that_died_around_the_group_has_a_successor(
-    native: Rig, start: Start, hands: Hands, writes: int
+    native: Rig, start: Start, kube: Kube, writes: int
 ) -> None:
     """After the Job and before its group, or after both: the successor makes it, or finds it."""
-    allow(native, hands.namespace, file="rbac-gang.yaml")
+    allow(native, kube.namespace, file="rbac-gang.yaml")
     first = start(die_after=writes)
-    hands.create(manifest("a"))
+    kube.create(manifest("a"))
     wait_for(lambda: first.dead, what="its death")
     made = [name for name in ("jobs", "podgroups") if f"create {name}" in first.writes]
     assert made == ["jobs", "podgroups"][: writes - 2]
     start()
-    wait_for(lambda: hands.get("a-1", NATIVE), what="the group")
-    finish(hands, "a", 1)
+    wait_for(lambda: kube.get("a-1", NATIVE), what="the group")
+    finish(kube, "a", 1)
 
 
-def test_a_single_pod_needs_no_group(native: Rig, start: Start, hands: Hands) -> None:
-    allow(native, hands.namespace, file="rbac-gang.yaml")
+def test_a_single_pod_needs_no_group(native: Rig, start: Start, kube: Kube) -> None:
+    allow(native, kube.namespace, file="rbac-gang.yaml")
     operator = start()
-    hands.create(manifest("a", nodes=1))
-    (pod,) = hands.run("a", 1)
+    kube.create(manifest("a", nodes=1))
+    (pod,) = kube.run("a", 1)
     assert "schedulingGroup" not in pod["spec"]
-    assert not hands.condition("a", "GangScheduled")
+    assert not kube.condition("a", "GangScheduled")
     assert "create podgroups" not in operator.writes
 
 
-def test_without_the_right_pods_are_scheduled_one_by_one(native: Rig, start: Start, hands: Hands) -> None:
+def test_without_the_right_pods_are_scheduled_one_by_one(native: Rig, start: Start, kube: Kube) -> None:
     start()
-    hands.create(manifest("a"))
-    pods = hands.await_gang("a", 1)
+    kube.create(manifest("a"))
+    pods = kube.await_gang("a", 1)
     assert not [pod for pod in pods if "schedulingGroup" in pod["spec"]]
-    told = hands.condition("a", "GangScheduled")
+    told = kube.condition("a", "GangScheduled")
     assert (told["status"], told["reason"]) == ("False", "OneByOne")
     assert "scheduling.k8s.io PodGroup that it may create" in told["message"]
-    finish(hands, "a", 1)
+    finish(kube, "a", 1)
 
 
 @pytest.mark.parametrize(
@@ -125,26 +128,26 @@ def test_without_the_right_pods_are_scheduled_one_by_one(native: Rig, start: Sta
     ],
 )
 def test_another_scheduler_is_told_in_its_own_way(
-    start: Start, hands: Hands, scheduler: str, gang: str, key: tuple[str, str], spec: Raw
+    start: Start, kube: Kube, scheduler: str, gang: str, key: tuple[str, str], spec: Raw
 ) -> None:
-    kind = GANGS[gang].kinds[0]
-    crd = stand_in(hands.rig, kind)
+    kind = GROUPS[gang][0]
+    crd = stand_in(kube.rig, kind)
     try:
-        allow(hands.rig, hands.namespace, file="rbac-gang.yaml")
+        allow(kube.rig, kube.namespace, file="rbac-gang.yaml")
         start()
-        hands.create(manifest("a", pod={"schedulerName": scheduler}))
-        for pod in hands.await_gang("a", 1):
+        kube.create(manifest("a", pod={"schedulerName": scheduler}))
+        for pod in kube.await_gang("a", 1):
             assert pod["metadata"][key[0]][key[1]] == "a-1"
-        group = wait_for(lambda: hands.get("a-1", kind), what="the group")
+        group = wait_for(lambda: kube.get("a-1", kind), what="the group")
         assert group["spec"] == spec
-        assert gang in hands.condition("a", "GangScheduled")["message"]
-        finish(hands, "a", 1)
+        assert gang in kube.condition("a", "GangScheduled")["message"]
+        finish(kube, "a", 1)
     finally:
-        hands.rig.kubectl("delete", "crd", crd["metadata"]["name"])
+        kube.rig.kubectl("delete", "crd", crd["metadata"]["name"])
 
 
-def test_a_scheduler_that_is_not_there_is_named(start: Start, hands: Hands) -> None:
+def test_a_scheduler_that_is_not_there_is_named(start: Start, kube: Kube) -> None:
     start()
-    hands.create(manifest("a", pod={"schedulerName": "volcano"}))
-    hands.await_gang("a", 1)
-    assert "scheduling.volcano.sh PodGroup that it may create" in hands.condition("a", "GangScheduled")["message"]
+    kube.create(manifest("a", pod={"schedulerName": "volcano"}))
+    kube.await_gang("a", 1)
+    assert "scheduling.volcano.sh PodGroup that it may create" in kube.condition("a", "GangScheduled")["message"]

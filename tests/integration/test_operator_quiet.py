@@ -9,12 +9,12 @@ from collections import Counter
 from prometheus_client import generate_latest
 
 from finetune_api import names
-from finetune_operator.resources import EVENTS, FINETUNEJOBS, PODS
+from finetune_operator.kube.resources import EVENTS, FINETUNEJOBS, PODS
 from tests.cluster.rig import Rig
-from tests.hands import Hands, manifest, wait_for
-from tests.operator_harness import Start
-from tests.operator_rights import ACCOUNT
-from tests.operator_stories import BROKEN, DONE
+from tests.support.kube_client import Kube, manifest, wait_for
+from tests.support.operator_harness import Start
+from tests.support.operator_rbac import ACCOUNT
+from tests.support.operator_scenarios import BROKEN, DONE
 
 FINISHED, RUNNING = 100, 50
 WINDOW = 60.0
@@ -23,25 +23,25 @@ SERIES = 40
 """Of one job, at most."""
 
 
-def test_finished_and_running_jobs_cost_no_writes(start: Start, hands: Hands, control_plane: Rig) -> None:
+def test_finished_and_running_jobs_cost_no_writes(start: Start, kube: Kube, control_plane: Rig) -> None:
     """100 finished and 50 running jobs without progress: nothing is written in a minute, by anybody's account."""
     for number in range(FINISHED):
-        hands.create(manifest(f"done-{number}", nodes=1))
-        hands.patch(f"done-{number}", {"status": ended()}, subresource="status")
+        kube.create(manifest(f"done-{number}", nodes=1))
+        kube.patch(f"done-{number}", {"status": ended()}, subresource="status")
     operator = start()
     for number in range(RUNNING):
-        hands.create(manifest(f"runs-{number}", nodes=1))
-    wait_for(lambda: len(hands.list(PODS)) == RUNNING, what="the pods", seconds=240)
-    for pod in hands.list(PODS):
-        hands.set_pod(pod, {"phase": "Running", "podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]})
-    wait_for(lambda: phases(hands)["Running"] == RUNNING, what="all run", seconds=240)
+        kube.create(manifest(f"runs-{number}", nodes=1))
+    wait_for(lambda: len(kube.list(PODS)) == RUNNING, what="the pods", seconds=240)
+    for pod in kube.list(PODS):
+        kube.set_pod(pod, {"phase": "Running", "podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]})
+    wait_for(lambda: phases(kube)["Running"] == RUNNING, what="all run", seconds=240)
     operator.settle()
     mark = control_plane.audit.mark()
-    hands.patch("runs-0", {"metadata": {"labels": {"touched": "yes"}}})
+    kube.patch("runs-0", {"metadata": {"labels": {"touched": "yes"}}})
     time.sleep(WINDOW)
     written = control_plane.audit.writes(ACCOUNT, since=mark)
     assert written == Counter()
-    assert phases(hands) == {"Succeeded": FINISHED, "Running": RUNNING}
+    assert phases(kube) == {"Succeeded": FINISHED, "Running": RUNNING}
     assert not operator.stopped
 
 
@@ -51,70 +51,70 @@ def ended() -> dict[str, object]:
     return {**seen, "conditions": [complete]}
 
 
-def phases(hands: Hands) -> Counter[str]:
-    return Counter(job.get("status", {}).get("phase", "") for job in hands.list(FINETUNEJOBS))
+def phases(kube: Kube) -> Counter[str]:
+    return Counter(job.get("status", {}).get("phase", "") for job in kube.list(FINETUNEJOBS))
 
 
-def test_the_story_of_a_job_can_be_read_in_order(start: Start, hands: Hands) -> None:
+def test_the_story_of_a_job_can_be_read_in_order(start: Start, kube: Kube) -> None:
     start()
-    hands.create(manifest("a", nodes=1, retry={"maxRestarts": 5}))
-    (pod,) = hands.run("a", 1)
-    hands.end(pod, code=70, words=BROKEN)
-    hands.run("a", 2)
+    kube.create(manifest("a", nodes=1, retry={"maxRestarts": 5}))
+    (pod,) = kube.run("a", 1)
+    kube.end(pod, code=70, words=BROKEN)
+    kube.run("a", 2)
     time.sleep(1)  # kubectl puts events in order by their seconds
-    hands.set_spec("a", suspend=True)
-    wait_for(lambda: hands.phase("a") == "Suspended" and not hands.jobs(), what="suspended")
+    kube.set_spec("a", suspend=True)
+    wait_for(lambda: kube.phase("a") == "Suspended" and not kube.jobs(), what="suspended")
     time.sleep(1)
-    hands.set_spec("a", suspend=False)
-    (pod,) = hands.run("a", 3)
+    kube.set_spec("a", suspend=False)
+    (pod,) = kube.run("a", 3)
     time.sleep(1)
-    hands.end(pod, words=DONE)
-    wait_for(lambda: hands.phase("a") == "Succeeded", what="success")
-    wait_for(lambda: any(event["reason"] == "Succeeded" for event in hands.list(EVENTS)), what="the last event")
+    kube.end(pod, words=DONE)
+    wait_for(lambda: kube.phase("a") == "Succeeded", what="success")
+    wait_for(lambda: any(event["reason"] == "Succeeded" for event in kube.list(EVENTS)), what="the last event")
 
-    told = hands.rig.kubectl("describe", "ftj", "a", "-n", hands.namespace).partition("Events:")[2]
+    told = kube.rig.kubectl("describe", "ftj", "a", "-n", kube.namespace).partition("Events:")[2]
     story = re.findall(r"^\s+(?:Normal|Warning)\s+(\w+)", told, re.MULTILINE)
     assert story == ["Restarting", "Suspended", "Resumed", "Succeeded"], told
     assert "Attempt 1 failed: UnexpectedError: boom; attempt 2 follows" in told
 
 
-def test_the_same_thing_again_is_counted_and_no_new_event(start: Start, hands: Hands) -> None:
+def test_the_same_thing_again_is_counted_and_no_new_event(start: Start, kube: Kube) -> None:
     start()
-    hands.create(manifest("a", nodes=1, suspend=True))
-    wait_for(lambda: hands.phase("a") == "Suspended" and events_of(hands), what="suspended")
-    (before,) = events_of(hands)
-    hands.patch("a", {"status": {"phase": "Pending"}}, subresource="status")
-    wait_for(lambda: hands.phase("a") == "Suspended", what="again")
-    again = wait_for(lambda: [e for e in events_of(hands) if e["count"] == 2], what="counted")
-    assert [event["metadata"]["name"] for event in events_of(hands)] == [before["metadata"]["name"]]
+    kube.create(manifest("a", nodes=1, suspend=True))
+    wait_for(lambda: kube.phase("a") == "Suspended" and events_of(kube), what="suspended")
+    (before,) = events_of(kube)
+    kube.patch("a", {"status": {"phase": "Pending"}}, subresource="status")
+    wait_for(lambda: kube.phase("a") == "Suspended", what="again")
+    again = wait_for(lambda: [e for e in events_of(kube) if e["count"] == 2], what="counted")
+    assert [event["metadata"]["name"] for event in events_of(kube)] == [before["metadata"]["name"]]
     assert again[0]["firstTimestamp"] == before["firstTimestamp"]
 
 
-def events_of(hands: Hands) -> list[dict[str, object]]:
-    return [e for e in hands.list(EVENTS) if e["involvedObject"]["kind"] == names.KIND]  # type: ignore[index]
+def events_of(kube: Kube) -> list[dict[str, object]]:
+    return [e for e in kube.list(EVENTS) if e["involvedObject"]["kind"] == names.KIND]  # type: ignore[index]
 
 
-def test_a_job_has_few_series_and_the_operators_own_do_not_grow_with_jobs(start: Start, hands: Hands) -> None:
+def test_a_job_has_few_series_and_the_operators_own_do_not_grow_with_jobs(start: Start, kube: Kube) -> None:
     operator = start()
 
     def series() -> Counter[str]:
         text = generate_latest(operator.service.counters.registry).decode()
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        own = [line for line in lines if f'namespace="{hands.namespace}"' in line and 'name="' in line]
+        own = [line for line in lines if f'namespace="{kube.namespace}"' in line and 'name="' in line]
         named = Counter(found[1] for line in own if (found := re.search(r'name="([^"]+)"', line)))
         named[""] = len(lines) - len(own)
         return named
 
     def live(job: str) -> None:
-        hands.create(manifest(job, nodes=1))
-        (pod,) = hands.run(job, 1)
-        hands.end(pod, code=70, words=BROKEN)
-        (pod,) = hands.run(job, 2)
-        hands.end(pod, words=DONE)
-        wait_for(lambda: hands.phase(job) == "Succeeded", what="success")
+        kube.create(manifest(job, nodes=1))
+        (pod,) = kube.run(job, 1)
+        kube.end(pod, code=70, words=BROKEN)
+        (pod,) = kube.run(job, 2)
+        kube.end(pod, words=DONE)
+        wait_for(lambda: kube.phase(job) == "Succeeded", what="success")
 
     live("a")
-    wait_for(lambda: any(event["reason"] == "Succeeded" for event in events_of(hands)), what="told")
+    wait_for(lambda: any(event["reason"] == "Succeeded" for event in events_of(kube)), what="told")
     operator.settle()
     before = series()
     assert 0 < before["a"] <= SERIES
@@ -124,5 +124,5 @@ def test_a_job_has_few_series_and_the_operators_own_do_not_grow_with_jobs(start:
     after = series()
     assert after["b"] == after["c"] == after["a"]
     assert after[""] - before[""] <= 12  # codes and verbs that were new
-    hands.delete("a")
+    kube.delete("a")
     wait_for(lambda: "a" not in series(), what="a deleted job's series are gone")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.job import FineTuneJob, Metadata
 from finetune_api.plan import RunPlan
 from finetune_api.spec import Output
@@ -16,8 +16,8 @@ from finetune_trainer.agent import keep
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.cli.main import main
-from finetune_trainer.store import attempts
-from tests.train_helpers import plan_for
+from finetune_trainer.store import attempt_logs
+from tests.support.training import plan_for
 
 STACKS = 'Fatal Python error: Aborted\n\nThread 0x1 (most recent call first):\n  File "loop.py", line 1 in _step\n'
 
@@ -27,9 +27,9 @@ def write(run_dir: Path, name: str, text: str) -> None:
     (run_dir / "logs" / name).write_text(text)
 
 
-def kept(plan: RunPlan, folder: Path, words: LastWords) -> tuple[str, dict[str, str]]:
+def kept(plan: RunPlan, folder: Path, words: TerminationMessage) -> tuple[str, dict[str, str]]:
     said = keep.keep(plan, words, run_dir=folder, said=["node 0 of 1"], environ={})
-    files = (folder / "output" / attempts.place(plan.job.uid, plan.attempt)).glob("*")
+    files = (folder / "output" / attempt_logs.place(plan.job.uid, plan.attempt)).glob("*")
     return said, {file.name: file.read_text() for file in files}
 
 
@@ -42,8 +42,8 @@ def test_long_output_is_cut_at_a_line_and_never_more_than_the_limit(tmp_path: Pa
     for rank in range(8):
         write(tmp_path, f"{rank}.out", "".join(f"step {n}\n" for n in range(50_000)))
         write(tmp_path, f"{rank}.err", "x" * 300_000)
-    log = keep.node_log(tmp_path, ["begins"], limit=attempts.LOG_BYTES)
-    assert len(log.encode()) <= attempts.LOG_BYTES
+    log = keep.node_log(tmp_path, ["begins"], limit=attempt_logs.LOG_BYTES)
+    assert len(log.encode()) <= attempt_logs.LOG_BYTES
     assert log.count("step 49999\n") == 8
     assert "==> rank 7, output <==\n[...]\nstep " in log
 
@@ -58,8 +58,8 @@ def test_a_hang_leaves_every_ranks_stacks(tmp_path: Path) -> None:
     assert "nothing to see" in files["node-0.log"]
 
 
-@pytest.mark.parametrize("words", [LastWords(), say(Reason.Interrupted, "stopped")], ids=["success", "a stop"])
-def test_what_is_no_failure_leaves_nothing(tmp_path: Path, words: LastWords) -> None:
+@pytest.mark.parametrize("words", [TerminationMessage(), say(Reason.Interrupted, "stopped")], ids=["success", "a stop"])
+def test_what_is_no_failure_leaves_nothing(tmp_path: Path, words: TerminationMessage) -> None:
     assert kept(plan_for(tmp_path), tmp_path, words) == ("", {})
 
 
@@ -67,14 +67,14 @@ def test_a_store_that_refuses_is_told_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plan = plan_for(tmp_path, output=Output(uri=f"file://{tmp_path}/file"))
     said = keep.keep(plan, say(Reason.PodFailed, "x"), run_dir=tmp_path, said=[], environ={})
-    assert said.startswith("the end of this log could not be kept: ")
+    assert said.startswith("could not store the end of this log: ")
 
 
 def test_a_store_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep, "PATIENCE", 0.1)
     monkeypatch.setattr(keep, "_put", lambda *_: time.sleep(60))
     said = keep.keep(plan_for(tmp_path), say(Reason.PodFailed, "x"), run_dir=tmp_path, said=[], environ={})
-    assert "the store took more than" in said
+    assert "the upload took more than" in said
 
 
 def test_logs_shows_what_was_kept_when_the_attempts_files_are_gone(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api import names
+from finetune_api import series as metric
 from finetune_api.data import Data, TrainSource
 from finetune_api.failures import Reason
 from finetune_api.plan import JobIdentity, RunPlan
@@ -208,7 +208,12 @@ def get(port: int, path: str) -> str:
 
 def test_before_the_trainer_reports_the_agents_phase_is_the_progress(tmp_path: Path) -> None:
     with serving("127.0.0.1", 0, plan=PLAN, run_dir=RunDir(tmp_path), phase=lambda: "waiting") as port:
-        assert json.loads(get(port, "/progress")) == {"attempt": 3, "phase": "waiting", "progress": {"step": 0}}
+        assert json.loads(get(port, "/progress")) == {
+            "attempt": 3,
+            "phase": "waiting",
+            "progress": {"step": 0},
+            "uid": PLAN.job.uid,
+        }
         assert get(port, "/healthz") == "ok\n"
 
 
@@ -221,11 +226,11 @@ def test_metrics_are_what_the_run_directory_knows(tmp_path: Path) -> None:
         samples = dict(line.rsplit(" ", 1) for line in get(port, "/metrics").splitlines() if not line.startswith("#"))
         told = json.loads(get(port, "/progress"))
     keys = '{attempt="3",name="cardiology",namespace="team"}'
-    assert float(samples[names.TRAIN_STEP + keys]) == 12
-    assert float(samples[names.TRAIN_LOSS + keys]) == 1.5
-    assert float(samples[names.AGENT_UP + keys]) == 1
-    assert names.TRAIN_EVAL_LOSS + keys not in samples
-    phases = {k: float(v) for k, v in samples.items() if k.startswith(names.AGENT_PHASE)}
+    assert float(samples[metric.TRAIN_STEP.name + keys]) == 12
+    assert float(samples[metric.TRAIN_LOSS.name + keys]) == 1.5
+    assert float(samples[metric.AGENT_UP.name + keys]) == 1
+    assert metric.TRAIN_EVAL_LOSS.name + keys not in samples
+    phases = {k: float(v) for k, v in samples.items() if k.startswith(metric.AGENT_PHASE.name)}
     assert sum(phases.values()) == 1
     assert told["phase"] == "training"
 

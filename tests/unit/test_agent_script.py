@@ -62,17 +62,17 @@ def raised(text: str) -> str:
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 LOST = "RuntimeError: [gloo/pair.cc:1] Connection closed by peer [10.0.0.1]"
-WALK = "rank 1 ended with exit status 1: RuntimeError: the loss went for a walk"
+WALK = "rank 1 exited with status 1: RuntimeError: the loss went for a walk"
 
 ENDS = [
     ("an exception", ended(1, 1, tail=TRACEBACK), Reason.ScriptFailed, WALK),
     ("an exception that torchelastic recorded", ended(1, 1, error="ValueError: no"), Reason.ScriptFailed, ": no"),
-    ("a status without a word", ended(1, 3), Reason.ScriptFailed, "rank 1 ended with exit status 3"),
+    ("a status without a word", ended(1, 3), Reason.ScriptFailed, "rank 1 exited with status 3"),
     ("CUDA out of memory", ended(1, 1, tail=raised(OOM)), Reason.OutOfMemory, "Tried to allocate"),
     ("a peer that is gone", ended(1, 1, tail=raised(LOST)), Reason.PeerLost, "Connection closed by peer"),
     ("a status that says: configuration", ended(1, ExitCode.CONFIG, tail="no such flag"), Reason.InvalidSpec, "flag"),
     ("a status that says: data", ended(1, ExitCode.DATA, tail="row 7"), Reason.DataUnreadable, "row 7"),
-    ("a status that asks for free restarts", ended(1, ExitCode.INTERRUPTED), Reason.ScriptFailed, "exit status 75"),
+    ("a status that asks for free restarts", ended(1, ExitCode.INTERRUPTED), Reason.ScriptFailed, "status 75"),
     ("a crash", ended(1, -11, tail="Fatal Python error"), Reason.ScriptFailed, "SIGSEGV"),
     ("a kill", ended(1, -9), Reason.PodFailed, "SIGKILL"),
 ]
@@ -201,5 +201,5 @@ def test_a_program_that_is_there_is_fine(command: tuple[str, ...]) -> None:
 def test_the_pods_environment_is_given_on_one_machine_too() -> None:
     variables = (EnvVar(name="A", value="1"), EnvVar(name="TOKEN", secret_key_ref=SecretKeyRef(name="hf", key="token")))
     assert script.given(variables, {"TOKEN": "x"}) == {"A": "1"}
-    with pytest.raises(FinetuneError, match="TOKEN comes from the Secret hf"):
+    with pytest.raises(FinetuneError, match="TOKEN, from the Secret hf"):
         script.given(variables, {})

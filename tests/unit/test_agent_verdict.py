@@ -1,11 +1,11 @@
-"""Evidence → last words: who is blamed, with which class, and what the message must name."""
+"""Evidence → termination message: who is blamed, with which class, and what the message must name."""
 
 from __future__ import annotations
 
 import pytest
 
-from finetune_api.failures import CLASSES, ExitCode, LastWords, Reason
-from finetune_api.status import Artifact, Evaluation, FailureClass, Progress, ResolvedPlan, Scores, Splits
+from finetune_api.failures import CLASSES, ExitCode, Reason, TerminationMessage
+from finetune_api.status import Artifact, Evaluation, FailureClass, Measurement, Progress, ResolvedPlan
 from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.verdict import Evidence, died, judge, say
 from finetune_trainer.rundir import TrainerReport
@@ -21,7 +21,7 @@ def ended(rank: int, code: int, *, at: int = 5, error: str = "", tail: str = "")
     return RankEnd(rank=rank, exit_code=code, time=T.format(at), error=error, log_tail=tail)
 
 
-def said(reason: Reason, at: int, message: str = "as told") -> LastWords:
+def said(reason: Reason, at: int, message: str = "as told") -> TerminationMessage:
     return say(reason, message, time=T.format(at))
 
 
@@ -90,12 +90,12 @@ CASES: list[tuple[str, Evidence, Reason, int | None, str]] = [
     (
         "an exit code of ours keeps its class when no words were left",
         evidence(launch=Launch(ranks=(ended(2, ExitCode.OUT_OF_MEMORY),))),
-        Reason.OutOfMemory, 2, "exit status 80",
+        Reason.OutOfMemory, 2, "status 80",
     ),
     (
         "any other exit code is internal, with the last line printed",
         evidence(launch=Launch(ranks=(ended(0, 1, tail="Traceback\nImportError: no module x\n"),))),
-        Reason.UnexpectedError, 0, "rank 0 ended with exit status 1: ImportError: no module x",
+        Reason.UnexpectedError, 0, "rank 0 exited with status 1: ImportError: no module x",
     ),
     (
         "an Interrupted that was asked for keeps the rank's words",
@@ -120,7 +120,7 @@ CASES: list[tuple[str, Evidence, Reason, int | None, str]] = [
     (
         "a rendezvous that failed is a lost peer",
         evidence(launch=Launch(error="DistStoreError: timed out after 1800 s")),
-        Reason.PeerLost, None, "did not come together",
+        Reason.PeerLost, None, "rendezvous failed",
     ),
     (
         "a port that is taken can be tried again",
@@ -161,7 +161,7 @@ def test_blame(given: Evidence, reason: Reason, rank: int | None, message: str) 
 
 def test_success_of_node_0_is_its_result() -> None:
     artifact = Artifact(uri="s3://b/a", digest="0", size_bytes=1, kind="adapter")
-    words = judge(evidence(code=0, result=LastWords(artifact=artifact)))
+    words = judge(evidence(code=0, result=TerminationMessage(artifact=artifact)))
     assert (words.exit_code, words.reason, words.artifact) == (0, None, artifact)
 
 
@@ -176,7 +176,7 @@ def test_failures_carry_what_was_known_of_the_run() -> None:
         phase="training",
         progress=Progress(step=17),
         plan=ResolvedPlan(method="lora"),
-        evaluation=Evaluation(base=Splits(test=Scores(loss=2.0))),
+        evaluation=Evaluation(data=(Measurement(name="test", kind="test", metric="loss", base=2.0),)),
     )
     words = judge(evidence(errors={0: said(Reason.LossNonFinite, 1)}, report=report))
     assert words.step == 17

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from finetune_api.budget import Again, Enough, next_attempt, pause_seconds
+from finetune_api.budget import Again, Enough, next_attempt, pause_seconds, recent, written
 from finetune_api.failures import Reason
 from finetune_api.status import FailureClass, ResolvedPlan, Restarts
 
@@ -74,3 +76,42 @@ def test_no_restarts_means_none(failure: FailureClass) -> None:
 def test_pauses() -> None:
     assert [pause_seconds(Restarts(counted=n), counted=True) for n in range(1, 9)] == [0, 10, 20, 40, 80, 160, 300, 300]
     assert [pause_seconds(Restarts(counted=5, free=n), counted=False) for n in (1, 2, 3, 9)] == [0, 1, 2, 60]
+
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def ago(days: float) -> str:
+    return written(NOW - timedelta(days=days))
+
+
+@pytest.mark.parametrize(
+    ("times", "counted", "then"),
+    [
+        ((ago(60), ago(40), ago(20)), 3, ()),
+        ((ago(60), ago(6), ago(1)), 3, (ago(6), ago(1))),
+        ((ago(7),), 1, ()),
+        ((), 9, ()),
+        (None, 0, ()),
+        (None, 2, (written(NOW),) * 2),
+        (("when?", ago(8)), 2, ("when?",)),
+    ],
+    ids=["long ago", "in part", "just over", "healed before", "none", "by a version without windows", "not a time"],
+)
+def test_a_counted_restart_heals(times: tuple[str, ...] | None, counted: int, then: tuple[str, ...]) -> None:
+    assert recent(times, counted, window="7d", now=NOW) == then
+
+
+def test_the_budget_is_that_of_the_window() -> None:
+    def decide(spent: int) -> Again | Enough:
+        return next_attempt(
+            FailureClass.Infrastructure, Restarts(counted=9), max_restarts=3, plan=None, micro_batch_tokens=None,
+            spent=spent, window="7d",
+        )  # fmt: skip
+
+    again, enough = decide(2), decide(3)
+    assert isinstance(again, Again)
+    assert again.restarts == Restarts(counted=10)
+    assert enough == Enough(
+        "all 3 restarts within 7d are used up (retry.maxRestarts, retry.window)", Reason.RestartsExhausted
+    )

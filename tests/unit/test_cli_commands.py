@@ -22,6 +22,7 @@ from finetune_trainer.agent.local import local_plan, run_uid
 from finetune_trainer.cli.jobs import Where
 from finetune_trainer.cli.logs import kubectl_logs
 from finetune_trainer.cli.main import main
+from tests.support.small_report import record
 
 
 def manifest(folder: Path, **spec: object) -> dict[str, object]:
@@ -175,7 +176,7 @@ def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = write(tmp_path / "job.yaml", manifest(tmp_path))
     assert main(["run", file, "--home", str(home.path)]) == ExitCode.OK
     said = capsys.readouterr().out
-    assert "finished already" in said
+    assert "already complete" in said
     assert artifact(tmp_path).uri in said
 
 
@@ -199,7 +200,7 @@ def test_logs_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["logs", "tiny", "--node", "7", "--home", str(home.path)]) == ExitCode.NO_INPUT
     assert "no log of node 7" in capsys.readouterr().err
     assert main(["logs", "tiny", "--attempt", "2", "--home", str(home.path)]) == ExitCode.NO_INPUT
-    assert "what    tiny has no attempt 2: the present one is 1" in capsys.readouterr().err
+    assert "message  tiny has no attempt 2: the current one is 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "report"])
@@ -209,7 +210,7 @@ def test_a_name_that_nobody_has_is_no_mistake_in_a_manifest(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([command, "nobody", "--home", str(tmp_path)]) == ExitCode.NO_INPUT
     said = " ".join(capsys.readouterr().err.split())
-    assert said.startswith("reason NotFound what no run named nobody in /")
+    assert said.startswith("reason NotFound message no run named nobody in /")
     assert "manifest" not in said
 
 
@@ -218,13 +219,33 @@ def test_the_report_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture
     finished(home, tmp_path, artifact=artifact(tmp_path))
     (tmp_path / "out").mkdir()
     assert main(["report", "tiny", "--home", str(home.path)]) == ExitCode.DATA
-    assert "no report.html" in capsys.readouterr().err
+    assert "report.html not found" in capsys.readouterr().err
     (tmp_path / "out" / "report.html").write_text("<html>")
     assert main(["report", "tiny", "--home", str(home.path)]) == ExitCode.OK
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
     copy = tmp_path / "copy.html"
     assert main(["report", artifact(tmp_path).uri, "--save", str(copy)]) == ExitCode.OK
     assert copy.read_text() == "<html>"
+
+
+def test_the_report_as_text_has_all_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = Home(tmp_path / "home")
+    finished(home, tmp_path, artifact=artifact(tmp_path))
+    (tmp_path / "out").mkdir()
+    assert main(["report", "tiny", "--text", "--home", str(home.path)]) == ExitCode.DATA
+    assert "no run.json" in capsys.readouterr().err
+    (tmp_path / "out" / "run.json").write_text("{}")
+    assert main(["report", "tiny", "--text", "--home", str(home.path)]) == ExitCode.DATA
+    assert "not the record of a run" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "out" / "run.json").write_text(record().encode())
+    assert main(["report", "tiny", "--text", "--home", str(home.path)]) == ExitCode.OK
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "On the test rows the tuned model is better", "test 400 accuracy 62.3 % 88.3 % +26.0 points",
+        "test 400 loss 1.187 0.212 −0.975",
+        "What could not be seen test 400 rows: a change of accuracy below 5.7 points",
+    ):  # fmt: skip
+        assert words in said
 
 
 @pytest.mark.parametrize(
@@ -291,12 +312,75 @@ def test_status_from_a_cluster(tmp_path: Path, kubectl: Path, capsys: pytest.Cap
     ]
 
 
+def job_on_cluster(name: str, phase: str, gpus: int, **status: object) -> dict[str, object]:
+    spec = {
+        "model": {"uri": "hf://org/model"}, "data": {"train": [{"uri": "s3://corp/train.jsonl"}]},
+        "output": {"uri": "s3://corp/out"}, "nodes": 2, "resources": {"limits": {"nvidia.com/gpu": gpus}},
+    }  # fmt: skip
+    meta = {"name": name, "namespace": "team", "uid": "u"}
+    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": meta}
+    return head | {"spec": spec, "status": {"phase": phase, "attempt": 1, "nodes": 2} | status}
+
+
+RUNNING = {
+    "progress": {"step": 30, "totalSteps": 120, "etaSeconds": 3785, "tokensPerSecond": 1234.5},
+    "usage": {"gpuHours": 12.5, "wastedGpuHours": 2.5, "money": 31.25, "currency": "EUR"},
+    "restarts": {"counted": 1, "free": 0},
+}
+JOBS = [
+    job_on_cluster("small", "Starting", 1),
+    job_on_cluster("large", "Running", 4, **RUNNING),
+    job_on_cluster("over", "Succeeded", 8, usage={"gpuHours": 1.0, "wastedGpuHours": 0.0}),
+    {"kind": "FineTuneJob", "metadata": {"name": "of another version"}, "spec": 7},
+]
+
+
+def test_top_lists_the_jobs_that_hold_gpus(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kubectl / "answer").write_text(json.dumps({"items": JOBS}))
+
+    assert main(["top", "-n", "team"]) == ExitCode.OK
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == "team/large Running 2 8 25 % 1h03m 1,234 1 12.5 20 % 31.25 EUR"
+    assert lines[3] == "team/small Starting 2 2 0"
+    assert lines[5] == "2 jobs, 10 GPUs, 12.5 GPU hours (2.5 wasted), 31.25 EUR"
+    assert (kubectl / "arguments").read_text() == "--namespace team get finetunejobs.finetune.dev --output json\n"
+
+
+def test_top_as_json(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kubectl / "answer").write_text(json.dumps({"items": JOBS}))
+
+    assert main(["top", "--all-namespaces", "--all", "-o", "json"]) == ExitCode.OK
+    found = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in found] == ["large", "small", "over"]
+    assert found[0] == {
+        "namespace": "team", "name": "large", "phase": "Running", "nodes": 2, "gpus": 8, "percent": 25,
+        "etaSeconds": 3785, "tokensPerSecond": 1234.5, "restarts": 1, "gpuHours": 12.5, "wastedGpuHours": 2.5,
+        "money": 31.25, "currency": "EUR",
+    }  # fmt: skip
+    assert found[2]["gpus"] == 0
+    assert "--all-namespaces" in (kubectl / "arguments").read_text()
+
+
+def test_top_of_a_cluster_where_nothing_runs(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kubectl / "answer").write_text(json.dumps({"items": []}))
+
+    assert main(["top"]) == ExitCode.OK
+    assert capsys.readouterr().out == "no running jobs\n"
+
+
+def test_status_shows_usage(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kubectl / "answer").write_text(json.dumps(JOBS[1]))
+
+    assert main(["status", "large", "-n", "team"]) == ExitCode.OK
+    assert "12.5 GPU hours (2.5 wasted), 31.25 EUR" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("refusal", "code", "words"),
     [
         ('Error from server (NotFound): finetunejobs "tiny" not found', ExitCode.NO_INPUT, "no FineTuneJob named tiny"),
         ("error: the server doesn't have a resource type", ExitCode.UNAVAILABLE, "CustomResourceDefinition"),
-        ("The connection to the server was refused", ExitCode.UNAVAILABLE, "reason  ClusterUnavailable"),
+        ("The connection to the server was refused", ExitCode.UNAVAILABLE, "reason   ClusterUnavailable"),
     ],
 )
 def test_a_cluster_that_refuses(
@@ -305,6 +389,8 @@ def test_a_cluster_that_refuses(
     (kubectl / "refusal").write_text(refusal)
     assert main(["status", "tiny", "-n", "team"]) == code
     assert words in capsys.readouterr().err
+    if code == ExitCode.UNAVAILABLE:
+        assert main(["top"]) == code
 
 
 @pytest.mark.parametrize(
@@ -312,7 +398,7 @@ def test_a_cluster_that_refuses(
     [
         ({"phase": "Queued", "attempt": 1}, [], ExitCode.OK, "tiny is Queued: see `finetune status tiny`"),
         ({}, [], ExitCode.OK, "tiny is Pending: see"),
-        ({"phase": "Running", "attempt": 2}, ["--attempt", "7"], ExitCode.NO_INPUT, "no attempt 7: the present"),
+        ({"phase": "Running", "attempt": 2}, ["--attempt", "7"], ExitCode.NO_INPUT, "no attempt 7: the current"),
     ],
 )
 def test_logs_that_are_not_there_yet(

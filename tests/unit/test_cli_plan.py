@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,9 @@ import yaml
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
 from finetune_trainer.planning.model import read_shape
-from tests.manifests import BASE, SCRIPT, changed
-from tests.unit.test_planning_experts import MIXTRAL
-from tests.unit.test_planning_memory import LLAMA_3B
+from tests.support.asked_in_process import ask_in_process
+from tests.support.manifests import BASE, SCRIPT, changed
+from tests.support.planning_models import LLAMA_3B, MIXTRAL
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192,
@@ -65,9 +66,36 @@ def test_a_model_of_another_layout_is_not_guessed(model: Path) -> None:
         read_shape(model, weightless=True)
 
 
-def test_a_mixture_of_experts_is_planned_by_what_a_token_meets(
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "has its weights quantised already (fp8)"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "not a causal language model"),
+        ({"architectures": ["MyForCausalLM"], "auto_map": {"AutoModelForCausalLM": "my.MyForCausalLM"}}, "never run"),
+    ],
+)
+def test_what_a_run_would_refuse_of_a_config_a_plan_refuses_in_the_same_words(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | changes))
+    assert main(["plan", write(tmp_path), "--gpu", "H200"]) == ExitCode.CONFIG
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_are_no_longer_than_the_model_has_positions(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 512}))
+    assert planned(capsys, write(tmp_path), "--gpu", "H200")["longestRow"] == 512
+    asked = write(tmp_path, data={"train": [{"uri": "s3://corp/train.jsonl"}], "sequenceLength": 1000})
+    assert main(["plan", asked, "--gpu", "H200"]) == ExitCode.CONFIG
+    assert "1000 is more than the 512 positions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mixture_of_experts_is_planned_by_what_a_token_meets(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_in_process(monkeypatch)
     (model / "config.json").write_text(json.dumps(MIXTRAL))
     told = planned(capsys, write(tmp_path), "--gpu", "H200")
     assert told["model"] == {
@@ -78,7 +106,7 @@ def test_a_mixture_of_experts_is_planned_by_what_a_token_meets(
     assert main(["plan", write(tmp_path), "--gpu", "H200"]) == ExitCode.OK
     said = capsys.readouterr().out
     assert "a token passes 2 in each block and meets 12,879,925,248 of 46,702,792,704 parameters" in said
-    assert "take no adapter, and qlora is not for them" in said
+    assert "do not get an adapter; qlora does not support them" in said
     assert main(["plan", write(tmp_path, method={"type": "qlora"}), "--gpu", "H200"]) == ExitCode.CONFIG
     assert "would not be kept in 4 bits" in capsys.readouterr().err
 
@@ -101,7 +129,7 @@ def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pyte
     assert main(["plan", file, "--gpu", "L40S", "--prices", str(prices), *size]) == ExitCode.OK
 
     text = capsys.readouterr().out
-    for word in ("3,212,749,824 parameters", "4 x L40S with 48.0 GiB", "* lora, ddp", "full, fsdp", "EUR", "prices of"):
+    for word in ("3,212,749,824 parameters", "4 x L40S with 45.0 GiB", "* lora, ddp", "full, fsdp", "EUR", "prices of"):
         assert word in text
     told = planned(capsys, file, "--gpu", "L40S", "--prices", str(prices), *size)
     rows = {(row["method"], row["strategy"]): row for row in told["plans"]}
@@ -111,6 +139,27 @@ def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pyte
     lora = rows["lora", "ddp"]
     assert lora["cost"] == pytest.approx(lora["seconds"] / 3600 * 4, abs=0.01)
     assert told["hint"] is None
+
+
+def test_the_recommended_row_is_first_and_what_does_not_fit_is_asked_for(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, method={"type": "full"})
+    arguments = ["plan", file, "--gpu", "A100-80", "--memory", "24Gi", "--rows", "2000", "--tokens", "400000"]
+    tables = []
+    for options in ([], ["--all"]):
+        assert main([*arguments, *options]) == ExitCode.OK
+        text = capsys.readouterr().out
+        tables.append(re.findall(r"^([* ]) (\w+), .* (yes|no) ", text, re.MULTILINE))
+        assert ("--all shows them" in text) is (not options)
+    short, whole = tables
+
+    assert short[0] == ("*", "lora", "yes")
+    fits = [answer for _, _, answer in short]
+    assert fits == sorted(fits, reverse=True)
+    assert {method for _, method, answer in short if answer == "no"} == {"full"}, "the job as it is written"
+    assert whole[: len(short)] == short
+    assert len(whole) > len(short)
 
 
 def test_a_job_that_does_not_fit_is_told_what_would(
@@ -143,12 +192,12 @@ def test_rows_of_local_files_are_counted(model: Path, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("changes", "arguments", "word"),
     [
-        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, [], "--gpu H100"),
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, [], "--gpu to H100"),
         ({}, ["--gpu", "abacus"], "abacus"),
         ({}, ["--gpu", "H100", "--memory", "lots"], "80Gi"),
         ({}, ["--gpu", "H100", "--prices", "job.yaml"], "perGpuHour"),
         ({"model": {"uri": "hf://org/nowhere"}}, [], "--model FOLDER"),
-        ({"model": {"uri": "file:///nowhere/model"}}, ["--gpu", "H100"], "there is no folder /nowhere/model"),
+        ({"model": {"uri": "file:///nowhere/model"}}, ["--gpu", "H100"], "folder /nowhere/model does not exist"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -187,3 +236,32 @@ def test_this_machine_is_measured_and_the_step_followed(
     states = sum(own["bytes"][part] for part in ("weights", "optimizer", "activations", "loss"))
     assert told["exactBytes"] == pytest.approx(states, rel=0.10)
     assert own["seconds"] > 0
+
+
+def test_memory_is_planned_by_the_longest_row_of_local_files(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """99 rows of 100 bytes and one of 3,000: 1,000 tokens at three bytes each."""
+    assert model
+    rows = [json.dumps({"text": "x" * 88})] * 99 + [json.dumps({"text": "x" * 2988})]
+    assert (len(rows[0]), len(rows[-1])) == (100, 3000)
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    local = write(tmp_path, data={"train": [{"uri": (tmp_path / "train.jsonl").as_uri()}]})
+    assert planned(capsys, local, "--gpu", "H100")["longestRow"] == 1000
+    assert planned(capsys, local, "--gpu", "H100", "--longest", "700")["longestRow"] == 700
+    elsewhere = write(tmp_path)
+    assert planned(capsys, elsewhere, "--gpu", "H100")["longestRow"] == 2048, "data.sequenceLength, if nobody knows"
+    assert planned(capsys, elsewhere, "--gpu", "H100", "--rows", "9", "--tokens", "900")["longestRow"] == 2048
+    assert main(["plan", elsewhere, "--gpu", "H100"]) == ExitCode.OK
+    said = capsys.readouterr().out
+    assert "rows of up to 2,048 tokens (data.sequenceLength; set --longest if they are shorter)" in said
+
+
+def test_a_text_is_planned_by_its_passages(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twenty paragraphs of ten lines with 99 letters: a passage is complete after four, with 4,004 bytes."""
+    assert model
+    paragraph = ("x" * 99 + "\n") * 10
+    (tmp_path / "train.txt").write_text("\n".join([paragraph] * 20))
+    local = write(tmp_path, data={"train": [{"uri": (tmp_path / "train.txt").as_uri()}], "sequenceLength": 4096})
+    told = planned(capsys, local, "--gpu", "H100")
+    assert (told["rows"], told["longestRow"]) == (5, 1335)

@@ -20,9 +20,6 @@ from finetune_api.status import (
     Progress,
     ResolvedPlan,
     Restarts,
-    Scores,
-    SliceScores,
-    Splits,
 )
 from finetune_trainer.cli.live import LINE_SECONDS, Lines, Screen
 from finetune_trainer.cli.text import (
@@ -35,25 +32,30 @@ from finetune_trainer.cli.text import (
     span,
     status_text,
 )
+from finetune_trainer.report.compare import compare
 from finetune_trainer.rundir import TrainerReport
+from tests.support.small_report import change
 
 EVALUATION = Evaluation(
-    base=Splits(test=Scores(loss=2.5, accuracy=0.5), general=Scores(loss=3.0, bits_per_byte=1.0)),
-    tuned=Splits(test=Scores(loss=2.0, accuracy=0.75), general=Scores(loss=3.1, bits_per_byte=1.05)),
-    slices=(SliceScores(name="tweets", base=Scores(loss=1.0), tuned=Scores(loss=0.5)),),
+    data=(
+        change("test", 0.5, 0.75, "better", kind="test"),
+        change("general", 1.0, 1.05, "worse", kind="general", metric="bitsPerByte"),
+        change("tweets", 1.0, 0.5, "inconclusive", metric="loss", half=None, rows=12),
+    )
 )
 
 
-def test_before_and_after_on_one_line_each() -> None:
-    lines = {line.split("  ")[1].strip(): line.split() for line in evaluation_table(EVALUATION).splitlines()[2:]}
-    assert lines["test loss"][-3:] == ["2.5000", "2.0000", "-0.5000"]
-    assert lines["test accuracy"][-3:] == ["0.5000", "0.7500", "+0.2500"]
-    assert lines["general bits/byte"][-3:] == ["1.0000", "1.0500", "+0.0500"]
-    assert lines["slice tweets loss"][-1] == "-0.5000"
+def test_before_and_after_with_interval_and_verdict_on_one_line_each() -> None:
+    lines = [" ".join(line.split()) for line in evaluation_table(compare(EVALUATION.data)).splitlines()[2:]]
+    assert lines == [
+        "test 400 accuracy 50.0 % 75.0 % +25.0 points [+21.0, +29.0] better",
+        "slice tweets 12 loss 1.000 0.500 −0.500 inconclusive",
+        "general text 400 bits per byte 1.000 1.050 +0.050 [+0.010, +0.090] worse",
+    ]
 
 
 def test_nothing_measured_is_no_table() -> None:
-    assert evaluation_table(Evaluation()) == ""
+    assert evaluation_table(()) == ""
 
 
 FAILURE = LastFailure(
@@ -121,7 +123,7 @@ def test_status_shows_all_that_is_known() -> None:
     text = status_text("tiny", status, logs="the.log")
     for word in (
         "Failed", "2 (1 counted, 0 free restarts)", "step 5/10 (50 %)", "lora, 2 process(es), rate 0.0002", "1,000",
-        "RestartsExhausted", "s3://b/out (adapter, 2.0 KiB, sha)", "s3://b/out/report.html", "test loss", "the.log",
+        "RestartsExhausted", "s3://b/out (adapter, 2.0 KiB, sha)", "s3://b/out/report.html", "+25.0 points", "the.log",
     ):  # fmt: skip
         assert word in text
 
@@ -164,7 +166,7 @@ def test_each_event_is_one_line_and_silence_is_none() -> None:
     watched.clock.seconds += LINE_SECONDS
     assert len(watched.show(phase="training", progress=Progress(step=3, total_steps=9))) == 1
     assert watched.show(phase="training", progress=Progress(step=3), last_checkpoint_step=3) == [
-        "tiny: checkpoint of step 3 saved"
+        "tiny: saved checkpoint at step 3"
     ]
     assert len(watched.show(phase="training", progress=Progress(step=3, eval_loss=1.0), last_checkpoint_step=3)) == 1
 
@@ -218,7 +220,7 @@ def test_each_budget_is_told_and_each_node_that_is_avoided() -> None:
         ),
     )
     text = status_text("x", status)
-    assert "5 (1 counted, 0 free, 2 after memory ran out, 1 resized restarts)" in text
+    assert "5 (1 counted, 0 free, 2 after running out of memory, 1 resized restarts)" in text
     assert "nodes    3" in text
     assert "gpu-7 (until 2026-01-02T04:04:05Z)" in text
     assert "gpu-8" not in text

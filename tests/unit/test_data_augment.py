@@ -17,7 +17,7 @@ from finetune_trainer.data.order import Mixture, step_rows
 from finetune_trainer.data.read import Row
 from finetune_trainer.data.split import fingerprint
 from finetune_trainer.data.tokenizer import Tokenizer
-from tests.unit.data_helpers import tokenizer_folder, write_jsonl
+from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
 ALL = (
     {"type": "casing", "probability": 0.3},

@@ -9,7 +9,8 @@ import pytest
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.chat import Conversation
 from finetune_trainer.data.template import ChatTemplate
-from tests.unit.data_helpers import CHATML, SPECIAL, row
+from finetune_trainer.data.turn_ends import Stops
+from tests.support.tokenizers import CHATML, SPECIAL, row
 
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 TWO = [*HI, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
@@ -47,7 +48,7 @@ PROMPT_ADDS = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>
 
 def conversation(template: str, messages: list[dict[str, Any]]) -> Conversation:
     compiled = ChatTemplate(template, {"bos_token": "<s>", "eos_token": "<|im_end|>"})
-    return Conversation(row(messages=messages), messages, None, compiled, SPECIAL)
+    return Conversation(row(messages=messages), messages, None, compiled, Stops(SPECIAL, eos="<|endoftext|>"))
 
 
 TRAINED = [
@@ -60,7 +61,7 @@ TRAINED = [
     ("a template that trims", TRIMMING, [HI[0], {"role": "assistant", "content": " Hello \n"}], ["Hello<|im_end|>"]),
     ("no line break behind a turn", HEADERS, TWO, ["Hello<|im_end|>", "See you<|im_end|>"]),
     ("an end of the whole", ENDS_ONCE, TWO, ["Hello<|im_end|>", "See you<|im_end|>\n<|endoftext|>"]),
-    ("no special tokens at all", NO_TOKENS, TWO, ["Hello\n", "See you\n"]),
+    ("no special tokens at all", NO_TOKENS, HI, ["Hello<|endoftext|>"]),
     ("reasoning of the only turn", FORGETS_THINKING, [HI[0], {**HI[1], "thinking": "A greeting."}],
      ["<think>\nA greeting.\n</think>\nHello<|im_end|>"]),
     ("words that the prompt holds too", CHATML, [{"role": "user", "content": "Hello<|im_end|>"}, HI[1]],
@@ -87,7 +88,7 @@ def test_what_stands_before_does_not_depend_on_weights() -> None:
     silent = [HI[0], {**HI[1], "weight": 0}, *TWO[2:]]
     one, other = conversation(CHATML, silent).render(), conversation(CHATML, TWO).render()
     assert (one.text, one.trained) == (other.text, other.trained[1:])
-    [(text, [(start, end)])] = conversation(FORGETS_THINKING, silent).renderings()
+    [(text, [(start, end)], _)] = conversation(FORGETS_THINKING, silent).renderings()
     assert text[start:end] == "<think>\n\n</think>\nSee you<|im_end|>"
 
 

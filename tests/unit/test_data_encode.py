@@ -21,7 +21,7 @@ from finetune_trainer.data.read import Row
 from finetune_trainer.data.tokenizer import Tokenizer
 from finetune_trainer.data.writer import CorpusWriter
 from finetune_trainer.statistics import SplitStatistics
-from tests.unit.data_helpers import CHATML, row, sentencepiece_like, tiny
+from tests.support.tokenizers import CHATML, row, sentencepiece_like, tiny
 
 SPM_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
 
@@ -67,10 +67,13 @@ def written(
 
 
 TRAINED: list[tuple[str, Format, Row, str, int]] = [
-    ("completion", Completion(bytes_tokenizer()), row(prompt="say: ", completion="hello"), "hello<|im_end|>", 5),
+    ("completion", Completion(bytes_tokenizer()), row(prompt="say:", completion="hello"), "hello<|im_end|>", 5),
+    ("a completion behind a space", Completion(bytes_tokenizer()), row(prompt="say: ", completion="hello"),
+     "hello<|im_end|>", 6),
     ("an empty completion", Completion(bytes_tokenizer()), row(prompt="say: ", completion=""), "<|im_end|>", 0),
-    ("text but for its first token", Text(bytes_tokenizer()), row(text="say ö"), "ay ö", 5),
-    ("text after a begin token", Text(bos_tokenizer()), row(text="say ö"), "say ö", 6),
+    ("text but for its first token", Text(bytes_tokenizer()), row(text="say ö"), "ay ö<|im_end|>", 5),
+    ("text after a begin token", Text(bos_tokenizer()), row(text="say ö"), "say ö</s>", 6),
+    ("text that goes on", Text(bos_tokenizer(), append_eos=False), row(text="say ö"), "say ö", 6),
     ("chat", Chat(bytes_tokenizer()), row(messages=[user("a"), assistant("😀")]), "😀<|im_end|>", 4),
 ]  # fmt: skip
 
@@ -164,7 +167,7 @@ def test_too_long_is_truncated_and_counted_and_a_row_without_targets_never_train
 
 def test_empty_texts_are_left_out_and_counted() -> None:
     corpus, statistics = encoded(Text(bytes_tokenizer()), row(text=""), row(text="a"), row(text="ab"))
-    assert (len(corpus), statistics.rows, statistics.untrained) == (1, 3, 2)
+    assert (len(corpus), statistics.rows, statistics.untrained) == (2, 3, 1)
 
 
 def classify(template: str | None = CHATML, *labels: str, instruction: str | None = "Which?") -> Classification:

@@ -4,7 +4,6 @@ reasoning once. None marks the assistant's words."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,142 +12,11 @@ import pytest
 
 from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.data.chat import Conversation, Rendered
 from finetune_trainer.data.encode import Limits, encode
 from finetune_trainer.data.formats import Chat
 from finetune_trainer.data.load import load_datasets
-from finetune_trainer.data.template import ChatTemplate
-from tests.unit.data_helpers import row, tiny, tokenizer_folder, write_jsonl
-
-Messages = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Family:
-    template: str
-    special: tuple[str, ...]
-    bos: str = "<s>"
-    eos: str = "</s>"
-
-    def compiled(self) -> ChatTemplate:
-        return ChatTemplate(self.template, {"bos_token": self.bos, "eos_token": self.eos})
-
-    def render(self, messages: Messages) -> Rendered:
-        [rendered] = self.renderings(messages)
-        return rendered
-
-    def renderings(self, messages: Messages) -> list[Rendered]:
-        return Conversation(row(messages=messages), messages, None, self.compiled(), self.special).renderings()
-
-
-ALTERNATE = (
-    "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-)
-CHATML_TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-CHATML_ASKS = "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-TURNS = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-SIDES = ("<|User|>", "<|Assistant|>", "<|end of sentence|>")
-FORGETFUL = (
-    "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
-    "{% elif m.role == 'assistant' %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + '<|end of sentence|>' }}"
-    "{% else %}{{ m.content }}{% endif %}{%- endfor %}{%- if add_generation_prompt %}"
-)
-"""Reasoning is never written, not even that of the last answer."""
-
-FAMILIES = {
-    "ChatML": Family("{%- for m in messages %}" + CHATML_TURN + "{%- endfor %}" + CHATML_ASKS, IM),
-    "SmolLM2": Family(
-        "{%- for m in messages %}{% if loop.first and m.role != 'system' %}"
-        "{{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{% endif %}" + CHATML_TURN + "{%- endfor %}" + CHATML_ASKS,
-        IM,
-    ),
-    "Llama 3": Family(
-        "{{ bos_token }}{% set day = strftime_now('%d %b %Y') %}"
-        "{% if messages[0].role == 'system' %}{% set told = messages[0].content | trim %}{% set rest = messages[1:] %}"
-        "{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}"
-        "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nToday Date: ' + day + '\\n\\n' + told + '<|eot_id|>' }}"
-        "{% for m in rest %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' }}"
-        "{{ m.content | trim + '<|eot_id|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-        HEADERS, bos="<|begin_of_text|>",
-    ),
-    "Qwen 2.5": Family(
-        "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{% endif %}"
-        "{%- for m in messages %}{% if m.role == 'tool' %}"
-        "{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
-        "{% elif m.tool_calls %}{{ '<|im_start|>assistant' }}{% for call in m.tool_calls %}"
-        "{{ '\\n<tool_call>\\n' + call.function | tojson + '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}"
-        "{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}" + CHATML_ASKS,
-        IM,
-    ),
-    "Qwen 3": Family(
-        "{%- set seen = namespace(asked=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
-        "{% set seen.asked = loop.index0 %}{% endif %}{% endfor %}"
-        "{%- for m in messages %}{% if m.role == 'assistant' and loop.index0 > seen.asked %}"
-        "{{ '<|im_start|>assistant\\n<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}"
-        "{{ m.content + '<|im_end|>\\n' }}{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}" + CHATML_ASKS,
-        IM,
-    ),
-    "Mistral": Family(
-        "{{ bos_token }}{%- for m in messages %}" + ALTERNATE + "{% if m.role == 'user' %}"
-        "{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{%- endfor %}",
-        ("<s>", "</s>"),
-    ),
-    "Mistral with the system in the last question": Family(
-        "{{ bos_token }}{%- set told = messages[0].content if messages[0].role == 'system' else '' %}"
-        "{%- for m in (messages[1:] if told else messages) %}" + ALTERNATE + "{% if m.role == 'user' %}"
-        "{{ '[INST] ' + (told + '\\n\\n' if told and loop.last else '') + m.content + '[/INST]' }}"
-        "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{%- endfor %}",
-        ("<s>", "</s>", "[INST]", "[/INST]"),
-    ),
-    "Llama 2": Family(
-        "{%- set told = messages[0].content if messages[0].role == 'system' else '' %}"
-        "{%- for m in (messages[1:] if told else messages) %}" + ALTERNATE + "{% if m.role == 'user' %}"
-        "{{ bos_token + '[INST] ' }}"
-        "{% if loop.first and told %}{{ '<<SYS>>\\n' + told + '\\n<</SYS>>\\n\\n' }}{% endif %}"
-        "{{ m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
-        "{%- endfor %}",
-        ("<s>", "</s>"),
-    ),
-    "Gemma": Family(
-        "{{ bos_token }}"
-        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        "{%- for m in messages %}" + ALTERNATE + "{% set role = 'model' if m.role == 'assistant' else m.role %}"
-        "{{ '<start_of_turn>' + role + '\\n' + m.content | trim + '<end_of_turn>\\n' }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
-        TURNS, bos="<bos>", eos="<eos>",
-    ),
-    "Gemma 3": Family(
-        "{{ bos_token }}{%- set told = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' %}"
-        "{%- for m in (messages[1:] if told else messages) %}"
-        "{% set role = 'model' if m.role == 'assistant' else m.role %}"
-        "{{ '<start_of_turn>' + role + '\\n' + (told if loop.first else '') + m.content | trim + '<end_of_turn>\\n' }}"
-        "{%- endfor %}{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
-        TURNS, bos="<bos>", eos="<eos>",
-    ),
-    "Phi 3": Family(
-        "{%- for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
-        "{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
-        ("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), eos="<|endoftext|>",
-    ),
-    "Vicuna": Family(
-        "{{ bos_token }}{%- for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content.strip() + ' ' }}"
-        "{% elif m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content.strip() + eos_token }}{% else %}"
-        "{{ m.content + ' ' }}{% endif %}{%- endfor %}{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
-        ("<s>", "</s>"),
-    ),
-    "DeepSeek R1": Family(FORGETFUL + "{{ '<|Assistant|><think>\\n' }}{% endif %}", SIDES),
-    "DeepSeek R1 of May": Family(FORGETFUL + "{{ '<|Assistant|>' }}{% endif %}", SIDES),
-    "QwQ": Family(
-        "{%- for m in messages %}{% if m.role == 'assistant' %}"
-        "{{ '<|im_start|>assistant\\n' + m.content.split('</think>')[-1].lstrip('\\n') + '<|im_end|>\\n' }}"
-        "{% else %}" + CHATML_TURN + "{% endif %}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}",
-        IM,
-    ),
-}  # fmt: skip
+from tests.support.chat_templates import CHATML_ASKS, CHATML_TURN, FAMILIES, IM, Family, Messages
+from tests.support.tokenizers import row, tiny, tokenizer_folder, write_jsonl
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -207,6 +75,8 @@ REFUSED: list[tuple[str, Messages, Reason, str, str]] = [
      "Correct the roles"),
     *((family, ONE, Reason.DataUnreadable, "asks for turn 2 (the assistant's) with '<think>\\n', and the turn has no "
        "reasoning", "<think>…</think> in front of the answer") for family in ("DeepSeek R1", "QwQ")),
+    ("Gemma 4", [user("Hi"), assistant("Hello", reasoning_content="A greeting.")], Reason.DataUnreadable,
+     "otherwise than it asks for it", "leave it out by data.ignoreKeys: [reasoning_content]"),
     *((family, CALLED, Reason.NothingToTrain, "leaves out or changes what the assistant says in turn 2",
        "Use a model whose template keeps") for family in ("ChatML", "Llama 3", "Gemma 3")),
 ]  # fmt: skip
@@ -245,6 +115,10 @@ APART: list[tuple[str, Messages, list[str]]] = [
      ["<think>\nA greeting.\n</think>\n\nHello<|end of sentence|>", "See you<|end of sentence|>"]),
     ("QwQ", [SYSTEM, user("Hi"), THOUGHT, user("Bye"), TERSE],
      ["A greeting.\n</think>\n\nHello<|im_end|>", "Bye?</think>See you \n<|im_end|>"]),
+    # What asks for a turn says that there is no reasoning, and what is told of it does not.
+    ("Gemma 4", [SYSTEM, *TWO], ["Hello<turn|>", "See you<turn|>"]),
+    ("Qwen 3.5", [user("Hi"), THOUGHT, user("Bye"), assistant("<think>\nBye?\n</think>\n\nSee you")],
+     ["A greeting.\n</think>\n\nHello<|im_end|>", "Bye?\n</think>\n\nSee you<|im_end|>"]),
 ]  # fmt: skip
 
 
@@ -257,8 +131,8 @@ def test_what_a_template_never_writes_behind_its_question(family: str, messages:
         for turn, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
-    assert [text[: trained[0][0]] for text, trained in texts] == asked
-    assert [[text[start:end] for start, end in trained] for text, trained in texts] == [[words] for words in said]
+    assert [text[: trained[0][0]] for text, trained, _ in texts] == asked
+    assert [[text[start:end] for start, end in trained] for text, trained, _ in texts] == [[words] for words in said]
 
 
 WRITES_TEXT = (  # puts arguments between others' words, which only a text can be
@@ -290,11 +164,11 @@ def test_turns_that_are_retold_have_texts_of_their_own(tmp_path: Path) -> None:
     """Qwen 3 writes the reasoning of the last answer alone: each is trained as it was asked for."""
     family = FAMILIES["Qwen 3"]
     texts = family.renderings([SYSTEM, *TWO])
-    assert [[text[start:end] for start, end in trained] for text, trained in texts] == [
+    assert [[text[start:end] for start, end in trained] for text, trained, _ in texts] == [
         ["<think>\n\n</think>\n\nHello<|im_end|>"],
         ["<think>\n\n</think>\n\nSee you<|im_end|>"],
     ]
-    for turn, (text, [(start, _)]) in zip((2, 4), texts, strict=True):
+    for turn, (text, [(start, _)], _) in zip((2, 4), texts, strict=True):
         assert text[:start] == family.compiled().render([SYSTEM, *TWO][:turn], prompt=True).text
     form = Chat(tiny(tmp_path, template=family.template))
     document = form.document(row(messages=TWO))
@@ -318,7 +192,7 @@ def test_rows_of_several_documents_load_and_keep_their_variants_apart(tmp_path: 
     )  # fmt: skip
     counts = data.statistics.splits["train"]
     assert (counts.rows, counts.documents, len(data.train), counts.retold) == (8, 16, 16, 8)
-    assert "8 conversations told once for each answer" in counts.line()
+    assert "8 conversations rendered once for each answer" in counts.line()
     assert "told" not in data.statistics.splits["validation"].line()
     assert data.mixture.per_epoch == 16
     assert data.variants is not None
@@ -344,3 +218,35 @@ def test_contents_in_parts_are_their_text(tmp_path: Path) -> None:
 def test_rows_are_the_same_on_every_day() -> None:
     """Llama 3 writes today's date: a run that resumes tomorrow would train on other rows than it began with."""
     assert "Today Date: 26 Jul 2024\n" in FAMILIES["Llama 3"].render(ONE).text
+
+
+SAYS = "{{ '<|im_start|>' + m.role + '\\n' }}"
+WRITES_CALLS = "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+OF_NOTHING = {
+    "tests for none": f"{SAYS}{{% if m.content is none %}}{WRITES_CALLS}{{% else %}}{{{{ m.content }}}}{{% endif %}}",
+    "joins whatever it is": f"{SAYS}{{{{ '' + m.content }}}}{WRITES_CALLS}",
+    "prints whatever it is": f"{SAYS}{{{{ m.content }}}}{WRITES_CALLS}",
+    "trims whatever it is": f"{SAYS}{{{{ m.content | trim }}}}{WRITES_CALLS}",
+    "asks whether it is there": f"{SAYS}{{% if m.content is defined and m.content is not none %}}{{{{ m.content }}}}"
+    f"{{% endif %}}{WRITES_CALLS}",
+    "prints arguments": f'{SAYS}{{% for c in m.tool_calls %}}{{{{ \'{{"name": "\' ~ c.function.name ~ \'", '
+    f"\"arguments\": ' }}}}{{{{ c.function.arguments }}}}{{{{ '}}' }}}}{{% endfor %}}{{{{ m.content or '' }}}}",
+}
+
+
+@pytest.mark.parametrize("content", [[("content", None)], [], [("content", "")]], ids=["null", "no key", "empty"])
+@pytest.mark.parametrize("name", OF_NOTHING)
+def test_a_turn_that_calls_and_says_nothing(name: str, content: list[tuple[str, Any]]) -> None:
+    template = "{% for m in messages %}" + OF_NOTHING[name] + "{{ '<|im_end|>\\n' }}{% endfor %}" + CHATML_ASKS
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    turn = {"role": "assistant", **dict(content), "tool_calls": [call]}
+    if name == "tests for none" and content == [("content", "")]:
+        turn["content"] = None  # what it writes of an empty text, it writes of all
+    rendered = Family(template, IM).render([{**user("1?"), "tool_calls": []}, turn])
+    said = [rendered.text[start:end] for start, end in rendered.trained]
+    assert said == ['{"name": "add", "arguments": {"x": 1}}<|im_end|>']
+
+
+def test_a_role_that_a_template_refuses_is_named() -> None:
+    with pytest.raises(FinetuneError, match=r"roles must alternate \(at turn 3, role 'critic'\)"):
+        FAMILIES["Gemma"].renderings([*ONE, {"role": "critic", "content": "no"}, *ONE])

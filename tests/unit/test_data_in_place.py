@@ -25,8 +25,8 @@ from finetune_trainer.store import sources
 from finetune_trainer.store.folder import Changed, Folder
 from finetune_trainer.store.ranges import FIRST, Ranges
 from finetune_trainer.store.sources import SourceFile
-from tests.unit.data_helpers import tokenizer_folder
-from tests.unit.store_helpers import MemoryFolder
+from tests.support.faulty_stores import MemoryFolder
+from tests.support.tokenizers import tokenizer_folder
 
 ROWS = 4000
 KEYS = ("text", "label")

@@ -9,46 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from finetune_api.data import Data, TrainSource, Validation
+from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data import load as load_module
-from finetune_trainer.data.load import Datasets, load_datasets
+from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture
-from finetune_trainer.data.read import Row
-from finetune_trainer.data.split import fingerprint, hold_out, key_of
 from finetune_trainer.statistics import DataRecord
-from tests.unit.data_helpers import tokenizer_folder, write_jsonl
-from tests.unit.hub_helpers import COMMIT, environ, serving
-
-
-def spec_of(train: str | list[str], **fields: Any) -> Data:
-    uris = [train] if isinstance(train, str) else train
-    return Data.model_validate({"train": tuple({"uri": uri} for uri in uris), **fields})
-
-
-def load(tmp_path: Path, spec: Data, *, seed: int = 1) -> Datasets:
-    model = tmp_path / "model"
-    if not model.exists():
-        tokenizer_folder(model)
-    return load_datasets(spec, tokenizer_path=model, cache=tmp_path / "cache", seed=seed)
-
-
-def split(rows: list[Row], validation: Validation | None, *, seed: int) -> tuple[list[Row], list[Row]]:
-    keys = np.array([key_of(row, validation, seed=seed) for row in rows], np.uint64)
-    twins = np.array([fingerprint(row.fields["text"]) for row in rows], np.uint64)
-    held = hold_out(keys, twins, validation)
-    return [row for row, out in zip(rows, held, strict=True) if not out], [rows[i] for i in np.flatnonzero(held)]
-
-
-def texts(count: int, start: int = 0) -> list[dict[str, object]]:
-    return [{"text": f"row {number}"} for number in range(start, start + count)]
-
-
-def labelled(count: int, word: str = "row") -> list[dict[str, object]]:
-    return [{"text": f"{word} {number}", "label": ("no", "yes")[number % 2]} for number in range(count)]
+from tests.support.datasets import labelled, load, spec_of, texts
+from tests.support.fake_hub import COMMIT, environ, serving
+from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
 
 def test_everything_at_once(tmp_path: Path) -> None:
@@ -96,20 +66,6 @@ def test_several_files_are_one_training_set(tmp_path: Path) -> None:
     assert len(data.train) + len(data.validation) == 40
 
 
-def test_a_validation_file_leaves_all_rows_to_training(tmp_path: Path) -> None:
-    train = write_jsonl(tmp_path / "train.jsonl", *texts(10))
-    dev = write_jsonl(tmp_path / "dev.jsonl", {"text": "ROW  3"}, *texts(2, start=90))
-    data = load(tmp_path, spec_of(train, validation={"uri": dev}, allowDuplicates=True))
-    assert data.validation is not None
-    assert (len(data.train), len(data.validation)) == (10, 3)
-    assert data.statistics.splits["validation"].duplicates == 1
-
-
-def test_one_row_trains_without_validation(tmp_path: Path) -> None:
-    data = load(tmp_path, spec_of(write_jsonl(tmp_path / "train.jsonl", *texts(1))))
-    assert (len(data.train), data.validation) == (1, None)
-
-
 def test_a_label_of_held_out_rows_alone_is_a_label(tmp_path: Path) -> None:
     rows = [{"text": f"{number}", "label": "abcdefgh"[number]} for number in range(8)]
     data = load(tmp_path, spec_of(write_jsonl(tmp_path / "train.jsonl", *rows), validation={"fraction": 0.5}))
@@ -122,47 +78,6 @@ def test_labels_of_the_manifest_keep_their_order(tmp_path: Path) -> None:
     assert data.labels == ("yes", "no", "maybe")
     assert data.train.choices is not None
     assert len(data.train.choices.answers) == 3
-
-
-@given(
-    groups=st.lists(st.integers(0, 12), min_size=2, max_size=60),
-    fraction=st.floats(0.01, 0.5),
-    seed=st.integers(0, 99),
-    data=st.data(),
-)
-def test_a_split_never_goes_through_a_group(groups: list[int], fraction: float, seed: int, data: st.DataObject) -> None:
-    rows = [Row("a.jsonl", number, {"text": f"{number}", "patient": group}) for number, group in enumerate(groups)]
-    validation = Validation(fraction=fraction, group_by="patient")
-    if len(set(groups)) == 1:
-        with pytest.raises(FinetuneError, match="they are one group"):
-            split(rows, validation, seed=seed)
-        return
-    train, held = split(rows, validation, seed=seed)
-    assert train
-    assert held
-    assert sorted(row.line for row in train + held) == list(range(len(rows)))
-    assert not {row.fields["patient"] for row in train} & {row.fields["patient"] for row in held}
-    shuffled = data.draw(st.permutations(rows))
-    assert {row.line for row in split(shuffled, validation, seed=seed)[1]} == {row.line for row in held}
-
-
-def test_copies_of_a_row_stay_together() -> None:
-    rows = [Row("a.jsonl", number, {"text": f"{number // 3}"}) for number in range(60)]
-    train, held = split(rows, Validation(fraction=0.2), seed=3)
-    assert not {row.fields["text"] for row in train} & {row.fields["text"] for row in held}
-    assert len(held) == 12
-
-
-@pytest.mark.parametrize(("rows", "held"), [(2, 1), (100, 5), (30_000, 500)])
-def test_the_default_holds_out_a_twentieth_but_never_more_than_500(rows: int, held: int) -> None:
-    made = [Row("a.jsonl", number, {"text": f"{number}"}) for number in range(rows)]
-    assert len(split(made, None, seed=1)[1]) == held
-
-
-def test_another_seed_holds_out_other_rows(tmp_path: Path) -> None:
-    rows = [Row("a.jsonl", number, {"text": f"{number}"}) for number in range(100)]
-    held = [tuple(row.line for row in split(rows, None, seed=seed)[1]) for seed in range(3)]
-    assert len(set(held)) == 3
 
 
 def test_a_second_call_reads_what_the_first_one_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,15 +216,6 @@ def test_a_sample_of_a_source_is_the_same_in_any_order(tmp_path: Path) -> None:
     assert len(sample(rows, 100)) == 60
 
 
-def test_only_rows_that_were_drawn_leak(tmp_path: Path) -> None:
-    rows = texts(40)
-    train, test = write_jsonl(tmp_path / "train.jsonl", *rows), write_jsonl(tmp_path / "test.jsonl", *rows[:20])
-    spec = spec_of(train, test={"uri": test}, allowDuplicates=True)
-    few = spec.model_copy(update={"train": (TrainSource(uri=train, max_rows=8),)})
-    counts = [load(tmp_path, each).statistics.splits["test"].duplicates for each in (spec, few)]
-    assert counts[0] > 8 >= counts[1]
-
-
 def test_rows_of_the_hub_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"data/train-{n}.jsonl": "".join(f'{{"text": "{n} {r}"}}\n' for r in range(9)).encode() for n in range(4)}
     uri = "hf://datasets/org/name/data/train-*"
@@ -324,51 +230,6 @@ def test_rows_of_the_hub_are_read_where_they_lie(tmp_path: Path, monkeypatch: py
         assert load(tmp_path, spec_of(uri)).statistics == data.statistics
         assert len([path for path in hub.asked if "/resolve/" in path]) == asked, "nothing is read again"
     assert not list((tmp_path / "cache").rglob("*.jsonl"))
-
-
-LEAKS = ["test", "validation"]
-
-
-@pytest.mark.parametrize("name", LEAKS)
-def test_measured_rows_that_are_trained_on_are_refused_unless_allowed(tmp_path: Path, name: str) -> None:
-    train = write_jsonl(tmp_path / "train.jsonl", *texts(20))
-    measured = write_jsonl(tmp_path / "m.jsonl", *texts(3, start=90), {"text": "ROW  3"}, {"text": "row 4"})
-    validation = {"validation": {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=80))}}
-    spec = spec_of(train, **{**validation, name: {"uri": measured}})
-    with pytest.raises(FinetuneError) as caught:
-        load(tmp_path, spec)
-    assert caught.value.reason is Reason.DataLeak
-    assert caught.value.exit_code == 65
-    assert caught.value.message == (
-        f"{name}: 2 of 5 rows are among the training rows too, the first is {measured} line 4"
-    )
-    assert "data.allowDuplicates: true" in caught.value.hint
-    data = load(tmp_path, spec.model_copy(update={"allow_duplicates": True}))
-    assert data.statistics.splits[name].duplicates == 2
-    assert "2 also among the training rows" in data.statistics.splits[name].line()
-
-
-def test_copies_in_slices_are_counted_and_not_refused(tmp_path: Path) -> None:
-    train = write_jsonl(tmp_path / "train.jsonl", *texts(20))
-    uri = write_jsonl(tmp_path / "s.jsonl", {"text": "row 3"})
-    validation = {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=80))}
-    data = load(tmp_path, spec_of(train, slices=({"name": "s", "uri": uri},), validation=validation))
-    assert data.statistics.splits["slice:s"].duplicates == 1
-
-
-def test_a_copy_is_held_out_with_its_original(tmp_path: Path) -> None:
-    """Rows that differ in case or label only would make a split of its own a leak."""
-    rows = [{"text": text, "label": label} for n in range(20) for text, label in ((f"row {n}", "a"), (f"ROW {n}", "b"))]
-    data = load(tmp_path, spec_of(write_jsonl(tmp_path / "train.jsonl", *rows), validation={"fraction": 0.3}))
-    assert data.validation is not None
-    assert (len(data.validation), data.statistics.splits["validation"].duplicates) == (12, 0)
-
-
-def test_copies_across_the_groups_of_a_split_are_a_leak(tmp_path: Path) -> None:
-    rows = [{"text": f"row {n % 10}", "patient": n} for n in range(20)]
-    spec = spec_of(write_jsonl(tmp_path / "train.jsonl", *rows), validation={"fraction": 0.3, "groupBy": "patient"})
-    with pytest.raises(FinetuneError, match=r"validation: .* rows are among the training rows too"):
-        load(tmp_path, spec)
 
 
 def test_weights_make_a_mixture_and_no_new_tokens(tmp_path: Path) -> None:
@@ -398,7 +259,7 @@ def test_what_became_of_long_rows_is_counted(tmp_path: Path) -> None:
         split = load(tmp_path, spec).statistics.splits["train"]
         counts[overlong] = (split.rows, split.documents, split.overlong, split.dropped, split.truncated)
     assert counts == {"drop": (20, 17, 3, 3, 0), "truncate": (20, 20, 3, 0, 3)}
-    long = write_jsonl(tmp_path / "long.jsonl", {"text": "a" * 120}, {"text": "b"}, {"text": "bc"})
+    long = write_jsonl(tmp_path / "long.jsonl", {"text": "a" * 120}, {"text": " "}, {"text": "bc"})
     dev = {"uri": write_jsonl(tmp_path / "w.jsonl", {"text": "other"})}
     split = load(tmp_path, spec_of(long, validation=dev, sequenceLength=50)).statistics.splits["train"]
     assert (split.rows, split.documents, split.split, split.untrained) == (3, 4, 1, 1)

@@ -29,6 +29,20 @@ def test_gzip_is_read_as_what_it_holds(tmp_path: Path) -> None:
     assert read_rows(path)[0].fields == {"text": "one"}
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst", "txt.gz"])
+def test_a_line_that_unpacks_to_more_than_memory_is_refused(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.data.read.LONGEST_LINE", 2 << 20)
+    bomb = b'{"text": "one"}\n{"text": "' + bytes(5 << 20)
+    packed = {"gz": gzip.compress, "zst": zstd}.get(ending.rpartition(".")[2], bytes)(bomb)
+    (tmp_path / f"bomb.{ending}").write_bytes(packed)
+
+    with pytest.raises(FinetuneError, match="line 2 has more than 2 MiB") as caught:
+        read_rows(tmp_path / f"bomb.{ending}")
+    assert caught.value.reason is Reason.DataUnreadable
+
+
 def zstd(content: bytes) -> bytes:
     return pyarrow.compress(content, codec="zstd", asbytes=True)
 
@@ -52,18 +66,19 @@ def test_plain_text_is_cut_at_blank_lines_into_passages_and_nothing_is_lost(tmp_
     assert "\n\n".join(row.fields["text"] for row in rows) == "\n\n".join(paragraphs)
 
 
+GZIPPED = gzip.compress(b'{"text": "one"}\n' * 99, mtime=0)
 BAD = [
     ("missing.jsonl", None, Reason.DataNotFound, "there is no file NAME"),
     ("empty.jsonl", b"", Reason.DataEmpty, "NAME has no rows"),
     ("blank.jsonl", b"\n \n", Reason.DataEmpty, "NAME has no rows"),
     ("empty.txt", b"\n\n", Reason.DataEmpty, "NAME has no rows"),
-    ("broken.jsonl", b'{"text": "a"}\n{"text": ', Reason.DataUnreadable, "NAME line 2: this is no JSON"),
+    ("broken.jsonl", b'{"text": "a"}\n{"text": ', Reason.DataUnreadable, "NAME line 2: not valid JSON"),
     ("list.jsonl", b'{"text": "a"}\n\n["a"]', Reason.DataUnreadable, "NAME line 3: a row is a JSON object"),
     ("number.jsonl", b"1", Reason.DataUnreadable, "NAME line 1: a row is a JSON object, this is a number"),
     ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe4"}', Reason.DataUnreadable, "NAME line 2: byte 11 is not UTF-8"),
     ("latin.txt", b"one\n\n\xe4", Reason.DataUnreadable, "NAME line 3: byte 1 is not UTF-8"),
     ("half.jsonl", rb'{"text": "\ud83d"}', Reason.DataUnreadable, r"NAME line 1: a \ud… escape"),
-    ("cut.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 99)[:-9], Reason.DataUnreadable, "NAME is not a whole gzip"),
+    ("cut.jsonl.gz", GZIPPED[:-9], Reason.DataUnreadable, "NAME is not a whole gzip"),
     ("plain.jsonl.gz", b'{"text": "one"}\n', Reason.DataUnreadable, "NAME is not a whole gzip"),
     ("cut.jsonl.zst", zstd(b'{"text": "one"}\n' * 99)[:-5], Reason.DataUnreadable, "NAME is not a whole zstd file"),
     ("plain.jsonl.zst", b'{"text": "one"}\n', Reason.DataUnreadable, "NAME is not a whole zstd file"),

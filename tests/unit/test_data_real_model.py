@@ -11,7 +11,7 @@ from finetune_trainer.data.encode import tokens_of
 from finetune_trainer.data.formats import Chat, Completion, Text
 from finetune_trainer.data.load import load_datasets
 from finetune_trainer.data.tokenizer import Tokenizer
-from tests.unit.data_helpers import real_model, row, write_jsonl
+from tests.support.tokenizers import real_model, row, write_jsonl
 
 pytestmark = pytest.mark.real_model
 

@@ -11,8 +11,8 @@ from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.formats import detect
 from finetune_trainer.data.load import Datasets, load_datasets
-from finetune_trainer.data.spelling import spelling_of
-from tests.unit.data_helpers import row, tokenizer_folder, write_jsonl
+from finetune_trainer.data.spelling import SHAREGPT, spelling_of
+from tests.support.tokenizers import row, tokenizer_folder, write_jsonl
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -56,6 +56,36 @@ def test_told_as_messages(fields: dict[str, Any], messages: list[dict[str, Any]]
     assert detect(given) == "chat"
 
 
+SPEAKERS = {
+    "system": ("System", "SYSTEM"),
+    "user": ("Human", "USER", " human", "prompter"),
+    "assistant": ("GPT", "Assistant", "chatgpt", "ChatGPT", "bot", "Bot", "model", "AI", "gpt4", "GPT-4"),
+    "tool": ("Observation", "Tool", "function", "tool_response", "function_response", "function-response", "ipython"),
+}
+
+
+@pytest.mark.parametrize(("role", "said"), [(role, said) for role, many in SPEAKERS.items() for said in many])
+def test_speakers_of_sharegpt_in_the_spellings_of_public_data_sets(role: str, said: str) -> None:
+    given = row(conversations=[HUMAN, {"from": said, "value": "Hello"}])
+    assert SHAREGPT.told(given).fields["messages"] == [USER, {"role": role, "content": "Hello"}]
+
+
+@pytest.mark.parametrize("said", ["Function_Call", "function-call", "tool_call", "tool_calls"])
+def test_calls_of_sharegpt_in_the_spellings_of_public_data_sets(said: str) -> None:
+    given = row(conversations=[HUMAN, {"from": said, "value": '{"name": "add", "arguments": {"x": 1}}'}])
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]}
+    assert SHAREGPT.told(given).fields["messages"] == [USER, called]
+
+
+def test_an_unknown_speaker_is_refused_with_the_list_of_the_known() -> None:
+    for said in ("bing", "", "critic"):
+        with pytest.raises(FinetuneError) as caught:
+            SHAREGPT.told(row(conversations=[HUMAN, {"from": said, "value": "Hello"}]))
+        assert f"turn 2 is from {said!r}, which is none of system, human, user, gpt, assistant" in caught.value.message
+        assert "chatgpt, bot, model" in caught.value.message
+        assert "function_call" in caught.value.message
+
+
 @pytest.mark.parametrize("key", ["messages", "conversations"])
 def test_tools_may_be_json(key: str) -> None:
     given = row(**{key: [USER, ASSISTANT], "tools": '[{"type": "function", "function": {"name": "add"}}]'})
@@ -86,7 +116,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("an output of a number", {"instruction": "Add.", "output": 3}, "instruction, input and output are not strings"),
     ("an answer that is text", {"prompt": [USER], "completion": "Hello"},
      "prompt and completion are not lists of messages, both of them"),
-    ("tools that are no JSON", {"messages": [USER, ASSISTANT], "tools": "add"}, "tools is a string that is no JSON"),
+    ("tools that are no JSON", {"messages": [USER, ASSISTANT], "tools": "add"},
+     "tools is a string that is not valid JSON"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from finetune_trainer.data import read
 from finetune_trainer.data.load import load_datasets
 from finetune_trainer.data.read import Row, iter_rows
 from finetune_trainer.store.sources import SourceFile
-from tests.unit.data_helpers import tokenizer_folder, write_jsonl
+from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
 CHATS: list[dict[str, Any]] = [
     {"messages": [{"role": r, "content": c, "name": None} for r, c in (("user", f"say {n}"), ("assistant", f"{n}"))]}

@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.tokenizer import Tokenizer
-from tests.unit.data_helpers import CHATML, byte_level, real_model, sentencepiece_like, tiny, tokenizer_folder
+from tests.support.tokenizers import CHATML, byte_level, real_model, sentencepiece_like, tiny, tokenizer_folder
 
 TEXTS = ["", "hello world", "  two  spaces\n\n", "naïve 😀 日本", "a<|im_end|>b", "x" * 300, "In 2024, 3.14"]
 CHATS: list[list[dict[str, Any]]] = [
@@ -42,8 +42,7 @@ def assert_same(folder: Path) -> None:
     assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id)
     for chat in CHATS:
         for prompt in (False, True):
-            assert ours.chat is not None
-            rendered = ours.chat.render(chat, tools=[{"name": "é<"}], prompt=prompt).text
+            rendered = ours.chat([{}]).render(chat, tools=[{"name": "é<"}], prompt=prompt).text
             options = {"tools": [{"name": "é<"}], "add_generation_prompt": prompt}
             assert rendered == theirs.apply_chat_template(chat, tokenize=False, **options)
             together = theirs.apply_chat_template(chat, tokenize=True, return_dict=False, **options)
@@ -79,8 +78,36 @@ def test_limits_saved_with_the_tokenizer_cut_and_pad_nothing(tmp_path: Path) -> 
 def test_a_template_within_the_configuration(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
     tokenizer = tiny(tmp_path, template=None, chat_template=named)
-    assert tokenizer.chat is not None
-    assert tokenizer.chat.render(CHATS[0]).text.startswith("<|im_start|>user\nHi")
+    assert tokenizer.chat().render(CHATS[0]).text.startswith("<|im_start|>user\nHi")
+
+
+TOOLS = [{"type": "function", "function": {"name": "lookup"}}]
+NAMED = {"default": CHATML, "tool_use": "{{ tools | tojson }}" + CHATML, "rag": "no"}
+
+
+@pytest.mark.parametrize("in_files", [False, True], ids=["in the configuration", "in files"])
+def test_the_template_for_tools_is_chosen_as_transformers_does(tmp_path: Path, in_files: bool) -> None:
+    named = [{"name": name, "template": text} for name, text in NAMED.items()]
+    folder = tokenizer_folder(tmp_path, template=None, **({} if in_files else {"chat_template": named}))
+    if in_files:
+        (folder / "chat_template.jinja").write_text(NAMED["default"])
+        (folder / "additional_chat_templates").mkdir()
+        for name in ("tool_use", "rag"):
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(NAMED[name])
+    ours, theirs = Tokenizer.load(folder), with_transformers(folder)
+    for tools in (None, TOOLS):
+        rendered = ours.chat(tools).render(CHATS[0], tools=tools).text
+        assert rendered == theirs.apply_chat_template(CHATS[0], tools=tools, tokenize=False)
+        assert ("lookup" in rendered) == bool(tools)
+
+
+def test_a_template_for_tools_alone(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": NAMED["tool_use"]}]
+    tokenizer = tiny(tmp_path, template=None, chat_template=named)
+    assert "lookup" in tokenizer.chat(TOOLS).render(CHATS[0], tools=TOOLS).text
+    with pytest.raises(FinetuneError, match="chat templates tool_use and none named default") as caught:
+        tokenizer.chat()
+    assert caught.value.reason is Reason.ModelUnsupported
 
 
 def test_special_tokens_that_only_the_configuration_names(tmp_path: Path) -> None:
@@ -89,14 +116,14 @@ def test_special_tokens_that_only_the_configuration_names(tmp_path: Path) -> Non
         tmp_path, pad_token={"content": "<pad>", "__type": "AddedToken"}, added_tokens_decoder={"300": token}
     )
     tokenizer = Tokenizer.load(folder)
-    assert "<extra>" in tokenizer.control_texts
+    assert "<extra>" in tokenizer.stops.control
     assert tokenizer.pad == tokenizer.backend.token_to_id("<pad>") != tokenizer.eos
 
 
 BROKEN: list[tuple[str, dict[str, str], str]] = [
     ("no tokenizer", {}, "there is no tokenizer.json"),
     ("a broken one", {"tokenizer.json": "{}"}, "cannot be read"),
-    ("broken settings", {"tokenizer.json": byte_level().to_str(), "tokenizer_config.json": "{"}, "is no JSON"),
+    ("broken settings", {"tokenizer.json": byte_level().to_str(), "tokenizer_config.json": "{"}, "is not valid JSON"),
     ("a broken template", {"tokenizer.json": byte_level().to_str(), "chat_template.jinja": "{% for %}"}, "is broken"),
 ]
 

@@ -12,9 +12,9 @@ import yaml
 from finetune_api import manifest, schema
 from finetune_api.manifest import ManifestError
 from finetune_api.spec import FineTuneJobSpec
-from tests.bad_manifests import BAD, UNSEEN
-from tests.good_manifests import GOOD
-from tests.manifests import BASE, Bad, changed
+from tests.support.invalid_manifests import BAD, UNSEEN
+from tests.support.manifests import BASE, Bad, changed
+from tests.support.valid_manifests import GOOD
 
 
 def test_the_table_is_as_wide_as_promised() -> None:
@@ -47,11 +47,11 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: [", "not YAML"),
-        ("a: 1\na: 2", "key 'a' twice"),
-        ("", "must hold one FineTuneJob"),
-        (yaml.safe_dump_all([BASE, BASE]), "it holds 2"),
-        ("- a", "must hold one FineTuneJob"),
+        ("a: [", "not valid YAML"),
+        ("a: 1\na: 2", "duplicate key 'a'"),
+        ("", "must contain exactly one FineTuneJob"),
+        (yaml.safe_dump_all([BASE, BASE]), "but contains 2"),
+        ("- a", "must contain exactly one FineTuneJob"),
     ],
 )
 def test_a_file_that_is_no_manifest_says_so(text: str, says: str) -> None:
@@ -63,7 +63,7 @@ def test_what_is_no_text_says_so(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_bytes(b"\xff\xfe")
 
-    with pytest.raises(ManifestError, match=r"job\.yaml is not text in UTF-8"):
+    with pytest.raises(ManifestError, match=r"job\.yaml is not UTF-8 text"):
         manifest.load(file)
 
 
@@ -87,7 +87,7 @@ def test_no_form_is_told_as_a_regular_expression() -> None:
 
     assert patterns
     for pattern in map(json.loads, patterns):
-        assert manifest._form(pattern) != pattern
+        assert manifest.accepted_form(pattern) != pattern
 
 
 def test_the_job_is_found_among_other_documents() -> None:

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter, Lora, Method, Partial
-from finetune_trainer.blocks import decoder_layers
+from finetune_trainer.decoder_blocks import decoder_layers
 from finetune_trainer.methods import adapter as bottleneck
 from finetune_trainer.methods.base import Attached
 from finetune_trainer.methods.lora import LoraAttached
 from finetune_trainer.methods.needs import check
 from finetune_trainer.methods.partial import last_layers, relative_gradients
 from finetune_trainer.methods.registry import method_of
-from finetune_trainer.parallel.fourbit import SharedLinear4bit
-from tests.train_helpers import BASE, disturb, network
+from finetune_trainer.parallel.sharded_4bit import SharedLinear4bit
+from tests.support.training import BASE, disturb, network
 
 TOKENS = torch.arange(24).view(2, 12)
 PARTIAL = Method(type="partial", partial=Partial(layers=2))
@@ -323,14 +323,24 @@ def test_four_bits_keep_weights_as_closely_as_nf4_does() -> None:
         assert float(error) == pytest.approx(0.092, abs=0.01)
 
 
-def test_widths_that_bitsandbytes_gets_wrong_are_refused() -> None:
+def test_widths_that_bitsandbytes_gets_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel for AVX-512 does so where rows are not a multiple of 64 long; this test brings such a kernel."""
+    import bitsandbytes.functional as bnb
+
+    right = bnb.dequantize_4bit
+
+    def with_the_scales_of_other_blocks(packed: Any, state: Any, *rest: Any, **others: Any) -> torch.Tensor:
+        weights = right(packed, state, *rest, **others)
+        return weights if weights.shape[1] % 64 == 0 else weights.roll(1, dims=0)
+
+    monkeypatch.setattr(bnb, "dequantize_4bit", with_the_scales_of_other_blocks)
     with pytest.raises(FinetuneError, match="cannot keep rows of 96 weights") as error:
         _attach(network(hidden_size=96, intermediate_size=128), QLORA)
     assert error.value.reason is Reason.ModelUnsupported
 
 
 def test_four_bits_whose_blocks_would_cross_rows_are_not_sharded() -> None:
-    with pytest.raises(FinetuneError, match="rows of 96 weights are no blocks of 64") as error:
+    with pytest.raises(FinetuneError, match="rows of 96 weights are not a multiple of 64") as error:
         SharedLinear4bit(nn.Linear(96, 8, device="meta"))
     assert error.value.reason is Reason.ModelUnsupported
     assert SharedLinear4bit(nn.Linear(128, 8, device="meta")).weight.nbytes == 8 * 128 // 2

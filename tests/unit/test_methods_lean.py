@@ -8,12 +8,12 @@ import sys
 TOLD = """
 import sys, torch, warnings
 import finetune_trainer.train.run
-from finetune_trainer.train.lean import leave_out_triton
-leave_out_triton(torch.device("cuda"))
+from finetune_trainer.train.without_triton import disable_triton
+disable_triton(torch.device("cuda"))
 print("triton" in sys.modules)
-leave_out_triton(torch.device("cpu"))
+disable_triton(torch.device("cpu"))
 print("peft" in sys.modules, "transformers" in sys.modules)
-from tests.train_helpers import BASE, network
+from tests.support.training import BASE, network
 from finetune_api.methods import Lora, Method
 from finetune_trainer.methods.registry import method_of
 for kind in ("lora", "dora", "prompt", "ptuning", "prefix"):

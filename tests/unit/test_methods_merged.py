@@ -15,7 +15,7 @@ from finetune_api.methods import Lora, Method
 from finetune_trainer.methods import merged
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.servable import judge
-from tests.train_helpers import BASE, network
+from tests.support.training import BASE, network
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 """Rows of 64 weights, which the 4-bit kernel wants."""
@@ -58,7 +58,7 @@ def load(folder: Path, kind: str = "LlamaForCausalLM") -> nn.Module:
 def test_a_merged_model_answers_as_base_and_adapter_do(method: Method, tmp_path: Path) -> None:
     net = adapted(method, tmp_path / "base")
     calls: list[int] = []
-    merged.write(net, tmp_path / "base", tmp_path / "merged", alive=lambda: calls.append(1))
+    merged.write(merged.low_rank_changes(net), tmp_path / "base", tmp_path / "merged", alive=lambda: calls.append(1))
     ours, base = logits(net), logits(load(tmp_path / "base"))
     found = logits(load(tmp_path / "merged"))
     assert (found - ours).abs().max() < 1e-4
@@ -69,13 +69,13 @@ def test_a_merged_model_answers_as_base_and_adapter_do(method: Method, tmp_path:
 
 def test_a_layer_that_keeps_its_weight_transposed_is_merged_so(tmp_path: Path) -> None:
     net = adapted(METHODS[0], tmp_path / "base", kind="GPT2")
-    merged.write(net, tmp_path / "base", tmp_path / "merged", alive=lambda: None)
+    merged.write(merged.low_rank_changes(net), tmp_path / "base", tmp_path / "merged", alive=lambda: None)
     assert (logits(load(tmp_path / "merged", "GPT2LMHeadModel")) - logits(net)).abs().max() < 1e-4
 
 
 def test_several_files_stay_several(tmp_path: Path) -> None:
     net = adapted(METHODS[0], tmp_path / "base", max_shard_size="100KB")
-    merged.write(net, tmp_path / "base", tmp_path / "merged", alive=lambda: None)
+    merged.write(merged.low_rank_changes(net), tmp_path / "base", tmp_path / "merged", alive=lambda: None)
     names = sorted(file.name for file in (tmp_path / "merged").iterdir())
     assert names == sorted(file.name for file in (tmp_path / "base").iterdir())
     assert sum(name.endswith(".safetensors") for name in names) > 1
@@ -89,7 +89,7 @@ def test_only_adapted_matrices_change_and_dtypes_stay(tmp_path: Path) -> None:
     made.bfloat16().save_pretrained(tmp_path / "base")
     net = load(tmp_path / "base")
     method_of(METHODS[1]).attach(net, seed=3, base=BASE)
-    merged.write(net, tmp_path / "base", tmp_path / "merged", alive=lambda: None)
+    merged.write(merged.low_rank_changes(net), tmp_path / "base", tmp_path / "merged", alive=lambda: None)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "merged"))
     assert before.keys() == after.keys()
     for name, tensor in after.items():  # a fresh adapter is the identity
@@ -99,7 +99,7 @@ def test_only_adapted_matrices_change_and_dtypes_stay(tmp_path: Path) -> None:
 
 def test_files_that_name_their_tensors_otherwise_are_refused_before_training(tmp_path: Path) -> None:
     net = adapted(METHODS[0], tmp_path / "base")
-    merged.check(net, tmp_path / "base")
+    merged.check(merged.low_rank_changes(net), tmp_path / "base")
     file = tmp_path / "base" / "model.safetensors"
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -107,5 +107,5 @@ def test_files_that_name_their_tensors_otherwise_are_refused_before_training(tmp
     renamed = json.dumps({name.replace("q_proj", "query"): entry for name, entry in header.items()}).encode()
     file.write_bytes(len(renamed).to_bytes(8, "little") + renamed + content[8 + length :])
     with pytest.raises(FinetuneError, match=r"no tensor model\.layers\.0\.self_attn\.q_proj\.weight") as refused:
-        merged.check(net, tmp_path / "base")
+        merged.check(merged.low_rank_changes(net), tmp_path / "base")
     assert refused.value.reason is Reason.ModelUnsupported

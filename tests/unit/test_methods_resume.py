@@ -9,7 +9,7 @@ import torch
 
 from finetune_api.methods import Adapter, Lora, Method, Partial
 from finetune_trainer.methods.fused import FusedLinear
-from tests.train_helpers import Knobs, interrupted, largest_difference, make_run
+from tests.support.training import Knobs, interrupted, largest_difference, make_run
 
 RUNS = [
     Knobs(method=Method(type="partial", partial=Partial(layers=1))),

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from finetune_api.methods import Lora, Method, Partial
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.servable import judge
-from tests.train_helpers import BASE, network
+from tests.support.training import BASE, network
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj"
 PLAIN: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_what_servers_refuse_or_get_wrong_is_for_transformers(
 def test_weights_that_are_no_lora_matrices_are_for_transformers(tmp_path: Path, name: str) -> None:
     level, reasons = judge(_adapter(tmp_path, PLAIN, ("lora_A.weight", name)))
     assert level == "hf-only"
-    assert reasons == (f"1 of its weights are no LoRA matrices, for instance {KEY}.{name}",)
+    assert reasons == (f"1 of its weights are not LoRA matrices, for instance {KEY}.{name}",)
 
 
 NO_LM = "config.json names no causal language model"

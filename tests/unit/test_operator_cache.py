@@ -9,11 +9,12 @@ import pytest
 from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.plan import ProgressReport
-from finetune_operator.cache import Cache, Report
-from finetune_operator.observe import lacks_gang, observe
-from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS
-from finetune_operator.views import view_child_job, view_pod
-from tests.unit.operator_world import DEFAULTS, SPEC, raw_job, raw_pod, words
+from finetune_operator.kube.resources import FINETUNEJOBS, JOBS, PODS, Key, Resource
+from finetune_operator.state.cache import Cache
+from finetune_operator.state.notes import Report
+from finetune_operator.state.observe import lacks_gang, observe
+from finetune_operator.state.parsing import view_child_job, view_pod
+from tests.support.operator_objects import DEFAULTS, SPEC, raw_job, raw_pod, words
 
 KEY = ("ml", "a")
 
@@ -42,9 +43,18 @@ def test_a_version_that_changes_nothing_a_decision_uses_is_no_news_and_is_known(
 def test_what_was_deleted_does_not_come_back_by_a_late_event() -> None:
     cache = Cache()
     cache.feed(PODS, "ADDED", raw_pod(1))
-    assert cache.feed(PODS, "DELETED", raw_pod(2)) == KEY
+    assert cache.feed(PODS, "DELETED", raw_pod(4)) == KEY
     assert cache.feed(PODS, "MODIFIED", raw_pod(3)) is None
     assert not cache.pods.of(KEY)
+
+
+def test_a_label_that_was_taken_off_and_put_back_brings_its_pod_back() -> None:
+    """A watch by that label tells the first as a deletion, the second as a new object."""
+    cache = Cache()
+    cache.feed(PODS, "ADDED", raw_pod(1))
+    cache.feed(PODS, "DELETED", raw_pod(2))
+    assert cache.feed(PODS, "ADDED", raw_pod(3)) == KEY
+    assert len(cache.pods) == 1
 
 
 def test_a_deletion_of_an_earlier_object_does_not_touch_its_namesake() -> None:
@@ -54,30 +64,91 @@ def test_a_deletion_of_an_earlier_object_does_not_touch_its_namesake() -> None:
     assert len(cache.jobs) == 1
 
 
+def listed(cache: Cache, resource: Resource, version: int, *raws: dict[str, Any], namespace: str = "ml") -> set[Key]:
+    listing = cache.listing(resource, namespace)
+    return listing.page(raws, version) | listing.end()
+
+
+def named(uid: str, version: int) -> dict[str, Any]:
+    raw = raw_pod(version, uid=uid)
+    raw["metadata"]["name"] = uid
+    return raw
+
+
 def test_a_list_drops_what_went_away_unseen_and_keeps_what_came_after_it() -> None:
     cache = Cache()
-    for uid, version in (("gone", 3), ("kept", 4), ("newer", 9)):
-        raw = raw_pod(version, uid=uid)
-        raw["metadata"]["name"] = uid
-        cache.feed(PODS, "ADDED", raw)
-    kept = raw_pod(4, uid="kept")
-    kept["metadata"]["name"] = "kept"
-    assert cache.pods.replace([kept], namespace="ml", version=7) == {KEY}
+    for uid, version in (("gone", 3), ("kept", 4)):
+        cache.feed(PODS, "ADDED", named(uid, version))
+    listing = cache.listing(PODS, "ml")
+    cache.feed(PODS, "ADDED", named("newer", 9))
+    assert listing.page([named("kept", 4)], 7) | listing.end() == {KEY}
     assert sorted(pod.uid for pod in cache.pods) == ["kept", "newer"]
 
 
 def test_what_cannot_be_understood_is_left_alone_and_stops_nothing() -> None:
     cache = Cache()
-    strange = raw_job(status={"phase": "Levitating"})
+    strange = raw_job(status="levitating")
     assert cache.feed(FINETUNEJOBS, "ADDED", strange) is None
-    assert cache.jobs.replace([strange, raw_job(uid="v")], namespace="ml", version=9) == {KEY}
+    assert listed(cache, FINETUNEJOBS, 9, strange, raw_job(uid="v")) == {KEY}
 
 
 def test_a_list_of_one_namespace_says_nothing_about_another() -> None:
     cache = Cache()
     cache.feed(PODS, "ADDED", raw_pod(1))
-    assert cache.pods.replace([], namespace="other", version=7) == set()
+    assert listed(cache, PODS, 7, namespace="other") == set()
     assert len(cache.pods) == 1
+
+
+# storage that was restored to an earlier state
+
+
+def before_a_restore() -> Cache:
+    cache = Cache()
+    for uid, version in (("kept", 500), ("changed", 900), ("new", 950)):
+        cache.feed(PODS, "ADDED", named(uid, version))
+    cache.feed(PODS, "ADDED", named("deleted", 300))
+    cache.feed(PODS, "DELETED", named("deleted", 960))
+    return cache
+
+
+RESTORED = (named("kept", 500), named("changed", 400), named("deleted", 300))
+
+
+@pytest.mark.parametrize("version", [700, 2000], ids=["an older list", "the cluster has gone on since"])
+def test_a_list_that_is_older_than_what_was_seen_is_believed(version: int) -> None:
+    cache = before_a_restore()
+    listed(cache, PODS, version, *RESTORED)
+    assert {pod.uid: pod.version for pod in cache.pods} == {"kept": 500, "changed": 400, "deleted": 300}
+
+
+def test_after_a_restore_events_and_writes_count_again() -> None:
+    cache = before_a_restore()
+    listed(cache, PODS, 700, *RESTORED)
+    assert cache.feed(PODS, "MODIFIED", named("changed", 720) | {"status": {"phase": "Failed"}}) == KEY
+    cache.feed(PODS, "DELETED", named("kept", 730))
+    assert listed(cache, PODS, 740, named("changed", 720), named("deleted", 300)) == set()
+    assert sorted(pod.uid for pod in cache.pods) == ["changed", "deleted"]
+
+
+def test_what_is_made_while_the_first_list_after_a_restore_is_read_is_kept() -> None:
+    cache = before_a_restore()
+    listing = cache.listing(PODS, "ml")
+    listing.page(RESTORED[:1], 700)
+    cache.pods.put(named("made", 710))
+    listing.page(RESTORED[1:], 700)
+    listing.end()
+    assert sorted(pod.uid for pod in cache.pods) == ["changed", "deleted", "kept", "made"]
+
+
+def test_a_specification_of_the_lost_history_is_not_remembered_by_its_generation() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(900) | {"spec": SPEC | {"nodes": 3}})
+    observe(cache, KEY, DEFAULTS)
+    listed(cache, FINETUNEJOBS, 700, raw_job(600))
+    found = observe(cache, KEY, DEFAULTS)
+    assert found is not None
+    assert found.spec is not None
+    assert found.spec.max_nodes == 2
 
 
 def test_children_of_an_earlier_job_of_the_name_are_not_observed() -> None:
@@ -93,7 +164,7 @@ def test_a_report_counts_for_the_attempt_that_made_it() -> None:
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, raw_job(status={"attempt": 2}))
     for attempt, counts in ((1, False), (2, True)):
-        cache.reports[KEY] = Report("u", ProgressReport(attempt=attempt, phase="training"))
+        cache.note(KEY, report=Report("u", ProgressReport(attempt=attempt, phase="training")))
         seen = observe(cache, KEY, DEFAULTS)
         assert seen is not None
         assert (seen.report is not None) is counts
@@ -199,4 +270,4 @@ def test_a_pod_that_failed_and_is_no_more_is_remembered_for_its_attempt() -> Non
     seen = observe(cache, KEY, DEFAULTS)
     assert seen is not None
     assert not seen.pods
-    assert [pod.ended.exit_code for pod in seen.remains if pod.ended] == [75]
+    assert [pod.ended.exit_code for pod in seen.ended_pods if pod.ended] == [75]

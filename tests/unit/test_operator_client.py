@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from finetune_operator import client as client_module
-from finetune_operator.client import (
+from finetune_operator.kube import client as client_module
+from finetune_operator.kube.client import (
     AlreadyExists,
     ApiError,
     Conflict,
@@ -24,7 +24,8 @@ from finetune_operator.client import (
     TooManyRequests,
     Unavailable,
 )
-from finetune_operator.resources import FINETUNEJOBS, JOBS, PODS
+from finetune_operator.kube.resources import FINETUNEJOBS, JOBS, PODS
+from tests.support.http_server import serving
 
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 
@@ -46,18 +47,8 @@ class Server:
 
 def ask(server: Server, question: Callable[[HttpClient], Awaitable[Any]]) -> Any:
     async def play() -> Any:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", server.answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        try:
-            async with asyncio.timeout(20), aiohttp.ClientSession() as session:
-                return await question(HttpClient(session, f"http://127.0.0.1:{port}"))
-        finally:
-            await runner.cleanup()
+        async with asyncio.timeout(20), serving(server.answer) as url, aiohttp.ClientSession() as session:
+            return await question(HttpClient(session, url))
 
     return asyncio.run(play())
 
@@ -154,11 +145,11 @@ def test_a_list_takes_all_pages() -> None:
     server = Server((200, first, {}), (200, second, {}))
     listing = ask(server, lambda client: client.list(PODS, None))
     assert ([item["n"] for item in listing.items], listing.version) == ([1, 2], "7")
-    assert server.requests[0][1] == "/api/v1/pods?limit=500&labelSelector=finetune.dev%2Fjob-name"
+    assert server.requests[0][1] == "/api/v1/pods?limit=50&labelSelector=finetune.dev%2Fjob-name"
     assert "continue=next" in server.requests[1][1]
 
 
 def test_a_list_of_our_own_kind_has_no_selector() -> None:
     server = Server((200, {"items": [], "metadata": {}}, {}))
     ask(server, lambda client: client.list(FINETUNEJOBS, "ml"))
-    assert server.requests[0][1] == "/apis/finetune.dev/v1alpha1/namespaces/ml/finetunejobs?limit=500"
+    assert server.requests[0][1] == "/apis/finetune.dev/v1alpha1/namespaces/ml/finetunejobs?limit=50"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_api.status import Phase
-from finetune_operator.client import NotFound
 from finetune_operator.decide import decide
-from finetune_operator.gangs import GANGS, known_to
+from finetune_operator.gangs import GANGS, Gang, known_to
+from finetune_operator.kube.client import NotFound
+from finetune_operator.kube.resources import Raw
 from finetune_operator.objects import attempt_job
-from finetune_operator.observe import Observed
-from finetune_operator.offers import Offers, look
-from finetune_operator.resources import JOBS, Raw
-from finetune_operator.status import find
-from tests.unit.operator_world import DEFAULTS, NOW, child, job, pod, seen, spec, status
+from finetune_operator.state.cluster_features import ClusterFeatures, discover_features
+from finetune_operator.state.status import find
+from tests.support.operator_objects import DEFAULTS, NOW, child, job, seen, spec, status
 
-ALL = Offers(groups={name: gang.kinds[0] for name, gang in GANGS.items()})
+ROOT = Path(__file__).parents[2]
+ALL = ClusterFeatures(groups={name: gang.group.kinds[0] for name, gang in GANGS.items() if gang.group})
 PENDING = status(Phase.Pending)
 
 
@@ -30,7 +34,9 @@ PENDING = status(Phase.Pending)
         ("volcano", "volcano"),
         ("coscheduling", "coscheduling"),
         ("scheduler-plugins-scheduler", "coscheduling"),
-        ("kai-scheduler", None),
+        ("yunikorn", "yunikorn"),
+        ("kai-scheduler", "kai"),
+        ("my-scheduler", None),
     ],
 )
 def test_the_scheduler_chooses(scheduler: str | None, gang: str | None) -> None:
@@ -42,7 +48,14 @@ MARKS: list[tuple[str, list[str], Any]] = [
     ("native", ["spec", "schedulingGroup"], {"podGroupName": "a-1"}),
     ("volcano", ["metadata", "annotations", "scheduling.k8s.io/group-name"], "a-1"),
     ("coscheduling", ["metadata", "labels", "scheduling.x-k8s.io/pod-group"], "a-1"),
-]
+    ("yunikorn", ["metadata", "annotations", "yunikorn.apache.org/task-group-name"], "workers"),
+    ("yunikorn", ["metadata", "annotations", "yunikorn.apache.org/app-id"], "ml.a-1"),
+    ("yunikorn", ["metadata", "annotations", "yunikorn.apache.org/schedulingPolicyParameters"],
+     "placeholderTimeoutInSeconds=1800 gangSchedulingStyle=Hard"),
+    ("kai", ["metadata", "annotations", "pod-group-name"], "a-1"),
+    ("kai", ["metadata", "annotations", "kai.scheduler/skip-podgrouper"], "true"),
+    ("kai", ["metadata", "labels", "kai.scheduler/queue"], "default-queue"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "path", "says"), MARKS)
@@ -55,67 +68,73 @@ def test_pods_name_their_group_and_the_job_its_way(name: str, path: list[str], s
     assert made["metadata"]["annotations"]["finetune.dev/gang"] == name
 
 
-def test_every_way_has_a_kind_and_schedulers_of_its_own() -> None:
-    kinds = [kind for gang in GANGS.values() for kind in gang.kinds]
+def test_a_task_group_of_yunikorn_asks_for_what_its_pods_ask_for() -> None:
+    resources = {"limits": {"nvidia.com/gpu": "8", "memory": "64Gi"}, "requests": {"cpu": "4", "memory": "32Gi"}}
+    pods = {"node_selector": {"gpu": "h200"}, "tolerations": [{"key": "gpu", "operator": "Exists"}]}
+    given = spec(resources=resources, pod=pods, nodes={"min": 3, "max": 4})
+    made = attempt_job(job(), given, attempt=2, defaults=DEFAULTS, gang=GANGS["yunikorn"])
+    template = made["spec"]["template"]
+    (group,) = json.loads(template["metadata"]["annotations"]["yunikorn.apache.org/task-groups"])
+    assert group == {
+        "name": template["metadata"]["annotations"]["yunikorn.apache.org/task-group-name"],
+        "minMember": 3,
+        "minResource": {"nvidia.com/gpu": "8", "memory": "32Gi", "cpu": "4"},
+        "nodeSelector": {"gpu": "h200"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    }
+
+
+def test_a_scheduler_without_a_group_object_needs_nothing_of_the_cluster() -> None:
+    given = spec(pod={"scheduler_name": "yunikorn"})
+    decision = decide(seen(job(), features=ClusterFeatures(), spec=given), NOW)
+    told = find(decision.status, "GangScheduled")
+    assert told is not None
+    assert (told.status, told.reason) == ("True", "Grouped")
+    assert told.message == "yunikorn: all pods are scheduled together, by annotations on the pods"
+    made = seen(job(decision.status), children=(child(gang="yunikorn"),), features=ALL, spec=given)
+    assert not decide(made, NOW).create
+
+
+def test_kai_gets_a_group_of_its_own_in_the_queue_that_the_pods_name() -> None:
+    given = spec(pod={"scheduler_name": "kai-scheduler", "labels": {"kai.scheduler/queue": "team-a"}})
+    job_of_attempt = attempt_job(job(), given, attempt=1, defaults=DEFAULTS, gang=GANGS["kai"])
+    assert job_of_attempt["metadata"]["annotations"]["kai.scheduler/skip-podgrouper"] == "true"
+    assert job_of_attempt["spec"]["template"]["metadata"]["labels"]["kai.scheduler/queue"] == "team-a"
+    made = seen(job(PENDING), children=(child(gang="kai"),), features=ALL, spec=given)
+    (create,) = decide(made, NOW).create
+    assert (create.resource.api_version, create.body["kind"]) == ("scheduling.run.ai/v2alpha2", "PodGroup")
+    assert create.body["spec"] == {"minMember": 2, "queue": "team-a"}
+
+
+@pytest.mark.parametrize("gang", GANGS.values(), ids=GANGS)
+def test_each_gang_scheduler_is_documented_tested_and_allowed(gang: Gang) -> None:
+    assert gang.name in {name for name, *_ in MARKS}, "what its pods say is tested"
+    page = (ROOT / "docs/scheduling.md").read_text()
+    assert all(f"`{scheduler}`" in page for scheduler in gang.schedulers - {"default-scheduler"})
+    rules = yaml.safe_load((ROOT / "operator/rbac-gang.yaml").read_text())["rules"]
+    allowed = {group for rule in rules if "podgroups" in rule["resources"] for group in rule["apiGroups"]}
+    assert {kind.group for kind in gang.group.kinds} <= allowed if gang.group else True
+
+
+def test_every_group_object_and_scheduler_belongs_to_one() -> None:
+    kinds = [kind for gang in GANGS.values() if gang.group for kind in gang.group.kinds]
     schedulers = [scheduler for gang in GANGS.values() for scheduler in gang.schedulers]
     assert len({(kind.group, kind.version) for kind in kinds}) == len(kinds)
     assert len(set(schedulers)) == len(schedulers)
 
 
-def test_the_group_follows_the_job_and_is_made_once() -> None:
-    first = decide(seen(job(), offers=ALL), NOW)
-    assert first.create[-1].resource is JOBS
-    assert first.look_again_in == 0.0
-    told = find(first.status, "GangScheduled")
-    assert told is not None
-    assert (told.status, told.reason) == ("True", "Grouped")
-
-    made = seen(job(first.status), children=(child(gang="native"),), offers=ALL)
-    group = decide(made, NOW)
-    assert group.status == first.status
-    (create,) = group.create
-    assert create.resource == GANGS["native"].kinds[0]
-    assert create.body["spec"] == {"schedulingPolicy": {"gang": {"minCount": 2}}}
-    assert create.body["metadata"]["ownerReferences"] == [
-        {"apiVersion": "batch/v1", "kind": "Job", "name": "a-1", "uid": "c1"}
-    ]
-    known = seen(job(first.status), children=(child(gang="native"),), offers=ALL, grouped=True)
-    assert not decide(known, NOW).create
-
-
-def test_an_elastic_gang_starts_with_the_fewest() -> None:
-    given = seen(job(PENDING), children=(child(gang="volcano", nodes=4),), offers=ALL,
-                 spec=spec(nodes={"min": 3, "max": 4}))  # fmt: skip
-    (create,) = decide(given, NOW).create
-    assert create.body["spec"] == {"minMember": 3}
-
-
-UNGROUPED: list[tuple[str, Observed]] = [
-    ("one by one", seen(job(PENDING), children=(child(),), offers=ALL)),
-    ("held", seen(job(status(Phase.Queued)), children=(child(gang="native", suspended=True),), offers=ALL)),
-    ("it runs", seen(job(status(Phase.Running)), children=(child(gang="native"),), offers=ALL,
-                     pods=(pod(0, "Running"), pod(1, "Running")))),
-    ("the kind is gone", seen(job(PENDING), children=(child(gang="native"),))),
-    ("a way that a later version knows", seen(job(PENDING), children=(child(gang="other"),), offers=ALL)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("given", [u[1] for u in UNGROUPED], ids=[u[0] for u in UNGROUPED])
-def test_no_group_is_made(given: Observed) -> None:
-    assert not decide(given, NOW).create
-
-
 @pytest.mark.parametrize(
     ("scheduler", "offers", "says"),
     [
-        (None, Offers(), "no scheduling.k8s.io PodGroup that it may create"),
-        ("volcano", Offers(groups={"native": GANGS["native"].kinds[0]}), "no scheduling.volcano.sh PodGroup"),
-        ("kai-scheduler", ALL, "as kai-scheduler likes"),
+        (None, ClusterFeatures(), "no scheduling.k8s.io PodGroup that it may create"),
+        ("volcano", ClusterFeatures(groups={"native": ALL.groups["native"]}), "no scheduling.volcano.sh PodGroup"),
+        ("kai-scheduler", ClusterFeatures(), "no scheduling.run.ai PodGroup"),
+        ("my-scheduler", ALL, "my-scheduler is not a gang scheduler that the operator knows"),
     ],
 )
-def test_that_pods_are_scheduled_one_by_one_is_told(scheduler: str | None, offers: Offers, says: str) -> None:
+def test_that_pods_are_scheduled_one_by_one_is_told(scheduler: str | None, offers: ClusterFeatures, says: str) -> None:
     given = spec(pod={"scheduler_name": scheduler})
-    decision = decide(seen(job(), offers=offers, spec=given), NOW)
+    decision = decide(seen(job(), features=offers, spec=given), NOW)
     told = find(decision.status, "GangScheduled")
     assert told is not None
     assert (told.status, told.reason) == ("False", "OneByOne")
@@ -124,7 +143,7 @@ def test_that_pods_are_scheduled_one_by_one_is_told(scheduler: str | None, offer
 
 
 def test_a_single_pod_is_no_gang() -> None:
-    decision = decide(seen(job(), offers=ALL, spec=spec(nodes=1)), NOW)
+    decision = decide(seen(job(), features=ALL, spec=spec(nodes=1)), NOW)
     assert find(decision.status, "GangScheduled") is None
     assert "finetune.dev/gang" not in decision.create[-1].body["metadata"]["annotations"]
 
@@ -164,5 +183,16 @@ EVERYWHERE = {("", "create"), ("", "get")}
 def test_what_is_served_and_allowed_is_offered(
     served: set[str], allowed: set[tuple[str, str]], namespaces: tuple[str, ...], offered: dict[str, str]
 ) -> None:
-    found = asyncio.run(look(Server(served, allowed), namespaces)).groups
+    found = asyncio.run(discover_features(Server(served, allowed), namespaces)).groups
     assert {name: kind.version for name, kind in found.items()} == offered
+
+
+def test_an_application_of_yunikorn_has_a_name_that_can_be_a_label() -> None:
+    """YuniKorn writes it as a label of its placeholder pods, and a label has at most 63 characters."""
+    view = job(namespace="n" * 63, name="j" * 48)
+    found = set()
+    for attempt in (1, 2):
+        made = attempt_job(view, spec(), attempt=attempt, defaults=DEFAULTS, gang=GANGS["yunikorn"])
+        found.add(made["spec"]["template"]["metadata"]["annotations"]["yunikorn.apache.org/app-id"])
+    assert len(found) == 2
+    assert all(re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", each) for each in found)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.status import Phase
-from finetune_operator.status import terminal
-from tests.unit.operator_cluster import LIMIT, RANGE, REASONS, World
+from finetune_operator.state.status import terminal
+from tests.support.stepwise_cluster import LIMIT, RANGE, REASONS, World
 
 STEPS = st.one_of(
     st.just(("look",)),

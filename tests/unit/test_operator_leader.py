@@ -5,23 +5,37 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from finetune_operator.client import ApiError, Calm, Client, Conflict, Listing, NotFound, Unavailable
-from finetune_operator.leader import Election, Fenced, Leader, NotLeading
-from finetune_operator.resources import JOBS, LEASES, Key, Raw, Resource
+from finetune_operator.kube.client import (
+    AlreadyExists,
+    ApiError,
+    Calm,
+    Client,
+    Conflict,
+    Listing,
+    NotFound,
+    Unavailable,
+)
+from finetune_operator.kube.leader import GIVEN_BACK, Election, Fenced, Leader, NotLeading
+from finetune_operator.kube.resources import JOBS, LEASES, Key, Raw, Resource
 
 QUICK = {"lease": 15, "renew": 10.0, "retry": 0.01}
 
 
 class Server:
-    """One Lease, with versions, as the API server keeps it."""
+    """One Lease, with versions, as the API server keeps it. At first a leader has given it back."""
 
     def __init__(self) -> None:
-        self.lease: Raw | None = None
+        self.lease: Raw | None = {
+            "metadata": {"name": "finetune-operator", "namespace": "system", "resourceVersion": "1"},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": GIVEN_BACK},
+        }
+        self.version = 100
         self.away = False
         self.writes = 0
 
@@ -43,19 +57,28 @@ class Server:
         if resource is not LEASES:
             self.writes += 1
             return body
+        if self.lease is not None:
+            raise AlreadyExists("it is there")
+        self.version += 1
         self.lease = copy.deepcopy(body)
-        self.lease["metadata"]["resourceVersion"] = "1"
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
         return copy.deepcopy(self.lease)
 
     async def replace(self, resource: Resource, body: Raw) -> Raw:
         self._there()
-        assert self.lease is not None
-        version = self.lease["metadata"]["resourceVersion"]
-        if body["metadata"]["resourceVersion"] != version:
+        if self.lease is None:
+            raise NotFound("no Lease")
+        if body["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
             raise Conflict("changed")
-        self.lease = copy.deepcopy(body)
-        self.lease["metadata"]["resourceVersion"] = str(int(version) + 1)
+        self.edit(body)
         return copy.deepcopy(self.lease)
+
+    def edit(self, body: Raw | None) -> None:
+        """By a replica, or by anybody; None: it is deleted."""
+        self.version += 1
+        self.lease = copy.deepcopy(body)
+        if self.lease is not None:
+            self.lease["metadata"]["resourceVersion"] = str(self.version)
 
     @property
     def holder(self) -> str:
@@ -165,6 +188,118 @@ def test_an_answer_that_was_lost_costs_no_leadership() -> None:
         assert stage.acting == {"a"}
 
     play(scene)
+
+
+def test_who_makes_the_lease_waits_for_whoever_may_lead_by_one_that_is_gone() -> None:
+    async def scene(stage: Play) -> None:
+        stage.server.edit(None)
+        stage.enter("a")
+        await stage.later()
+        assert (stage.acting, stage.server.holder) == (set(), "a")
+        for _ in range(7):
+            await stage.later(2)
+        assert stage.acting == set()
+        await stage.later(2)
+        assert stage.acting == {"a"}
+
+    play(scene)
+
+
+EDITS = [
+    ("deleted", None, set()),
+    ("without its holder", {"holderIdentity": "", "leaseDurationSeconds": 15}, set()),
+    ("given to another", {"holderIdentity": "b", "leaseDurationSeconds": 15}, set()),
+]
+
+
+@pytest.mark.parametrize(("spec", "acting"), [row[1:] for row in EDITS], ids=[row[0] for row in EDITS])
+def test_a_leader_stops_at_once_when_somebody_changes_its_lease(spec: Raw | None, acting: set[str]) -> None:
+    async def scene(stage: Play) -> None:
+        stage.enter("a")
+        await stage.later()
+        stage.enter("b")
+        await stage.later()
+        assert stage.acting == {"a"}
+        assert stage.server.lease is not None
+        stage.server.edit(None if spec is None else stage.server.lease | {"spec": spec})
+        await stage.later(0.1)
+        assert stage.acting == acting
+        for _ in range(16):
+            await stage.later(1)
+            assert len(stage.acting) <= 1
+        await stage.later(1)
+        assert len(stage.acting) == 1
+
+    play(scene)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_two_never_lead_whatever_is_done_to_the_lease(seed: int) -> None:
+    """Three replicas, each with a network that may be cut, and people who delete and edit the Lease."""
+    dice, server, now = random.Random(seed), Server(), [100.0]
+    wires = [Wire(server) for _ in range(3)]
+    leaders = [
+        Leader(wire, Election(namespace="system", identity=f"r{n}", lease=15, renew=10.0, retry=2.0),
+               clock=lambda: now[0])
+        for n, wire in enumerate(wires)
+    ]  # fmt: skip
+
+    def disturb() -> None:
+        match dice.randrange(8):
+            case 0 | 1:
+                dice.choice(wires).away ^= True
+            case 2:
+                server.edit(None)
+            case 3 if server.lease:
+                server.edit(server.lease | {"spec": {**server.lease["spec"], "holderIdentity": ""}})
+            case 4 if server.lease:
+                server.edit(
+                    server.lease | {"spec": {**server.lease["spec"], "holderIdentity": f"r{dice.randrange(3)}"}}
+                )
+            case 5:
+                now[0] += dice.choice([1.0, 5.0, 12.0, 30.0])  # the processes are frozen together
+            case 6:
+                dice.choice(wires).loses = True
+
+    async def story() -> int:
+        led = 0
+        for _ in range(600):
+            now[0] += dice.uniform(0.1, 1.0)
+            if dice.random() < 0.1:
+                disturb()
+            await dice.choice(leaders)._try()
+            acting = [n for n, leader in enumerate(leaders) if leader.remaining()]
+            assert len(acting) <= 1, f"two lead: {acting}"
+            led += len(acting)
+        return led
+
+    assert asyncio.run(story()) > 50, "somebody leads now and then"
+
+
+class Wire:
+    """One replica's way to the server."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.away, self.loses = server, False, False
+
+    async def get(self, resource: Resource, key: Key) -> Raw:
+        return await self._through(self.server.get(resource, key))
+
+    async def create(self, resource: Resource, body: Raw) -> Raw:
+        return await self._through(self.server.create(resource, body))
+
+    async def replace(self, resource: Resource, body: Raw) -> Raw:
+        return await self._through(self.server.replace(resource, body))
+
+    async def _through(self, request: Any) -> Raw:
+        if self.away:
+            request.close()
+            raise Unavailable("cut off")
+        answer: Raw = await request
+        if self.loses:
+            self.loses = False
+            raise Unavailable("the answer was lost")
+        return answer
 
 
 def test_the_time_of_a_sleeping_machine_counts() -> None:

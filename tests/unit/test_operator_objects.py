@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from finetune_api import names
 from finetune_api.plan import RunPlan
 from finetune_api.pod import Pod as PodSpec
-from finetune_operator.objects import attempt_job, claims, service
-from tests.unit.operator_world import DEFAULTS, job, spec
+from finetune_operator.objects import attempt_job, claims, pod_spec, service
+from tests.support.operator_objects import DEFAULTS, job, spec
 
 
 def built(attempt: int = 1, **fields: Any) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def test_the_plan_travels_with_the_pod_and_without_the_pods_own_settings() -> No
     made = built(attempt=3, pod={"env": [{"name": "TOKEN", "value": "canary"}], "termination_grace_period": "45s"})
     text = made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN]
     plan = RunPlan.model_validate_json(text)
-    assert (plan.attempt, plan.nodes, plan.master_address) == (3, 2, "a-3-0.a")
+    assert (plan.attempt, plan.nodes, plan.master_address) == (3, 2, "a-3-0.a.ml.svc")
     assert "canary" not in text
     assert pod_of(made)["terminationGracePeriodSeconds"] == plan.grace_seconds == 45
     (volume,) = [v for v in pod_of(made)["volumes"] if v["name"] == "finetune-plan"]
@@ -111,7 +111,9 @@ OF_THE_POD: dict[str, Any] = {
     "annotations": {"team": "a"},
     "shm_size": "8Gi",
     "run_as_user": 1000,
+    "run_as_group": 3000,
     "fs_group": 2000,
+    "resource_claims": [{"name": "gpus", "resource_claim_template_name": "two-gpus"}],
     "termination_grace_period": "5m",
 }
 
@@ -125,9 +127,45 @@ def test_each_setting_of_the_pod_has_an_effect(field: str) -> None:
     assert built(pod={field: OF_THE_POD[field]})["spec"]["template"] != built()["spec"]["template"]
 
 
+def test_the_kubelet_asks_the_agent_rarely_and_nothing_waits_for_its_answer() -> None:
+    made = pod_spec("a", spec(), defaults=DEFAULTS, grace_seconds=30)["containers"][0]
+    probe = made["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/healthz", "port": made["ports"][0]["name"]}
+    assert probe["periodSeconds"] >= 30
+    assert "livenessProbe" not in made, "a restart inside of an attempt is never right"
+    assert service(job())["spec"]["publishNotReadyAddresses"]
+
+
 def test_whose_the_files_are() -> None:
     security = pod_of(built(pod={"run_as_user": 1000, "fs_group": 2000}))["securityContext"]
     assert [security[key] for key in ("runAsUser", "runAsGroup", "fsGroup")] == [1000, 1000, 2000]
+
+
+@pytest.mark.parametrize(
+    ("pod", "then"),
+    [
+        ({"run_as_user": None}, {"fsGroup": 65532}),
+        ({"run_as_user": None, "fs_group": None}, {}),
+        ({"run_as_group": None}, {"runAsUser": 65532, "fsGroup": 65532}),
+        ({"run_as_group": 0, "run_as_user": None, "fs_group": None}, {"runAsGroup": 0}),
+    ],
+    ids=["no user", "nobody", "no group", "OpenShift's group of its images"],
+)
+def test_ids_that_are_left_to_the_namespace(pod: dict[str, Any], then: dict[str, int]) -> None:
+    """OpenShift gives each namespace a range, and refuses pods that name a number out of it."""
+    made = pod_of(built(pod=pod))
+    security = made["securityContext"]
+    assert {key: security[key] for key in ("runAsUser", "runAsGroup", "fsGroup") if key in security} == then
+    assert security["runAsNonRoot"] is True
+    assert unrestricted(made) == []
+
+
+def test_claims_of_devices_are_the_trainers() -> None:
+    claims = [{"name": "gpus", "resource_claim_template_name": "two-gpus"}]
+    made = pod_of(built(pod={"resource_claims": claims}, processes_per_node=2))
+    assert made["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": "two-gpus"}]
+    assert made["containers"][0]["resources"]["claims"] == [{"name": "gpus"}]
+    assert "claims" not in pod_of(built())["containers"][0]["resources"]
 
 
 def test_the_pod_has_no_token_and_no_service_links() -> None:

@@ -7,38 +7,38 @@ import re
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
-from finetune_api import names
+from finetune_api import series as metric
 from finetune_api.failures import ExitCode, Reason
 from finetune_api.plan import ProgressReport
 from finetune_api.status import Phase, Progress, Restarts
 from finetune_operator import main
-from finetune_operator.cache import Cache, Report
-from finetune_operator.connection import NotConfigured, connect
 from finetune_operator.decision import Event
 from finetune_operator.events import MESSAGE_LIMIT, event_object
 from finetune_operator.health import serve
+from finetune_operator.kube.connection import NotConfigured, connect
+from finetune_operator.kube.resources import FINETUNEJOBS
+from finetune_operator.kube.workqueue import WorkQueue
 from finetune_operator.metrics import Counters, State
-from finetune_operator.progress import LIMIT, fetch
-from finetune_operator.queue import WorkQueue
-from finetune_operator.resources import FINETUNEJOBS
-from finetune_operator.service import Options, Service
-from tests.unit.operator_world import NOW, job, raw_job
+from finetune_operator.state.cache import Cache
+from finetune_operator.state.notes import Report
+from finetune_operator.state.status import failure_of, rfc3339
+from tests.support.operator_objects import NOW, SPEC, job, raw_job, vitals_of
 
 KEY = ("ml", "a")
 
 
 def scraped(cache: Cache, counters: Counters | None = None) -> dict[str, float]:
     counters = counters or Counters()
-    counters.registry.register(State(cache, WorkQueue()))
+    counters.registry.register(State(cache, WorkQueue(), now=lambda: NOW))
     lines = generate_latest(counters.registry).decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
@@ -60,42 +60,126 @@ def test_a_jobs_gauges_come_from_its_status() -> None:
     cache.feed(FINETUNEJOBS, None, running_job(last_update_time="2026-01-02T03:04:05Z"))
     series = scraped(cache)
     of = 'name="a",namespace="ml"'
-    assert series[f'{names.JOB_PHASE}{{{of},phase="Running"}}'] == 1
-    assert series[f"{names.JOB_ATTEMPT}{{{of}}}"] == 2
-    assert series[f"{names.JOB_PROGRESS_RATIO}{{{of}}}"] == 0.5
-    assert series[f"{names.JOB_LOSS}{{{of}}}"] == 2.5
-    assert series[f"{names.JOB_LAST_PROGRESS_TIMESTAMP}{{{of}}}"] == NOW.timestamp()
+    assert series[f'{metric.JOB_PHASE}{{{of},phase="Running"}}'] == 1
+    assert series[f"{metric.JOB_ATTEMPT}{{{of}}}"] == 2
+    assert series[f"{metric.JOB_PROGRESS_RATIO}{{{of}}}"] == 0.5
+    assert series[f"{metric.JOB_LOSS}{{{of}}}"] == 2.5
+    assert series[f"{metric.JOB_LAST_PROGRESS_TIMESTAMP}{{{of}}}"] == NOW.timestamp()
 
 
 def test_a_jobs_own_deadlines_are_there_for_its_alerts() -> None:
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, raw_job(spec={"deadlines": {"stall": "90s", "active": "1d"}}))
     series = scraped(cache)
-    found = {name: series.get(f'{names.JOB_DEADLINE_SECONDS}{{deadline="{name}",name="a",namespace="ml"}}')
+    found = {name: series.get(f'{metric.JOB_DEADLINE_SECONDS}{{deadline="{name}",name="a",namespace="ml"}}')
              for name in ("startup", "active", "stall")}  # fmt: skip
     assert found == {"startup": 1800, "active": 86400, "stall": 90}
+
+
+def restarted(*times: str, retry: dict[str, Any]) -> dict[str, float]:
+    cache = Cache()
+    status = {"phase": "Running", "restarts": {"counted": len(times)}, "restartTimes": list(times)}
+    cache.feed(FINETUNEJOBS, None, raw_job(status=status, spec={"retry": retry}))
+    return scraped(cache)
+
+
+@pytest.mark.parametrize(
+    ("retry", "left"), [({}, 2), ({"maxRestarts": 1}, 0), ({"window": "5d"}, 1), ({"maxRestarts": 5}, 4)]
+)
+def test_restarts_left_are_those_that_the_window_has_not_used_up(retry: dict[str, Any], left: int) -> None:
+    times = [rfc3339(NOW - timedelta(days=days)) for days in (8, 1)] if not retry.get("window") else [
+        rfc3339(NOW - timedelta(days=days)) for days in (6, 4, 1)]  # fmt: skip
+    assert restarted(*times, retry=retry)[f'{metric.JOB_RESTARTS_LEFT}{{name="a",namespace="ml"}}'] == left
+
+
+def test_a_job_that_never_restarted_says_so_in_numbers() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job())
+    series = scraped(cache)
+    assert series[f'{metric.JOB_RESTARTS}{{counted="true",name="a",namespace="ml"}}'] == 0
+    assert series[f'{metric.JOB_RESTARTS_LEFT}{{name="a",namespace="ml"}}'] == 3
+
+
+def test_the_last_failure_is_known_by_class_and_reason() -> None:
+    cache = Cache()
+    failure = failure_of(Reason.LossNonFinite, "m", attempt=1, at=NOW)
+    cache.feed(FINETUNEJOBS, None, raw_job(status={"phase": "Running", "lastFailure": failure.to_json()}))
+    of = 'class="NonFinite",name="a",namespace="ml",reason="LossNonFinite"'
+    assert scraped(cache)[f"{metric.JOB_LAST_FAILURE_TIMESTAMP}{{{of}}}"] == NOW.timestamp()
+
+
+def test_of_a_job_that_ended_alerts_still_know_why_and_what_it_left() -> None:
+    """And whether it ran a script, which leaves no artifact."""
+    cache = Cache()
+    failure = failure_of(Reason.DataEmpty, "m" * 2000, attempt=1, at=NOW)
+    status = {"phase": "Failed", "lastFailure": failure.to_json(), "completionTime": rfc3339(NOW)}
+    artifact = {"uri": "s3://corp/out", "digest": "0", "sizeBytes": 9, "kind": "adapter"}
+    cache.feed(FINETUNEJOBS, None, raw_job(status=status | {"artifact": artifact}, spec={"command": ["a.py"]}))
+    series = scraped(cache)
+    of = 'name="a",namespace="ml"'
+    assert series[f'{metric.JOB_LAST_FAILURE_TIMESTAMP}{{class="Data",{of},reason="DataEmpty"}}'] == NOW.timestamp()
+    assert series[f"{metric.JOB_ARTIFACT_BYTES}{{{of}}}"] == 9
+    assert series[f'{metric.JOB_INFO}{{method="command",model="",{of}}}'] == 1
+
+
+def test_a_long_spec_has_its_own_thresholds_too() -> None:
+    cache = Cache()
+    spec = SPEC | {"pod": {"x": "y" * 20_000}, "retry": {"maxRestarts": 9}, "checkpoint": {"every": "1m"}}
+    cache.feed(FINETUNEJOBS, None, raw_job(spec=spec))
+    series = scraped(cache)
+    assert series[f'{metric.JOB_RESTARTS_LEFT}{{name="a",namespace="ml"}}'] == 9
+    assert series[f'{metric.JOB_CHECKPOINT_INTERVAL_SECONDS}{{name="a",namespace="ml"}}'] == 60
+
+
+def test_jobs_of_another_manager_are_not_exported() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(spec=SPEC | {"managedBy": "kueue.x-k8s.io/multikueue"}))
+    assert not [name for name in scraped(cache) if 'name="a"' in name]
+
+
+def test_only_nodes_that_are_still_avoided_count() -> None:
+    cache = Cache()
+    nodes = [
+        {"name": name, "failures": 2, "lastFailureTime": rfc3339(NOW)} | ({"until": rfc3339(until)} if until else {})
+        for name, until in (("n1", NOW + timedelta(hours=1)), ("n2", NOW - timedelta(hours=1)), ("n3", None))
+    ]
+    cache.feed(FINETUNEJOBS, None, raw_job(status={"phase": "Running", "avoidedNodes": nodes}))
+    assert scraped(cache)[f'{metric.JOB_AVOIDED_NODES}{{name="a",namespace="ml"}}'] == 1
+
+
+@pytest.mark.parametrize(("every", "seconds"), [(None, 600), ("2m", 120), (100, None)])
+def test_a_checkpoint_interval_is_known_where_it_is_a_time(every: str | int | None, seconds: float | None) -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job(spec={"checkpoint": {"every": every}} if every else {}))
+    assert scraped(cache).get(f'{metric.JOB_CHECKPOINT_INTERVAL_SECONDS}{{name="a",namespace="ml"}}') == seconds
 
 
 def test_a_script_is_told_from_a_method() -> None:
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, raw_job(spec={"command": ["train.py"]}))
-    assert scraped(cache)[f'{names.JOB_INFO}{{method="command",model="",name="a",namespace="ml"}}'] == 1
+    assert scraped(cache)[f'{metric.JOB_INFO}{{method="command",model="",name="a",namespace="ml"}}'] == 1
 
 
 def test_a_fresh_report_comes_before_the_status() -> None:
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, running_job())
     report = ProgressReport(attempt=2, phase="training", progress=Progress(step=7, total_steps=10, loss=1.5))
-    cache.reports[KEY] = Report("u", report)
-    assert scraped(cache)[f'{names.JOB_PROGRESS_RATIO}{{name="a",namespace="ml"}}'] == 0.7
+    cache.note(KEY, report=Report("u", report))
+    assert scraped(cache)[f'{metric.JOB_PROGRESS_RATIO}{{name="a",namespace="ml"}}'] == 0.7
 
 
 def test_a_job_has_few_series_and_none_when_it_is_gone() -> None:
     cache = Cache()
     raw = running_job(eval_loss=1.0, tokens_per_second=9.0, eta_seconds=3, last_update_time="2026-01-02T03:04:05Z")
+    raw["spec"] = raw["spec"] | {"deadlines": {"active": "1d"}}
+    raw["status"] |= {
+        "startTime": rfc3339(NOW),
+        "lastFailure": failure_of(Reason.LossNonFinite, "m", attempt=1, at=NOW).to_json(),
+        "artifact": {"uri": "s3://corp/out", "digest": "0", "sizeBytes": 9, "kind": "adapter"},
+    }
     cache.feed(FINETUNEJOBS, None, raw)
     own = [name for name in scraped(cache) if 'name="a"' in name]
-    assert 14 <= len(own) <= 16, "as docs/metrics.md says; 40 would be too many"
+    assert len(own) == 22, "as docs/metrics.md says; 40 would be too many"
     cache.feed(FINETUNEJOBS, "DELETED", raw)
     assert not [name for name in scraped(cache) if 'name="a"' in name]
 
@@ -117,7 +201,7 @@ def test_requests_are_counted_by_bounded_labels(method: str, path: str, watch: b
     counters = Counters()
     counters.request(method, path, watch, 200)
     verb, resource = then
-    assert scraped(Cache(), counters)[f'{names.API_REQUESTS}{{code="200",resource="{resource}",verb="{verb}"}}'] == 1
+    assert scraped(Cache(), counters)[f'{metric.API_REQUESTS}{{code="200",resource="{resource}",verb="{verb}"}}'] == 1
 
 
 def test_an_event_has_one_name_for_a_job_a_reason_and_an_attempt() -> None:
@@ -132,46 +216,6 @@ def test_an_event_has_one_name_for_a_job_a_reason_and_an_attempt() -> None:
 def test_a_long_event_is_cut_where_the_api_server_would_refuse_it() -> None:
     made = event_object(job(), Event(Reason.Restarting, "x" * 5000), attempt=1, now=NOW)
     assert len(made["message"]) == MESSAGE_LIMIT
-
-
-def get(handler: Any, path: str = "/progress") -> ProgressReport | None:
-    async def play() -> ProgressReport | None:
-        app = web.Application()
-        app.router.add_get("/progress", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-                return await fetch(session, f"http://127.0.0.1:{runner.addresses[0][1]}{path}")
-        finally:
-            await runner.cleanup()
-
-    return asyncio.run(play())
-
-
-def test_progress_is_read_from_the_agent() -> None:
-    report = ProgressReport(attempt=1, phase="training", progress=Progress(step=3))
-
-    async def answer(_: web.Request) -> web.Response:
-        return web.json_response(report.to_json())
-
-    assert get(answer) == report
-
-
-@pytest.mark.parametrize("text", ["<html>", "{}", "x" * (LIMIT + 10)])
-def test_what_is_no_report_is_no_news(text: str) -> None:
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(text=text)
-
-    assert get(answer) is None
-
-
-def test_a_redirect_is_not_followed() -> None:
-    async def answer(_: web.Request) -> web.Response:
-        raise web.HTTPFound("/elsewhere")
-
-    assert get(answer) is None
 
 
 @pytest.mark.parametrize(("wrong", "status"), [("", 200), ("the watch of pods is silent", 503)])
@@ -250,11 +294,10 @@ def test_a_kubeconfig_that_cannot_be_used_is_told(tmp_path: Path, content: bytes
 def test_a_port_that_is_taken_is_told() -> None:
     async def play() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            options = Options(listen=f"127.0.0.1:{taken.getsockname()[1]}")
-            async with Service(SimpleNamespace(), options)._health():  # type: ignore[arg-type]
+            async with vitals_of(Counters(), listen=f"127.0.0.1:{taken.getsockname()[1]}").shown():
                 pass
 
-    with pytest.raises(NotConfigured, match="nobody can listen at 127"):
+    with pytest.raises(NotConfigured, match="cannot listen on 127"):
         asyncio.run(play())
 
 

@@ -51,7 +51,7 @@ EXPERTS = {
 def test_the_closed_form_is_within_10_percent_of_the_tracker(
     tmp_path: Path, method: Method, precision: Precision, tokens: int, changes: dict[str, Any]
 ) -> None:
-    from finetune_trainer.train.exact import tracked
+    from finetune_trainer.train.exact_memory import tracked
 
     """Of experts torch's products can be followed in bf16 alone."""
     experts = {**CONFIG, **EXPERTS} if changes.get("experts") else CONFIG

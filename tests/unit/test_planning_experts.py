@@ -19,13 +19,9 @@ from finetune_trainer.methods.registry import method_of
 from finetune_trainer.planning.memory import estimate, trained_parameters
 from finetune_trainer.planning.model import ModelShape, check_on_experts, read_shape
 from finetune_trainer.planning.speed import token_operations
-from tests.train_helpers import BASE, network
+from tests.support.planning_models import MIXTRAL
+from tests.support.training import BASE, network
 
-MIXTRAL = {
-    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
-    "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False,
-}  # fmt: skip
 QWEN3 = {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048,
     "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32,
@@ -192,7 +188,7 @@ def test_the_families_that_peft_takes_so_are_those_named_here() -> None:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        (Method(type="qlora"), r"9\d % of the weights of the model's blocks lie in other layers"),
+        (Method(type="qlora"), r"9\d % of the weights of the model's blocks are in other layers"),
         (Method(type="lora", lora=Lora(targets="mlp")), "method.lora.targets mlp reaches nothing in this model"),
     ],
 )

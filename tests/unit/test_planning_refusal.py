@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.plan import JobIdentity, RunPlan
 from finetune_trainer.agent.preflight import check_memory
 from finetune_trainer.planning import machine
-from tests.unit.test_planning_memory import LLAMA_3B, SMOLLM2
-from tests.unit.test_planning_table import spec
-
-JOB = JobIdentity(namespace="test", name="tiny", uid="u")
-
-
-def plan(**changes: Any) -> RunPlan:
-    made = spec(**changes)
-    return RunPlan(job=JOB, nodes=made.max_nodes, processes_per_node=made.processes, spec=made)
+from tests.support.planning_models import LLAMA_3B, SMOLLM2, plan
 
 
 @pytest.mark.parametrize(
@@ -56,5 +47,5 @@ def test_the_fewest_nodes_that_an_elastic_job_may_have_must_hold_it_too(monkeypa
     with pytest.raises(FinetuneError) as raised:
         check_memory(plan(nodes={"min": 1, "max": 8}, **sharded), LLAMA_3B)
     assert raised.value.reason is Reason.InsufficientMemory
-    assert raised.value.message.startswith("with 1 node(s), the fewest that spec.nodes allows: training needs about")
-    assert raised.value.hint.startswith("Raise nodes.min, or: ")
+    assert raised.value.message.startswith("with 1 node(s), the minimum of spec.nodes: training needs about")
+    assert raised.value.hint.startswith("Raise nodes.min, or use another fix: ")

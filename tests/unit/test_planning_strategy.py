@@ -11,9 +11,7 @@ from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
 from finetune_trainer.planning.strategy import check_installed, choose, of_gang, shards
-from tests.unit.test_planning_memory import LLAMA_3B
-
-GIB = 1 << 30
+from tests.support.planning_models import GIB, LLAMA_3B
 
 # Llama-3-8B
 SHAPE = ModelShape(
@@ -78,9 +76,40 @@ def test_what_is_gathered_of_a_base_in_4_bits_is_in_4_bits() -> None:
     assert whole.gathered - packed.gathered == pytest.approx(blocks * (1 - 4.127 / 16), rel=1e-3)
 
 
-@pytest.mark.parametrize(("nodes", "each", "expected"), [(1, 8, 8), (4, 8, 8), (4, 1, 4), (1, 1, 1)])
-def test_a_node_holds_the_model_where_it_has_several_processes(nodes: int, each: int, expected: int) -> None:
-    assert shards(nodes=nodes, processes_per_node=each) == expected
+@pytest.mark.parametrize(
+    ("nodes", "each", "least", "expected", "crosses"),
+    [
+        (1, 8, 8, 8, False),
+        (4, 8, 2, 8, False),  # a node holds the model
+        (4, 8, 9, 16, True),  # two nodes do, and the others hold a replica
+        (4, 8, 17, 32, False),  # three nodes would do, and do not divide four
+        (6, 8, 20, 24, True),
+        (4, 8, 999, 32, False),  # nothing fits: all share, which is the least
+        (4, 1, 2, 4, False),  # nodes of one process share among all
+        (1, 1, 1, 1, False),
+    ],
+)
+def test_as_few_nodes_share_a_model_as_can_hold_it(
+    nodes: int, each: int, least: int, expected: int, crosses: bool
+) -> None:
+    def fits(spread: Spread) -> bool:
+        return (spread.shards or 0) >= least
+
+    spread = shards(nodes=nodes, processes_per_node=each, fits=fits)
+    assert (spread.ranks, spread.shards, spread.crosses) == (nodes * each, expected, crosses)
+
+
+def test_a_model_that_no_node_holds_is_sharded_over_nodes() -> None:
+    """8 billion weights in full, 4,096 tokens: 106, 73, 57 and 48 GiB in each of 2, 4, 8 and 16 processes."""
+
+    def fits(spread: Spread) -> bool:
+        return _need("full", spread).total <= 60 * GIB
+
+    spreads = {
+        nodes: of_gang(Strategy(type="fsdp"), nodes=nodes, processes_per_node=2, fits=fits).shards
+        for nodes in (1, 2, 8)
+    }
+    assert spreads == {1: 2, 2: 4, 8: 8}
 
 
 def test_a_gang_spreads_its_states_as_the_manifest_says() -> None:

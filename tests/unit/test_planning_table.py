@@ -9,32 +9,27 @@ import pytest
 
 from finetune_api.failures import FinetuneError
 from finetune_api.methods import Lora, Method
-from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.planning.advice import recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, nameless, this_machine
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.speed import step_seconds
 from finetune_trainer.planning.spread import Spread
 from finetune_trainer.planning.table import Planner, Workload
-from tests.unit.test_planning_memory import LLAMA_3B, SMOLLM2, llama
+from tests.support.planning_models import EIGHT, GIB, LLAMA_3B, LLAMA_8B, SMOLLM2, llama, spec
 
-GIB = 1 << 30
-LLAMA_8B = llama(hidden=4096, layers=32, intermediate=14336, key_value=1024, vocabulary=128256, tied=False)
-EIGHT = {"nodes": 1, "processesPerNode": 8}
 CORE = replace(nameless("cpu", memory=16 * GIB), fp32=80e9, bandwidth=10e9, utilisation=0.75, ramp=32)
 
 
-def spec(**changes: Any) -> FineTuneJobSpec:
-    made = {
-        "model": {"uri": "file:///model"},
-        "data": {"train": [{"uri": "file:///train.jsonl"}]},
-        "output": {"uri": "file:///output"},
-    }
-    return FineTuneJobSpec.model_validate({**made, **changes}, strict=False)
-
-
-def planner(device: Device, shape: ModelShape = LLAMA_3B, *, rows: int | None = 20_000, **changes: Any) -> Planner:
-    workload = Workload(rows=rows, tokens=210 * rows if rows else None)
+def planner(
+    device: Device,
+    shape: ModelShape = LLAMA_3B,
+    *,
+    rows: int | None = 20_000,
+    longest: int | None = 256,
+    **changes: Any,
+) -> Planner:
+    """Rows of 210 tokens on average."""
+    workload = Workload(rows=rows, tokens=210 * rows if rows else None, longest=longest)
     return Planner(spec=spec(**changes), shape=shape, device=device, workload=workload)
 
 
@@ -124,6 +119,14 @@ def test_time_is_not_made_up() -> None:
     assert all(row.seconds for row in bounded)
 
 
+@pytest.mark.parametrize(("rows", "steps"), [(None, 20), (100, 20), (100_000, 20)])
+def test_a_plan_counts_the_steps_that_a_run_makes(rows: int | None, steps: int) -> None:
+    """100 rows in batches of 8 are 13 steps an epoch; maxSteps passes over them again."""
+    made = planner(gpu("H100"), rows=rows, training={"epochs": 1, "batchSize": 8, "maxSteps": 20})
+    assert made.steps == steps
+    assert planner(gpu("H100"), rows=100, training={"epochs": 3, "batchSize": 8}).steps == 39
+
+
 def test_cost_is_that_of_all_devices() -> None:
     made = replace(planner(gpu("H100"), resources={"limits": {"nvidia.com/gpu": 2}}), hourly=3.0)
     row = made.rows()[0]
@@ -138,8 +141,8 @@ def test_cost_is_that_of_all_devices() -> None:
         (80, 50, {}, "lora", "ddp", "50 examples are few"),
         (80, 50, {"data": {"train": [{"uri": "file:///t.jsonl"}], "format": "classification"}}, "probe", "ddp", "few"),
         (80, 20_000, {"data": {"train": [{"uri": "file:///t.jsonl"}], "format": "classification"}}, "lora", "ddp",
-         "a probe costs next to nothing, and is the line that it has to beat"),
-        (80, 1_000_000, {}, "full", "ddp", "tokens an epoch"),
+         "a probe costs next to nothing, and is the baseline to beat"),
+        (80, 1_000_000, {}, "full", "ddp", "tokens per epoch"),
         (40, 1_000_000, {"resources": {"limits": {"nvidia.com/gpu": 8}}}, "full", "fsdp", "shards it"),
         (8, 20_000, {}, "qlora", "ddp", "lora does not fit"),
     ],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 
 from finetune_api.status import Evaluation, ResolvedPlan
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.record import Provenance
-from tests.unit.report_helpers import DIGEST, record, spec
+from tests.support.small_report import DIGEST, record, spec
 
 
 def front(card: str) -> dict[str, Any]:
@@ -30,14 +31,31 @@ def test_the_front_matter_says_where_it_came_from_and_how_it_does() -> None:
         "name": "test",
         "kind": "test",
         "rows": 400,
-        "accuracy": {"base": 0.623, "tuned": 0.883},
-        "loss": {"base": 1.187, "tuned": 0.212},
+        "groups": 400,
+        "accuracy": {
+            "base": 0.623,
+            "tuned": 0.883,
+            "difference": 0.26,
+            "low": 0.22,
+            "high": pytest.approx(0.3),
+            "verdict": "better",
+        },
+        "loss": {
+            "base": 1.187,
+            "tuned": 0.212,
+            "difference": -0.975,
+            "low": -1.075,
+            "high": -0.875,
+            "verdict": "better",
+        },
     }
 
 
 def test_the_text_has_table_and_snippet() -> None:
     card = model_card(record())
-    assert "| test | 400 | 62.3 % | 88.3 % | +26.0 points | 1.187 | 0.212 | −0.975 |" in card
+    line = next(line for line in card.splitlines() if line.startswith("| test |"))
+    assert line.startswith("| test | 400 | 62.3 % | 88.3 % | +26.0 points | [+22.0, +30.0] | 1.187 | 0.212 | −0.975 |")
+    assert line.endswith("| better |")
     assert "PeftModel.from_pretrained(base" in card
     assert "from_pretrained('org/tiny', revision='12fd25f7')" in card
     assert "`finetune verify URI`" in card
@@ -50,6 +68,6 @@ def test_whole_models_load_without_peft() -> None:
 
 
 def test_rows_of_the_table_survive_odd_names() -> None:
-    card = model_card(record(evaluation=Evaluation(), provenance=Provenance()))
+    card = model_card(record(evaluation=Evaluation(), measurements=(), provenance=Provenance()))
     assert "## Before and after" not in card
     assert front(card)["base_model"] == "org/tiny"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 import yaml
 
 from finetune_api import manifest as manifests
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Evaluation, ResolvedPlan, SliceScores, Splits
+from finetune_api.status import Calibration, CalibrationScores, Evaluation, ResolvedPlan, ScalePoint, ScaleSweep
+from finetune_trainer.methods.lora import Lora
+from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import duration, manifest, render
-from finetune_trainer.report.record import AttemptRecord, CurvePoint, Provenance, RunRecord, decode
-from tests.unit.report_helpers import DIGEST, EVALUATION, record, scores, spec
+from finetune_trainer.report.record import AttemptRecord, CurvePoint, Provenance, ReliabilityPoint, RunRecord, decode
+from tests.support.small_report import DIGEST, EVALUATION, change, record, spec
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 
@@ -32,8 +35,9 @@ def test_everything_that_was_measured_is_there() -> None:
     for value in [
         "cardiology", "team", "lora on hf://org/tiny", "12fd25f7", DIGEST, "uid-1", "torch 2.13.0", "CPU",
         "62.3 %", "88.3 %", "+26.0 points", "1.187", "0.212", "0.912", "0.924", "books", "dvd", "music", "general text",
-        "rank 8, alpha 16, all-linear", "ddp, 2 processes", "2e-4, cosine, warm-up 3 %", "40 of 40", "16 rows a step",
-        "4.88 million", "3.63 % of 135 million", "18 min 43 s", "all steps done", "step 20, chosen by",
+        "[+22.0, +30.0]", "a change of accuracy below 5.7 points would mostly go unseen",
+        "rank 8, alpha 16, all-linear", "ddp, 2 processes", "2e-4, cosine, warm-up 3 %", "40 of 40", "16 rows per step",
+        "4.88 million", "3.63 % of 135 million", "18 min 43 s", "all steps done", "step 20, best on",
         "lost node 1", "20 – 40", "12 training rows were truncated.", "2026-11-24 20:37:01 UTC", "servable as",
     ]:  # fmt: skip
         assert value in page, value
@@ -51,13 +55,13 @@ def test_the_verdict_is_the_first_thing_after_the_name() -> None:
 
 @pytest.mark.parametrize(
     ("tuned", "chip"),
-    [(0.924, "▲ +0.012 ✗"), (0.9, "▼ −0.012 ✓"), (0.912, "= 0.000 ≈"), (0.91199, "= 0.000 ≈")],
+    [(0.924, "▲ +0.012 ✗"), (0.9, "▼ −0.012 ✗"), (0.912, "= 0.000 ✗"), (0.91199, "= 0.000 ✗")],
 )
 def test_arrows_say_where_a_number_went(tuned: float, chip: str) -> None:
-    evaluation = Evaluation(base=Splits(general=scores(3, bits=0.912)), tuned=Splits(general=scores(3, bits=tuned)))
-    page = parsed(render(record(evaluation=evaluation)))
+    measured = (change("general", 0.912, tuned, "worse", kind="general", metric="bitsPerByte"),)
+    page = parsed(render(record(measurements=measured)))
     row = next(r for r in page.iter("tr") if text(r).startswith("general text"))
-    assert chip in text(row)
+    assert text(list(row.iter("span"))[-1]) == chip
 
 
 @pytest.mark.parametrize(("name", "style"), [("books", "better"), ("dvd", "same"), ("music", "worse")])
@@ -65,13 +69,14 @@ def test_changes_are_marked_good_or_bad_in_more_than_colour(name: str, style: st
     row = next(r for r in parsed(render(record())).iter("tr") if text(r).startswith(name))
     chip = next(s for s in row.iter("span"))
     assert chip.get("class") == f"chip {style}"
-    assert {"better": "✓", "same": "≈", "worse": "✗"}[style] in text(chip)
+    assert {"better": "✓", "same": "?", "worse": "✗"}[style] in text(chip)
     assert chip.get("title")
 
 
 def test_there_is_a_plot_for_each_curve() -> None:
     labels = [svg.get("aria-label", "").partition(":")[0] for svg in parsed(render(record())).iter("svg")]
-    assert labels == ["Loss", "Loss", "Validation accuracy", "Learning rate", "Gradient norm", "Throughput"]
+    changed = ["Change of points of accuracy"] * 2 + ["Change of bits per byte"] * 2
+    assert labels == [*changed, "Loss", "Loss", "Validation accuracy", "Learning rate", "Gradient norm", "Throughput"]
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
@@ -88,7 +93,7 @@ def evil() -> RunRecord:
         job=JobIdentity(namespace=EVIL, name=EVIL, uid=EVIL),
         spec=spec(pod={"annotations": {"note": EVIL}}),
         plan=ResolvedPlan(method=EVIL, strategy=EVIL, precision=EVIL),
-        evaluation=Evaluation(slices=(SliceScores(name=EVIL, base=scores(1.0), tuned=scores(0.5)),)),
+        measurements=(change(EVIL, 0.5, 0.7, "better"),),
         attempts=(AttemptRecord(attempt=1, outcome=EVIL, start_time=EVIL),),
         provenance=Provenance(
             base_model=EVIL, revision=EVIL, data={EVIL: EVIL}, versions={EVIL: EVIL}, hardware=EVIL, image=EVIL
@@ -110,12 +115,14 @@ def test_whatever_a_user_wrote_is_shown_and_not_run() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"evaluation": Evaluation()},
+        {"evaluation": Evaluation(), "measurements": ()},
+        {"measurements": ()},
+        {"measurements": (change("test", 1.0, None, kind="test"), change("a", 1.0, 0.9, "inconclusive", half=None))},
         {"curve": (), "validation": ()},
         {"curve": (CurvePoint(step=1, loss=None),), "validation": ()},
         {"curve": (CurvePoint(step=1, loss=float("nan"), gradient_norm=float("inf")),)},
         {"attempts": (), "notes": (), "provenance": Provenance(), "plan": ResolvedPlan()},
-        {"evaluation": EVALUATION.model_copy(update={"base": Evaluation().base})},
+        {"evaluation": Evaluation(data=EVALUATION.data[:1]), "measurements": ()},
     ],
 )
 def test_runs_that_lack_something_have_a_page_too(changes: dict[str, object]) -> None:
@@ -134,12 +141,40 @@ def test_the_manifest_can_be_applied_again() -> None:
     assert (job.metadata.namespace, job.metadata.name) == ("team", "cardiology")
 
 
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"rank": 64, "rsLora": True}, "rank 64, alpha 16, rsLoRA, all-linear"),
+        ({"rank": 64}, "rank 64, alpha 128, all-linear"),
+        ({"rank": 64, "rsLora": True, "alpha": 128}, "rank 64, alpha 128, rsLoRA, all-linear"),
+    ],
+)
+def test_the_scale_of_an_adapter_is_the_one_that_trained(settings: dict[str, Any], shown: str) -> None:
+    run = record(spec=spec(method={"type": "lora", "lora": settings}))
+    assert shown in text(parsed(render(run)))
+    low_rank = run.spec.method.low_rank
+    assert low_rank is not None
+    assert Lora(low_rank).alpha == low_rank.effective_alpha
+
+
+def test_the_page_has_the_plan_that_ran_and_the_manifest_as_it_was_asked() -> None:
+    """The model has 512 positions; the manifest asked for 1024."""
+    asked = spec(data={"train": [{"uri": "s3://corp/train.jsonl"}], "sequenceLength": 1024})
+    run = record(asked=asked)
+    page = text(parsed(render(run)))
+    assert "512 tokens, limited by the model, 1,024 requested" in page
+    assert yaml.safe_load(manifest(run))["spec"]["data"]["sequenceLength"] == 1024
+    assert decode(run.encode()) == run
+    assert "configuration:" in model_card(run)
+    assert "sequenceLength: 512" in model_card(run)
+
+
 def test_values_of_the_environment_are_hidden_everywhere() -> None:
     environment = [
         {"name": "TOKEN", "value": "CANARY"},
         {"name": "OTHER", "secretKeyRef": {"name": "s", "key": "k"}},
     ]
-    run = record(spec=spec(pod={"env": environment}))
+    run = record(spec=spec(pod={"env": environment}), asked=spec(pod={"env": environment}))
     assert "CANARY" not in render(run) + run.encode() + repr(run)
     assert "TOKEN" in render(run)
     assert run.spec.pod.env[1].secret_key_ref is not None
@@ -161,3 +196,27 @@ def test_losses_that_are_no_numbers_are_null_in_the_record() -> None:
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_scales_and_calibration_are_drawn_and_said() -> None:
+    scores = CalibrationScores(error=0.21, floor=0.04, brier=0.5, nll=0.9)
+    calibration = Calibration(
+        name="test", base=scores, tuned=scores.model_copy(update={"error": 0.05}), difference=-0.16, low=-0.2,
+        high=-0.1, verdict="better", rows=400, temperature=1.7,
+    )  # fmt: skip
+    curve = tuple(ScalePoint(scale=at, gain=at, forgetting=at / 10) for at in (0.0, 0.5, 1.0))
+    evaluation = EVALUATION.model_copy(
+        update={"calibration": calibration, "scale": ScaleSweep(chosen=0.5, curve=curve)}
+    )
+    points = tuple(ReliabilityPoint(model="tuned", rows=20, confidence=c, accuracy=c) for c in (0.4, 0.9))
+    page = render(record(evaluation=evaluation, reliability=points))
+    for words in (
+        "published at 0.5 of its trained scale",
+        "0.2100",
+        "A temperature of 1.7",
+        "90 % at 0.9",
+        "+0.05 at 0.5",
+    ):
+        assert words in page
+    assert "Scale of the adapter" not in render(record())
+    assert "Calibration" not in render(record())

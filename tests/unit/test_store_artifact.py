@@ -19,7 +19,7 @@ from finetune_trainer.store.artifact import (
 )
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import MANIFEST, decode
-from tests.unit.store_helpers import OTHER_RUN, RUN, DyingFolder, MemoryFolder, deaths
+from tests.support.faulty_stores import OTHER_RUN, RUN, DyingFolder, MemoryFolder, deaths
 
 FILES: dict[str, bytes | Path] = {
     "adapter_model.safetensors": b"weights" * 1000,

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.failures import FinetuneError
 from finetune_trainer.store.checkpoints import Broken, CheckpointStore
 from finetune_trainer.store.folder import Folder
-from tests.unit.store_helpers import OTHER_RUN, RUN, DyingFolder, MemoryFolder, deaths
+from tests.support.faulty_stores import OTHER_RUN, RUN, DyingFolder, MemoryFolder, deaths
 
 ROOT = ".finetune/uid-1"
 FROZEN = b"what never changes" * 100

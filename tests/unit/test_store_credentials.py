@@ -7,7 +7,7 @@ import pytest
 from finetune_api import names, uris
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store.credentials import access
-from finetune_trainer.store.folder import open_folder
+from finetune_trainer.store.opening import open_folder
 
 S3 = uris.parse("s3://corp/models")
 KEYS = {"AWS_ACCESS_KEY_ID": "plain", "AWS_SECRET_ACCESS_KEY": "plain-secret"}

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.store import objects
-from finetune_trainer.store.folder import BucketMissing, Folder, NotFound, open_folder
+from finetune_trainer.store import object_store
+from finetune_trainer.store.folder import BucketMissing, Folder, NotFound
+from finetune_trainer.store.opening import open_folder
 
 
 class Server(ThreadingHTTPServer):
@@ -65,7 +66,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_RETRY", {**objects._RETRY, "max_retries": 1})
+    monkeypatch.setattr(object_store, "_RETRY", {**object_store._RETRY, "max_retries": 1})
 
 
 def folder_at(port: int) -> Folder:

@@ -13,7 +13,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store import fetch
 from finetune_trainer.store.fetch import at_once, fetch_folder
 from finetune_trainer.store.folder import Digest, NotFound
-from finetune_trainer.store.objects import ObjectFolder
+from finetune_trainer.store.object_store import ObjectFolder
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.store.folder import Changed, Folder, NotFound, digest_of, open_folder, safe_path
+from finetune_trainer.store.fetch import fetch_folder
+from finetune_trainer.store.folder import Changed, Folder, NotFound, digest_of, safe_path
 from finetune_trainer.store.local import LocalFolder, os_errors, replacing
-from finetune_trainer.store.objects import ObjectFolder
+from finetune_trainer.store.object_store import ObjectFolder
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.store.sources import find_files
 
 Make = Callable[[], Folder]
 
@@ -221,6 +225,49 @@ def test_claims_are_folders_below_a_root(tmp_path: Path) -> None:
     assert (tmp_path / "data/models/a/x").read_bytes() == b"1"
     with pytest.raises(NotFound, match=r"claim other .* is not mounted"):
         open_folder("pvc://other/models", prefix="", environ=environ)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> dict[str, str]:
+    """The environment of a claim in which another writer has put links: one to a file of the pod, one to a folder of
+    it, and one to a file of the same claim, as the hub's cache has them."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/token").write_text("t0ken")
+    model = tmp_path / "claims/data/m"
+    model.mkdir(parents=True)
+    (model / "blob").write_bytes(b"1")
+    (model / "config.json").symlink_to("blob")
+    (model / "rows.jsonl").symlink_to(tmp_path / "secrets/token")
+    (model.parent / "out").symlink_to(tmp_path / "secrets")
+    return {"FINETUNE_PVC_ROOT": str(tmp_path / "claims")}
+
+
+OUTSIDE = r"pvc://data/(m/rows\.jsonl|out) is a link to .*/secrets.* outside of its claim"
+USES: dict[str, Callable[[dict[str, str], Path], Any]] = {
+    "read": lambda claims, _: open_folder("pvc://data/m", prefix="", environ=claims).read("rows.jsonl"),
+    "downloaded": lambda claims, to: open_folder("pvc://data/m", prefix="", environ=claims).download(
+        "rows.jsonl", to / "x"
+    ),
+    "a model": lambda claims, to: fetch_folder("pvc://data/m", prefix="", cache=to, environ=claims),
+    "rows": lambda claims, _: find_files("pvc://data/m/rows.jsonl", prefix="", endings=[".jsonl"], environ=claims),
+    "rows by a pattern": lambda claims, _: find_files(
+        "pvc://data/m/*.jsonl", prefix="", endings=[".jsonl"], environ=claims
+    ),
+    "an output": lambda claims, _: open_folder("pvc://data/out", prefix="", environ=claims),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_link_that_leads_out_of_a_claim_is_refused(
+    linked: dict[str, str], tmp_path: Path, use: Callable[[dict[str, str], Path], Any]
+) -> None:
+    with pytest.raises(FinetuneError, match=OUTSIDE) as caught:
+        use(linked, tmp_path)
+    assert caught.value.reason is Reason.InvalidSpec
+
+
+def test_a_link_within_a_claim_is_followed(linked: dict[str, str]) -> None:
+    assert open_folder("pvc://data/m", prefix="", environ=linked).read("config.json") == b"1"
 
 
 @pytest.mark.parametrize("uri", ["ftp://x/y", "s3:/x", "/just/a/path", "hf://org/name", "file://host"])

@@ -13,7 +13,7 @@ import pytest
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import ModelSource
 from finetune_trainer.store.models import resolve_model
-from tests.unit.hub_helpers import COMMIT, Hub, environ, serving
+from tests.support.fake_hub import COMMIT, Hub, environ, serving
 
 
 def safetensors(size: int = 8) -> bytes:
@@ -62,14 +62,24 @@ PACKED = json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config
         ({"config.json": b"{}"}, Reason.ModelUnsupported, "of an unknown architecture"),
         ({"config.json": PACKED}, Reason.ModelUnsupported, "has its weights quantised already (gptq)"),
         ({"model.safetensors": None}, Reason.ModelUnsupported, "no weights in safetensors format"),
-        ({"model.safetensors": b"version https://git-lfs"}, Reason.ModelUnsupported, "is not safetensors"),
+        ({"model.safetensors": b"version https://git-lfs"}, Reason.ModelUnsupported, "is not a valid safetensors file"),
         ({"model.safetensors": safetensors()[:-1]}, Reason.ModelUnsupported, "is truncated: 75 bytes of 76"),
-        ({"model.safetensors": b""}, Reason.ModelUnsupported, "is not safetensors"),
+        ({"model.safetensors": b""}, Reason.ModelUnsupported, "is not a valid safetensors file"),
         (
             {"model.safetensors.index.json": INDEX, "model-1.safetensors": safetensors()},
             Reason.ModelUnsupported,
             "lacks model-2.safetensors",
         ),
+        (
+            {
+                "model.safetensors.index.json": INDEX,
+                "model-1.safetensors": safetensors(),
+                "model-2.safetensors": safetensors(),
+            },
+            Reason.ModelUnsupported,
+            "holds two models",
+        ),
+        ({"model.safetensors": None, "model.safetensors.index.json": b"[]"}, Reason.ModelUnsupported, "not an index"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(
@@ -127,6 +137,15 @@ def test_a_hub_model_is_downloaded_and_its_commit_recorded(hub: Hub, tmp_path: P
     assert model.revision == COMMIT
     assert {p.name: p.read_bytes() for p in model.path.iterdir()} == MODEL
     assert hub.tokens == {"Bearer hf_secret"}
+
+
+def test_named_chat_templates_come_with_a_hub_model(hub: Hub, tmp_path: Path) -> None:
+    template = "additional_chat_templates/tool_use.jinja"
+    hub.files |= {template: b"{{ tools }}", "original/params.json": b"{}", "assets/a.json": b"{}"}
+    model = resolve_model(HUB_MODEL, cache=tmp_path, environ=environ(hub))
+    found = {str(p.relative_to(model.path)) for p in model.path.rglob("*") if not p.is_dir()}
+    assert found == {*MODEL, template}
+    assert "tool_use.jinja" in model.digests(), "another template would be other training data"
 
 
 def test_a_pinned_model_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:

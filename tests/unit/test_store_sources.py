@@ -11,8 +11,8 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store import sources
 from finetune_trainer.store.folder import Folder, NotFound
 from finetune_trainer.store.sources import SourceFile, find_files, local_paths
-from tests.unit.hub_helpers import COMMIT, Hub, environ, serving
-from tests.unit.store_helpers import MemoryFolder
+from tests.support.fake_hub import COMMIT, Hub, environ, serving
+from tests.support.faulty_stores import MemoryFolder
 
 ENDINGS = (".jsonl", ".parquet")
 NAMES = ("b.jsonl", "a.jsonl", "a.parquet", "README.md", "_SUCCESS.jsonl", ".hidden.jsonl", "x[1].jsonl",
@@ -181,3 +181,38 @@ def test_a_hub_that_gives_no_parts_of_files_is_named(hub: Hub) -> None:
     with pytest.raises(FinetuneError, match="gives whole files only") as caught:
         ranges.read(10, 20)
     assert caught.value.reason is Reason.InvalidSpec
+
+
+def found(uri: str) -> list[str]:
+    files = find_files(uri, prefix="FINETUNE_DATA_", endings=(".jsonl",))
+    return [file.uri.rpartition("/")[2] for file in files]
+
+
+def test_a_folder_with_files_of_several_splits_must_say_which(tmp_path: Path) -> None:
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    for uri in (f"file://{tmp_path}/", f"file://{tmp_path}/*.jsonl", f"file://{tmp_path}/t*"):
+        with pytest.raises(FinetuneError, match=r"several splits: test-0\.jsonl, train-0") as caught:
+            found(uri)
+        assert caught.value.reason is Reason.InvalidSpec
+        assert f"file://{tmp_path}/train-0.jsonl" in caught.value.hint
+    assert found(f"file://{tmp_path}/train-*") == ["train-0.jsonl", "train-1.jsonl"]
+    assert found(f"file://{tmp_path}/test-*") == ["test-0.jsonl"]
+    (tmp_path / "train-0.jsonl").unlink()
+    (tmp_path / "train-1.jsonl").unlink()
+    (tmp_path / "test-1.jsonl").write_text("{}\n")
+    assert found(f"file://{tmp_path}/") == ["test-0.jsonl", "test-1.jsonl"]
+    (tmp_path / "dev.jsonl").write_text("{}\n")
+    with pytest.raises(FinetuneError, match="several splits"):
+        found(f"file://{tmp_path}/")
+
+
+def test_files_in_folders_below_are_named(tmp_path: Path) -> None:
+    for month in ("jan", "feb"):
+        (tmp_path / "data" / month).mkdir(parents=True)
+        (tmp_path / "data" / month / "a.jsonl").write_text("{}\n")
+    with pytest.raises(FinetuneError, match="no data file") as caught:
+        found(f"file://{tmp_path}/data/")
+    assert "there are some in feb/, jan/" in caught.value.hint
+    assert f"file://{tmp_path}/data/feb/" in caught.value.hint
+    assert found(f"file://{tmp_path}/data/*/") == ["a.jsonl", "a.jsonl"]

@@ -13,7 +13,7 @@ import torch
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.train.checkpoint import CheckpointWriter, Snapshot, load
-from tests.unit.store_helpers import RUN, MemoryFolder
+from tests.support.faulty_stores import RUN, MemoryFolder
 
 
 @dataclass

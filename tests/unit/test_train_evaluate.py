@@ -11,11 +11,12 @@ import torch
 
 from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
 from finetune_trainer.parallel.base import Place
+from finetune_trainer.parallel.replicated import Replicated
 from finetune_trainer.parallel.single import Single
-from finetune_trainer.parallel.whole import Whole
-from finetune_trainer.train.model import Abilities, LanguageModel
+from finetune_trainer.train.capabilities import Capabilities
+from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout, Stopped, answer_nats, evaluate
-from tests.train_helpers import CPU, documents, model, network
+from tests.support.training import CPU, documents, model, network
 
 LAYOUT = Layout(max_tokens=64, sequence_length=64, packing=True, pad_id=0)
 ANSWERS = (np.array([5, 6, 1], np.int32), np.array([5, 1], np.int32), np.array([7, 8, 9, 1], np.int32))
@@ -56,11 +57,14 @@ def test_answers_that_share_a_prompt_score_as_if_alone(kind: str) -> None:
 @pytest.mark.parametrize("shared", [True, False], ids=["shared prompts", "separate prompts"])
 def test_accuracy_and_loss_of_classifications(shared: bool) -> None:
     net, corpus = network(), _classification()
-    scorer = LanguageModel(net, CPU, None, Abilities(fused_head=True, isolates=True, shares_prompts=shared))
+    scorer = LanguageModel(net, CPU, None, Capabilities(fused_head=True, isolates=True, shares_prompts=shared))
     assert corpus.choices
     separate = _one_by_one(scorer, corpus)
     with torch.no_grad():
-        scores = evaluate(scorer, corpus, layout=LAYOUT, strategy=Single(), going_on=lambda: True)
+        found = evaluate(scorer, corpus, layout=LAYOUT, strategy=Single(), going_on=lambda: True)
+    scores = found.scores
+    np.testing.assert_allclose(found.labels, separate, atol=2e-5)
+    np.testing.assert_allclose(found.nats, separate[np.arange(9), corpus.choices.gold], atol=2e-5)
     gold = corpus.choices.gold
     assert scores.accuracy == pytest.approx((separate.argmin(1) == gold).mean())
     assert scores.tokens == corpus.trained_tokens
@@ -70,14 +74,14 @@ def test_accuracy_and_loss_of_classifications(shared: bool) -> None:
 
 def test_bits_per_byte_count_the_trained_text() -> None:
     corpus = documents([9, 8, 7])
-    scores = evaluate(model(network()), corpus, layout=LAYOUT, strategy=Single(), going_on=lambda: True)
+    scores = evaluate(model(network()), corpus, layout=LAYOUT, strategy=Single(), going_on=lambda: True).scores
     nats = scores.loss * scores.tokens
     assert scores.bits_per_byte == pytest.approx(nats / math.log(2) / (4 * 24))
     assert scores.accuracy is None
 
 
 @dataclass
-class Gang(Whole):
+class Gang(Replicated):
     """The counters of ranks that run one after another."""
 
     place: Place
@@ -100,10 +104,21 @@ def test_ranks_share_the_rows(world_size: int, kind: str) -> None:
         gang = Gang(Place(rank, rank, world_size), sums)
         together = evaluate(scorer, corpus, layout=LAYOUT, strategy=gang, going_on=lambda: True)
         sums = gang.sums
-    assert together.loss == pytest.approx(alone.loss, rel=1e-6)
-    assert together.model_copy(update={"loss": 0, "bits_per_byte": 0}) == alone.model_copy(
-        update={"loss": 0, "bits_per_byte": 0}
-    )
+    np.testing.assert_allclose(together.nats, alone.nats, rtol=1e-5)
+    assert together.scores.loss == pytest.approx(alone.scores.loss, rel=1e-6)
+    different = {"loss": 0, "bits_per_byte": 0}
+    assert together.scores.model_copy(update=different) == alone.scores.model_copy(update=different)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "one a row"])
+def test_each_row_has_its_own_nats(packing: bool) -> None:
+    scorer, corpus = model(network()), documents([9, 8, 7, 20, 4])
+    layout = Layout(max_tokens=32, sequence_length=64, packing=packing, pad_id=0)
+    found = evaluate(scorer, corpus, layout=layout, strategy=Single(), going_on=lambda: True)
+    for row in range(5):
+        alone = evaluate(scorer, corpus.take(np.array([row])), layout=layout, strategy=Single(), going_on=lambda: True)
+        assert found.nats[row] == pytest.approx(alone.nats[0], rel=1e-5)
+    assert found.scores.loss == pytest.approx(found.nats.sum() / corpus.targets.sum())
 
 
 def test_a_stop_request_ends_a_measurement_without_a_result() -> None:

@@ -17,7 +17,7 @@ from finetune_trainer.data.corpus import Corpus, Numbers
 from finetune_trainer.data.order import Mixture
 from finetune_trainer.train.optimizer import learning_rate
 from finetune_trainer.train.state import State
-from tests.train_helpers import LENGTHS, Knobs, Run, at_step, documents, interrupted, largest_difference, make_run
+from tests.support.training import LENGTHS, Knobs, Run, at_step, documents, interrupted, largest_difference, make_run
 
 FULL = Method(type="full")
 LORA = Method(type="lora", lora=Lora(rank=4))
@@ -112,7 +112,7 @@ def test_a_run_that_crashed_resumes_from_its_last_checkpoint(tmp_path: Path) -> 
     _crash_at(crashed, 6)
     with pytest.raises(RuntimeError, match="crash"):
         crashed.finish()
-    crashed.trainer.keeper.wait()
+    crashed.trainer.checkpointer.wait()
     resumed = make_run(tmp_path / "cut", knobs)
     assert resumed.start().step == 4
     resumed = make_run(tmp_path / "cut", knobs)
@@ -127,12 +127,12 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to
     whole = make_run(tmp_path / "whole", knobs)
     whole.finish()
     resumed = interrupted(lambda: make_run(tmp_path / "cut", knobs), 5)
-    store = resumed.trainer.keeper.store
+    store = resumed.trainer.checkpointer.store
     assert store is not None
     assert store.steps() == [4, 5]
     [blobs] = (tmp_path / "cut").rglob("blobs")
     file = blobs / store.get(5).files["moments.safetensors"].sha256
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    _damage(file)
     assert resumed.start().step == 4
     assert "checkpoint of step 5 is broken: moments.safetensors is corrupted" in caplog.text
     again = make_run(tmp_path / "cut", knobs)
@@ -158,43 +158,49 @@ def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path) -> None:
     assert state.step == 4
 
 
+def _damage(file: Path) -> None:
+    """Changes its last byte, whatever that is."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+
+
 def test_the_best_weights_come_back(tmp_path: Path) -> None:
     """With a rate that ruins the model, the best validation is an early one."""
-    run = make_run(tmp_path, Knobs(steps=12, rate=3.0, evaluate_every=2))
+    run = make_run(tmp_path, Knobs(steps=12, rate=1.0, evaluate_every=2))
     state = run.finish()
     assert state.best is not None
     assert state.best.step < 12
-    assert run.trainer.measure(run.trainer.validation).loss > state.best.loss
-    assert run.trainer.keeper.restore_best(state, run.trainer.weights) == state
-    assert run.trainer.measure(run.trainer.validation).loss == pytest.approx(state.best.loss, rel=1e-6)
+    assert run.trainer.measure(run.trainer.validation).scores.loss > state.best.loss
+    assert run.trainer.checkpointer.restore_best(state, run.trainer.weights) == state
+    assert run.trainer.measure(run.trainer.validation).scores.loss == pytest.approx(state.best.loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("damaged", ["the best", "all"])
 def test_the_best_weights_that_are_whole_come_back_where_a_checkpoint_is_damaged(tmp_path: Path, damaged: str) -> None:
     """A whole run is not thrown away for a bit; and it is told whose weights these are."""
-    run = make_run(tmp_path, Knobs(steps=12, rate=3.0, evaluate_every=2, checkpoint_steps=2, keep=9))
+    run = make_run(tmp_path, Knobs(steps=12, rate=1.0, evaluate_every=2, checkpoint_steps=2, keep=9))
     state = run.finish()
-    store = run.trainer.keeper.store
+    store = run.trainer.checkpointer.store
     assert state.best is not None
     losses = {point.step: point.scores.loss for point in state.validation}
     best, *others = sorted(store.steps(), key=lambda step: losses[step])
     assert (state.best.step, len(others), best < 12) == (best, 5, True)
     for step in store.steps() if damaged == "all" else [best]:
         file = tmp_path / "output" / store._blob(store.get(step).files["weights.safetensors"].sha256)
-        file.write_bytes(file.read_bytes()[:-1] + b"?")
-    kept = run.trainer.keeper.restore_best(state, run.trainer.weights)
+        _damage(file)
+    kept = run.trainer.checkpointer.restore_best(state, run.trainer.weights)
     assert kept.best is not None
     assert kept.best.step == {"the best": others[0], "all": 12}[damaged]
-    assert run.trainer.measure(run.trainer.validation).loss == pytest.approx(kept.best.loss, rel=1e-6)
+    assert run.trainer.measure(run.trainer.validation).scores.loss == pytest.approx(kept.best.loss, rel=1e-6)
     assert f"the best weights, of step {best} (validation loss {losses[best]:.4f}), are lost" in kept.passed_over
     assert f"the artifact has those of step {kept.best.step} ({kept.best.loss:.4f})" in kept.passed_over
 
 
 def test_training_stops_when_validation_does_not_improve(tmp_path: Path) -> None:
-    _, state = _finished(tmp_path, Knobs(steps=50, rate=3.0, evaluate_every=2, patience=2))
+    _, state = _finished(tmp_path, Knobs(steps=50, rate=1.0, evaluate_every=2, patience=2))
     assert state.step < 50
     assert "did not improve in 2 evaluations" in state.stopped_early
-    _, again = _finished(tmp_path, Knobs(steps=50, rate=3.0, evaluate_every=2, patience=2))
+    _, again = _finished(tmp_path, Knobs(steps=50, rate=1.0, evaluate_every=2, patience=2))
     assert again.step == state.step
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from finetune_trainer.data.pack import IGNORED
 from finetune_trainer.train.loss import token_nats
-from tests.train_helpers import cross_entropy_of_trained
+from tests.support.training import cross_entropy_of_trained
 
 TOKENS, DIM, VOCAB = 37, 16, 53
 

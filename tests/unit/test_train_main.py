@@ -41,6 +41,6 @@ def test_an_unexpected_error_says_where() -> None:
     assert "test_train_main.py" in failure.message
 
 
-def test_last_words_carry_class_and_exit_code() -> None:
+def test_termination_message_carry_class_and_exit_code() -> None:
     said = words(FinetuneError(Reason.LossNonFinite, "step 3"), rank=2, step=2)
     assert (said.failure_class, said.exit_code, said.rank, said.step) == ("NonFinite", 81, 2, 2)

@@ -14,12 +14,12 @@ from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
-from finetune_trainer.blocks import decoder_layers
+from finetune_trainer.decoder_blocks import decoder_layers
 from finetune_trainer.methods.base import Base
 from finetune_trainer.methods.fused import FusedLinear
 from finetune_trainer.methods.lora import LoraAttached, target_suffixes
 from finetune_trainer.methods.registry import method_of
-from tests.train_helpers import BASE, disturb, network
+from tests.support.training import BASE, disturb, network
 
 TOKENS = torch.arange(24).view(2, 12)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_trainer.parallel.flat import FlatAdamW
+from finetune_trainer.parallel.flat_adamw import FlatAdamW
 from finetune_trainer.train.checkpoint import Snapshot
 from finetune_trainer.train.optimizer import default_peak, learning_rate, named
 
@@ -44,7 +44,7 @@ def test_default_rates() -> None:
 def test_the_line_that_tells_what_runs_names_the_optimizer() -> None:
     assert named("adamw", strategy="ddp") == "fused AdamW"
     assert named("adamw", strategy="deepspeed") == "AdamW"
-    assert named("adamw8bit", strategy="fsdp") == "AdamW with moments in 8 bits"
+    assert named("adamw8bit", strategy="fsdp") == "8-bit AdamW"
 
 
 def _network() -> nn.Module:

@@ -18,12 +18,12 @@ from finetune_api.spec import EarlyStopping, ModelSource, Training
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.rundir import RunDir
-from finetune_trainer.store.folder import open_folder
 from finetune_trainer.store.models import LocalModel
-from finetune_trainer.train.inputs import Inputs, check_digests
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.train.pinned_inputs import Inputs, check_digests
 from finetune_trainer.train.setup import prepare
-from tests.tiny import tiny_corpus, tiny_model
-from tests.train_helpers import CPU, plan_for
+from tests.support.tiny_model import tiny_corpus, tiny_model
+from tests.support.training import CPU, plan_for
 
 
 def with_added(folder: Path, *tokens: str) -> None:
@@ -59,7 +59,7 @@ def test_a_padding_token_that_was_added_to_the_tokenizer_alone_is_not_looked_up(
     setup = prepare(plan, gang=Single(), device=CPU, output=output, run_dir=RunDir(tmp_path / "run"))
     assert setup.data.pad_id == 265
     assert setup.trainer.layout.pad_id == 0
-    state = setup.trainer.run(setup.trainer.keeper.resume(setup.trainer.weights).update(base={}))
+    state = setup.trainer.run(setup.trainer.checkpointer.resume(setup.trainer.weights).update(base={}))
     assert state.step == 2
 
 
@@ -144,7 +144,7 @@ def test_every_rank_and_attempt_trains_the_commit_that_the_first_one_found(
         asked.append(source.revision)
         return LocalModel(cache, source.revision or head, source.uri)
 
-    monkeypatch.setattr("finetune_trainer.train.inputs.resolve_model", resolve)
+    monkeypatch.setattr("finetune_trainer.train.pinned_inputs.resolve_model", resolve)
     source = ModelSource(uri="hf://org/name")
     plan = plan_for(tmp_path)
     output = open_folder(plan.spec.output.uri, prefix="")
@@ -160,7 +160,7 @@ def test_early_stopping_without_anything_to_judge_by_is_refused(tmp_path: Path) 
     folder = desk(tmp_path)
     (folder / "train.jsonl").write_text('{"prompt": "one row", "completion": "alone"}\n')
     plan = plan_for(folder, data=data(folder), training=Training(early_stopping=EarlyStopping(patience=2)))
-    with pytest.raises(FinetuneError, match=r"training\.earlyStopping judges by validation rows") as caught:
+    with pytest.raises(FinetuneError, match=r"training\.earlyStopping needs validation rows") as caught:
         check(plan, cache=tmp_path / "cache")
     assert caught.value.reason is Reason.InvalidSpec
     check(plan_for(folder, data=data(folder)), cache=tmp_path / "cache")

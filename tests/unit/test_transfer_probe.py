@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method
 from finetune_api.methods import Probe as Settings
-from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
 from finetune_trainer.data.pack import micro_batches
 from finetune_trainer.methods.needs import check, check_format, check_strategy
 from finetune_trainer.methods.probe import ProbeAttached
 from finetune_trainer.methods.registry import method_of
-from finetune_trainer.train.probing import Probing, probed
+from finetune_trainer.train.linear_probe import ProbeRun, probed
 from finetune_trainer.transfer.features import default_layers, features
 from finetune_trainer.transfer.probe import (
     PENALTIES,
@@ -32,7 +31,7 @@ from finetune_trainer.transfer.probe import (
     log_softmax,
     stratified,
 )
-from tests.train_helpers import BASE, Knobs, documents, make_run, network
+from tests.support.training import BASE, Knobs, documents, make_run, network, sorted_words
 
 LABELS = ("a", "b", "c")
 
@@ -169,21 +168,6 @@ def test_the_layers_to_choose_from() -> None:
     assert default_layers(1) == (1,)
 
 
-def sorted_words(rows: int, *, seed: int) -> Corpus:
-    """Rows whose label says from which half of the vocabulary most of their tokens are."""
-    chosen = np.random.default_rng(seed)
-    answers = (np.array([2, 1], np.int32), np.array([3, 4, 1], np.int32))
-    gold = (np.arange(rows) % 3 == 0).astype(np.int32)
-    prompts = chosen.integers(6, 14, rows).astype(np.int32)
-    words = [
-        chosen.integers(10, 50, n) + 45 * (chosen.random(n) < (0.9 if g else 0.05))
-        for n, g in zip(prompts, gold, strict=True)
-    ]
-    tokens = [np.r_[np.minimum(w, 96), answers[g]].astype(np.int32) for w, g in zip(words, gold, strict=True)]
-    trained = [np.arange(len(t)) >= n for t, n in zip(tokens, prompts, strict=True)]
-    return corpus_of(tokens, trained, [4] * rows, choices=Choices(answers, prompts, gold))
-
-
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
 def test_a_run_beats_the_majority_and_leaves_the_model_alone(tmp_path: Path, kind: str) -> None:
     run = make_run(
@@ -191,15 +175,16 @@ def test_a_run_beats_the_majority_and_leaves_the_model_alone(tmp_path: Path, kin
         Knobs(method=Method(type="probe", probe=Settings(kind=kind)), max_tokens=200),
         corpus=sorted_words(120, seed=1),
     )
-    before = {name: p.clone() for name, p in run.net.named_parameters()}
+    weights = {name: p.clone() for name, p in run.net.named_parameters()}
     assert isinstance(run.attached, ProbeAttached)
     held_out = {"test": sorted_words(60, seed=2), "general": documents([9, 8])}
-    base, tuned, _ = probed(Probing(run.trainer, run.attached, ("low", "high")), held_out, run.trainer.measure_base)
+    before, after, _ = probed(ProbeRun(run.trainer, run.attached, ("low", "high")), held_out, run.trainer.measure_base)
+    base, tuned = ({name: each.scores for name, each in found.items()} for found in (before, after))
     assert base["general"] == tuned["general"]
     assert (tuned["test"].rows, tuned["test"].tokens) == (60, 60)
     assert tuned["test"].accuracy > 0.85 > 2 / 3 >= base["test"].accuracy
     assert tuned["test"].loss < 0.5 < base["test"].loss
-    assert all(torch.equal(before[name], p) for name, p in run.net.named_parameters())
+    assert all(torch.equal(weights[name], p) for name, p in run.net.named_parameters())
     (tmp_path / "out").mkdir()
     run.attached.export(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["probe.json", "probe.safetensors"]
@@ -224,8 +209,8 @@ def test_the_base_models_score_is_the_likelihood_among_the_labels(tmp_path: Path
         nats -= float(torch.tensor(logs).log_softmax(0)[corpus.choices.gold[i]])
         right += int(np.argmax(logs) == corpus.choices.gold[i])
     for shares in (True, False):
-        model = replace(run.trainer.model, abilities=replace(run.trainer.model.abilities, shares_prompts=shares))
-        scores = Probing(replace(run.trainer, model=model), run.attached, ("low", "high")).measure_base(corpus)
+        model = replace(run.trainer.model, capabilities=replace(run.trainer.model.capabilities, shares_prompts=shares))
+        scores = ProbeRun(replace(run.trainer, model=model), run.attached, ("low", "high")).measure_base(corpus).scores
         assert scores.loss == pytest.approx(nats / 7, rel=1e-5)
         assert scores.accuracy == pytest.approx(right / 7)
 
@@ -240,7 +225,7 @@ def test_what_cannot_be_probed_is_refused(tmp_path: Path) -> None:
     for run, says in ((text, "format classification"), (deep, "has 9, and the model has 2 decoder layers")):
         assert isinstance(run.attached, ProbeAttached)
         with pytest.raises(FinetuneError, match=says) as error:
-            probed(Probing(run.trainer, run.attached, ("low", "high")), {}, run.trainer.measure_base)
+            probed(ProbeRun(run.trainer, run.attached, ("low", "high")), {}, run.trainer.measure_base)
         assert error.value.reason is Reason.InvalidSpec
 
 
@@ -249,7 +234,7 @@ def test_a_request_to_stop_is_honoured(tmp_path: Path) -> None:
     run.trainer.reporter.run_dir.request_stop("test")
     assert isinstance(run.attached, ProbeAttached)
     with pytest.raises(FinetuneError) as error:
-        Probing(run.trainer, run.attached, ("low", "high")).fit()
+        ProbeRun(run.trainer, run.attached, ("low", "high")).fit()
     assert error.value.reason is Reason.Interrupted
 
 

@@ -2,12 +2,12 @@
 
     plan.json            the RunPlan (local runs; in a pod it is mounted at /etc/finetune/plan.json)
     stop                 agent → ranks: write a checkpoint and end; holds the reason
-    heartbeat/<rank>     rank → agent: {"phase", "step", "time"}, written anew at each step and each change of phase
+    heartbeat/<rank>     rank → agent: {"phase", "step", "time"}, rewritten at each step and each change of phase
     report.json          global rank 0 → agent: a TrainerReport, at most once a second and at each change of phase
-    errors/<rank>.json   rank → agent: the LastWords of a rank that ended without success
-    result.json          global rank 0 → agent: the LastWords of a run that succeeded
+    errors/<rank>.json   rank → agent: the TerminationMessage of a rank that ended without success
+    result.json          global rank 0 → agent: the TerminationMessage of a run that succeeded
 
-Every file is written beside its place and renamed, so a reader never sees half of one.
+Every file is written under a temporary name and renamed, so a reader never sees half of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.failures import LastWords
+from finetune_api.failures import TerminationMessage
 from finetune_api.plan import ProgressReport
 
 M = TypeVar("M", bound=ApiModel)
@@ -48,7 +48,7 @@ class TrainerReport(ProgressReport):
 
 
 def now() -> str:
-    """RFC 3339 in UTC with microseconds, so that the first of several failures can be told."""
+    """RFC 3339 in UTC with microseconds, so that the first of several failures can be found."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -99,18 +99,18 @@ class RunDir:
     def report(self) -> TrainerReport | None:
         return _read(self.path / "report.json", TrainerReport)
 
-    def write_error(self, rank: int, words: LastWords) -> None:
+    def write_error(self, rank: int, words: TerminationMessage) -> None:
         write_atomic(self.path / "errors" / f"{rank}.json", words.encode())
 
-    def errors(self) -> dict[int, LastWords]:
+    def errors(self) -> dict[int, TerminationMessage]:
         files = sorted((self.path / "errors").glob("[0-9]*.json"))
-        return {int(f.stem): LastWords.model_validate_json(f.read_bytes()) for f in files}
+        return {int(f.stem): TerminationMessage.model_validate_json(f.read_bytes()) for f in files}
 
-    def write_result(self, words: LastWords) -> None:
+    def write_result(self, words: TerminationMessage) -> None:
         write_atomic(self.path / "result.json", words.model_dump_json(by_alias=True, exclude_none=True))
 
-    def result(self) -> LastWords | None:
-        return _read(self.path / "result.json", LastWords)
+    def result(self) -> TerminationMessage | None:
+        return _read(self.path / "result.json", TerminationMessage)
 
 
 def _read(path: Path, model: type[M]) -> M | None:

@@ -1,10 +1,12 @@
-"""Ways to schedule a gang, one file each. `pod.schedulerName` chooses, and the cluster must offer it (see offers).
+"""Gang schedulers, one file each. `pod.schedulerName` chooses one; a group object must be offered by the cluster
+(see state.cluster_features).
 
-    native         Kubernetes' own PodGroup              volcano        by Volcano
-    coscheduling   by the plugin of scheduler-plugins
+    gang           what a gang scheduler is              native         Kubernetes' own PodGroup
+    volcano        Volcano                               coscheduling   the plugin of scheduler-plugins
+    yunikorn       Apache YuniKorn, without an object    kai            NVIDIA KAI Scheduler
 
-An attempt's Job says which it was made for; its group belongs to it and goes with it. Without one, pods are scheduled
-one by one, and the startup deadline gives the nodes of half a gang back.
+The annotation of an attempt's Job says for which it was created. Without one, pods are scheduled one by one, and the
+startup deadline releases the nodes of half a gang.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from __future__ import annotations
 from finetune_api.spec import FineTuneJobSpec
 
 from .coscheduling import COSCHEDULING
-from .gang import DEFAULT_SCHEDULER, Gang
+from .gang import DEFAULT_SCHEDULER, Gang, GroupObject, Members
+from .kai import KAI
 from .native import NATIVE
 from .volcano import VOLCANO
+from .yunikorn import YUNIKORN
 
-GANGS = {gang.name: gang for gang in (NATIVE, VOLCANO, COSCHEDULING)}
+GANGS = {gang.name: gang for gang in (NATIVE, VOLCANO, COSCHEDULING, YUNIKORN, KAI)}
 
-__all__ = ["GANGS", "Gang", "known_to"]
+__all__ = ["GANGS", "Gang", "GroupObject", "Members", "known_to"]
 
 
 def known_to(spec: FineTuneJobSpec) -> Gang | None:
-    """The way that the job's scheduler knows; None for a scheduler that we do not know."""
+    """The gang scheduler that the job's scheduler is; None for one that we do not know."""
     scheduler = spec.pod.scheduler_name or DEFAULT_SCHEDULER
     return next((gang for gang in GANGS.values() if scheduler in gang.schedulers), None)

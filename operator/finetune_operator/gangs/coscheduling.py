@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from finetune_operator.resources import POD_GROUP, Raw, Resource
+from finetune_operator.kube.resources import POD_GROUP, Raw, Resource
 
-from .gang import Gang
+from .gang import Gang, GroupObject, Members
 
-
-def mark(template: Raw, group: str) -> None:
-    template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = group
-
-
-HOLD = 60
-"""Seconds for which pods that have found a node keep it while others look for theirs: two half gangs must not wait for
-each other for long."""
+RESERVED_SECONDS = 60
+"""For which pods that have found a node keep it while others look for one: two incomplete gangs must not wait for each
+other for long."""
 
 
-def spec(pods: int, seconds: int) -> Raw:
-    return {"minMember": pods, "scheduleTimeoutSeconds": min(seconds, HOLD)}
+def mark(job: Raw, members: Members) -> None:
+    job["spec"]["template"]["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = members.name
+
+
+def spec(members: Members) -> Raw:
+    return {"minMember": members.pods, "scheduleTimeoutSeconds": min(members.seconds, RESERVED_SECONDS)}
 
 
 COSCHEDULING = Gang(
     name="coscheduling",
     schedulers=frozenset({"scheduler-plugins-scheduler", "coscheduling"}),
-    kinds=(Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", POD_GROUP),),
     mark=mark,
-    spec=spec,
+    group=GroupObject(kinds=(Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", POD_GROUP),), spec=spec),
 )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from finetune_operator.resources import POD_GROUP, Raw, Resource
+from finetune_operator.kube.resources import POD_GROUP, Raw, Resource
 
-from .gang import DEFAULT_SCHEDULER, Gang
-
-
-def mark(template: Raw, group: str) -> None:
-    template["spec"]["schedulingGroup"] = {"podGroupName": group}
+from .gang import DEFAULT_SCHEDULER, Gang, GroupObject, Members
 
 
-def spec(pods: int, seconds: int) -> Raw:  # noqa: ARG001
-    return {"schedulingPolicy": {"gang": {"minCount": pods}}}
+def mark(job: Raw, members: Members) -> None:
+    job["spec"]["template"]["spec"]["schedulingGroup"] = {"podGroupName": members.name}
 
+
+def spec(members: Members) -> Raw:
+    return {"schedulingPolicy": {"gang": {"minCount": members.pods}}}
+
+
+VERSIONS = ("v1beta1", "v1alpha2")
+KINDS = tuple(Resource("scheduling.k8s.io", version, "podgroups", POD_GROUP) for version in VERSIONS)
 
 NATIVE = Gang(
     name="native",
     schedulers=frozenset({DEFAULT_SCHEDULER}),
-    kinds=tuple(Resource("scheduling.k8s.io", version, "podgroups", POD_GROUP) for version in ("v1beta1", "v1alpha2")),
     mark=mark,
-    spec=spec,
+    group=GroupObject(kinds=KINDS, spec=spec),
 )

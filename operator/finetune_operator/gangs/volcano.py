@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from finetune_operator.resources import POD_GROUP, Raw, Resource
+from finetune_operator.kube.resources import POD_GROUP, Raw, Resource
 
-from .gang import Gang
-
-
-def mark(template: Raw, group: str) -> None:
-    template["metadata"]["annotations"]["scheduling.k8s.io/group-name"] = group
+from .gang import Gang, GroupObject, Members
 
 
-def spec(pods: int, seconds: int) -> Raw:  # noqa: ARG001
-    return {"minMember": pods}
+def mark(job: Raw, members: Members) -> None:
+    job["spec"]["template"]["metadata"]["annotations"]["scheduling.k8s.io/group-name"] = members.name
+
+
+def spec(members: Members) -> Raw:
+    return {"minMember": members.pods}
 
 
 VOLCANO = Gang(
     name="volcano",
     schedulers=frozenset({"volcano"}),
-    kinds=(Resource("scheduling.volcano.sh", "v1beta1", "podgroups", POD_GROUP),),
     mark=mark,
-    spec=spec,
+    group=GroupObject(kinds=(Resource("scheduling.volcano.sh", "v1beta1", "podgroups", POD_GROUP),), spec=spec),
 )

@@ -1,7 +1,6 @@
-"""The story of a job, one policy a file: the first that has something to say decides.
+"""The policies, one file each, none of which imports another. `decide` lists them in order.
 
-A policy is a pure function of what was observed and the time. None means: not my case.
-What keeps a gang that exists from running is in `waiting`, for `running` to tell.
+A policy is a pure function of what was observed and the time. None means: not its case.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from finetune_operator.decision import Decision
-from finetune_operator.observe import Observed
+from finetune_operator.state.observe import Observed
 
-from . import deadline, elastic, failure, finish, grouping, queueing, running, start, suspend
+from . import admin, deadline, elastic, failure, finish, group_object, newer_version, queueing, running, start, suspend
 
 Policy = Callable[[Observed, datetime], Decision | None]
 
@@ -30,8 +29,10 @@ STORY: tuple[Policy, ...] = (
     elastic.short,
     deadline.not_started,
     deadline.silent,
+    newer_version.by_its_spec,
+    admin.violated,
     start.started,
-    grouping.ungrouped,
+    group_object.ungrouped,
     elastic.grown,
     running.running,
 )

@@ -1,18 +1,21 @@
 """Deadlines, each by a wake-up at its time and none by polling.
 
-    startup    from the Job's creation, or from its admission by a queue, until all its pods run: the nodes are given
-               back, the next attempt is counted
+    startup    from the Job's creation, or from its admission by a queue, until all its pods run: the nodes are
+               released, the next attempt is counted
     active     from `startTime` (the start, or the last resuming): the job has failed
-    silence    node 0's agent answered before and does not for `stall` and a margin: its node hangs
+    silence    node 0's agent answered before and does not for `stall` and a margin, others answer, and Kubernetes says
+               that its node is silent, or that its agent stopped answering the readiness probe: it hangs
     ttl        from `completionTime`: the FineTuneJob itself is deleted
 
-A stall that an agent can see is its own to tell (agent.watch); silence is the backstop for a node that froze.
-Suspending and queueing end all of them; resuming begins anew.
+A stall that an agent can see is reported by the agent (agent.watch); silence is the backstop for a node that froze. It
+is counted in requests (see agent_contact), and as long as the pod's kubelet reports, that counts for more.
+Suspending and queueing end all of them; resuming starts them again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from finetune_api import durations
@@ -20,15 +23,17 @@ from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase
 from finetune_operator.decision import Decision
-from finetune_operator.observe import Observed
-from finetune_operator.status import clip, failure_of, terminal
-from finetune_operator.views import parse_time
-
-from .failure import end, judge
-from .waiting import PASSING
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.status import clip, failure_of, terminal
+from finetune_operator.state.views import parse_time
+from finetune_operator.transitions.blocked import PASSING
+from finetune_operator.transitions.restart import end, restart_or_end
 
 MARGIN = timedelta(minutes=5)
-"""Beyond `deadlines.stall`, in which an agent would have told of a hang by itself."""
+"""Beyond `deadlines.stall`, in which an agent would have reported a hang by itself."""
+
+LATER = 300.0
+"""Seconds until a deadline that is over and that nothing came of is looked at again."""
 
 
 def overdue(seen: Observed, now: datetime) -> Decision | None:
@@ -54,24 +59,29 @@ def not_started(seen: Observed, now: datetime) -> Decision | None:
     if told is not None and told.attempt == seen.attempt and told.reason in PASSING:
         said = {"message": clip(f"{message}: {told.reason}: {told.message}"), "hint": told.hint, "node": told.node}
         failure = failure.model_copy(update=said)
-    return judge(seen, seen.spec, failure, now)
+    return restart_or_end(seen, seen.spec, failure, now)
 
 
 def silent(seen: Observed, now: datetime) -> Decision | None:
-    """Nobody has heard of node 0 for so long that it cannot be at work."""
-    at = _silent_until(seen, seen.status)
-    if seen.spec is None or seen.heard is None or at is None or at > now or seen.deaf:
+    """Node 0 has not answered for so long that it cannot be at work, and there is a second witness: Kubernetes reports
+    that its node is silent, or that its agent does not answer the kubelet either."""
+    if seen.spec is None or seen.heard is None or seen.status.phase is not Phase.Running:
         return None
     first = next((pod for pod in seen.gang if pod.index == 0), None)
-    minutes = (now - seen.heard).total_seconds() / 60
-    message = f"node 0 has not answered for {minutes:.0f} minutes"
+    patience = durations.seconds(seen.spec.deadlines.stall) + MARGIN.total_seconds()
+    if seen.silence < patience or first is None or first.ready or not (first.unreachable or first.mute):
+        return None
+    witness = (
+        "neither does the node of its pod" if first.unreachable else "its agent does not answer the kubelet either"
+    )
+    message = f"node 0 has not answered for {seen.silence / 60:.0f} minutes, and {witness}"
     failure = _failure(seen, Reason.NoProgress, message, now)
-    return judge(seen, seen.spec, failure.model_copy(update={"node": first.node if first else None}), now)
+    return restart_or_end(seen, seen.spec, failure.model_copy(update={"node": first.node or None}), now)
 
 
 def expired(seen: Observed, now: datetime) -> Decision | None:
     """`ttlAfterFinished` is over."""
-    at = _kept_until(seen.spec, seen.status)
+    at = _kept_until(seen, seen.status)
     if at is None or at > now:
         return None
     return Decision(status=seen.status, expired=True)
@@ -82,16 +92,14 @@ def wake(seen: Observed, status: FineTuneJobStatus, now: datetime) -> float | No
     times = [at for at in _deadlines(seen, status) if at is not None]
     if not times:
         return None
-    seconds = (min(times) - now).total_seconds()
-    return seconds if seconds > 0 else MARGIN.total_seconds()
+    return max(0.0, (min(times) - now).total_seconds()) or LATER
 
 
 def _deadlines(seen: Observed, status: FineTuneJobStatus) -> Iterator[datetime | None]:
-    yield _kept_until(seen.spec, status)
+    yield _kept_until(seen, status)
     if seen.spec is not None:
         yield _active_until(seen.spec, status)
     yield _startup_until(seen, status)
-    yield _silent_until(seen, status)
 
 
 def _active_until(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> datetime | None:
@@ -107,20 +115,17 @@ def _startup_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None
         return None
     if sum(pod.phase in ("Running", "Succeeded") for pod in seen.gang) >= child.nodes:
         return None
-    return _after(child.wanted_since, seen.spec.deadlines.startup)
+    since = (child.wanted_since, parse_time(status.start_time))  # the later: it may have been held and let go since
+    return _after(max((at for at in since if at), default=None), seen.spec.deadlines.startup)
 
 
-def _silent_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
-    if seen.spec is None or seen.heard is None or status.phase is not Phase.Running:
+def _kept_until(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
+    ttl = seen.spec.ttl_after_finished if seen.spec is not None else seen.job.ttl_after_finished
+    if ttl is None or not terminal(status):
         return None
-    at = _after(seen.heard, seen.spec.deadlines.stall)
-    return at + MARGIN if at else None
-
-
-def _kept_until(spec: FineTuneJobSpec | None, status: FineTuneJobStatus) -> datetime | None:
-    if spec is None or spec.ttl_after_finished is None or not terminal(status):
-        return None
-    return _after(parse_time(status.completion_time), spec.ttl_after_finished)
+    with suppress(ValueError, OverflowError):  # of a version that took any number
+        return _after(parse_time(status.completion_time), ttl)
+    return None
 
 
 def _after(since: datetime | None, duration: str) -> datetime | None:

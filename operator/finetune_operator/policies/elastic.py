@@ -1,16 +1,16 @@
 """How many pods an attempt has, for a job with `nodes: {min, max}`. Within an attempt the number is fixed.
 
     at first, and resuming   max
-    short of nodes           as many as have one, at least min: when the others had `deadlines.startup` to find theirs,
+    short of nodes           as many as have one, at least min: after the others had `deadlines.startup` to find one,
                              or a minute in an attempt that follows another
-    after a failure          as many as before, and for how many more there is place by then
+    after a failure          as many as before, and as many more as a capacity check has found nodes for
     place for more           so many more, after a checkpoint
-    admitted in part         as many as its queue has place for: the attempt's pods were told another number
+    admitted in part         as many as its queue admitted: the plan of the attempt's pods says another number
 
-Whether there is place only the scheduler knows, so it is asked: by a Job of idle pods like the missing ones (a probe),
+Only the scheduler knows whether there is capacity, so it is asked: by a Job of idle pods like the missing ones,
 which wait until they get a node. That takes no polling and no right to look at nodes. The probe is made when the
 attempt has run for a while, twice as long after each time that the number went down and up, and goes when it has its
-answer or nobody needs it any more. Changes of size are free (`restarts.resized`).
+answer or is not needed any more. Changes of size are free (`restarts.resized`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from datetime import UTC, datetime, timedelta
 
 from finetune_api import durations, names
 from finetune_api.failures import Reason
-from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase, Restarts
 from finetune_operator.decision import Create, Decision, Event
+from finetune_operator.kube.resources import JOBS
 from finetune_operator.objects import probe_job
-from finetune_operator.observe import Observed
-from finetune_operator.resources import JOBS
-from finetune_operator.status import Stamp, change, condition, find
-from finetune_operator.views import ChildJob, parse_time
-
-from .waiting import PASSING
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.status import Stamp, change, condition, find
+from finetune_operator.state.views import ChildJob, parse_time
+from finetune_operator.transitions.blocked import PASSING
+from finetune_operator.transitions.size import KEPT, places_found, size_after
 
 SHORT = 60.0
 """Seconds that an attempt which follows another waits for more nodes than it has found."""
@@ -36,23 +35,11 @@ SHORT = 60.0
 SETTLE = timedelta(seconds=10)
 """Places that are found within so long of each other are taken together."""
 
-KEPT = timedelta(seconds=180)
-"""For how long an idle pod keeps its place."""
 
 EVER = datetime.min.replace(tzinfo=UTC)
 
 LONGEST = 3600.0
 """Seconds between two times that an attempt may grow, at most."""
-
-
-def size(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
-    """Pods of the attempt whose number is in the status."""
-    return min(max(status.nodes or spec.max_nodes, spec.min_nodes), spec.max_nodes)
-
-
-def size_after(seen: Observed, spec: FineTuneJobSpec, now: datetime) -> int:
-    """Pods of the attempt that follows the present one."""
-    return min(size(spec, seen.status) + len(_places(seen, now)), spec.max_nodes)
 
 
 def short(seen: Observed, now: datetime) -> Decision | None:
@@ -61,9 +48,9 @@ def short(seen: Observed, now: datetime) -> Decision | None:
     if child is None or at is None or at > now:
         return None
     placed = _placed(seen)
-    words = next((pod.unschedulable for pod in seen.gang if pod.unschedulable), "") or seen.refusal
+    words = next((pod.unschedulable for pod in seen.gang if pod.unschedulable), "") or seen.pods_refused
     message = (
-        f"Attempt {seen.attempt} found nodes for {placed} of {child.nodes} pods; attempt {seen.attempt + 1} follows "
+        f"Attempt {seen.attempt} found nodes for {placed} of {child.nodes} pods; attempt {seen.attempt + 1} restarts "
         f"with {placed}{f' (the scheduler: {words})' if words else ''}"
     )
     return _resize(seen, placed, Reason.ScaledDown, message, now)
@@ -77,7 +64,8 @@ def admitted_in_part(seen: Observed, now: datetime) -> Decision | None:
     if child.suspended or child.deleting or child.failing or child.finished:
         return None
     message = (
-        f"The queue {child.queue} has place for {child.nodes} of {nodes} pods; attempt {seen.attempt + 1} asks for them"
+        f"The queue {child.queue} has capacity for {child.nodes} of {nodes} pods; attempt {seen.attempt + 1} "
+        "requests as many"
     )
     return _resize(seen, child.nodes, Reason.ScaledDown, message, now)
 
@@ -85,9 +73,9 @@ def admitted_in_part(seen: Observed, now: datetime) -> Decision | None:
 def grown(seen: Observed, now: datetime) -> Decision | None:
     """Nodes for more pods have been found."""
     child, spec = seen.child, seen.spec
-    if spec is None or child is None or seen.status.phase is not Phase.Running:
+    if spec is None or child is None or seen.status.phase is not Phase.Running or seen.violations:
         return None
-    places = _places(seen, now)
+    places = places_found(seen, now)
     if not places:
         return None
     nodes = size_after(seen, spec, now)
@@ -97,8 +85,8 @@ def grown(seen: Observed, now: datetime) -> Decision | None:
     if nodes < spec.max_nodes and wait > 0:
         return None
     message = (
-        f"There is place for {nodes - child.nodes} more pods; attempt {seen.attempt + 1} follows with {nodes} from a "
-        "checkpoint"
+        f"Capacity for {nodes - child.nodes} more pods found; attempt {seen.attempt + 1} restarts with {nodes} "
+        "from the last checkpoint"
     )
     return _resize(seen, nodes, Reason.ScaledUp, message, now)
 
@@ -127,7 +115,7 @@ def probed(seen: Observed, decision: Decision, now: datetime) -> Decision:
 
 def wake(seen: Observed, status: FineTuneJobStatus, now: datetime) -> float | None:
     """Seconds until the number of pods may have to change, for a job whose status is about to be this."""
-    places = _places(seen, now)
+    places = places_found(seen, now)
     settled = max(places) + SETTLE if places else None
     ends = min((_stale_at(probe, seen) for probe in seen.probes if _over(probe)), default=None)
     times = (_short_at(seen, status), None if seen.probes else _probe_at(seen, status), settled, ends)
@@ -161,7 +149,7 @@ def _placed(seen: Observed) -> int:
 
 
 def _short_at(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
-    """When the pods that have a node go on without the others; None while that cannot be said."""
+    """When the pods that have a node continue without the others; None while that is unknown."""
     spec, child = seen.spec, seen.child
     starting = status.phase in (Phase.Pending, Phase.Starting, Phase.Restarting)
     if spec is None or not starting or child is None or child.deleting or child.attempt != status.attempt:
@@ -192,8 +180,8 @@ def _probe_at(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
     runs = find(status, "Running")
     if not _missing(seen, status) or runs is None or runs.status != "True":
         return None
-    if seen.spec is None or seen.spec.queue_name:
-        return None  # its queue decides who gets what is free
+    if seen.spec is None or seen.spec.queue_name or seen.violations:
+        return None  # its queue decides who gets what is free; the admin's policy holds the attempt that would follow
     progress = seen.report.progress if seen.report else status.progress
     pause = seen.defaults.grow_after
     if progress is not None and progress.eta_seconds is not None and progress.eta_seconds < pause:
@@ -202,13 +190,6 @@ def _probe_at(seen: Observed, status: FineTuneJobStatus) -> datetime | None:
     since = max((at for at in (parse_time(runs.last_transition_time), seen.probe_refused) if at), default=None)
     pause = min(pause * 2.0 ** min(max(times - 1, 0) // 2, 16), max(LONGEST, pause))
     return since + timedelta(seconds=pause) if since else None
-
-
-def _places(seen: Observed, now: datetime) -> list[datetime]:
-    """When pods of the present attempt's probe got a node, each. A place that is not kept any more is none."""
-    own = names.probe_of(seen.job.uid, seen.attempt)
-    found = (pod.scheduled for pod in seen.probe_pods if pod.probe == own and not pod.deleting)
-    return [at for at in found if at is not None and now - at < KEPT]
 
 
 def _over(probe: ChildJob) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_api.failures import LastWords, Reason
-from finetune_api.status import Evaluation, Phase, Progress
+from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.status import Phase, Progress
 from finetune_operator.decision import Decision, Event
-from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, condition, finite, rfc3339, settled, sound, terminal
-
-NEWS_SECONDS = 2.0
-"""How long the Job's end waits for the pod's, when the two watches are not at one point."""
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.pod_reports import below
+from finetune_operator.state.status import Stamp, change, condition, finite, rfc3339, settled, sound, terminal
+from finetune_operator.transitions.results import guarded, measured, output_of
 
 
 def already(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
@@ -20,24 +19,24 @@ def already(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
 
 
 def succeeded(seen: Observed, now: datetime) -> Decision | None:
-    child = seen.child
-    if child is None:
+    """By its Job, or by the trainers of all its pods; also where the cluster has cleaned up since."""
+    child, pods = seen.child or seen.ended_job, (*seen.gang, *seen.gone)
+    done = {pod.index for pod in pods if pod.done}
+    nodes = child.nodes if child else seen.status.nodes
+    if not (child and child.complete) and not (nodes and len(done) >= nodes):
         return None
-    done = {pod.index for pod in seen.gang if pod.phase == "Succeeded"}
-    if not child.complete and len(done) < child.nodes:
-        return None
-    first = next((pod for pod in seen.gang if pod.index == 0), None)
-    if first is not None and first.unfinished and not first.deleting:
-        return Decision(status=seen.status, look_again_in=NEWS_SECONDS)
-    words = first.ended.words if first and first.ended else None
-    return _finished(seen, words or LastWords(), now)
+    words = next((pod.ended.words for pod in pods if pod.index == 0 and pod.done and pod.ended), None)
+    return _finished(seen, words or TerminationMessage(), now)
 
 
-def _finished(seen: Observed, words: LastWords, now: datetime) -> Decision:
-    """Results from node 0's last words; what these lack, from its last progress report."""
+def _finished(seen: Observed, words: TerminationMessage, now: datetime) -> Decision:
+    """Results from node 0's termination message; what it lacks, from its last progress report."""
     status, report = seen.status, seen.report
-    artifact = words.artifact or (report.artifact if report else None) or status.artifact
-    where = f"the artifact is at {artifact.uri}" if artifact else "node 0 left no word about the artifact"
+    told = words.artifact or (report.artifact if report else None)
+    artifact = told if below(told, output_of(seen)) else status.artifact
+    where = f"the artifact is at {artifact.uri}" if artifact else "node 0 reported no artifact"
+    if told is not None and artifact is not told:
+        where = f"node 0 reported an artifact outside output.uri, which is ignored: {told.uri}"
     if seen.spec is not None and seen.spec.command is not None:
         where = "its command ended with status 0 in every process"
     message = f"Attempt {seen.attempt} succeeded; {where}"
@@ -47,30 +46,21 @@ def _finished(seen: Observed, words: LastWords, now: datetime) -> Decision:
         completion_time=rfc3339(now),
         progress=_final(finite(report.progress) if report else status.progress, words),
         plan=sound(words.plan) or (sound(report.plan) if report else None) or status.plan,
-        evaluation=_fuller(sound(words.evaluation), sound(report.evaluation) if report else None, status.evaluation),
+        evaluation=measured(seen, words),
         artifact=artifact,
     )
     stamp = Stamp(seen.job.generation, now)
     status = condition(
         status, "Running", true=False, reason=Reason.Finished, message="All pods have ended", stamp=stamp
     )
-    status = settled(status, stamp)
+    status = guarded(seen, settled(status, stamp), stamp)
     status = condition(status, "Complete", true=True, reason=Reason.Succeeded, message=message, stamp=stamp)
     return Decision(status=status, events=(Event(Reason.Succeeded, message),))
 
 
-def _final(progress: Progress | None, words: LastWords) -> Progress | None:
+def _final(progress: Progress | None, words: TerminationMessage) -> Progress | None:
     """The last progress, at its end. A run that stopped early did fewer steps, and is done all the same."""
     if progress is None and words.step is None:
         return None
     known = progress or Progress()
     return known.model_copy(update={"step": words.step or known.step, "percent": 100, "eta_seconds": 0})
-
-
-def _fuller(*told: Evaluation | None) -> Evaluation | None:
-    """The first that there is, with the slices of the first that has some: a long message is cut there."""
-    given = [evaluation for evaluation in told if evaluation is not None]
-    if not given:
-        return None
-    slices = next((evaluation.slices for evaluation in given if evaluation.slices), ())
-    return given[0].model_copy(update={"slices": slices})

@@ -8,14 +8,16 @@ from finetune_api.failures import Reason
 from finetune_api.plan import ProgressReport
 from finetune_api.status import FineTuneJobStatus, Phase, Progress
 from finetune_operator.decision import Decision
-from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, condition, finite, rfc3339, sound
-from finetune_operator.views import parse_time
-
-from .waiting import relieved, waits
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.status import Stamp, change, condition, finite, is_true, rfc3339, sound
+from finetune_operator.state.views import parse_time
+from finetune_operator.transitions.blocked import wait_for_gang, without_blocker
 
 SETTLED = timedelta(seconds=5)
 """Pods that are scheduled for so long and do not run yet are worth a write: `Starting`."""
+
+MUTE = 300.0
+"""Seconds of silence (see agent_contact) that are worth a word."""
 
 PROGRESS_INTERVAL = 15.0
 """Seconds between two writes of progress, at least."""
@@ -27,15 +29,18 @@ def running(seen: Observed, now: datetime) -> Decision | None:
         return None
     up = sum(pod.phase in ("Running", "Succeeded") for pod in seen.gang)
     if seen.status.phase is Phase.Running or up >= child.nodes:
-        return _with_progress(_running(seen, child.nodes, now), seen.report, now)
+        status = _readable(_running(seen, child.nodes, now), seen, now)
+        return _with_progress(status, seen.report, now)
     return _starting(seen, child.nodes, now)
 
 
 def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
-    status = change(relieved(seen, now), phase=Phase.Running)
+    status = change(without_blocker(seen, now), phase=Phase.Running)
     pods = "the pod runs" if nodes == 1 else f"all {nodes} pods run"
     if seen.spec is not None and nodes < seen.spec.max_nodes:
         pods += f" ({seen.spec.max_nodes} are wanted)"
+    if seen.silence >= MUTE:
+        pods += "; the agent of node 0 does not answer the operator, so its progress is unknown"
     return condition(
         status,
         "Running",
@@ -46,9 +51,25 @@ def _running(seen: Observed, nodes: int, now: datetime) -> FineTuneJobStatus:
     )
 
 
+def _readable(status: FineTuneJobStatus, seen: Observed, now: datetime) -> FineTuneJobStatus:
+    """Says that node 0 answers with something other than a report, until one was read."""
+    stamp = Stamp(seen.job.generation, now)
+    if seen.unreadable:
+        reason = Reason.ProgressUnreadable
+        message = (
+            f"Node 0 of attempt {seen.attempt} answers /progress with something other than a progress report: "
+            f"{seen.unreadable}. The run continues, and its results are read when it ends"
+        )
+        return condition(status, "ProgressUnreadable", true=True, reason=reason, message=message, stamp=stamp)
+    if seen.report is None or not is_true(status, "ProgressUnreadable"):
+        return status
+    message = f"Node 0 of attempt {seen.attempt} reports its progress"
+    return condition(status, "ProgressUnreadable", true=False, reason=Reason.GangRunning, message=message, stamp=stamp)
+
+
 def _starting(seen: Observed, nodes: int, now: datetime) -> Decision:
     """Pending → Starting, once all pods have had a node for a moment. A restart keeps its name until it runs."""
-    waiting = waits(seen, now)
+    waiting = wait_for_gang(seen, now)
     status = waiting.status
     scheduled = [pod.scheduled for pod in seen.gang if pod.scheduled is not None]
     if status.phase in (Phase.Restarting, Phase.Starting) or len(scheduled) < nodes:
@@ -60,12 +81,12 @@ def _starting(seen: Observed, nodes: int, now: datetime) -> Decision:
 
 
 def _with_progress(status: FineTuneJobStatus, report: ProgressReport | None, now: datetime) -> Decision:
-    """The report, if it tells something new and the last write is not too recent."""
+    """The report, if it has something new and the last write is not too recent."""
     if report is None or not _news(status, report):
         return Decision(status=status)
     last = parse_time(status.progress.last_update_time) if status.progress else None
     wait = PROGRESS_INTERVAL - (now - last).total_seconds() if last else 0.0
-    if wait > 0:
+    if 0 < wait <= PROGRESS_INTERVAL:  # more: it was written by a clock that was wrong
         return Decision(status=status, look_again_in=wait)
     status = change(
         status,

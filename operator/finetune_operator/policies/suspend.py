@@ -1,7 +1,7 @@
-"""`spec.suspend: true`: the pods checkpoint and end, the nodes are given back, the status stays.
+"""`spec.suspend: true`: the pods checkpoint and end, the nodes are released, the status stays.
 
 The Job goes in the foreground: it is there as long as a pod of it is. Resuming is a new attempt (see start). A job that
-was suspended, changed and resumed before anybody looked is suspended and resumed all the same: its pods are those of
+was suspended, changed and resumed unnoticed is suspended and resumed all the same: its pods are those of
 another manifest.
 """
 
@@ -12,10 +12,9 @@ from datetime import datetime
 from finetune_api.failures import Reason
 from finetune_api.status import Phase
 from finetune_operator.decision import Decision, Event
-from finetune_operator.observe import Observed
-from finetune_operator.status import Stamp, change, condition
-
-from .queueing import left
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.status import Stamp, change, condition
+from finetune_operator.transitions.queue import left_queue
 
 
 def suspended(seen: Observed, now: datetime) -> Decision | None:
@@ -27,7 +26,7 @@ def suspended(seen: Observed, now: datetime) -> Decision | None:
     message = f"Attempt {seen.attempt} stops after a checkpoint" if seen.attempt else "Not started"
     stamp, reason = Stamp(seen.job.generation, now), Reason.Suspended
     status = change(seen.status, phase=Phase.Suspended, start_time=None)
-    status = left(status, reason=reason, message=message, stamp=stamp)
+    status = left_queue(status, reason=reason, message=message, stamp=stamp)
     status = condition(status, "Suspended", true=True, reason=reason, message=message, stamp=stamp)
     status = condition(status, "Running", true=False, reason=reason, message=message, stamp=stamp)
     again = None if seen.job.suspended else 0.0
@@ -36,6 +35,8 @@ def suspended(seen: Observed, now: datetime) -> Decision | None:
 
 def _missed(seen: Observed) -> bool:
     child = seen.child
-    if child is None or child.deleting or not child.pods_digest:
-        return False
-    return child.pods_digest != seen.job.pods_digest
+    if child is None or child.deleting or seen.unknown:
+        return False  # a version that knows other fields has another digest
+    if child.pods_digest:
+        return child.pods_digest != seen.job.pods_digest
+    return child.pods_digest_ordered not in ("", seen.job.pods_digest_ordered)

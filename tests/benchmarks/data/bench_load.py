@@ -6,6 +6,7 @@ what it had after its imports, without mapped files, which the kernel takes back
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -23,11 +24,16 @@ FORMS = ("jsonl", "jsonl.gz", "parquet", "four parquet files")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--load"]:
-        print(json.dumps(load(sys.argv[2], Path(sys.argv[3]))))
+    parser = argparse.ArgumentParser(description="Loads and encodes large files of every format.")
+    parser.add_argument("megabytes", nargs="?", type=int, default=200, help="size of each file (default 200)")
+    parser.add_argument("forms", nargs="*", help=f"of {', '.join(FORMS)} (default: all)")
+    parser.add_argument("--load", nargs=2, metavar=("URI", "FOLDER"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.load:
+        uri, cache = chosen.load
+        print(json.dumps(load(uri, Path(cache))))
         return
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    forms = sys.argv[2:] or FORMS
+    megabytes, forms = chosen.megabytes, chosen.forms or FORMS
     print(f"{megabytes} MB of prompts and completions, tokens as SmolLM2's")
     print("| files | rows | tokens | seconds | CPU seconds | peak memory beyond imports |")
     print("|---|---:|---:|---:|---:|---:|")

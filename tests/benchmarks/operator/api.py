@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from finetune_operator.connection import connect
+from finetune_operator.kube.connection import connect
 from tests.cluster.rig import Rig
 
 Raw = dict[str, Any]

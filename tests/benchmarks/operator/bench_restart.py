@@ -23,7 +23,7 @@ from tests.cluster.jobs import Json, Place, example, rank_of
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import build, lifecycle
 from tests.cluster.rig.state import Paths
-from tests.tiny import tiny_corpus, tiny_model
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 from .api import Api, Raw
 

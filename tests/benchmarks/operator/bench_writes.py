@@ -29,8 +29,9 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.decision import Event
 from finetune_operator.events import event_object
 from finetune_operator.objects import attempt_job, service
-from finetune_operator.observe import Defaults
-from finetune_operator.views import JobView, view_job
+from finetune_operator.state.observe import Defaults
+from finetune_operator.state.parsing import view_job
+from finetune_operator.state.views import JobView
 from tests.cluster.rig import Rig, build, lifecycle
 from tests.cluster.rig.state import Paths
 
@@ -67,7 +68,7 @@ def statuses() -> Iterator[Raw]:
     started = condition("Running", "False", "GangCreated", "Attempt 1 with 2 pods starts")
     running = condition("Running", "True", "GangRunning", "Attempt 1: all 2 pods run")
     finished = condition("Running", "False", "Finished", "All pods have ended")
-    message = "Attempt 1 succeeded; node 0 left no word about the artifact"
+    message = "Attempt 1 succeeded; node 0 reported no artifact"
     first = {"phase": "Pending", "observedGeneration": 1, "attempt": 1, "nodes": 2, "startTime": NOW}
     first |= {"restarts": {"counted": 0, "free": 0}, "conditions": [started]}
     second = {**first, "phase": "Running", "conditions": [running]}
@@ -363,7 +364,7 @@ def _renamed(body: Raw, name: str) -> Raw:
 
 
 def _event(view: JobView, name: str) -> Raw:
-    event = Event(Reason.Succeeded, "Attempt 1 succeeded; node 0 left no word about the artifact")
+    event = Event(Reason.Succeeded, "Attempt 1 succeeded; node 0 reported no artifact")
     return _renamed(event_object(view, event, attempt=1, now=datetime.now(UTC)), name)
 
 

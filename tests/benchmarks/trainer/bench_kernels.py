@@ -9,18 +9,20 @@ Without a GPU there is nothing to measure, and it says so.
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import torch
 
 from finetune_trainer.data.pack import plan
-from finetune_trainer.kernels import attention, loss, proof, race
-from finetune_trainer.train.kernels import machine
+from finetune_trainer.kernels import attention, correctness, loss, timing
+from finetune_trainer.train.kernel_selection import machine
 from finetune_trainer.train.loss import trained_cross_entropy
 
 SHAPES = {
-    "Llama-3.2-1B": (proof.Heads(32, 8, 64), 2048, 128256),
-    "Llama-3.1-8B": (proof.Heads(32, 8, 128), 4096, 128256),
-    "Qwen3-8B": (proof.Heads(32, 8, 128), 4096, 151936),
+    "Llama-3.2-1B": (correctness.Heads(32, 8, 64), 2048, 128256),
+    "Llama-3.1-8B": (correctness.Heads(32, 8, 128), 4096, 128256),
+    "Qwen3-8B": (correctness.Heads(32, 8, 128), 4096, 151936),
 }
 DTYPE = torch.bfloat16
 
@@ -35,24 +37,25 @@ def positions() -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Proves and races every kernel that training.kernels offers.").parse_args()
     if not torch.cuda.is_available():
         print("no GPU here: nothing to measure")
         return
     device = torch.device("cuda", 0)
-    here, seconds, rows = machine(device), race.clock(device), positions()
+    here, seconds, rows = machine(device), timing.clock(device), positions()
     print(f"{torch.cuda.get_device_name(device)}, capability {here.capability}, {dict(here.installed)}")
     for model, (heads, dim, vocabulary) in SHAPES.items():
         for name, kernel in attention.KERNELS.items():
-            fault = proof.attention_fault(kernel, heads, dtype=DTYPE, device=device)
-            ratio = None if fault else race.attention_ratio(
+            fault = correctness.attention_fault(kernel, heads, dtype=DTYPE, device=device)
+            ratio = None if fault else timing.attention_ratio(
                 kernel, heads, rows, dtype=DTYPE, device=device, seconds=seconds
             )  # fmt: skip
             print(f"{model}: attention by {name}: {fault or f'right, {ratio:.2f} of the time of sdpa under a mask'}")
         for name, summed in loss.KERNELS.items():
-            fault = proof.loss_fault(
+            fault = correctness.loss_fault(
                 summed, dim=dim, vocabulary=vocabulary, trains_head=False, dtype=DTYPE, stored=DTYPE, device=device
             )
-            ratio = None if fault else race.loss_ratio(
+            ratio = None if fault else timing.loss_ratio(
                 summed, trained_cross_entropy, tokens=rows.size, dim=dim, vocabulary=vocabulary, trains_head=False,
                 dtype=DTYPE, stored=DTYPE, device=device, seconds=seconds,
             )  # fmt: skip

@@ -142,7 +142,7 @@ def _measure(side: str, model: Path, steps: int, scratch: Path) -> dict[str, Any
     trainer, attached = trainer_over(model, method, rows, steps=steps, batch=ROWS, folder=scratch)
     network, started = trainer.model.network, time.process_time()
     if side.endswith("-compiled"):
-        from finetune_trainer.train.compiled import compile_blocks
+        from finetune_trainer.train.compilation import compile_blocks
 
         cache = scratch.parent if scratch.name.isdigit() else scratch
         compile_blocks(network, lowest=attached.lowest_layer, cache=cache, device=trainer.model.device)

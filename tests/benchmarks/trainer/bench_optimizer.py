@@ -96,7 +96,7 @@ def _measure(method: str, optimizer: str, file: Path, steps: int) -> dict[str, A
         held_out = corpus_of(list(rows[:HELD_OUT].astype(np.int32)), flags, [LENGTH] * HELD_OUT)
         return {
             "losses": [round(point.loss or 0.0, 4) for point in state.curve],
-            "held out": round(trainer.measure(held_out).loss, 4),
+            "held out": round(trainer.measure(held_out).scores.loss, 4),
             "CPU s a step": round(spent / steps, 2),
             "of it the update": round(min(updates), 3),
             "peak MB": round(peak_megabytes()),

@@ -30,8 +30,8 @@ def main() -> int:
     from finetune_api.methods import Lora, Method
     from finetune_api.plan import JobIdentity
     from finetune_trainer.store.checkpoints import CheckpointStore
-    from finetune_trainer.store.folder import open_folder
-    from finetune_trainer.train.keeper import Keeper
+    from finetune_trainer.store.opening import open_folder
+    from finetune_trainer.train.checkpointer import Checkpointer
     from finetune_trainer.train.state import State
 
     torch.set_num_threads(1)
@@ -43,16 +43,16 @@ def main() -> int:
         trainer, _ = trainer_over(model, method, rows, steps=1, batch=4, folder=folder)
         output = open_folder(f"file://{folder}/output", prefix="")
         store = CheckpointStore(output, JobIdentity(namespace="bench", name="save", uid="0"))
-        keeper = Keeper(strategy=trainer.strategy, store=store, keep=1, every_steps=1, every_seconds=None)
+        checkpointer = Checkpointer(strategy=trainer.strategy, store=store, keep=1, every_steps=1, every_seconds=None)
         clock, cpu = [], []
         for step in range(1, options.saves + 1):
             trainer.weights.step(1e-3, divisor=1.0, max_norm=1.0)
-            keeper.wait()
+            checkpointer.wait()
             started, busy = time.perf_counter(), time.thread_time()
-            keeper.save(State(step=step), trainer.weights)
+            checkpointer.save(State(step=step), trainer.weights)
             clock.append(time.perf_counter() - started)
             cpu.append(time.thread_time() - busy)
-        keeper.wait()
+        checkpointer.wait()
         own = sum(tensor.nbytes for tensor in trainer.weights.tensors().values())
         stored = sum(file.stat().st_size for file in (folder / "output").rglob("*") if file.is_file())
     print(

@@ -59,8 +59,8 @@ def _rank(rank: int, ranks: int, port: int, folder: str, saves: int) -> None:
     from finetune_trainer.parallel.ddp import Ddp
     from finetune_trainer.parallel.fsdp import Fsdp
     from finetune_trainer.store.checkpoints import CheckpointStore
-    from finetune_trainer.store.folder import open_folder
-    from finetune_trainer.train.keeper import Keeper
+    from finetune_trainer.store.opening import open_folder
+    from finetune_trainer.train.checkpointer import Checkpointer
     from finetune_trainer.train.model import load_network
     from finetune_trainer.train.state import State
 
@@ -75,15 +75,15 @@ def _rank(rank: int, ranks: int, port: int, folder: str, saves: int) -> None:
     store = CheckpointStore(
         open_folder(f"file://{folder}/output", prefix=""), JobIdentity(namespace="b", name="s", uid="0")
     )
-    keeper = Keeper(strategy=strategy, store=store, keep=1, every_steps=1, every_seconds=None)
+    checkpointer = Checkpointer(strategy=strategy, store=store, keep=1, every_steps=1, every_seconds=None)
     told: dict[str, Any] = {"blocked": [], "saved": []}
     for step in range(1, saves + 1):
         weights.step(1e-4, divisor=1.0, max_norm=1.0)
         strategy.barrier()
         started = time.perf_counter()
-        keeper.save(State(step=step), weights)
+        checkpointer.save(State(step=step), weights)
         told["blocked"].append(time.perf_counter() - started)
-        keeper.wait()
+        checkpointer.wait()
         strategy.barrier()
         told["saved"].append(time.perf_counter() - started)
     told = {what: min(seconds) for what, seconds in told.items()}

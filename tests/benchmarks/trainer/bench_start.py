@@ -63,14 +63,14 @@ def _in_a_process(side: str, model: Path) -> dict[str, float]:
 
 def _measure(side: str, model: Path, since: float) -> dict[str, float]:
     if side == "ahead":
-        from finetune_trainer.store.near import bring_near
+        from finetune_trainer.store.prefetch import prefetch_weights
 
-        bring_near(model.resolve().as_uri())
+        prefetch_weights(model.resolve().as_uri())
     import torch
 
-    from finetune_trainer.train.lean import leave_out_triton
+    from finetune_trainer.train.without_triton import disable_triton
 
-    leave_out_triton(torch.device("cpu"))
+    disable_triton(torch.device("cpu"))
     sys.path.insert(0, str(Path(__file__).parent))
     from build import trainer_over
 

@@ -48,10 +48,11 @@ def trainer_over(
     from finetune_trainer.parallel.single import Single
     from finetune_trainer.rundir import RunDir
     from finetune_trainer.store.checkpoints import CheckpointStore
-    from finetune_trainer.store.folder import open_folder
-    from finetune_trainer.train.keeper import Keeper
+    from finetune_trainer.store.opening import open_folder
+    from finetune_trainer.train.capabilities import probe
+    from finetune_trainer.train.checkpointer import Checkpointer
     from finetune_trainer.train.loop import Course, Trainer
-    from finetune_trainer.train.model import LanguageModel, load_network, probe
+    from finetune_trainer.train.model import LanguageModel, load_network
     from finetune_trainer.train.reporter import Reporter
     from finetune_trainer.transfer.evaluate import Layout
 
@@ -90,7 +91,7 @@ def trainer_over(
         validation=None,
         layout=Layout(max_tokens=batch * length, sequence_length=length, packing=True, pad_id=0),
         strategy=strategy,
-        keeper=Keeper(strategy=strategy, store=store, keep=1, every_steps=steps + 1, every_seconds=None),
+        checkpointer=Checkpointer(strategy=strategy, store=store, keep=1, every_steps=steps + 1, every_seconds=None),
         reporter=Reporter(RunDir(folder / "run"), plan, strategy.place),
         stop_requested=lambda: False,
     ), attached
@@ -98,13 +99,13 @@ def trainer_over(
 
 def with_kept_states(trainer: Any, attached: Any, folder: Path) -> Any:
     """The same, its frozen layers run once: now."""
-    from finetune_trainer.train.below import find_below
-    from finetune_trainer.train.frozen import Shelf, keep
+    from finetune_trainer.train.frozen_cache import StateCache, keep
+    from finetune_trainer.train.frozen_layers import find_frozen_layers
 
     model = trainer.model
-    below = find_below(model.network, attached.lowest_layer, model.device)
+    below = find_frozen_layers(model.network, attached.lowest_layer, model.device)
     trainer = replace(trainer, model=replace(model, below=below))
-    shelf = Shelf(trainer.model, trainer.layout, folder / "frozen", "weights")
+    shelf = StateCache(trainer.model, trainer.layout, folder / "frozen", "weights")
     train = keep(trainer.train, shelf, strategy=trainer.strategy, going_on=lambda: True, say=lambda text: print(text))
     return replace(trainer, train=train)
 

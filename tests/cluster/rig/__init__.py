@@ -11,18 +11,23 @@ Rooms, in the order in which a reader meets them:
     control_plane.py  etcd, kube-apiserver, kube-controller-manager on loopback; needs no root
     node.py           bridge, scheduler, containerd, kubelet, CoreDNS, kube-proxy: pods really run; needs root
     node_config.py    the files that those programs read
+    network_policy.py an enforcer of NetworkPolicies on the bridge, for tests that ask for it
     forward.py        a TCP forwarder: the API server's door for pods
     image.py          the hand-made container image
     host_trees.py     the stand-in for an image's content: the host's trees as read-only claims
     s3.py             MinIO: buckets, keys, stores
     kueue.py          a real Kueue, for Jobs that wait in queues
+    helm.py           Helm, for the chart
     prometheus.py     a real Prometheus with a given configuration
+    alertmanager.py   a real Alertmanager, and a receiver of its webhooks
     audit.py          who asked the API server for what
 
 By hand: `python -m tests.cluster.rig up [--node]`, then `status`, `down`, `wipe`, `build`. Two scopes: the control
 plane (integration tests) and the node (cluster tests); one rig serves both."""
 
+from .alertmanager import Alertmanager, Inbox, Notice
 from .build import BuildError
+from .helm import Helm
 from .host_trees import HostTree, apply_host_trees, host_trees, job_volumes, pod_volumes
 from .kueue import Kueue
 from .lifecycle import down, join, leave, status, up, wipe
@@ -34,11 +39,15 @@ from .state import NotOursError, RigError
 
 __all__ = [
     "S3",
+    "Alertmanager",
     "BuildError",
+    "Helm",
     "HostTree",
+    "Inbox",
     "Kueue",
     "Missing",
     "NotOursError",
+    "Notice",
     "Prometheus",
     "Rig",
     "RigError",

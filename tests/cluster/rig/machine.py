@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from . import build
@@ -37,6 +38,10 @@ def missing_for_kueue(paths: Paths) -> Missing:
     return missing_for_control_plane(paths) + _binaries(build.KUEUE, paths)
 
 
+def missing_for_helm(paths: Paths) -> Missing:
+    return _binaries(build.HELM, paths)
+
+
 def missing_for_monitoring(paths: Paths) -> Missing:
     return _binaries(build.MONITORING, paths)
 
@@ -60,14 +65,31 @@ def has_nft() -> bool:
     return shutil.which("nft", path=bare_environment()["PATH"]) is not None
 
 
-def install_debian_packages() -> None:
-    """For machines made to be thrown away (CI): installs what building and running need beyond Go."""
+def install_debian_packages(*, say: Callable[[str], None] = print) -> None:
+    """Installs what building and running need beyond Go, where this is Debian and we are root. Says what it does, or
+    what a person can do instead. FINETUNE_NO_APT=1 leaves the machine as it is."""
     lacking = [package for command, package in DEBIAN_PACKAGES.items() if not _present(command)]
-    if lacking and os.geteuid() == 0 and shutil.which("apt-get"):
-        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=False, env=env, stdout=subprocess.DEVNULL)
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *lacking]
-        subprocess.run(install, check=True, env=env, stdout=subprocess.DEVNULL)
+    if not lacking:
+        return
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *lacking]
+    obstacle = (
+        "FINETUNE_NO_APT=1" if os.environ.get("FINETUNE_NO_APT") == "1"
+        else "not on Debian" if not shutil.which("apt-get")
+        else "not root" if os.geteuid() != 0
+        else ""
+    )  # fmt: skip
+    if obstacle:
+        command = f"apt-get update && apt-get install -y --no-install-recommends {' '.join(lacking)}"
+        say(f"rig: tests with pods need {', '.join(lacking)} ({obstacle}, so not installed). As root: {command}")
+        return
+    say(
+        f"rig: installing {', '.join(lacking)} for tests with pods, about half a minute (FINETUNE_NO_APT=1 prevents it)"
+    )
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], install):
+        done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            say(f"rig: {' '.join(command)} failed:\n{done.stdout[-1000:]}")
 
 
 def _binaries(names: tuple[str, ...], paths: Paths) -> Missing:

@@ -103,6 +103,6 @@ def check_rules(file: Path, *, paths: Paths) -> None:
     run(paths.bin / "promtool", "check", "rules", "--lint=all", "--lint-fatal", file)
 
 
-def run_rule_tests(file: Path, *, paths: Paths) -> None:
+def run_rule_tests(*files: Path, paths: Paths) -> None:
     """Raises when a promtool unit test of rules fails."""
-    run(paths.bin / "promtool", "test", "rules", file)
+    run(paths.bin / "promtool", "test", "rules", *files)

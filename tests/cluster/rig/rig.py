@@ -164,6 +164,7 @@ class Rig:
     def start(self, component: str) -> None:
         """Starts a stopped component just as it ran before and returns when it answers."""
         self._own.start_again(component)
+        self._revive(component)
 
     @contextlib.contextmanager
     def outage(self, component: str, *, kill: bool = False) -> Iterator[None]:
@@ -180,11 +181,19 @@ class Rig:
         program = self._own.program(component)
         self.stop(component)
         self._own.start(dataclasses.replace(program, argv=(*program.argv, *flags)), wait=180)
+        self._revive(component)
         try:
             yield
         finally:
             self.stop(component)
             self._own.start(program, wait=180)
+            self._revive(component)
+
+    def _revive(self, component: str) -> None:
+        """A controller manager that starts while the API server is away for more than ten seconds gives up."""
+        manager = "controller-manager"
+        if component == "apiserver" and manager in self._own.known() and self._own.pid(manager) is None:
+            self._own.start_again(manager)
 
     def pid(self, component: str) -> int | None:
         return self._own.pid(component)

@@ -157,6 +157,15 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+def free_loopback(port: int) -> str:
+    """A loopback address on which nobody listens at the port, for a server whose port is fixed."""
+    while True:
+        address = f"127.{1 + secrets.randbelow(254)}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((address, port))
+            return address
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes a file that only its owner reads, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

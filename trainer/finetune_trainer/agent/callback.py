@@ -1,4 +1,4 @@
-"""Where a script tells how far it is: the endpoint that transformers' KubeflowCallback knows, served on loopback.
+"""Receives the progress of a script: the endpoint of transformers' KubeflowCallback, served on loopback.
 
 A Hugging Face Trainer registers that callback by itself where KUBEFLOW_TRAINER_SERVER_URL is set, so its script needs
 no change. Rank 0 posts, at most every five seconds and at both ends, with a bearer token that it reads from a file:
@@ -6,7 +6,7 @@ no change. Rank 0 posts, at most every five seconds and at both ends, with a bea
     {"trainerStatus": {"progressPercentage": 40, "estimatedRemainingSeconds": 90, "lastUpdatedTime": "2026-…",
                        "metrics": [{"name": "current_step", "value": "8"}, {"name": "loss", "value": "1.25"}, …]}}
 
-Any other program may do the same. What it tells becomes a TrainerReport, as our own trainer would write it.
+Other programs can do the same. The progress is written as a TrainerReport, like that of the built-in trainer.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ LIMIT = 64 * 1024
 """Bytes of a request."""
 
 SECONDS = 5.0
-"""For a client to send its request; the next one waits meanwhile."""
+"""Time for a client to send its request; requests are handled one at a time."""
 
 METHOD = "command"
-"""What `status.plan.method` says of a script."""
+"""Value of `status.plan.method` for a script."""
 
 _STEP = ("current_step", "global_step", "step")
 _TOTAL = ("total_steps", "max_steps")
@@ -67,16 +67,16 @@ class Message(ApiModel):
 
 
 def first_report(plan: RunPlan) -> TrainerReport:
-    """What is known of a script before it says a word."""
+    """Returns the report of a script that has not reported anything yet."""
     return TrainerReport(
         attempt=plan.attempt, phase="training", plan=ResolvedPlan(method=METHOD, world_size=plan.world_size)
     )
 
 
 def told(before: TrainerReport, status: TrainerStatus, *, at: float, stopping: bool = False) -> TrainerReport:
-    """The report with what a message adds; what it leaves out stays as it was. `at`: Unix seconds.
+    """Updates the report with a message; values that it leaves out are unchanged. `at`: Unix seconds.
 
-    `stopping`: the script was asked to stop. The callback then calls its end 100 % too, which it is not."""
+    `stopping`: the script was asked to stop. The callback then reports 100 % at the end too, which is ignored."""
     numbers = _numbers(status.metrics)
     old = before.progress
     percent = _whole(status.progress_percentage)
@@ -107,7 +107,7 @@ def told(before: TrainerReport, status: TrainerStatus, *, at: float, stopping: b
 
 
 def _numbers(metrics: tuple[Metric, ...]) -> dict[str, float]:
-    """Those that are finite numbers: the callback sends every value as text."""
+    """Returns the metrics that are finite numbers: the callback sends every value as a string."""
     found = {}
     for metric in metrics:
         try:
@@ -135,7 +135,7 @@ def _whole(value: float | None) -> int | None:
 def listening(
     plan: RunPlan, run_dir: RunDir, *, stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[dict[str, str]]:
-    """Takes messages while the block runs; yields the environment by which the ranks find the place."""
+    """Receives messages while the block runs; yields the environment variables with the address."""
     token = secrets.token_urlsafe(32)
     token_file = run_dir.path / TOKEN_FILE
     _write_private(token_file, token)
@@ -203,4 +203,4 @@ class _Post(BaseHTTPRequestHandler):
         return 200
 
     def log_message(self, format: str, *args: object) -> None:
-        """A report every few seconds is nothing that a log should hold."""
+        """Does not log requests, since there is one every few seconds."""

@@ -23,6 +23,11 @@ class Home:
 
     path: Path
 
+    @property
+    def cache(self) -> Path:
+        """Models and tokenized data, for all runs."""
+        return self.path.absolute() / "cache"
+
     def run(self, name: str) -> Path:
         return self.path / "runs" / name
 

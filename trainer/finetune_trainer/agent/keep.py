@@ -1,6 +1,6 @@
-"""The end of a failed attempt's log, and the stacks of a hang, go beside the artifact before the pod is gone.
+"""Stores the end of a failed attempt's log, and the stack traces of a hang, next to the artifact before the pod ends.
 
-Best effort, within seconds: a store that is away must not keep a failed gang's nodes busy, nor change what is told.
+Best effort, within seconds: an unreachable store must not keep the nodes busy, nor change the reported failure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune_api import names
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.plan import RunPlan
 
 PATIENCE = 10.0
@@ -21,7 +21,9 @@ _DUMP = re.compile(r"^Fatal Python error: Aborted$", re.MULTILINE)
 """Where faulthandler begins when the agent aborts a rank that hangs."""
 
 
-def keep(plan: RunPlan, words: LastWords, *, run_dir: Path, said: Sequence[str], environ: Mapping[str, str]) -> str:
+def keep(
+    plan: RunPlan, words: TerminationMessage, *, run_dir: Path, said: Sequence[str], environ: Mapping[str, str]
+) -> str:
     """What became of it, in a line for the log; empty for an attempt that did not fail by itself."""
     if words.failure_class is None or words.reason is Reason.Interrupted or plan.spec.given_output is None:
         return ""
@@ -30,31 +32,31 @@ def keep(plan: RunPlan, words: LastWords, *, run_dir: Path, said: Sequence[str],
     thread.start()
     thread.join(PATIENCE)
     if thread.is_alive():
-        problem.append(f"the store took more than {PATIENCE:.0f} s")
+        problem.append(f"the upload took more than {PATIENCE:.0f} s")
     if problem:
-        return f"the end of this log could not be kept: {problem[0]}"
-    return f"`finetune logs {plan.job.name} --attempt {plan.attempt}` shows the end of this log from now on"
+        return f"could not store the end of this log: {problem[0]}"
+    return f"`finetune logs {plan.job.name} --attempt {plan.attempt}` will show the end of this log"
 
 
 def _put(
     plan: RunPlan,
-    words: LastWords,
+    words: TerminationMessage,
     run_dir: Path,
     said: Sequence[str],
     environ: Mapping[str, str],
     problem: list[str],
 ) -> None:
-    from finetune_trainer.store import attempts
-    from finetune_trainer.store.folder import open_folder
+    from finetune_trainer.store import attempt_logs
+    from finetune_trainer.store.opening import open_folder
 
     try:
         folder = open_folder(plan.spec.output.uri, prefix=names.PREFIX_OUTPUT, environ=environ)
-        place = attempts.place(plan.job.uid, plan.attempt)
-        text = node_log(run_dir, said, limit=attempts.LOG_BYTES)
-        folder.put(f"{place}/{attempts.log_name(words.node)}", text.encode())
+        place = attempt_logs.place(plan.job.uid, plan.attempt)
+        text = node_log(run_dir, said, limit=attempt_logs.LOG_BYTES)
+        folder.put(f"{place}/{attempt_logs.log_name(words.node)}", text.encode())
         if words.reason is Reason.NoProgress:
             for rank, stacks in rank_stacks(run_dir).items():
-                folder.put(f"{place}/{attempts.stacks_name(rank)}", stacks.encode())
+                folder.put(f"{place}/{attempt_logs.stacks_name(rank)}", stacks.encode())
     except Exception as error:
         problem.append(str(error))
 

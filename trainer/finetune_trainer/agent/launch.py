@@ -1,7 +1,7 @@
 """torchrun in a process of its own: `python -m finetune_trainer.agent.launch --plan FILE --run-dir DIR --node N`.
 
-torchrun itself is used, with a static rendezvous and no restarts: the whole gang restarts by a new attempt, never a
-part of it. What is ours: each rank's output goes into `logs/<rank>.out` and `logs/<rank>.err` (global rank 0 is shown
+It uses torchrun with a static rendezvous and without restarts: all pods restart together in a new attempt. In
+addition, each rank's output goes into `logs/<rank>.out` and `logs/<rank>.err` (global rank 0 is shown
 as well), the way each rank ended goes into launch.json, and on one machine the store listens on loopback alone.
 """
 
@@ -24,19 +24,19 @@ from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.script import program
 from finetune_trainer.agent.waiting import is_loopback
 from finetune_trainer.rundir import RunDir
-from finetune_trainer.store.near import bring_near
+from finetune_trainer.store.prefetch import prefetch_weights
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.api import LogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 STARTUP_SECONDS = 30 * 60
-"""For all nodes to join: the slowest may still be pulling its image or downloading the model."""
+"""Time for all nodes to join: the slowest may still be pulling its image or downloading the model."""
 
 BEAT_SECONDS = 15
 TAIL_CHARACTERS = 3000
 TRACE_CHARACTERS = 16000
-"""Of a rank's standard error, where the cause may stand above pages of C++ frames."""
+"""Characters of a rank's standard error, in which the cause may precede pages of C++ frames."""
 SCRIPT_SHUTDOWN = 30
 """Seconds for the other ranks when a script's rank has failed, as torchrun gives them."""
 BACKEND = "finetune-static"
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     ours = [*trainer, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
     command = program(plan.spec.command) if plan.spec.command else ours
     if plan.spec.command is None:
-        bring_near(plan.spec.model.uri)  # while torch is imported, here and in the ranks
+        prefetch_weights(plan.spec.model.uri)  # while torch is imported, here and in the ranks
     launch = launch_ranks(plan, node=options.node, run_dir=RunDir(options.run_dir), command=command)
     launch.write(options.run_dir)
     return 1 if launch.ranks or launch.error else 0

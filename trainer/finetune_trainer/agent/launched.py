@@ -1,4 +1,4 @@
-"""What torchrun's process leaves behind in the run directory: how each rank of this node ended."""
+"""The result of torchrun's process in the run directory: how each rank of this node ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A FineTuneJob on one machine: every node is an agent on loopback, told the same as a pod would be.
+"""Runs a FineTuneJob on one machine: every node is an agent on loopback, with the same plan as a pod.
 
 `finetune run` is to this what a terminal is to the operator: see cli/run.py.
 """
@@ -18,16 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_api import names
-from finetune_api.failures import LastWords
+from finetune_api.failures import CLASSES, TerminationMessage
 from finetune_api.job import FineTuneJob
-from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.status import FailureClass
+from finetune_api.plan import JobIdentity, Publishes, RunPlan
 from finetune_trainer.agent import script
 from finetune_trainer.agent.home import Home
-from finetune_trainer.agent.main import LAST_WORDS_FILE
+from finetune_trainer.agent.main import TERMINATION_MESSAGE_FILE
 from finetune_trainer.agent.verdict import died
 from finetune_trainer.data.read import ENDINGS
 from finetune_trainer.planning import machine
@@ -45,6 +42,8 @@ def run_uid(job: FineTuneJob) -> str:
     """Names a run by what it trains and where to: the parts of the spec that matter, and the content of local files."""
     spec = job.spec.to_json()
     matters: dict[str, object] = {part: spec[part] for part in TRAINED if part in spec}
+    if spec.get("evaluation"):
+        matters["evaluation"] = spec["evaluation"]
     matters["output"] = job.spec.given_output.uri if job.spec.given_output else None
     if job.spec.given_output and job.spec.given_output.merged:  # a run that is done has to be done again for it
         matters["merged"] = True
@@ -63,10 +62,13 @@ def _local_files(job: FineTuneJob) -> list[Path]:
     data = job.spec.data
     sources = [s.uri for s in data.train] + [s.uri for s in data.slices]
     sources += [s.uri for s in (data.test, data.general, data.validation) if s is not None and s.uri is not None]
+    sources += [uri] if (uri := job.spec.replay_uri) else []
     return [path for uri in sources if uri.startswith("file:///") for path in local_paths(uri, endings=ENDINGS)]
 
 
-def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
+def local_plan(
+    job: FineTuneJob, *, uid: str, attempt: int, rung: str | None = None, publishes: Publishes | None = None
+) -> RunPlan:
     """The attempt's plan, on a loopback port that is free now."""
     return RunPlan(
         job=JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=uid),
@@ -77,6 +79,8 @@ def local_plan(job: FineTuneJob, *, uid: str, attempt: int) -> RunPlan:
         master_port=free_port(),
         micro_batch_tokens=job.status.micro_batch_tokens,
         skipped_step=job.status.skipped_step,
+        rung=rung,
+        publishes=publishes,
         spec=job.spec,
     )
 
@@ -88,7 +92,7 @@ def free_port() -> int:
 
 @dataclass(kw_only=True)
 class Gang:
-    """The agents of one attempt. `start`, then `poll` until it answers with last words."""
+    """The agents of one attempt. Call `start`, then `poll` until it returns a termination message."""
 
     plan: RunPlan
     home: Home
@@ -107,7 +111,7 @@ class Gang:
         folder = self.run_dir(node).path
         folder.mkdir(parents=True, exist_ok=True)
         self.run_dir(node).clear()
-        (folder / LAST_WORDS_FILE).unlink(missing_ok=True)
+        (folder / TERMINATION_MESSAGE_FILE).unlink(missing_ok=True)
         plan_file = folder / "plan.json"
         write_atomic(plan_file, json.dumps(self.plan.to_json()))
         command = [sys.executable, "-m", "finetune_trainer.cli.main", "agent", "--plan", str(plan_file)]
@@ -134,8 +138,8 @@ class Gang:
         }
         return {**defaults, **self.environ, **set_here}
 
-    def poll(self) -> LastWords | None:
-        """None while agents run; the gang's last words once all have ended. A failed agent takes the others along."""
+    def poll(self) -> TerminationMessage | None:
+        """Returns None while agents run, then one termination message for all. If one fails, the others are stopped."""
         running = [agent for agent in self.agents if agent.poll() is None]
         failed = any(agent.returncode for agent in self.agents)
         if failed and self._failed_at is None:
@@ -164,23 +168,18 @@ class Gang:
             if agent.poll() is None:
                 agent.send_signal(number)
 
-    def _words(self, node: int) -> LastWords:
+    def _words(self, node: int) -> TerminationMessage:
         code = self.agents[node].returncode
         try:
-            words = LastWords.model_validate_json((self.run_dir(node).path / LAST_WORDS_FILE).read_bytes())
-        except (OSError, ValidationError):
+            words = TerminationMessage.model_validate_json(
+                (self.run_dir(node).path / TERMINATION_MESSAGE_FILE).read_bytes()
+            ).whole()
+        except (OSError, ValueError):
             words = died(f"the agent of node {node}", code, time=now(), oom_kills=0)
         return words.model_copy(update={"node": node})
 
 
-def culprit(words: Sequence[LastWords]) -> LastWords:
-    """One ending for the gang: the earliest failure that is not about somebody else's, else node 0's success."""
-    failures = [w for w in words if w.failure_class is not None]
-    if not failures:
-        return words[0]
-
-    def blame(w: LastWords) -> tuple[int, str]:
-        later = {FailureClass.Preemption: 1, FailureClass.PeerLost: 2}
-        return (later.get(w.failure_class, 0) if w.failure_class else 3, w.time)
-
-    return min(failures, key=blame)
+def culprit(words: Sequence[TerminationMessage]) -> TerminationMessage:
+    """Selects one message for all nodes: the earliest root cause, otherwise node 0's success."""
+    failures = [(CLASSES[w.failure_class].echo, w.time, number) for number, w in enumerate(words) if w.failure_class]
+    return words[min(failures)[2] if failures else 0]

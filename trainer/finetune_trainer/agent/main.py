@@ -1,7 +1,7 @@
-"""`finetune agent`: one node's part of one attempt, from the plan to the last words.
+"""`finetune agent`: runs one node of one attempt, from the plan to the termination message.
 
-The story is `attend`. Every ending is a `LastWords`: it goes into the termination message, which the operator (or
-`finetune run`) reads, and its exit code is the process's.
+The story is `attend`. Every ending is a `TerminationMessage`: the operator (or `finetune run`) reads it, and its exit
+code is the process's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import durations, names
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.plan import RunPlan
 from finetune_trainer.agent import children, script, waiting
 from finetune_trainer.agent.callback import listening
@@ -34,9 +34,9 @@ from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 
 PREFLIGHT_FILE = "preflight.json"
-LAST_WORDS_FILE = "last-words.json"
+TERMINATION_MESSAGE_FILE = "termination-message.json"
 CULPRIT_SECONDS = 5.0
-"""A node that only lost a peer waits so long before it ends, so that the culprit's pod is seen to fail first."""
+"""Seconds that a node that only lost a peer waits before it exits, so that the pod with the cause fails first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +54,19 @@ class AgentOptions:
 
 
 def run_agent(options: AgentOptions) -> int:
-    """The whole life of the process; its exit status."""
+    """Runs the agent and returns its exit status."""
     stop = Stop()
     stop.install()
     children.adopt_orphans()
     try:
         plan = RunPlan.model_validate_json(options.plan.read_bytes())
     except (OSError, ValidationError) as error:
-        words = say(Reason.InvalidSpec, f"the plan {options.plan} cannot be read: {error}", time=now())
+        words = say(Reason.InvalidSpec, f"cannot read the plan {options.plan}: {error}", time=now())
         return _speak(words, options)
     agent = Agent(options=options, plan=plan, stop=stop)
     with ExitStack() as stack:
         words = _whatever_happens(agent, stack)
-        agent.log(_farewell(words))
+        agent.log(_farewell(words), level="info" if words.failure_class is None else "error")
         agent.keep(words)
         status = _speak(words, options)
         agent.phase = "done" if status == 0 else "failed"
@@ -75,8 +75,8 @@ def run_agent(options: AgentOptions) -> int:
     return status
 
 
-def _whatever_happens(agent: Agent, stack: ExitStack) -> LastWords:
-    """The agent's work, while /metrics and /progress answer. Its own errors become last words too."""
+def _whatever_happens(agent: Agent, stack: ExitStack) -> TerminationMessage:
+    """Runs the agent while serving /metrics and /progress. Its own errors become a termination message too."""
     try:
         agent.serve(stack)
         return agent.attend()
@@ -101,7 +101,7 @@ class Agent:
         return RunDir(self.options.run_dir)
 
     def serve(self, stack: ExitStack) -> None:
-        """Answer until the stack unwinds; OSError where the port is taken."""
+        """Serves HTTP until the stack unwinds. Raises OSError if the port is in use."""
         if self.options.listen is None:
             return
         from finetune_trainer.agent.serve import serving
@@ -110,8 +110,8 @@ class Agent:
         answers = serving(host, port, plan=self.plan, run_dir=self.run_dir, phase=lambda: self.phase)
         self.log(f"listening on {host}:{stack.enter_context(answers)}")
 
-    def attend(self) -> LastWords:
-        """Preflight, wait for the master, torchrun, verdict."""
+    def attend(self) -> TerminationMessage:
+        """Runs the preflight, waits for the master, runs torchrun and evaluates the outcome."""
         node, plan = self.options.node, self.plan
         self._clear()
         self.log(f"node {node} of {plan.nodes}, attempt {plan.attempt}, {plan.processes_per_node} process(es)")
@@ -123,7 +123,7 @@ class Agent:
             return self._run_script()
         return self._run(Trainer(self.run_dir), phase="loading")
 
-    def _preflight(self) -> LastWords | None:
+    def _preflight(self) -> TerminationMessage | None:
         self.phase = "preflight"
         process = self._start("finetune_trainer.agent.preflight", "--words", str(self.run_dir.path / PREFLIGHT_FILE))
         while process.poll() is None:
@@ -138,12 +138,12 @@ class Agent:
         if process.returncode == 0:
             return None
         try:
-            words = LastWords.model_validate_json((self.run_dir.path / PREFLIGHT_FILE).read_bytes())
+            words = TerminationMessage.model_validate_json((self.run_dir.path / PREFLIGHT_FILE).read_bytes())
         except (OSError, ValidationError):
             words = died("the preflight", process.returncode, time=now(), oom_kills=machine.oom_kills())
         return words.model_copy(update={"node": self.options.node, "time": words.time or now()})
 
-    def _wait_for_master(self) -> LastWords | None:
+    def _wait_for_master(self) -> TerminationMessage | None:
         self.phase = "waiting"
         address, port = self.plan.master_address, self.plan.master_port
         self.log(f"waiting for the master at {address}:{port}")
@@ -153,12 +153,12 @@ class Agent:
         if found:
             return None
         if self.stop.requested:
-            return self._stopped("while it waited for the master")
-        message = f"the master {address}:{port} did not answer for {STARTUP_SECONDS // 60} minutes"
+            return self._stopped("while waiting for the master")
+        message = f"no connection to the master {address}:{port} within {STARTUP_SECONDS // 60} minutes"
         return say(Reason.PeerLost, message, time=now()).model_copy(update={"node": self.options.node})
 
-    def _run_script(self) -> LastWords:
-        """As ranks, a program of the user's own."""
+    def _run_script(self) -> TerminationMessage:
+        """Runs a custom script as the ranks."""
         node = self.options.node
         place: AbstractContextManager[dict[str, str]] = nullcontext({})
         if node == 0:
@@ -167,8 +167,8 @@ class Agent:
             extra = script.environment(self.plan, node, self.options.environ) | found
             return self._run(script.Script(run_dir=self.run_dir), phase="training", extra=extra)
 
-    def _run(self, ranks: Ranks, *, phase: str, extra: Mapping[str, str] | None = None) -> LastWords:
-        """torchrun, from its start to the verdict."""
+    def _run(self, ranks: Ranks, *, phase: str, extra: Mapping[str, str] | None = None) -> TerminationMessage:
+        """Runs torchrun and returns the termination message."""
         self.phase = phase
         kills_before = machine.oom_kills()
         arguments = ("--node", str(self.options.node), "--program", self.options.program)
@@ -196,7 +196,7 @@ class Agent:
         )
 
     def _start(self, module: str, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """A Python program of ours, in a session of its own: a terminal's Ctrl-C must reach the agent alone."""
+        """Starts one of our Python modules in its own session, so that Ctrl-C in a terminal only reaches the agent."""
         command = [sys.executable, "-u", "-m", module, "--plan", str(self.options.plan)]
         command += ["--run-dir", str(self.options.run_dir), *arguments]
         return subprocess.Popen(command, env={**self._environment(), **(extra or {})}, start_new_session=True)
@@ -215,12 +215,12 @@ class Agent:
     def _clear(self) -> None:
         self.run_dir.path.mkdir(parents=True, exist_ok=True)
         self.run_dir.clear()
-        for name in (PREFLIGHT_FILE, LAUNCH_FILE, LAST_WORDS_FILE):
+        for name in (PREFLIGHT_FILE, LAUNCH_FILE, TERMINATION_MESSAGE_FILE):
             (self.run_dir.path / name).unlink(missing_ok=True)
         for log in (self.run_dir.path / "logs").glob("*"):
             log.unlink()
 
-    def _stopped(self, when: str) -> LastWords:
+    def _stopped(self, when: str) -> TerminationMessage:
         words = say(Reason.Interrupted, f"stopped by {self.stop.reason} {when}", time=now())
         return words.model_copy(update={"node": self.options.node})
 
@@ -229,28 +229,28 @@ class Agent:
         while not self.stop.requested and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
 
-    def log(self, line: str) -> None:
+    def log(self, line: str, *, level: str = "info") -> None:
         self.said.append(f"{now()} {line}")
-        print(f"{self.plan.job.name}: {line}", file=sys.stderr, flush=True)
+        self.plan.log(self.options.environ).write(line, prefix=self.plan.job.name, level=level)
 
-    def keep(self, words: LastWords) -> None:
-        """The log's end, for when the pod is gone."""
+    def keep(self, words: TerminationMessage) -> None:
+        """Stores the end of the log for the time after the pod is gone."""
         folder, environ = self.options.run_dir, self.options.environ
         if line := keep(self.plan, words, run_dir=folder, said=self.said, environ=environ):
             self.log(line)
 
 
-def _speak(words: LastWords, options: AgentOptions) -> int:
-    """Last words into the termination message and beside the run's other files; the exit status that goes with them."""
+def _speak(words: TerminationMessage, options: AgentOptions) -> int:
+    """Writes the termination message, also into the run directory, and returns the exit status for it."""
     text = words.encode()
-    write_atomic(options.run_dir / LAST_WORDS_FILE, text)
+    write_atomic(options.run_dir / TERMINATION_MESSAGE_FILE, text)
     target = Path(options.environ.get(names.ENV_TERMINATION_LOG, names.TERMINATION_LOG))
     if target.exists() or names.ENV_TERMINATION_LOG in options.environ:
         target.write_text(text)  # in place: the kubelet's file is a mount and cannot be renamed over
     return words.exit_code
 
 
-def _farewell(words: LastWords) -> str:
+def _farewell(words: TerminationMessage) -> str:
     if words.failure_class is None:
         return "done" if words.artifact is None else f"done: {words.artifact.uri}"
     return f"{words.failure_class}/{words.reason}: {words.message} → {words.hint}"

@@ -1,30 +1,36 @@
-"""Everything that would fail later, looked for now: `python -m finetune_trainer.agent.preflight --plan … --words FILE`.
+"""Checks everything that would fail later: `python -m finetune_trainer.agent.preflight --plan … --words FILE`.
 
-A process of its own, because it reads tokenizers and data that the agent should not carry around. In order of cost:
-output writable and free, model there and a causal LM, memory enough, data readable and trainable (which also tokenises
-it into the cache that the ranks map). Ends with the exit code of the failure's class and its words in FILE.
+It is a separate process, because it reads tokenizers and data that the agent should not keep in memory. It checks, in
+order of cost: the output is writable and unused, the model exists and is a causal LM, there is enough memory, the data
+is readable and trainable (which also tokenizes it into the cache that the ranks map). It exits with the code of the
+failure class, and writes the termination message to FILE.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 import traceback
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune_api import names
-from finetune_api.failures import FinetuneError, LastWords, Reason
+from finetune_api.failures import FinetuneError, Reason, TerminationMessage
+from finetune_api.logs import JobLog
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent import script
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.agent.waiting import is_loopback
+from finetune_trainer.agent.weights import check_weights
 from finetune_trainer.methods.needs import check as check_method
-from finetune_trainer.methods.needs import check_compile, check_format, check_recompute
+from finetune_trainer.methods.needs import check_compile, check_format, check_inputs, check_recompute
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.advice import smallest_change
 from finetune_trainer.planning.devices import nameless
@@ -33,12 +39,20 @@ from finetune_trainer.planning.model import ModelShape, check_on_experts, find_s
 from finetune_trainer.planning.positions import fitted
 from finetune_trainer.planning.quantity import quantity
 from finetune_trainer.planning.strategy import check_installed, choose
-from finetune_trainer.planning.table import USUAL_ROW, Planner
+from finetune_trainer.planning.suits import check_suits
+from finetune_trainer.planning.table import Planner, Workload
 from finetune_trainer.rundir import now, write_atomic
-from finetune_trainer.train.leave import leave
+from finetune_trainer.train.process_exit import exit_process
 
-BENEFIT_OF_THE_DOUBT = 0.8
-"""A closed form is not a measurement: only a run that misses its memory by more is refused."""
+if TYPE_CHECKING:
+    from finetune_trainer.data.load import Datasets
+
+BENEFIT_OF_THE_DOUBT = {"cpu": 0.8, "cuda": 0.9}
+"""Tolerance of the estimate: a run is rejected only if it exceeds its memory by more. For a GPU,
+which holds only tensors, the tolerance is the tenth that the plan adds for fragmentation."""
+
+UNREAD = Workload(longest=256)
+"""Assumed workload before the rows are read, which may be far shorter than allowed."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--words", type=Path, required=True)
     options = parser.parse_args(argv)
     plan = RunPlan.model_validate_json(options.plan.read_bytes())
+    _log.set(plan.log(os.environ))
     try:
         check(plan, cache=Path(os.environ.get(names.ENV_CACHE, names.CACHE_DIR)))
     except FinetuneError as error:
@@ -60,18 +75,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _leave(words: LastWords, target: Path) -> int:
+def _leave(words: TerminationMessage, target: Path) -> int:
     write_atomic(target, words.encode())
     return words.exit_code
 
 
 def check(plan: RunPlan, *, cache: Path) -> None:
     """FinetuneError for the first thing that is wrong."""
-    from finetune_trainer.data.embedded import check_embedded
+    from finetune_trainer.data.embedding_check import check_embedded
     from finetune_trainer.data.load import load_datasets
     from finetune_trainer.store.artifact import check_output
-    from finetune_trainer.store.folder import open_folder
     from finetune_trainer.store.models import resolve_model
+    from finetune_trainer.store.opening import open_folder
 
     spec = plan.spec
     if spec.command is not None:
@@ -82,9 +97,13 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     output.check_writable()
     model = resolve_model(spec.model, cache=cache)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
+    for line in check_weights(model.path):
+        _tell(line)
     shape = find_shape(model.path)
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
+    check_inputs(spec.method, json.loads((model.path / "config.json").read_bytes()))
+    check_suits(model.path, spec.method, device="cuda" if machine.gpu_memory() else "cpu")
     if shape is not None and shape.passed:
         _tell(shape.experts_line())
         check_on_experts(spec.method, shape)
@@ -99,23 +118,32 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     data = fitted(spec.data, model.path, spec.method)
     if data != spec.data:
         _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
-    datasets = load_datasets(data, tokenizer_path=model.path, cache=cache, seed=spec.training.seed)
+    datasets = load_datasets(
+        data,
+        tokenizer_path=model.path,
+        cache=cache,
+        seed=spec.training.seed,
+        group_by=spec.evaluation.group_by,
+        replay=spec.replay_uri,
+    )
     check_format(spec.method, datasets.statistics.format)
     if spec.training.early_stopping and datasets.validation is None:
         raise FinetuneError(
             Reason.InvalidSpec,
-            "training.earlyStopping judges by validation rows, and none could be held out: the training rows are one",
-            "Give data.validation a file, or remove training.earlyStopping.",
+            "training.earlyStopping needs validation rows, and none could be held out of a single training row",
+            "Set data.validation.uri, or remove training.earlyStopping.",
         )
     if shape is not None:
+        read = plan.model_copy(update={"spec": spec.model_copy(update={"given_data": data})})
+        check_memory(read, shape, workload_of(datasets))
         check_embedded(datasets, embeddings=shape.vocabulary, tokenizer_path=model.path)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
 
 
 def _check_script(plan: RunPlan) -> None:
-    """What a script reads and writes is its own affair; that it is there, and that its words can be kept, is ours."""
-    from finetune_trainer.store.folder import open_folder
+    """Checks that the script exists, and that its diagnostics can be stored. It reads and writes other data itself."""
+    from finetune_trainer.store.opening import open_folder
 
     spec = plan.spec
     script.check(spec.command or (), os.environ)
@@ -124,48 +152,51 @@ def _check_script(plan: RunPlan) -> None:
     _tell(f"command: {shlex.join(spec.command or ())}")
 
 
-def check_memory(plan: RunPlan, shape: ModelShape) -> None:
-    """InsufficientMemory if this node cannot hold its processes, by a margin that no estimate is wrong by.
+def check_memory(plan: RunPlan, shape: ModelShape, workload: Workload = UNREAD) -> None:
+    """Raises InsufficientMemory if the processes of this node do not fit, with a margin for the error of the estimate.
 
-    Neither as one of this attempt's, nor as one of the fewest that an elastic job may have: each may hold more then."""
-    _check_memory(plan, shape)
+    Checks this attempt, and the minimum number of nodes of an elastic job, where each node may hold more."""
+    _check_memory(plan, shape, workload)
     fewest = plan.spec.min_nodes
     if fewest >= plan.nodes:
         return
-    where = f"with {fewest} node(s), the fewest that spec.nodes allows"
+    where = f"with {fewest} node(s), the minimum of spec.nodes"
     _tell(f"{where}:")
     try:
-        _check_memory(plan.model_copy(update={"nodes": fewest}), shape)
+        _check_memory(plan.model_copy(update={"nodes": fewest}), shape, workload)
     except FinetuneError as error:
-        raise FinetuneError(error.reason, f"{where}: {error.message}", f"Raise nodes.min, or: {error.hint}") from error
+        raise FinetuneError(
+            error.reason, f"{where}: {error.message}", f"Raise nodes.min, or use another fix: {error.hint}"
+        ) from error
 
 
-def _check_memory(plan: RunPlan, shape: ModelShape) -> None:
+def _check_memory(plan: RunPlan, shape: ModelShape, workload: Workload) -> None:
     spec = plan.spec_of_attempt
     gpus = machine.gpu_memory()
     if gpus:
-        _require(spec, shape, min(gpus), kind="cuda", processes=1, what="memory of a GPU")
+        _require(spec, shape, workload, min(gpus), kind="cuda", processes=1, what="memory of a GPU")
         return
     here = plan.processes_per_node
     if (given := spec.resources.limits.get("memory")) is not None:
         what = "resources.limits.memory of a node"
-        _require(spec, shape, quantity(given), kind="cpu", processes=here, what=what)
+        _require(spec, shape, workload, quantity(given), kind="cpu", processes=here, what=what)
     here *= plan.nodes if is_loopback(plan.master_address) else 1
-    _require(spec, shape, machine.memory_limit(), kind="cpu", processes=here, what="memory of this machine")
+    _require(spec, shape, workload, machine.memory_limit(), kind="cpu", processes=here, what="memory of this machine")
 
 
 def _require(
     spec: FineTuneJobSpec,
     shape: ModelShape,
+    workload: Workload,
     limit: int,
     *,
     kind: Literal["cpu", "cuda"],
     processes: int,
     what: str,
 ) -> None:
-    planner = Planner(spec=spec, shape=shape, device=nameless(kind, memory=limit // processes))
-    # Left open, the trainer takes what fits: the least is one row, and rows may be far shorter than allowed.
-    tokens = spec.training.micro_batch_tokens or min(spec.data.sequence_length, USUAL_ROW)
+    planner = Planner(spec=spec, shape=shape, device=nameless(kind, memory=limit // processes), workload=workload)
+    # Left open, the trainer takes what fits: the least is the longest row.
+    tokens = max(planner.longest_row, min(spec.training.micro_batch_tokens or 0, planner.tokens_of_a_step))
     whole = planner.need(spec.method, planner.spread("ddp"), tokens=tokens)
     # The strategy that the manifest names, or the thriftier one that `auto` may take.
     thrifty = choose(spec.strategy, spec.method, need=whole, memory=0, processes=spec.world_size)
@@ -179,13 +210,30 @@ def _require(
         f"{what} is {human(limit)}"
     )
     _tell(text)
-    if total * BENEFIT_OF_THE_DOUBT > limit:
+    if total * BENEFIT_OF_THE_DOUBT[kind] > limit:
         raise FinetuneError(Reason.InsufficientMemory, text, smallest_change(planner, spread))
 
 
+def workload_of(datasets: Datasets) -> Workload:
+    """Of an epoch, as it is trained on."""
+    lengths = datasets.train.lengths
+    known = Workload(rows=len(lengths), tokens=int(lengths.sum()), longest=int(lengths.max(initial=1)))
+    if datasets.replay is None:
+        return known
+    replayed = datasets.replay.lengths
+    longest = max(known.longest or 1, int(replayed.max()))
+    return replace(known, longest=longest, replayed_row=float(replayed.mean()))
+
+
+_log: ContextVar[JobLog | None] = ContextVar("log", default=None)
+
+
 def _tell(line: str) -> None:
-    print(f"preflight: {line}", file=sys.stderr, flush=True)
+    if log := _log.get():
+        log.write(line, prefix="preflight")
+    else:
+        print(f"preflight: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

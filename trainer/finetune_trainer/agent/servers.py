@@ -9,8 +9,8 @@ from threading import Thread
 
 
 def end(server: TCPServer) -> None:
-    """Returns when it answers no more. `serve_forever` looks twice a second whether to end, and at once when somebody
-    comes; a failed gang's pods need not wait for it."""
+    """Stops a server and waits for its end. `serve_forever` checks twice a second whether to end, and immediately on a
+    connection, so this function opens one: failed pods should not have to wait."""
     ending = Thread(target=server.shutdown, daemon=True)
     ending.start()
     host, port = server.server_address[:2]

@@ -1,4 +1,4 @@
-"""Requests to stop, as signals bring them."""
+"""Stop requests by signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stop:
-    """SIGTERM or SIGINT ask for a checkpoint and an end; a SIGINT after that, or SIGQUIT, asks for the end at once."""
+    """SIGTERM or SIGINT request a checkpoint and an exit; a second SIGINT, or SIGQUIT, an immediate exit."""
 
     reason: str | None = None
     since: float | None = None
@@ -18,7 +18,7 @@ class Stop:
     _told: bool = field(default=False, repr=False)
 
     def install(self) -> None:
-        """In the main thread only, as Python wants it."""
+        """Installs the handlers. Python requires that this is done in the main thread."""
         signal.signal(signal.SIGTERM, self.receive)
         signal.signal(signal.SIGINT, self.receive)
         signal.signal(signal.SIGQUIT, self.receive)

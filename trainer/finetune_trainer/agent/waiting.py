@@ -1,5 +1,5 @@
-"""Waiting for the master: torch's store takes a name that does not resolve yet for an error, so nobody asks it before
-the master's port is open."""
+"""Waits for the master: torch's store fails on a name that does not resolve yet, so it is not used before the master's
+port is open."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def port_is_open(address: str, port: int, *, timeout: float = 2.0) -> bool:
 def wait_for_master(
     address: str, port: int, *, limit_seconds: float, stopped: Callable[[], bool], poll: float = POLL_SECONDS
 ) -> bool:
-    """True once the port answers; False when the limit has passed or somebody stopped us."""
+    """Returns True when the port is open; False after the time limit, or when a stop is requested."""
     end = time.monotonic() + limit_seconds
     while not stopped() and time.monotonic() < end:
         if port_is_open(address, port):

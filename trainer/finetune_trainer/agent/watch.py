@@ -1,4 +1,4 @@
-"""From the start of torchrun to its end: hand on a request to stop, notice ranks that hang, end what does not end."""
+"""Monitors torchrun from start to end: forwards stop requests, detects hung ranks, kills what does not exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import psutil
 
-from finetune_api.failures import LastWords, Reason
+from finetune_api.failures import Reason, TerminationMessage
 from finetune_trainer.agent import children
 from finetune_trainer.agent.launched import Launch
 from finetune_trainer.agent.stopping import Stop
@@ -32,7 +32,7 @@ class Ranks(Protocol):
     def ask_to_stop(self, launcher: int, reason: str) -> None:
         """Once a stop was requested, at every look. `launcher`: the pid of torchrun."""
 
-    def hung(self, limits: Limits) -> LastWords | None:
+    def hung(self, limits: Limits) -> TerminationMessage | None:
         """Why they are taken to hang, if they are."""
 
     def testimony(self, launch: Launch | None, *, stop_reason: str | None, oom_kills: int) -> Testimony:
@@ -40,28 +40,28 @@ class Ranks(Protocol):
 
 
 class Testimony(NamedTuple):
-    errors: dict[int, LastWords]
+    errors: dict[int, TerminationMessage]
     """By global rank, for those that failed and can be explained."""
-    result: LastWords | None
+    result: TerminationMessage | None
     """Of a success; None where there should have been one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     grace_seconds: float
-    """From a request to stop until somebody kills this process."""
+    """Time between a stop request and the SIGKILL of this process."""
     stall_seconds: float
-    """A rank that trains and has not finished a step for so long hangs."""
+    """Time without a step after which a training rank is considered hung."""
 
     @property
     def checkpoint_seconds(self) -> float:
-        """What ranks get of the grace; the rest is for last words."""
+        """The part of the grace period for the ranks; the rest is for the termination message."""
         return self.grace_seconds - min(10.0, max(1.0, self.grace_seconds / 10))
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Ranks of our own: a file asks them to stop, and each tells its steps by a heartbeat."""
+    """Ranks of the built-in trainer: a file requests a stop, and each rank reports its steps by heartbeats."""
 
     run_dir: RunDir
 
@@ -69,7 +69,7 @@ class Trainer:
         if not self.run_dir.stop_requested:
             self.run_dir.request_stop(reason)
 
-    def hung(self, limits: Limits) -> LastWords | None:
+    def hung(self, limits: Limits) -> TerminationMessage | None:
         return _hung(self.run_dir.heartbeats(), limits, time.time())
 
     def testimony(self, launch: Launch | None, *, stop_reason: str | None, oom_kills: int) -> Testimony:  # noqa: ARG002
@@ -78,13 +78,13 @@ class Trainer:
 
 def run_to_end(
     process: subprocess.Popen[bytes], *, ranks: Ranks, run_dir: RunDir, stop: Stop, limits: Limits, log: Log
-) -> LastWords | None:
+) -> TerminationMessage | None:
     """Waits for torchrun and everything below it; words if the ranks had to be killed by us, and why."""
-    killed: LastWords | None = None
+    killed: TerminationMessage | None = None
     while process.poll() is None:
         children.reap([process])
         if stop.first_time_seen():
-            log(f"{stop.reason}: asking the ranks for a checkpoint, {limits.checkpoint_seconds:.0f} s at most")
+            log(f"{stop.reason}: requesting a checkpoint from the ranks, at most {limits.checkpoint_seconds:.0f} s")
         if stop.requested:
             ranks.ask_to_stop(process.pid, stop.reason or "")
         killed = _overdue(run_dir, stop, limits) or ranks.hung(limits)
@@ -101,22 +101,22 @@ def run_to_end(
     return killed
 
 
-def _overdue(run_dir: RunDir, stop: Stop, limits: Limits) -> LastWords | None:
+def _overdue(run_dir: RunDir, stop: Stop, limits: Limits) -> TerminationMessage | None:
     """Asked to stop and still here: killed at once if wanted or if nothing runs yet, else when the grace is over."""
     if not stop.requested:
         return None
     if stop.at_once:
-        return say(Reason.Interrupted, "stopped at once, without a checkpoint", time=now())
+        return say(Reason.Interrupted, "stopped immediately, without a checkpoint", time=now())
     if not run_dir.heartbeats():
-        return say(Reason.Interrupted, f"stopped by {stop.reason} before the ranks ran", time=now())
+        return say(Reason.Interrupted, f"stopped by {stop.reason} before the ranks started", time=now())
     if stop.seconds < limits.checkpoint_seconds:
         return None
-    message = f"the ranks did not end within {limits.checkpoint_seconds:.0f} s of {stop.reason}"
+    message = f"the ranks did not exit within {limits.checkpoint_seconds:.0f} s of {stop.reason}"
     hint = "The run continues from its last checkpoint; raise pod.terminationGracePeriod if checkpoints take longer."
     return say(Reason.Interrupted, message, hint=hint, time=now())
 
 
-def _hung(beats: Mapping[int, Heartbeat], limits: Limits, at: float) -> LastWords | None:
+def _hung(beats: Mapping[int, Heartbeat], limits: Limits, at: float) -> TerminationMessage | None:
     """Only training has steps to count: loading and evaluating take as long as they take."""
     training = {rank: beat for rank, beat in beats.items() if beat.phase == "training"}
     silent = {rank: beat for rank, beat in training.items() if at - beat.time > limits.stall_seconds}
@@ -124,8 +124,8 @@ def _hung(beats: Mapping[int, Heartbeat], limits: Limits, at: float) -> LastWord
         return None
     rank, beat = min(silent.items(), key=lambda item: item[1].time)
     minutes = (at - beat.time) / 60
-    message = f"no step for {minutes:.0f} minutes; rank {rank} fell silent first, after step {beat.step}"
-    hint = "The stacks of all ranks are in their logs; look for a rank that is not in a collective."
+    message = f"no step for {minutes:.0f} minutes; rank {rank} stopped first, after step {beat.step}"
+    hint = "The stack traces of all ranks are in their logs; look for a rank that is not in a collective."
     return say(Reason.NoProgress, message, hint=hint, rank=rank, time=now()).model_copy(update={"step": beat.step})
 
 

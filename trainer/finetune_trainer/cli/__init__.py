@@ -1,8 +1,19 @@
-"""`finetune`, installed as `kubectl-finetune` too: one file a command, and nothing heavy at import.
+"""The command `finetune`, also installed as `kubectl-finetune`: one module per command, with light imports.
 
 main    arguments and errors        text    failures, tables and numbers as text
 run     a job on this machine       live    its progress, on terminals and in logs
-plan    memory, time and cost       jobs    where a job is looked up
+plan    memory, time and cost       jobs    finds jobs, locally or on a cluster
+init    writes a manifest           conversion    reads configurations of other trainers
+data    rows as the model will see them
+examples    of each command, for its help
+usage   suggestions for what was typed wrongly
+shell   completion for shells, and the schema of a manifest for editors
+analyze   how far the training rows are from general text
+workload  the rows of local files, as a plan needs them
 
-validate, status, logs, report, verify: as they say. `agent` is the room next door.
+paths   relative paths              top     the running jobs of a cluster
+ladder  runs the rungs of method.type auto          ladder_plan    which rungs, and what each may cost
+
+validate, status, logs, report, compare, promote, verify: one command each. The command `agent` is in the package
+`agent`.
 """

@@ -1,4 +1,4 @@
-"""Where a job is looked up: in this machine's runs first, else on the cluster through kubectl."""
+"""Finds a job: among the runs of this machine first, otherwise on the cluster through kubectl."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """`namespace` or `context` mean the cluster, whatever ran here."""
+    """Where to look. If `namespace` or `context` is set, only the cluster is searched."""
 
     home: Path
     namespace: str | None = None
@@ -42,11 +42,11 @@ class Found(NamedTuple):
 
 
 def find(name: str, where: Where) -> Found:
-    """The job of that name. FinetuneError if there is none, or no way to ask."""
+    """Returns the job of that name. Raises FinetuneError if it does not exist, or the cluster cannot be reached."""
     if not where.cluster_only and (job := Home(where.home).load(name)) is not None:
         return Found(job, local=True)
     if shutil.which("kubectl") is None:
-        message = f"no run named {name} in {where.home}, and no kubectl to ask a cluster with"
+        message = f"no run named {name} in {where.home}, and kubectl is not installed"
         raise FinetuneError(Reason.NotFound, message, "Check the name and the folder (--home), or install kubectl.")
     return Found(_parse(_get(name, where), name), local=False)
 
@@ -56,19 +56,25 @@ def _get(name: str, where: Where) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return done.stdout
-    said = done.stderr.strip().splitlines()
-    message = said[-1] if said else f"kubectl ended with status {done.returncode}"
-    if "NotFound" in message:
+    if "NotFound" in done.stderr:
         hint = "Check the name, the namespace (-n) and, for runs on this machine, the folder (--home)."
-        raise FinetuneError(Reason.NotFound, f"no FineTuneJob named {name}: {message}", hint)
+        said = done.stderr.strip().splitlines()[-1]
+        raise FinetuneError(Reason.NotFound, f"no FineTuneJob named {name}: {said}", hint)
+    raise refused(done.stderr, done.returncode)
+
+
+def refused(stderr: str, status: int = 1) -> FinetuneError:
+    """The error that the last line of kubectl's output means."""
+    said = stderr.strip().splitlines()
+    message = said[-1] if said else f"kubectl exited with status {status}"
     if "the server doesn't have a resource type" in message:
         hint = "Install the CustomResourceDefinition and the operator first."
-        raise FinetuneError(Reason.ClusterUnavailable, message, hint)
-    raise FinetuneError(Reason.ClusterUnavailable, message)
+        return FinetuneError(Reason.ClusterUnavailable, message, hint)
+    return FinetuneError(Reason.ClusterUnavailable, message)
 
 
 def _parse(text: str, name: str) -> FineTuneJob:
-    """Of the object we read what we know: another version of the operator may have written more."""
+    """Reads the known fields of a job: another version of the operator may have written others."""
     raw = json.loads(text)
     kept = {key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec", "status") if key in raw}
     try:
@@ -77,4 +83,4 @@ def _parse(text: str, name: str) -> FineTuneJob:
         detail = error.errors(include_url=False)[0]
         where = ".".join(map(str, detail["loc"]))
         message = f"FineTuneJob {name} cannot be read: {where}: {detail['msg']}"
-        raise FinetuneError(Reason.InvalidSpec, message, "Use a finetune of the operator's version.") from error
+        raise FinetuneError(Reason.InvalidSpec, message, "Use the same version of finetune as the operator.") from error

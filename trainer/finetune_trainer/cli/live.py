@@ -1,4 +1,4 @@
-"""How a local run looks while it goes: a live display on a terminal, one line for each event elsewhere."""
+"""Output of a local run: a live display on a terminal, otherwise one line per event."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 LINE_SECONDS = 15.0
-"""Between two lines about nothing but progress."""
+"""Interval between two progress lines."""
 
 
 class View(Protocol):
-    """What `run` tells the person in front of it."""
+    """Where `run` shows its progress."""
 
     def say(self, line: str) -> None:
-        """One event."""
+        """Shows one event."""
 
     def show(self, report: TrainerReport, *, ranks: str) -> None:
-        """The present state, as often as it is known. `ranks`: in words."""
+        """Shows the current state. `ranks` is text such as `2 of 2`."""
 
 
 @dataclass
 class Lines:
-    """For logs, pipes and CI."""
+    """Plain lines, for logs, pipes and CI."""
 
     name: str
     out: TextIO
@@ -61,11 +61,11 @@ class Lines:
         if report.last_checkpoint_step is not None and (
             last is None or report.last_checkpoint_step != last.last_checkpoint_step
         ):
-            yield f"checkpoint of step {report.last_checkpoint_step} saved"
+            yield f"saved checkpoint at step {report.last_checkpoint_step}"
 
 
 class Screen:
-    """For terminals: events scroll by above a display that is drawn anew."""
+    """A live display for terminals; events scroll above it."""
 
     def __init__(self, name: str, console: Console) -> None:
         from rich.live import Live
@@ -96,7 +96,7 @@ class Screen:
         )
         pairs = [Text.assemble((f"{label} ", "dim"), value) for label, value in _facts(report, ranks)]
         facts = Text("   ").join(pairs)
-        note = Text(report.message or "Ctrl-C: checkpoint and stop; run again to resume", style="dim")
+        note = Text(report.message or "Ctrl-C saves a checkpoint and stops; run again to resume", style="dim")
         return Group(head, facts, note)
 
 
@@ -118,7 +118,7 @@ def _facts(report: TrainerReport, ranks: str) -> list[tuple[str, str]]:
 
 @contextmanager
 def view_of(name: str, out: TextIO = sys.stderr) -> Iterator[View]:
-    """The view that suits `out`; a terminal is left clean afterwards."""
+    """Returns the view for `out`; restores the terminal afterwards."""
     if not out.isatty():
         yield Lines(name, out)
         return

@@ -1,5 +1,5 @@
-"""`finetune logs NAME`: files of a local run, `kubectl logs` by the operator's labels, or what was kept of an attempt
-whose pods are gone."""
+"""`finetune logs NAME`: log files of a local run, `kubectl logs` with the operator's labels, or the saved logs of an
+attempt whose pods are gone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import Phase
 from finetune_trainer.agent.home import Home
 from finetune_trainer.cli.jobs import Where, find
-from finetune_trainer.store.attempts import kept
-from finetune_trainer.store.folder import open_folder
+from finetune_trainer.store.attempt_logs import kept
+from finetune_trainer.store.opening import open_folder
 
 NOT_YET = (Phase.Pending, Phase.Queued, Phase.Starting, Phase.Suspended)
-"""Phases in which pods may not be there, or have said nothing."""
+"""Phases in which pods may not exist, or have not logged anything."""
 
 
 def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None, follow: bool) -> int:
@@ -27,7 +27,7 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
     present = job.status.attempt or 1
     attempt = attempt or present
     if attempt > present:
-        message = f"{name} has no attempt {attempt}: the present one is {present}"
+        message = f"{name} has no attempt {attempt}: the current one is {present}"
         raise FinetuneError(Reason.NotFound, message, f"See `finetune status {name}`.")
     if not local:
         if attempt == present and job.status.phase in (None, *NOT_YET):
@@ -43,7 +43,7 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
         return ExitCode.OK
     if not log.exists():
         message = f"no log of node {node or 0}, attempt {attempt} of {name}"
-        raise FinetuneError(Reason.NotFound, message, f"See what there is: ls {home.run(name)}/*")
+        raise FinetuneError(Reason.NotFound, message, f"List the available logs: ls {home.run(name)}/*")
 
     def over() -> bool:
         latest = home.load(name)
@@ -54,7 +54,8 @@ def show_logs(name: str, *, where: Where, node: int | None, attempt: int | None,
 
 
 def _show_kept(job: FineTuneJob, *, node: int | None, attempt: int) -> bool:
-    """What the attempt's agents kept in the output folder, read with this machine's credentials; False: nothing."""
+    """Prints the logs that the attempt's agents saved in the output folder, using this machine's credentials. Returns
+    False if there are none."""
     if job.spec.given_output is None:
         return False
     folder = open_folder(job.spec.output.uri, prefix=names.PREFIX_OUTPUT)
@@ -65,14 +66,14 @@ def _show_kept(job: FineTuneJob, *, node: int | None, attempt: int) -> bool:
 
 
 def _pods(name: str, where: Where, *, node: int | None, attempt: int) -> bool:
-    """Whether any pod of the attempt is left."""
+    """Whether any pod of the attempt still exists."""
     command = where.kubectl("get", "pods", "--selector", selector(name, node=node, attempt=attempt), "--output", "name")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode != 0 or bool(done.stdout.strip())
 
 
 def selector(name: str, *, node: int | None, attempt: int) -> str:
-    """Of all pods of the attempt, or the one of a node."""
+    """Returns the label selector of all pods of the attempt, or of one node."""
     labels = {names.LABEL_JOB: name, names.LABEL_ATTEMPT: str(attempt)}
     if node is not None:
         labels[names.LABEL_COMPLETION_INDEX] = str(node)

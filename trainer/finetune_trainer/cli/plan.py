@@ -1,4 +1,4 @@
-"""`finetune plan FILE`: what a job would need, take and cost, before anything is held. Nothing is downloaded."""
+"""`finetune plan FILE`: estimates memory, time and cost of a job before it runs. It downloads nothing."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.manifest import ManifestError
 from finetune_api.spec import FineTuneJobSpec, ModelSource
+from finetune_trainer.cli.ladder_plan import forecast, with_method
 from finetune_trainer.cli.text import problems_text, span, table
 from finetune_trainer.cli.validate import read_manifest
+from finetune_trainer.cli.workload import workload_of
+from finetune_trainer.methods.needs import check_inputs
 from finetune_trainer.planning.advice import Advice, recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, this_machine
 from finetune_trainer.planning.memory import human
-from finetune_trainer.planning.model import ModelShape, check_on_experts, read_shape
+from finetune_trainer.planning.model import ModelShape, check_on_experts, check_tensors, read_shape
+from finetune_trainer.planning.positions import fitted
+from finetune_trainer.planning.suits import check_suits
 from finetune_trainer.planning.table import Planner, Row, Workload
+from finetune_trainer.store.models import check_config
+from finetune_trainer.store.tensors import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BYTES_A_TOKEN = 4.0
-"""Of English text: 0.23 to 0.25 tokens a byte."""
-
 
 class Prices(ApiModel):
-    """The user's own price table; none is shipped, for public sources disagree on the same machine."""
+    """The user's price table. None is included, since public prices for the same machine differ."""
 
     currency: Annotated[str, Field(min_length=1, max_length=16)]
     date: str
@@ -42,7 +46,7 @@ class Prices(ApiModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """The command's options."""
+    """Options of the command."""
 
     file: str
     gpu: str | None = None
@@ -52,10 +56,13 @@ class Wish:
     model: Path | None = None
     rows: int | None = None
     tokens: int | None = None
+    longest: int | None = None
     network: float = 100.0
-    """Between nodes, in gigabits a second."""
+    """Inter-node bandwidth in Gbit/s."""
     exact: bool = False
     as_json: bool = False
+    everything: bool = False
+    """Whether the table also has what does not fit."""
     cache: Path = Path(names.CACHE_DIR)
 
 
@@ -67,12 +74,21 @@ def show_plan(wish: Wish) -> int:
         return ExitCode.CONFIG
     spec = job.spec
     folder = wish.model or model_folder(spec.model, cache=wish.cache)
-    shape = _shape(folder)
+    shape = shape_of(folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    check_config(config, spec.model.uri)
+    check_tensors(folder)
+    auto = spec.method.is_auto
+    spec = with_method(spec) if auto else spec
+    check_inputs(spec.method, config)
+    spec = spec.model_copy(update={"given_data": fitted(spec.data, folder, spec.method)})
     if shape.passed:
         check_on_experts(spec.method, shape)
+    check_suits(folder, spec.method, device=None if wish.gpu else "cpu")
     planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)
+    ladder = forecast(spec, planner, planner.workload) if auto else None
     prices = read_prices(wish.prices) if wish.prices else None
     content: dict[str, Any] = {
         "job": job.metadata.name,
@@ -87,6 +103,7 @@ def show_plan(wish: Wish) -> int:
         },
         "rows": planner.workload.rows,
         "tokens": planner.workload.tokens,
+        "longestRow": planner.longest_row,
         "steps": planner.steps,
         "currency": prices.currency if prices else None,
         "priceDate": prices.date if prices else None,
@@ -95,8 +112,11 @@ def show_plan(wish: Wish) -> int:
         "hint": _hint(planner, rows),
         "exactBytes": exact(folder, planner) if wish.exact else None,
         "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
+        "ladder": ladder.to_json() if ladder else None,
     }
-    print(json.dumps(content, indent=2) if wish.as_json else _text(content, rows, advice, planner))
+    text = _text(content, rows, advice, planner, all_rows=wish.everything)
+    text += f"\n\n{ladder.text()}" if ladder else ""
+    print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK
 
 
@@ -109,50 +129,33 @@ def _planner(wish: Wish, spec: FineTuneJobSpec, shape: ModelShape) -> Planner:
     if wish.prices:
         known = {name.lower(): price for name, price in read_prices(wish.prices).per_gpu_hour.items()}
         hourly = known.get(device.name.lower())
-    workload = _workload(wish, spec)
+    workload = (
+        Workload(rows=wish.rows, tokens=wish.tokens, longest=wish.longest)
+        if wish.rows or wish.tokens
+        else workload_of(spec, longest=wish.longest)
+    )
     return Planner(
         spec=spec, shape=shape, device=device, network=wish.network * 1e9 / 8, workload=workload, hourly=hourly
     )
 
 
 def _device(wish: Wish, spec: FineTuneJobSpec, memory: int | None) -> Device:
-    """The GPU that was named, else this machine's processors. InvalidSpec where the job wants one of no name."""
+    """Returns the named GPU, or this machine's CPUs. Raises InvalidSpec if the job needs GPUs and none is named."""
     if wish.gpu:
         return gpu(wish.gpu, memory=memory)
     if any(name.endswith("/gpu") for name in spec.resources.limits):
         raise FinetuneError(
-            Reason.InvalidSpec, "the job asks for GPUs and does not say which", "Name one: --gpu H100, A100-80 or L40S."
+            Reason.InvalidSpec,
+            "the job requests GPUs, but their type is not known",
+            "Set --gpu to H100, A100-80 or L40S.",
         )
     from finetune_trainer.planning.machine import memory_limit
 
     return this_machine(memory=memory or memory_limit(), processes=spec.world_size)
 
 
-def _workload(wish: Wish, spec: FineTuneJobSpec) -> Workload:
-    """As told; else from the size of local files."""
-    if wish.rows or wish.tokens:
-        return Workload(rows=wish.rows, tokens=wish.tokens)
-    from finetune_trainer.data.read import ENDINGS
-    from finetune_trainer.store.sources import local_paths
-
-    rows, size = 0, 0.0
-    for source in spec.data.train:
-        files = local_paths(source.uri, endings=ENDINGS) if source.uri.startswith("file:///") else []
-        if not files or any(path.suffix not in (".jsonl", ".txt") for path in files):
-            return Workload()
-        try:
-            texts = [path.read_bytes() for path in files]
-        except OSError:
-            return Workload()
-        given = sum(text.count(b"\n") for text in texts)
-        taken = min(given, source.max_rows or given)
-        rows += taken
-        size += sum(map(len, texts)) * taken / max(1, given)
-    return Workload(rows=rows, tokens=int(size / BYTES_A_TOKEN))
-
-
 def model_folder(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the model's config.json lies on this machine: in place, or in a cache of an earlier run. ModelNotFound."""
+    """Returns the local folder with the model's config.json: model.uri, or a cache. Raises ModelNotFound."""
     uri = uris.parse(source.uri)
     if uri.scheme == "file":
         return Path("/" + uri.path.lstrip("/"))
@@ -166,26 +169,29 @@ def model_folder(source: ModelSource, *, cache: Path, environ: Mapping[str, str]
                 return snapshot
     raise FinetuneError(
         Reason.ModelNotFound,
-        f"{source.uri} is not on this machine, and a plan downloads nothing",
-        "Give a folder with its config.json: finetune plan --model FOLDER.",
+        f"{source.uri} is not on this machine, and `plan` does not download models",
+        "Pass a folder with its config.json: finetune plan --model FOLDER.",
     )
 
 
-def _shape(folder: Path) -> ModelShape:
+def shape_of(folder: Path) -> ModelShape:
     if not folder.is_dir():
-        raise FinetuneError(Reason.ModelNotFound, f"there is no folder {folder} with a model's config.json")
+        raise FinetuneError(
+            Reason.ModelNotFound, f"folder {folder} does not exist; it must contain the model's config.json"
+        )
     try:
         return read_shape(folder, weightless=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FinetuneError(
             Reason.ModelUnsupported,
-            f"the model in {folder} cannot be planned: {error}",
-            "Its config.json must name its sizes; with safetensors files beside it any family can be planned.",
+            f"cannot plan the model in {folder}: {error}",
+            "Its config.json must contain the model's dimensions. With safetensors files in the folder, any family "
+            "works.",
         ) from error
 
 
 def read_prices(file: Path) -> Prices:
-    """InvalidSpec for a file that is not {currency, date, perGpuHour: {NAME: price}}."""
+    """Reads a price table. Raises InvalidSpec if it is not {currency, date, perGpuHour: {NAME: price}}."""
     import yaml
 
     try:
@@ -196,18 +202,18 @@ def read_prices(file: Path) -> Prices:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise FinetuneError(
             Reason.InvalidSpec,
-            f"{file} is no price table: {str(error).splitlines()[0]}",
+            f"{file} is not a valid price table: {str(error).splitlines()[0]}",
             "Write {currency: EUR, date: 2026-01-31, perGpuHour: {H100: 2.5}}.",
         ) from error
 
 
 def exact(folder: Path, planner: Planner) -> int:
-    """The tracked peak of the job's own method, on one process that holds everything. A minute for large models."""
+    """Returns the traced memory peak of the job's method, on one process without sharding. Takes up to a minute."""
     method = planner.spec.method
     row = planner.row(method, planner.spread("ddp"))
     done = subprocess.run(
         [
-            sys.executable, "-m", "finetune_trainer.train.exact", "--model", str(folder),
+            sys.executable, "-m", "finetune_trainer.train.exact_memory", "--model", str(folder),
             "--method", method.model_dump_json(by_alias=True, exclude_none=True),
             "--precision", planner.precision, "--tokens", str(row.tokens),
             "--optimizer", planner.spec.training.optimizer,
@@ -218,24 +224,26 @@ def exact(folder: Path, planner: Planner) -> int:
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        answer = {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it ended without a word"}
+        answer = {
+            "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the process ended without output"
+        }
     if "peak" not in answer:
         raise FinetuneError(
             Reason.ModelUnsupported,
-            f"{method.type} cannot be followed tensor by tensor: {answer['error']}",
-            "Plan without --exact.",
+            f"cannot trace the memory of {method.type}: {answer['error']}",
+            "Run the plan without --exact.",
         )
     return int(answer["peak"])
 
 
 def _merged_bytes(folder: Path, planner: Planner) -> int:
-    """As large as the base's files, or as they are in 16 bits where only config.json is here."""
-    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    """Returns the size of the base model's files, or their size in 16 bits if only config.json is present."""
+    sizes = [file.stat().st_size for file in weight_files(folder) if file.is_file()]
     return sum(sizes) or 2 * planner.shape.parameters
 
 
 def _hint(planner: Planner, rows: list[Row]) -> str | None:
-    """What to change, if the job as it is written fits with no strategy that it allows."""
+    """Returns a change that makes the job fit, if it fits with none of the strategies that it allows."""
     wanted = planner.spec.strategy.type
     spreads = [planner.spread(kind) for kind in (("ddp", "fsdp") if wanted == "auto" else (wanted,))]
     own = [row for row in rows if row.method.type == planner.spec.method.type]
@@ -267,25 +275,37 @@ def _as_json(row: Row, advice: Advice) -> dict[str, Any]:
     }
 
 
-def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Planner) -> str:
+def grouped(rows: list[Row], advice: Advice, method: str) -> tuple[list[Row], list[Row]]:
+    """Returns the rows to show (recommended, then what fits, then the job's own method), and those that do not fit."""
+    fits = [row for row in rows if row.fits and row is not advice.row]
+    own = [row for row in rows if row.method.type == method and not row.fits]
+    first = [advice.row] if advice.row is not None else []
+    shown = [*first, *fits, *own]
+    return shown, [row for row in rows if row not in shown]
+
+
+def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Planner, *, all_rows: bool) -> str:
     spec, shape = planner.spec, planner.shape
     load = planner.workload
-    known = f"{load.rows:,} rows, about {load.tokens:,} tokens an epoch" if load.rows and load.tokens else None
+    known = f"{load.rows:,} rows, about {load.tokens:,} tokens per epoch" if load.rows and load.tokens else None
     head = (
         f"{content['job']}: {shape.parameters:,} parameters in {shape.layers} layers, {planner.precision}; "
         f"{spec.world_size} x {planner.device.name} with {human(planner.device.memory)} each\n"
         + (
-            f"(elastic: the most; the fewest are {spec.min_nodes * spec.processes})\n"
+            f"(elastic: this is the maximum; the minimum is {spec.min_nodes * spec.processes})\n"
             if spec.min_nodes < spec.max_nodes
             else ""
         )
-        + (known or "how many tokens there are is not known here: --rows and --tokens tell")
+        + (known or "number of tokens unknown: set --rows and --tokens")
         + (f", {planner.steps:,} steps" if planner.steps else "")
+        + f"; memory is planned for rows of up to {planner.longest_row:,} tokens"
+        + ("" if load.longest else " (data.sequenceLength; set --longest if they are shorter)")
     )
     paid = content["currency"] if planner.hourly is not None else None
-    columns = ("method, strategy", "trains", "states", "activations", "loss", "peak", "fits", "tokens/s", "time")
+    columns = ("method, strategy", "trainable", "states", "activations", "loss", "peak", "fits", "tokens/s", "time")
+    shown, others = grouped(rows, advice, spec.method.type)
     lines = []
-    for row in rows:
+    for row in [*shown, *others] if all_rows else shown:
         mark = "* " if row is advice.row else "  "
         time = "" if row.seconds is None else span(row.seconds)
         lines.append((
@@ -294,18 +314,20 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
             f"{row.tokens_per_second:,.0f}", time, *(() if paid is None else (f"{row.cost or 0:,.2f}",)),
         ))  # fmt: skip
     if shape.passed:
-        head += f"\n{shape.experts_line()}" + (", and qlora is not for them" if shape.mostly_experts else "")
+        head += f"\n{shape.experts_line()}" + ("; qlora does not support them" if shape.mostly_experts else "")
     parts = [head, table((*columns, *(() if paid is None else (paid,))), lines, indent="")]
+    if others and not all_rows:
+        parts.append(f"{len(others)} combinations that do not fit are hidden; --all shows them")
     if content["exactBytes"] is not None:
-        parts.append(f"tracked tensor by tensor, {spec.method.type} on one process: {human(content['exactBytes'])}")
+        parts.append(f"traced peak of {spec.method.type} on one process: {human(content['exactBytes'])}")
     name = "nothing fits" if advice.row is None else f"* {advice.row.method.type}, {advice.row.spread.label}"
     parts.append(f"{name}: " + "; ".join(advice.reasons))
     if content["hint"] is not None:
-        parts.append(f"the job as it is written does not fit. {content['hint']}")
-    if content["mergedBytes"] is not None and spec.method.low_rank:
+        parts.append(f"the job does not fit as written. {content['hint']}")
+    if content["mergedBytes"] is not None and spec.method.traits.mergeable:
         size = human(content["mergedBytes"])
-        parts.append(f"output.merged adds {size} to the artifact, and the first pod's disk needs as much")
+        parts.append(f"output.merged adds {size} to the artifact, and needs as much disk space on the first pod")
     if content["priceDate"] is not None:
         known = f"prices of {content['priceDate']}"
-        parts.append(known if paid else f"{known} have none for {planner.device.name}")
+        parts.append(known if paid else f"{known} do not include {planner.device.name}")
     return "\n\n".join(parts)

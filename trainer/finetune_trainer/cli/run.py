@@ -1,28 +1,43 @@
-"""`finetune run FILE`: what the operator does for a job, done for one machine and shown to the person in front of it.
+"""`finetune run FILE`: runs a job on this machine, as the operator does on a cluster, and shows its progress.
 
-Attempts follow each other by the same rules (`finetune_api.budget`). The run's name in the output folder is
-made from what it trains, so the same manifest resumes and a changed one starts anew.
+Failed attempts are restarted by the same rules (`finetune_api.budget`). The run's ID in the output folder is derived
+from its spec, so an unchanged manifest resumes the run, and a changed one starts a new run.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
-from finetune_api.budget import Enough, next_attempt
-from finetune_api.failures import ExitCode, FinetuneError, LastWords, Reason
+from finetune_api import names
+from finetune_api.budget import Enough, next_attempt, recent, written
+from finetune_api.failures import ExitCode, FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
+from finetune_api.plan import Publishes
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.local import Gang, local_plan, run_uid
 from finetune_trainer.agent.stopping import Stop
+from finetune_trainer.cli.ladder import LadderRun
 from finetune_trainer.cli.live import View, view_of
-from finetune_trainer.cli.text import aligned, artifact_rows, evaluation_table, failure_block, problems_text
+from finetune_trainer.cli.text import (
+    aligned,
+    artifact_rows,
+    evaluation_table,
+    failure_block,
+    guard_lines,
+    ladder_text,
+    problems_text,
+)
 from finetune_trainer.cli.validate import read_manifest
+from finetune_trainer.report.compare import compare
 from finetune_trainer.rundir import TrainerReport, now
 from finetune_trainer.store.locks import locked
 
@@ -31,11 +46,11 @@ SAVE_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 
 _AFTER_A_STOP = (Reason.Interrupted, Reason.PeerLost, Reason.PodFailed)
-"""How a gang may end that was asked to: PodFailed is an agent that had no ear for signals yet."""
+"""Reasons with which agents may end after a stop request. PodFailed: the agent had no signal handler yet."""
 
 
 def run_file(file: str, *, home: Home, fresh: bool) -> int:
-    """The exit status of the contract."""
+    """Runs the job in a manifest and returns the exit status."""
     try:
         job = read_manifest(file)
     except ManifestError as error:
@@ -44,19 +59,53 @@ def run_file(file: str, *, home: Home, fresh: bool) -> int:
     with _alone(home, job.metadata.name):
         job, resumed = _prepare(job, home=home, fresh=fresh)
         if job.status.phase is Phase.Succeeded:
-            print(f"{job.metadata.name} has finished already; --fresh starts again\n\n{_outcome(job)}")
+            print(f"{job.metadata.name} is already complete; use --fresh to start again\n\n{_outcome(job)}")
             return ExitCode.OK
         stop = Stop()
         stop.install()
         with view_of(job.metadata.name) as view:
-            begins = "continuing" if resumed else "starting"
+            begins = "resuming" if resumed else "starting"
             view.say(f"{begins} run {job.metadata.uid}; logs in {home.run(job.metadata.name)}")
-            run = Run(job=job, home=home, stop=stop, view=view).to_the_end()
+            if job.spec.method.is_auto:
+                try:
+                    run = _climbed(job, home=home, stop=stop, view=view)
+                except ManifestError as error:
+                    print(problems_text(file, error.problems), file=sys.stderr)
+                    return ExitCode.CONFIG
+            else:
+                run = Run(job=job, home=home, stop=stop, view=view).to_the_end()
         return run.tell()
 
 
+def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
+    """A ladder, as the run that ended it."""
+
+    logs = home
+
+    def run_one(
+        rung_job: FineTuneJob,
+        where: Home,
+        *,
+        rung: str | None = None,
+        publishes: Publishes | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> tuple[FineTuneJob, TerminationMessage]:
+        one = Run(
+            job=rung_job, home=where, stop=stop, view=view, rung=rung, publishes=publishes, tick=tick, cache=home.cache
+        ).to_the_end()
+        nonlocal logs
+        assert one.words is not None
+        logs = where
+        if one.words.failure_class is not None:
+            one.noted(one.words)
+        return one.job, one.words
+
+    ended, words = LadderRun(job=job, home=home, stop=stop, view=view, run_one=run_one).to_the_end()
+    return Run(job=ended, home=home, stop=stop, view=view, words=words, logs=logs)
+
+
 def _prepare(job: FineTuneJob, *, home: Home, fresh: bool) -> tuple[FineTuneJob, bool]:
-    """The job with its identity, and whether an earlier run of the same identity is continued."""
+    """Returns the job with its ID, and whether it resumes an earlier run with the same ID."""
     before = home.load(job.metadata.name)
     uid = run_uid(job)
     same = before is not None and before.metadata.uid.partition(".")[0] == uid
@@ -83,29 +132,39 @@ def _with_overwrite(job: FineTuneJob) -> FineTuneJob:
 
 @contextmanager
 def _alone(home: Home, name: str) -> Iterator[None]:
-    """One `finetune run` at a time for each name: two would write into the same folders."""
+    """Allows one `finetune run` at a time per name: two would write into the same folders."""
     folder = home.run(name)
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder / "lock", wait=False))
         except BlockingIOError as error:
-            message = f"{name} is running already in {folder}"
-            raise FinetuneError(Reason.InvalidSpec, message, "Wait for it, or give the job another name.") from error
+            message = f"{name} is already running in {folder}"
+            raise FinetuneError(Reason.InvalidSpec, message, "Wait until it ends, or use another name.") from error
         yield
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One `finetune run`, over all its attempts."""
+    """One `finetune run`, with all its attempts."""
 
     job: FineTuneJob
     home: Home
     stop: Stop
     view: View
-    words: LastWords | None = None
+    words: TerminationMessage | None = None
+    rung: str | None = None
+    """Of a ladder."""
+    publishes: Publishes | None = None
+    """The rung whose weights this run publishes."""
+    tick: Callable[[], None] = lambda: None
+    """Called while it runs, several times a second."""
+    cache: Path | None = None
+    """Default: the home's."""
+    logs: Home | None = None
+    """Where the logs of a failure are. Default: the home."""
 
     def to_the_end(self) -> Run:
-        restarts = Restarts()
+        restarts, times, retry = Restarts(), tuple[str, ...](), self.job.spec.retry
         first = (self.job.status.attempt or 0) + 1
         while True:
             attempt = first + restarts.total
@@ -116,12 +175,16 @@ class Run:
             self.words = words = self._attempt(attempt)
             if words.failure_class is None or self.stop.requested:
                 return self
+            moment = datetime.now(UTC)
+            times = recent(times, restarts.counted, window=retry.window, now=moment)
             verdict = next_attempt(
-                words.failure_class, restarts, max_restarts=self.job.spec.retry.max_restarts,
+                words.failure_class, restarts, max_restarts=retry.max_restarts, spent=len(times), window=retry.window,
                 plan=words.plan or self.job.status.plan, micro_batch_tokens=self.job.status.micro_batch_tokens,
             )  # fmt: skip
             if isinstance(verdict, Enough):
                 return self
+            if verdict.restarts.counted > restarts.counted:
+                times = (*times, written(moment))
             restarts, skips = verdict.restarts, self.job.spec.training.skip_bad_batch
             self._status(
                 phase=Phase.Restarting, last_failure=_failure(words, attempt),
@@ -129,18 +192,22 @@ class Run:
                 skipped_step=words.step if skips and verdict.skips else self.job.status.skipped_step,
             )  # fmt: skip
             self.view.say(f"attempt {attempt} failed: {words.reason}: {words.message}")
-            count = f"restart {restarts.counted} of {self.job.spec.retry.max_restarts}"
+            count = f"restart {len(times)} of {retry.max_restarts}"
             self.view.say(f"restarting ({verdict.change or count})")
             time.sleep(RETRY_SECONDS)
 
-    def _attempt(self, attempt: int) -> LastWords:
-        gang = Gang(plan=local_plan(self.job, uid=self.job.metadata.uid, attempt=attempt), home=self.home)
+    def _attempt(self, attempt: int) -> TerminationMessage:
+        plan = local_plan(
+            self.job, uid=self.job.metadata.uid, attempt=attempt, rung=self.rung, publishes=self.publishes
+        )
+        environ = {names.ENV_CACHE: str(self.cache or self.home.cache)} | dict(os.environ)
+        gang = Gang(plan=plan, home=self.home, environ=environ)
         gang.start()
         told = forced = False
         saved_at = 0.0
         while (words := gang.poll()) is None:
             if self.stop.first_time_seen():
-                self.view.say("stopping after a checkpoint; Ctrl-C again ends at once")
+                self.view.say("saving a checkpoint and stopping; press Ctrl-C again to stop immediately")
                 gang.stop()
             if self.stop.at_once and not forced:
                 gang.kill()
@@ -154,6 +221,7 @@ class Run:
                 if time.monotonic() - saved_at >= SAVE_SECONDS:
                     saved_at = time.monotonic()
                     self._report(report)
+            self.tick()
             time.sleep(POLL_SECONDS)
         if (report := gang.run_dir(0).report()) is not None:
             self.view.show(report, ranks=_ranks(gang))
@@ -169,7 +237,7 @@ class Run:
         self.home.save(self.job)
 
     def tell(self) -> int:
-        """Writes the final status, says how it ended, and answers with the exit status."""
+        """Writes the final status, prints the result, and returns the exit status."""
         words = self.words
         assert words is not None
         attempt = self.job.status.attempt or 1
@@ -182,20 +250,29 @@ class Run:
             print(f"{self.job.metadata.name}: stopped; run again to resume", file=sys.stderr)
             return ExitCode.INTERRUPTED
         self._finish(Phase.Failed, words)
-        log = self.home.log(self.job.metadata.name, node=words.node, attempt=attempt)
+        log = (self.logs or self.home).log(self.job.metadata.name, node=words.node, attempt=attempt)
+        if words.candidate is not None or self.job.status.ladder is not None:
+            print(f"\n{_outcome(self.job)}")
         print(
             f"\n{self.job.metadata.name} failed\n{failure_block(_failure(words, attempt), logs=str(log))}",
             file=sys.stderr,
         )
         return words.exit_code or ExitCode.INTERNAL
 
-    def _finish(self, phase: Phase, words: LastWords) -> None:
+    def noted(self, words: TerminationMessage) -> None:
+        """Writes a failure of a part of a ladder into the status."""
+        self._status(last_failure=_failure(words, self.job.status.attempt or 1))
+
+    def _finish(self, phase: Phase, words: TerminationMessage) -> None:
         kind = "Complete" if phase is Phase.Succeeded else "Failed"
         condition = Condition(
             type=kind, status="True", reason=str(words.reason or Reason.Succeeded), message=words.message,
             last_transition_time=now(),
         )  # fmt: skip
-        known = {"plan": words.plan, "evaluation": words.evaluation, "artifact": words.artifact}
+        known = {
+            "plan": words.plan, "evaluation": words.evaluation, "artifact": words.artifact,
+            "candidate": words.candidate,
+        }  # fmt: skip
         failure = (
             _failure(words, self.job.status.attempt or 1) if phase is Phase.Failed else self.job.status.last_failure
         )
@@ -205,7 +282,7 @@ class Run:
         )  # fmt: skip
 
 
-def _failure(words: LastWords, attempt: int) -> LastFailure:
+def _failure(words: TerminationMessage, attempt: int) -> LastFailure:
     return LastFailure(
         failure_class=words.failure_class or FailureClass.Internal, reason=str(words.reason or Reason.UnexpectedError),
         message=words.message, hint=words.hint, attempt=attempt, rank=words.rank, node=str(words.node),
@@ -214,17 +291,21 @@ def _failure(words: LastWords, attempt: int) -> LastFailure:
 
 
 def _ranks(gang: Gang) -> str:
-    """`2 of 2`: how many have told a heartbeat."""
+    """Returns `2 of 2`: the number of ranks that have sent a heartbeat."""
     seen = {rank for node in range(gang.plan.nodes) for rank in gang.run_dir(node).heartbeats()}
     return f"{len(seen)} of {gang.plan.world_size}"
 
 
 def _outcome(job: FineTuneJob) -> str:
     parts = []
-    if job.status.evaluation is not None and (scores := evaluation_table(job.status.evaluation)):
+    if job.status.ladder is not None:
+        parts.append(ladder_text(job.status.ladder))
+    if job.status.evaluation is not None and (scores := evaluation_table(compare(job.status.evaluation.data))):
         parts.append(scores)
+    if guards := guard_lines(job.status.evaluation):
+        parts.append(guards)
     if job.status.artifact is not None:
         parts.append(aligned(artifact_rows(job.status.artifact)))
     if job.spec.command is not None:
-        parts.append(f"{job.metadata.name}: the command ended with status 0 in every process")
+        parts.append(f"{job.metadata.name}: the command exited with status 0 in every process")
     return "\n\n".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from finetune_api.failures import ExitCode
+from finetune_api.text import printable
 from finetune_trainer.agent.home import Home
 from finetune_trainer.cli.jobs import Where, find
 from finetune_trainer.cli.text import status_text
@@ -19,7 +20,7 @@ def show_status(name: str, *, where: Where, as_json: bool) -> int:
     if local:
         attempt = job.status.attempt or 1
         logs = str(Home(where.home).log(name, node=_node(job.status.last_failure), attempt=attempt))
-    print(status_text(name, job.status, logs=logs))
+    print(printable(status_text(name, job.status, logs=logs)))
     return ExitCode.OK
 
 

@@ -5,35 +5,48 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.manifest import Problem
-from finetune_api.status import Artifact, Evaluation, FineTuneJobStatus, LastFailure, Phase, Progress, Restarts, Scores
+from finetune_api.restarts import BUDGETS
+from finetune_api.status import (
+    Artifact,
+    Evaluation,
+    FineTuneJobStatus,
+    LastFailure,
+    Measurement,
+    Phase,
+    Progress,
+    Restarts,
+    Usage,
+)
+from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval, number
 
 WIDTH = 100
 
 
 def failure_block(failure: LastFailure, *, logs: str = "") -> str:
-    """What a person needs to see when a job has failed: class, reason, message, hint, and where to read on."""
+    """Describes a failure: class, reason, location, message, hint, and the log to read."""
     rows = [("reason", f"{failure.reason} (class {failure.failure_class})")]
     if failure.rank is not None or failure.node is not None:
         rank = "" if failure.rank is None else f"rank {failure.rank}"
         node = "" if failure.node is None else f"node {failure.node}"
-        rows.append(("where", ", ".join(part for part in (rank, node, f"attempt {failure.attempt}") if part)))
-    rows += [("what", failure.message), ("do", failure.hint)]
+        rows.append(("location", ", ".join(part for part in (rank, node, f"attempt {failure.attempt}") if part)))
+    rows += [("message", failure.message), ("hint", failure.hint)]
     if logs:
         rows.append(("logs", logs))
     return aligned((name, value) for name, value in rows if value)
 
 
 def aligned(rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
-    """Names on the left, wrapped values on the right."""
+    """Formats rows with names on the left and wrapped values on the right."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, value in rows:
         head = f"{indent}{name:<{width}}  "
         paragraphs = value.splitlines() or [""]
-        for number, paragraph in enumerate(paragraphs):
-            first = head if number == 0 else " " * len(head)
+        for line, paragraph in enumerate(paragraphs):
+            first = head if line == 0 else " " * len(head)
             lines.append(
                 textwrap.fill(
                     paragraph, WIDTH, initial_indent=first, subsequent_indent=" " * len(head), break_long_words=False,
@@ -44,7 +57,7 @@ def aligned(rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
-    """Columns: the first to the left, the others to the right."""
+    """Formats a table: the first column is aligned left, the others right."""
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -54,32 +67,55 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "
     return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in rows)])
 
 
-def evaluation_table(evaluation: Evaluation) -> str:
-    """Before and after on the same rows; empty text when nothing was measured."""
-    pairs = [
-        (name, getattr(evaluation.base, name), getattr(evaluation.tuned, name))
-        for name in ("validation", "test", "general")
-    ]
-    pairs += [(f"slice {s.name}", s.base, s.tuned) for s in evaluation.slices]
-    measured = [(name, base, tuned) for name, base, tuned in pairs if base is not None or tuned is not None]
-    rows = [row for name, base, tuned in measured for row in _score_rows(name, base, tuned)]
-    return table(("", "base", "tuned", "change"), rows) if rows else ""
+def evaluation_table(rows: Sequence[Row]) -> str:
+    """Before and after on the same rows, a line for each data set; empty text when nothing was measured."""
+    head = ("", "rows", "metric", "base", "tuned", "change", "95 % interval", "verdict")
+    lines = [_measured_line(row, change) for row in rows for change in row.changes]
+    return table(head, lines) if lines else ""
 
 
-def _score_rows(name: str, base: Scores | None, tuned: Scores | None) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for label, field in (("loss", "loss"), ("bits/byte", "bits_per_byte"), ("accuracy", "accuracy")):
-        before = getattr(base, field) if base else None
-        after = getattr(tuned, field) if tuned else None
-        if before is None and after is None:
-            continue
-        change = "" if before is None or after is None else f"{after - before:+.4f}"
-        rows.append((f"{name} {label}", _number(before), _number(after), change))
-    return rows
+def guard_lines(evaluation: Evaluation | None) -> str:
+    """A line for each guard; empty where there are none."""
+    if evaluation is None:
+        return ""
+    lines = [f"  guard {each.told()}" for each in evaluation.guards]
+    return "\n".join([*lines, f"  scale: {evaluation.scale.told()}"] if evaluation.scale else lines)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _measured_line(row: Row, change: Measurement) -> tuple[str, ...]:
+    name = f"slice {row.name}" if row.kind == "slice" else row.name
+    values = number(change.metric, change.base), number(change.metric, change.tuned)
+    return (
+        name,
+        f"{row.rows:,}",
+        WORDS[change.metric],
+        *values,
+        difference(change),
+        interval(change),
+        change.verdict or "",
+    )
+
+
+def ladder_text(ladder: LadderStatus) -> str:
+    """The rungs of a ladder, and why it stopped."""
+    head = ("rung", "state", "score", "gain", "interval", "GPU hours", "decision")
+    base = "" if ladder.base_score is None else f"{ladder.base_score:.3g}"
+    rows = [("base", "done" if base else "planned", base, "", "", "", ""), *map(_rung_row, ladder.rungs)]
+    text = table(head, rows)
+    return "\n".join([text, *textwrap.wrap(ladder.story, WIDTH, initial_indent="  ", subsequent_indent="  ")])
+
+
+def _rung_row(rung: RungStatus) -> tuple[str, ...]:
+    interval = "" if rung.low is None or rung.high is None else f"[{rung.low:+.3g}, {rung.high:+.3g}]"
+    return (
+        rung.name,
+        rung.state,
+        "" if rung.score is None else f"{rung.score:.3g}",
+        "" if rung.gain is None else f"{rung.gain:+.3g}",
+        interval,
+        "" if rung.cost is None else f"{rung.cost:.3g}",
+        rung.decision or "",
+    )
 
 
 def progress_line(phase: str, progress: Progress) -> str:
@@ -98,6 +134,12 @@ def progress_line(phase: str, progress: Progress) -> str:
     if progress.eta_seconds is not None and phase == "training":
         parts.append(f"{span(progress.eta_seconds)} left")
     return "  ".join(parts)
+
+
+def usage_line(usage: Usage) -> str:
+    """`12.5 GPU hours (1.2 wasted), 31.25 EUR`."""
+    cost = "" if usage.money is None else f", {usage.money:,.2f} {usage.currency or ''}".rstrip()
+    return f"{usage.gpu_hours:,.1f} GPU hours ({usage.wasted_gpu_hours:,.1f} wasted){cost}"
 
 
 def percent(progress: Progress) -> int:
@@ -131,13 +173,13 @@ def artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
 
 
 def problems_text(file: str, problems: Sequence[Problem]) -> str:
-    """One line a problem, each with the path of its field."""
+    """Formats validation errors, one per line, each with the path of its field."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return "\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)])
 
 
 def _why(status: FineTuneJobStatus) -> str:
-    """What a job that does not run waits for, or why it ended: what its last failure does not tell already."""
+    """Explains why a job is not running, as far as its last failure does not explain it already."""
     type = "Failed" if status.phase is Phase.Failed else "Running"
     found = next((c for c in status.conditions if c.type == type), None)
     failure = status.last_failure
@@ -150,20 +192,16 @@ def _why(status: FineTuneJobStatus) -> str:
 
 
 def _restarts(restarts: Restarts | None) -> str:
-    """` (1 counted, 0 free restarts)`, and those of a budget of their own where there were any."""
+    """Formats the number of restarts: ` (1 counted, 0 free restarts)`, and those of other budgets if there were any."""
     if restarts is None:
         return ""
-    own = (
-        ("after memory ran out", restarts.out_of_memory),
-        ("not finite", restarts.non_finite),
-        ("resized", restarts.resized),
-    )
-    counts = [f"{restarts.counted} counted", f"{restarts.free} free", *(f"{n} {what}" for what, n in own if n)]
+    paid = [(restarts.paid_by(budget), budget) for budget in BUDGETS]
+    counts = [f"{count} {budget.told}" for count, budget in paid if count or budget.always_told]
     return f" ({', '.join(counts)} restarts)"
 
 
 def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
-    """The whole of a status, for people."""
+    """Formats the status of a job for a terminal."""
     rows = [("job", name), ("phase", str(status.phase or "Pending"))]
     if why := _why(status):
         rows.append(("why", why))
@@ -175,6 +213,8 @@ def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
         rows.append(("avoided", ", ".join(avoided)))
     if status.progress is not None:
         rows.append(("progress", progress_line("", status.progress).strip()))
+    if status.usage is not None:
+        rows.append(("usage", usage_line(status.usage)))
     if (plan := status.plan) is not None:
         layers = f" of the last {plan.trained_layers} layers" if plan.trained_layers else ""
         parts = [f"{plan.method}{layers}", plan.strategy, plan.precision]
@@ -183,14 +223,19 @@ def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
         parts += [f"{plan.trainable_parameters:,} trained parameters"] if plan.trainable_parameters else []
         rows.append(("plan", ", ".join(part for part in parts if part)))
     rows += artifact_rows(status.artifact) if status.artifact else []
+    rows += [("candidate", f"{status.candidate.uri} (kept back by a guard)")] if status.candidate else []
     text = [aligned(rows, indent="")]
     if status.conditions:
         text.append(table(
             ("condition", "status", "reason", "since"),
             [(c.type, c.status, c.reason, f"{c.last_transition_time[:19]}Z") for c in status.conditions],
         ))  # fmt: skip
-    if status.evaluation is not None and (scores := evaluation_table(status.evaluation)):
+    if status.ladder is not None:
+        text.append(ladder_text(status.ladder))
+    if status.evaluation is not None and (scores := evaluation_table(compare(status.evaluation.data))):
         text.append(scores)
+    if guards := guard_lines(status.evaluation):
+        text.append(guards)
     if status.last_failure is not None:
         text.append("last failure\n" + failure_block(status.last_failure, logs=logs))
     return "\n\n".join(text)

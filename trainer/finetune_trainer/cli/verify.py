@@ -1,4 +1,4 @@
-"""`finetune verify URI`: every file of an artifact against the digests in its manifest."""
+"""`finetune verify URI`: checks every file of an artifact against the digests in the artifact manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune_api.failures import ExitCode
 
 def verify_uri(uri: str) -> int:
     from finetune_trainer.store.artifact import verify
-    from finetune_trainer.store.folder import open_folder
+    from finetune_trainer.store.opening import open_folder
 
     report = verify(open_folder(uri, prefix=names.PREFIX_OUTPUT))
     for problem in report.problems:

@@ -1,24 +1,30 @@
-"""From files that people wrote to the arrays that a network learns from. numpy and tokenizers, pyarrow where a file
-asks for it, never torch.
+"""From the files that a user writes to the arrays that a network learns from. Uses numpy and tokenizers, pyarrow for
+files that need it, and never torch.
 
-read        files to rows; every complaint names file and line
-tokenizer   the model's own tokenizer and chat template, without importing transformers
-chat        which characters of a rendered conversation the assistant said
-spelling    conversations as other tools keep them, told as messages
-formats     rows of one format to documents: text, and the spans of it that are trained
-template    the chat template itself: conversations in, text out
-classification  a label as what the assistant answers
-encode      documents to tokens, with what to do about documents that are too long
-corpus      one data set as flat arrays on disk, mapped into memory
-writer      the arrays as they grow, and what is known about each row
-embedded    tokens that the model has no embedding for
-states      what frozen layers make of a corpus' rows, beside its tokens
-split       held-out rows out of the training rows, never through a group; rows that are in two sets
-build       all data sets of a manifest, a file at a time
-cache       the builds of the last weeks, each made once
-load        a manifest's `data` to tokenised, cached data sets
-order       which rows a step sees: a function of the step's number, so that nothing needs resuming; weighted sources
-augment     variants of training rows, a function of the epoch and the row
-pack        rows to the rectangles that a network computes, documents isolated from each other
-layout      how much of those is padding, before the first step
+read             files to rows; every error names file and line
+json_errors      rows that are not valid JSON, reported with their column
+tokenizer        the model's own tokenizer and chat template, without importing transformers
+template         the chat template: conversations in, text out
+messages         a row's messages, checked: contents, tool calls, masks
+spelling         conversations as other tools write them, converted to messages
+turn_ends        where a turn ends in the text that a chat template writes
+chat             which characters of a rendered conversation are the assistant's
+unused_fields    fields of a row that do not reach the text: refused, or ignored by data.ignoreKeys
+formats          rows of one format to documents: text, and the spans of it that are trained
+classification   a label as the assistant's answer
+encode           documents to tokens, and what happens to documents that are too long
+embedding_check  tokens that the model has no embedding for
+corpus           one data set as flat arrays on disk, mapped into memory
+writer           the arrays as they grow, and what is known about each row
+hidden_states    outputs of frozen layers for the rows of a corpus, stored next to its tokens
+split            held-out rows out of the training rows, never through a group; rows that are in two sets
+halves           validation rows that tune a rung of a ladder, and those that select among rungs
+sample           at most evaluation.maxRows documents of each held-out data set
+build            all data sets of a manifest, a file at a time
+cache            results of earlier builds, each made once
+load             a manifest's `data` to tokenised, cached data sets
+order            which rows a step sees, as a function of the step's number alone; weighted sources
+augment          variants of training rows, as a function of the epoch and the row
+pack             rows to the rectangles that a network computes, documents isolated from each other
+padding          how much of those is padding, reported before the first step
 """

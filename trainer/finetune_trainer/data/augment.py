@@ -2,7 +2,7 @@
 
     casing            the text in lower case, in capitals, or with a capital at each word
     characterNoise    some letters dropped, doubled, swapped with the next or mistyped
-    templates         the text inside one of the manifest's own wordings
+    templates         the text inside one of the manifest's own templates
     backoff           some words swapped for words of other training rows of the same label: a model that has to
                       fall back on the rest of the text learns not to hang on one word
 
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from finetune_api.data import Augmentation, Data
 from finetune_api.failures import FinetuneError
+from finetune_trainer.random_streams import AUGMENTATION, AUGMENTED
 from finetune_trainer.statistics import AugmentationStatistics
 
 from .classification import Classification
@@ -38,8 +39,6 @@ from .split import fingerprint
 from .tokenizer import Tokenizer
 
 DEFAULT_RATE = 0.05
-_STREAM = 0xA06
-"""Sets these random numbers apart from those of the order of rows."""
 
 T = TypeVar("T")
 Draw = Callable[[], float]
@@ -88,8 +87,8 @@ class Variants:
         row = self.original(index)
         fields = row.fields
         for kind in kinds:
-            [start] = np.random.SeedSequence([self.seed, epoch, index, kind, _STREAM]).generate_state(1, np.uint64)
-            draw = random.Random(int(start)).random  # the one method whose numbers Python promises for good
+            start = AUGMENTATION.number(self.seed, epoch, index, kind)
+            draw = random.Random(start).random  # the one method whose numbers Python promises for good
             change = self._change(self.spec.augmentation[kind], index, draw)
             fields = _asked_otherwise(fields, self.format, change)
         varied = Row(row.file, row.line, fields, row.unit)
@@ -161,7 +160,7 @@ class Variants:
 
 @lru_cache(maxsize=16)
 def _chosen(rows: int, probability: float, seed: int, epoch: int, kind: int) -> Flags:
-    raw = np.random.PCG64(np.random.SeedSequence([seed, epoch, kind, _STREAM])).random_raw(rows)
+    raw = AUGMENTED.raw(rows, seed, epoch, kind)
     flags: Flags = (raw >> np.uint64(11)) * 2.0**-53 < probability
     return flags
 

@@ -7,32 +7,41 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.random_streams import NEWEST
 from finetune_trainer.statistics import SourceStatistics, SplitStatistics, Statistics
 from finetune_trainer.store.sources import SourceFile
 
 from .classification import Classification, labels_of
 from .corpus import Corpus, Flags
 from .encode import Limits, encode
-from .formats import FORMATS, TELLING, Format, detect
+from .formats import FORMATS, TELLING, Format, Text, detect
+from .json_errors import FAULTS, unreadable
 from .read import Keys, Row, iter_rows
 from .spelling import spelling_of
-from .split import draw, fingerprint, hold_out, key_of
+from .split import draw, fingerprint, hold_out, is_replayed, key_of, mark_of, sample_key
 from .tokenizer import Tokenizer
+from .unused_fields import CONVERSATIONAL, without, without_in_turns
 from .writer import CorpusWriter, Facts, nothing_left, select
 
 SLICE = "slice:"
+CONVERSATIONS = ("chat", "completion")
+"""Formats of which every key with a meaning in a conversation must reach the text."""
 TEXTS = "rows.jsonl"
-"""Training rows as text, where augmentation needs them; `texts.npy` beside the corpus says where each starts."""
+"""Training rows as text, where augmentation needs them; `texts.npy` next to the corpus says where each starts."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,18 @@ class Build:
     seed: int
     tokenizer: Tokenizer
     files: Mapping[str, Sequence[SourceFile]]
-    """By the URI of the manifest."""
+    """Files by the URI in the manifest."""
     tokenizer_digest: str
     digests: dict[str, str] = field(default_factory=dict)
-    """Of what was read, by file, as `iter_rows` says it: filled in while remote files are read."""
+    """Digests of what was read, by file, as `iter_rows` yields them: filled in while remote files are read."""
+    columns: dict[str, set[str]] = field(default_factory=dict)
+    """The columns of a source that are not read: filled in while it is read."""
+    streams: int = NEWEST
+    """Generation of random streams."""
+    group_by: str | None = None
+    """Key of rows that are not independent of each other; see Marks."""
+    replay: str | None = None
+    """URI of the general text to replay; where data.general has the same one, its documents are shared out."""
 
     def write(self, folder: Path) -> None:
         """FinetuneError for everything that is wrong with the files."""
@@ -52,10 +69,12 @@ class Build:
         facts, held, sources, splits = self._train(folder, form)
         known = facts.twins[~held & (facts.documents > 0)]
         leaks: list[str] = []
-        twins = [facts.twins[held]]
+        twins, general = [facts.twins[held]], np.zeros(0, np.uint64)
         for name, uri in self._held_out_files():
-            splits[name], other = self._encode(folder, name, uri, form)
+            shared = name == "general" and uri == self.replay
+            splits[name], other = self._encode(folder, name, uri, form, leave_out=is_replayed if shared else None)
             if name == "general":
+                general = other.twins
                 continue
             copies = np.isin(other.twins, known) & (other.documents > 0)
             splits[name] = splits[name].model_copy(update={"duplicates": int(copies.sum())})
@@ -69,6 +88,9 @@ class Build:
         if leaks and not self.spec.allow_duplicates:
             raise FinetuneError(Reason.DataLeak, "; ".join(leaks))
         np.save(folder / "heldout.npy", np.unique(np.concatenate(twins)))
+        if self.replay:
+            measured = frozenset(np.concatenate([*twins, general]).tolist())
+            splits["replay"], _ = self._encode(folder, "replay", self.replay, form, leave_out=measured.__contains__)
         statistics = Statistics(
             format=form.name,
             labels=form.labels if isinstance(form, Classification) else (),
@@ -90,12 +112,19 @@ class Build:
         """Of a source, with what the format looks at and `more` keys; conversations as messages, however it spells
         them."""
         spelling = spelling_of(self._first(uri, TELLING)) if form.name == "chat" else None
-        read = self._read(uri, (*(spelling or form).keys, *more))
-        return map(spelling.told, read) if spelling else read
+        wanted, ignored = (*(spelling or form).keys, *more), self.spec.ignore_keys
+        conversation = form.name in CONVERSATIONS
 
-    def _read(self, uri: str, keys: Keys) -> Iterator[Row]:
+        def told(row: Row) -> Row:
+            row = without(row, wanted, ignored, conversation=conversation)
+            return without_in_turns(spelling.told(row), ignored) if spelling else row
+
+        keys = (*wanted, *ignored, *(CONVERSATIONAL if conversation else ()))
+        return map(_guarded(told), self._read(uri, keys, self.columns.setdefault(uri, set())))
+
+    def _read(self, uri: str, keys: Keys, others: set[str]) -> Iterator[Row]:
         for file in self.files[uri]:
-            digest = yield from iter_rows(file, keys)
+            digest = yield from iter_rows(file, keys, others)
             self.digests.setdefault(file.uri, digest)
 
     def _sample(self, source: TrainSource, form: Format, *more: str) -> tuple[Iterator[Row], int | None]:
@@ -103,7 +132,7 @@ class Build:
         what is kept of a row the first time is eight bytes."""
         if source.max_rows is None:
             return self._rows(source.uri, form, *more), None
-        keys = (key_of(row, None, seed=self.seed) for row in self._rows(source.uri, form, *more))
+        keys = (sample_key(row, seed=self.seed, streams=self.streams) for row in self._rows(source.uri, form, *more))
         order = np.fromiter(keys, np.uint64)
         return compress(self._rows(source.uri, form, *more), draw(order, source.max_rows)), len(order)
 
@@ -121,7 +150,7 @@ class Build:
             return next(rows)
 
     def _format(self) -> Format:
-        """As the manifest says, else as the first training row looks."""
+        """The manifest's format, else the one that the first training row has."""
         wanted = self.spec.classification
         name: str = self.spec.format
         if name == "auto":
@@ -132,6 +161,8 @@ class Build:
                 "data.augmentation changes what the model is asked, and rows of format text are all answer",
                 "Remove data.augmentation.",
             )
+        if name == "text":
+            return Text(self.tokenizer, append_eos=self.spec.append_eos)
         if name != "classification":
             return FORMATS[name](self.tokenizer)
         labels = wanted.labels if wanted and wanted.labels else None
@@ -148,17 +179,20 @@ class Build:
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
         answers = form.answers if isinstance(form, Classification) else ()
         texts = folder / TEXTS if self.spec.augmentation else None
-        group = self.spec.validation.group_by if self.spec.validation else None
+        more = {self.spec.validation.group_by if self.spec.validation else None, self.group_by}
         ends, given_rows = [0], []
-        with CorpusWriter(given, limits, answers=answers, texts=texts) as writer:
+        ignored = self.spec.ignore_keys
+        with CorpusWriter(given, limits, answers=answers, texts=texts, ignored=ignored) as writer:
             for source in self.spec.train:
                 count = 0
-                rows, all_rows = self._sample(source, form, *([group] if group else []))
-                documents = map(form.document, rows)
+                rows, all_rows = self._sample(source, form, *sorted(filter(None, more)))
+                documents = map(_guarded(form.document), rows)
                 for outcome in encode(documents, self.tokenizer, limits):
                     row = outcome.document.row
                     key = key_of(row, self.spec.validation, seed=self.seed)
-                    writer.add(outcome, twin=fingerprint(form.identity(row)), key=key)
+                    identity = form.identity(row)
+                    mark = mark_of(row, identity, self.group_by)
+                    writer.add(outcome, mark=mark, twin=fingerprint(identity), key=key)
                     count += 1
                 ends.append(ends[-1] + count)
                 given_rows.append(all_rows or count)
@@ -175,6 +209,7 @@ class Build:
                 rows=rows_of_source,
                 drawn=end - start if source.max_rows else None,
                 documents=int(facts.documents[start:end][~held[start:end]].sum()),
+                columns=tuple(sorted(self.columns.get(source.uri, ()))),
             )
             for source, rows_of_source, start, end in zip(self.spec.train, given_rows, ends, ends[1:], strict=False)
         )
@@ -197,26 +232,61 @@ class Build:
             part = Corpus.load(folder / name)
             splits[name] = facts.statistics(part, rows)
             if not len(part):
-                raise nothing_left(name, splits[name], limits)
+                raise nothing_left(name, splits[name], limits, longest=facts.longest)
         if texts is not None:
             np.save(folder / "texts.npy", texts[~of_document])
         shutil.rmtree(given, ignore_errors=True)
         return splits
 
-    def _encode(self, folder: Path, name: str, uri: str, form: Format) -> tuple[SplitStatistics, Facts]:
-        if name == "general":  # whatever it is, and if it has labels, they are not the task's
-            form = FORMATS[self._detected(uri, labelled=False)](self.tokenizer)
+    def _encode(
+        self, folder: Path, name: str, uri: str, form: Format, *, leave_out: Callable[[int], bool] | None = None
+    ) -> tuple[SplitStatistics, Facts]:
+        """`leave_out`: by fingerprint, rows that belong to another data set."""
+        left_out = 0
+        if name in ("general", "replay"):  # whatever it is, and if it has labels, they are not the task's
+            detected = self._detected(uri, labelled=False)
+            form = Text(self.tokenizer, append_eos=False) if detected == "text" else FORMATS[detected](self.tokenizer)
         answers = form.answers if isinstance(form, Classification) else ()
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
-        with CorpusWriter(folder / name, limits, answers=answers) as writer:
-            for outcome in encode(map(form.document, self._rows(uri, form)), self.tokenizer, limits):
-                writer.add(outcome, twin=fingerprint(form.identity(outcome.document.row)))
+        with CorpusWriter(folder / name, limits, answers=answers, ignored=self.spec.ignore_keys) as writer:
+            rows = self._rows(uri, form, *([self.group_by] if self.group_by else []))
+            for outcome in encode(map(_guarded(form.document), rows), self.tokenizer, limits):
+                identity = form.identity(outcome.document.row)
+                twin = fingerprint(identity)
+                if leave_out is not None and leave_out(twin):
+                    left_out += 1
+                    continue
+                mark = mark_of(outcome.document.row, identity, self.group_by)
+                writer.add(outcome, mark=mark, twin=twin)
             writer.check()
         facts, corpus = writer.facts(), Corpus.load(folder / name)
-        statistics = facts.statistics(corpus)
+        statistics = facts.statistics(corpus).model_copy(update={"left_out": left_out})
+        if left_out and not statistics.rows:
+            raise _all_left_out(name, left_out)
         if not len(corpus):
-            raise nothing_left(name, statistics, limits)
+            raise nothing_left(name, statistics, limits, longest=facts.longest)
         return statistics, facts
+
+
+def _guarded(change: Callable[[Row], T]) -> Callable[[Row], T]:
+    """DataUnreadable that names row and column for whatever error Python raises on unexpected values."""
+
+    def guarded(row: Row) -> T:
+        try:
+            return change(row)
+        except FAULTS as error:
+            raise unreadable(error, row.fields, row) from error
+
+    return guarded
+
+
+def _all_left_out(name: str, rows: int) -> FinetuneError:
+    what = "all are replayed" if name == "general" else "all are held-out or general rows, which are never replayed"
+    return FinetuneError(
+        Reason.NothingToTrain,
+        f"{name}: none of the {rows} rows is left, since {what}",
+        "Set regularization.replay.uri to other text, or add documents.",
+    )
 
 
 def _leak(name: str, facts: Facts, copies: Flags) -> str:

@@ -19,7 +19,7 @@ _DAY = 86400.0
 
 @contextmanager
 def kept(folder: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
-    """The folder, filled by the first process of the node that asks; the others wait for it. What nobody has asked for
+    """The folder, filled by the first process of the node that asks; the others wait for it. What was not used
     in a while goes when something new comes: arrays that are mapped stay readable until they are let go."""
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():

@@ -14,7 +14,8 @@ from .chat import Conversation, Rendered
 from .corpus import Tokens
 from .encode import tokens_of
 from .formats import Document, string_of
-from .read import Row, kind_of
+from .json_errors import kind_of
+from .read import Row
 from .tokenizer import Tokenizer
 
 MOST_LABELS = 64
@@ -56,11 +57,12 @@ class Classification:
     def _ask(self, row: Row, text: str, label: str) -> Document:
         gold = self.labels.index(label)
         longest = max(map(len, self.answers), default=0)
-        chat = self.tokenizer.chat is not None
+        chat = bool(self.tokenizer.templates)
         rendered = self._chat(row, text, label) if chat else self._plain(text, label)
         return Document(
             row,
-            *rendered,
+            rendered.text,
+            rendered.trained,
             begins=not chat,
             ends=not chat,
             label=gold,
@@ -70,10 +72,9 @@ class Classification:
         )
 
     def _chat(self, row: Row, text: str, label: str) -> Rendered:
-        assert self.tokenizer.chat is not None
         question = {"role": "user", "content": f"{self.instruction}\n\n{text}"}
         messages = [question, {"role": "assistant", "content": label}]
-        return Conversation(row, messages, None, self.tokenizer.chat, self.tokenizer.control_texts).render()
+        return Conversation(row, messages, None, self.tokenizer.chat(), self.tokenizer.stops).render()
 
     def _plain(self, text: str, label: str) -> Rendered:
         asked = f"{text}\nLabel:"
@@ -87,16 +88,23 @@ def label_of(row: Row) -> str:
         return str(label).lower()
     if isinstance(label, int):
         return str(label)
+    if isinstance(label, float) and label.is_integer():  # a whole number in a column with nulls
+        return str(int(label))
+    if isinstance(label, float):
+        raise row.problem(
+            Reason.LabelsMissing, f"label {label:g} is neither a word nor an integer", "Give each class a word."
+        )
     if not isinstance(label, str):
         what = f"label is {kind_of(label)}, not a word" if label is not None else "the row has no label"
-        raise row.problem(Reason.LabelsMissing, what)
+        null = "Its label is null: leave the row out, or give it a label." if "label" in row.nulls else ""
+        raise row.problem(Reason.LabelsMissing, what, null)
     if not label.strip():
         raise row.problem(Reason.LabelsMissing, "the label is empty")
     return label
 
 
 def labels_of(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The distinct labels of the training rows, sorted. LabelsMissing with one, or with more than anybody can mean."""
+    """The distinct labels of the training rows, sorted. LabelsMissing with one, or with more than is plausible."""
     labels = sorted({label_of(row) for row in rows})
     if 2 <= len(labels) <= MOST_LABELS:
         return tuple(labels)

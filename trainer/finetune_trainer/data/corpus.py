@@ -1,6 +1,6 @@
 """One data set as flat arrays: `tokens[offsets[i]:offsets[i + 1]]` is row i.
 
-A token is *trained* when it is a target: the network predicts it from the tokens before it, and is told if it was
+A token is *trained* when it is a target: the network predicts it from the tokens before it, and the loss says if it was
 wrong. The first token of a row has nothing before it and is never trained, so `trained.sum()` counts the targets.
 """
 
@@ -41,6 +41,19 @@ class Choices:
     """(rows,): the right label."""
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Which rows of the files the documents are; all 64 bits of a digest."""
+
+    rows: NDArray[np.uint64]
+    """(rows,): of the content. Windows of a long text, and the turns of a retold conversation, each have their own."""
+    groups: NDArray[np.uint64]
+    """(rows,): equal for documents that are not independent: of one row of the files, or of one value of groupBy."""
+
+    def take(self, rows: Numbers) -> Marks:
+        return Marks(self.rows[rows], self.groups[rows])
+
+
 class States(Protocol):
     """What the frozen layers of a network make of each row."""
 
@@ -66,6 +79,8 @@ class Corpus:
     """(rows,): UTF-8 bytes of the trained text, without special tokens: for bits per byte."""
     choices: Choices | None = None
     """Of classification."""
+    marks: Marks | None = None
+    """Of data sets that were read from files."""
     before: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
     """In front of every row, and in no file: the tokens of a learned prompt."""
     states: States | None = None
@@ -82,6 +97,13 @@ class Corpus:
     @property
     def trained_tokens(self) -> int:
         return int(np.count_nonzero(self.trained))
+
+    @cached_property
+    def targets(self) -> Numbers:
+        """(rows,): trained tokens of each row."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        return np.add.reduceat(self.trained, self.offsets[:-1], dtype=np.int64)
 
     def row(self, index: int) -> CorpusRow:
         where = slice(self.offsets[index], self.offsets[index + 1])
@@ -108,14 +130,18 @@ class Corpus:
         picked = [self.row(int(i)) for i in rows]
         choices = self.choices and Choices(self.choices.answers, self.choices.prompts[rows], self.choices.gold[rows])
         return corpus_of(
-            [row.tokens for row in picked], [row.trained for row in picked], self.bytes[rows], choices=choices
+            [row.tokens for row in picked],
+            [row.trained for row in picked],
+            self.bytes[rows],
+            choices=choices,
+            marks=self.marks and self.marks.take(rows),
         )
 
     def with_every_answer(self) -> Corpus:
         """Each row once with each label's answer: row `i * labels + j` is prompt i answered by label j.
 
         The likeliest of a prompt's answers is the network's; it is right if it is number `choices.gold[i]`. Bytes are
-        not counted. ValueError if the rows are no classification.
+        not counted. ValueError if the rows are not a classification.
         """
         if self.choices is None:
             raise ValueError("only rows of format classification have choices")
@@ -134,6 +160,8 @@ class Corpus:
             np.save(folder / f"{name}.npy", getattr(self, name))
         if self.choices:
             save_choices(self.choices, folder)
+        if self.marks:
+            save_marks(self.marks, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Corpus:
@@ -143,7 +171,13 @@ class Corpus:
         if "gold" in arrays:
             answers = np.split(arrays["answers"], arrays["answer_offsets"][1:-1])
             choices = Choices(tuple(answers), arrays["prompts"], arrays["gold"])
-        return cls(arrays["tokens"], arrays["offsets"], arrays["trained"], arrays["bytes"], choices)
+        marks = Marks(arrays["rows"], arrays["groups"]) if "rows" in arrays else None
+        return cls(arrays["tokens"], arrays["offsets"], arrays["trained"], arrays["bytes"], choices, marks)
+
+
+def save_marks(marks: Marks, folder: Path) -> None:
+    np.save(folder / "rows.npy", marks.rows)
+    np.save(folder / "groups.npy", marks.groups)
 
 
 def save_choices(choices: Choices, folder: Path) -> None:
@@ -160,6 +194,7 @@ def corpus_of(
     sizes: Sequence[int] | NDArray[np.int32],
     *,
     choices: Choices | None = None,
+    marks: Marks | None = None,
 ) -> Corpus:
     """A corpus of these rows; `sizes` are the bytes of their trained text."""
     offsets = np.zeros(len(tokens) + 1, np.int64)
@@ -170,6 +205,7 @@ def corpus_of(
         trained=np.concatenate([np.zeros(0, np.bool_), *trained]),
         bytes=np.asarray(sizes, np.int32),
         choices=choices,
+        marks=marks,
     )
 
 

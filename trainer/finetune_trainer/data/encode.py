@@ -1,9 +1,10 @@
 """Documents to tokens, and what to do about those that are too long.
 
-A whole text is tokenised at once, and a token is trained when its characters lie in a trained span. Where a token would
+A whole text is tokenised at once, and a token is trained when its characters are in a trained span. Where a token would
 cross into a span (`abc` + `def` may be one token `cd` in the middle), the parts are tokenised apart: that is what the
-model gets to see when it is asked, with the prompt alone. What follows the last trained token is left out: nothing
-learns from it.
+model gets to see when it is asked, with the prompt alone. Spaces in front of a span are an exception (`Answer: ` +
+`yes`): the token `▁yes` is what the model knows, so it is trained as a whole. What follows the last trained token is
+left out: nothing learns from it.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Piece:
     tokens: Tokens
     trained: Flags
     bytes: NDArray[np.int64]
-    """UTF-8 bytes of the text behind each token; special tokens have none."""
+    """UTF-8 bytes of the text of each token; special tokens have none."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, where: slice) -> Piece:
-        """A part that stands on its own: its first token has nothing before it, and so is not trained."""
+        """A separate part: its first token has nothing before it, and so is not trained."""
         trained = self.trained[where].copy()
         trained[:1] = False
         return Piece(self.tokens[where], trained, self.bytes[where])
@@ -114,7 +115,9 @@ def _pieces(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tup
     for batch in _batches(documents):
         for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
             if _crossed(document, encoded):
-                encoded = _apart(document, tokenizer)
+                document = _with_spaces(document, encoded)
+                if _crossed(document, encoded):
+                    encoded = _apart(document, tokenizer)
             yield document, _piece(document, encoded, tokenizer)
 
 
@@ -131,6 +134,20 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def _with_spaces(document: Document, encoded: Encoded) -> Document:
+    """Trained spans that start within a token start with it, if only spaces come before: `Answer: ` + `yes` is
+    `Answer` `:` `▁yes`, of which the last is trained. The tokens stay those of the whole text."""
+    starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
+
+    def start_of(first: int) -> int:
+        over = np.flatnonzero((starts < first) & (first < ends))
+        at = int(starts[over[0]]) if len(over) == 1 else first
+        return at if document.text[at:first].strip(" ") == "" else first
+
+    trained = tuple((start_of(first), behind) for first, behind in document.trained)
+    return document if trained == document.trained else replace(document, trained=trained)
+
+
 def _crossed(document: Document, encoded: Encoded) -> bool:
     """Whether a token reaches over the edge of a trained span."""
     starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
@@ -141,7 +158,8 @@ def _crossed(document: Document, encoded: Encoded) -> bool:
 def _apart(document: Document, tokenizer: Tokenizer) -> Encoded:
     edges = sorted({0, len(document.text), *(edge for span in document.trained for edge in span)})
     bounds = list(pairwise(edges))
-    parts = tokenizer.encode([document.text[start:end] for start, end in bounds])
+    first, *others = [document.text[start:end] for start, end in bounds]
+    parts = [*tokenizer.encode([first]), *(tokenizer.encode_behind(text) for text in others)]
     return Encoded(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.spans + start for part, (start, _) in zip(parts, bounds, strict=True)]),
@@ -149,13 +167,16 @@ def _apart(document: Document, tokenizer: Tokenizer) -> Encoded:
 
 
 def _piece(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> Piece:
+    ended = _ended(document, encoded, tokenizer) if document.ends else 0
+    if ended:
+        encoded = Encoded(encoded.ids[:ended], encoded.spans[:ended])
     starts, ends = encoded.spans[:, 0], encoded.spans[:, 1]
     trained = np.zeros(len(encoded.ids), np.bool_)
     for first, behind in document.trained:
         trained |= (starts >= first) & (ends <= behind) & ((starts < ends) | (starts < behind))
     alone = document.begins and tokenizer.bos is not None and encoded.ids[:1].tolist() != [tokenizer.bos]
     before = np.array([tokenizer.bos] if alone else [], np.int32)
-    after = np.array([_end(tokenizer)] if document.ends else [], np.int32)
+    after = np.array([_end(tokenizer)] if document.ends and not ended else [], np.int32)
     trained = np.concatenate([np.zeros(len(before), np.bool_), trained, np.ones(len(after), np.bool_)])
     whole = Piece(
         tokens=np.concatenate([before, encoded.ids, after]),
@@ -163,6 +184,14 @@ def _piece(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> Piece:
         bytes=np.pad(_bytes(document.text, encoded, tokenizer), (len(before), len(after))),
     )
     return whole[: int(trained.nonzero()[0][-1]) + 1] if trained.any() else whole[:0]
+
+
+def _ended(document: Document, encoded: Encoded, tokenizer: Tokenizer) -> int:
+    """Tokens through an end-of-sequence token that the text itself ends with, but for white space; else 0."""
+    ends = np.flatnonzero(encoded.ids == tokenizer.eos)
+    if tokenizer.eos is None or not len(ends) or document.text[int(encoded.spans[ends[-1], 1]) :].strip():
+        return 0
+    return int(ends[-1]) + 1
 
 
 def _end(tokenizer: Tokenizer) -> int:

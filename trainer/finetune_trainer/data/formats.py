@@ -3,7 +3,7 @@
     chat            {messages, tools?}     the assistant's turns, but those of `weight` 0, each through its end-of-turn
                                            token; several documents where the template retells earlier turns
     completion      {prompt, completion}   the completion and the end-of-sequence token
-    text            {text}                 everything; no end is added, since where a passage stops teaches nothing
+    text            {text}                 everything, and the end-of-sequence token unless data.appendEos is false
     classification  {text, label}          the label, as the assistant's answer to a question about the text
 
 A new format is a class with `document`, and a line in `FORMATS` and in `detect`.
@@ -11,16 +11,20 @@ A new format is a class with `document`, and a line in `FORMATS` and in `detect`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from finetune_api.failures import FinetuneError, Reason
+from finetune_api.failures import Reason
 
 from .chat import Conversation, Span
-from .read import Row, kind_of
+from .json_errors import kind_of
+from .messages import tools_of, turns_of
+from .read import Row
 from .spelling import ALPACA, spelling_of
 from .tokenizer import Tokenizer
+from .unused_fields import Unread
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Document:
     """Whether the model's begin-of-text token goes before it; chat templates write their own."""
     ends: bool = False
     """Whether a trained end-of-sequence token comes after it."""
+    closed: bool = False
+    """Whether its text ends with an end-of-sequence token that the chat template did not write."""
     splits: bool = False
     """Whether it may be cut into windows when it is too long."""
     label: int | None = None
@@ -66,24 +72,21 @@ class Chat:
     tokenizer: Tokenizer
     name: str = "chat"
     keys: tuple[str, ...] = ("messages", "tools")
+    unread: Unread = field(default_factory=Unread, compare=False)
 
     def document(self, row: Row) -> Document:
-        if self.tokenizer.chat is None:
-            raise FinetuneError(
-                Reason.ModelUnsupported,
-                "data.format chat needs a model with a chat template, and this one has none",
-                "Use an instruction-tuned model, or format completion.",
-            )
-        messages = _messages(row)
-        tools = row.fields.get("tools")
-        if tools is not None and not isinstance(tools, list):
-            raise row.problem(Reason.DataUnreadable, "tools is not a list")
-        chat = Conversation(row, messages, tools or None, self.tokenizer.chat, self.tokenizer.control_texts)
-        first, *others = chat.renderings()
-        return Document(row, *first, further=tuple(Document(row, *other) for other in others))
+        messages, tools = turns_of(row), tools_of(row)
+        template = self.tokenizer.chat(tools)
+        self.unread.check(row, messages, tools, template)
+        chat = Conversation(row, messages, tools, template, self.tokenizer.stops)
+        first, *others = (Document(row, r.text, r.trained, closed=r.closed) for r in chat.renderings())
+        return replace(first, further=tuple(others)) if others else first
 
     def identity(self, row: Row) -> str:
-        return " ".join(str(message.get("content")) for message in _messages(row))
+        """Contents, and what tools there are and how they are called; not how a row spells them."""
+        said = [part for message in turns_of(row) for part in _identity(message)]
+        tools = tools_of(row)
+        return " ".join([*said, json.dumps(tools, sort_keys=True)] if tools else said)
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,15 @@ class Completion:
 @dataclass(frozen=True)
 class Text:
     tokenizer: Tokenizer
+    append_eos: bool = True
+    """After a complete text; never within one that is cut into rows or windows."""
     name: str = "text"
     keys: tuple[str, ...] = ("text",)
 
     def document(self, row: Row) -> Document:
         text = string_of(row, "text")
-        return Document(row, text, ((0, len(text)),), begins=True, splits=True)
+        ends = self.append_eos and self.tokenizer.eos is not None and not row.continues and bool(text.strip())
+        return Document(row, text, ((0, len(text)),), begins=True, ends=ends, splits=True)
 
     def identity(self, row: Row) -> str:
         return string_of(row, "text")
@@ -120,7 +126,7 @@ FORMATS: dict[str, Callable[[Tokenizer], Format]] = {"chat": Chat, "completion":
 
 
 TELLING = ("messages", "conversations", "prompt", "completion", "instruction", "output", "text", "label")
-"""Keys by which a format is told."""
+"""Keys by which a format is recognized."""
 
 
 def detect(row: Row, *, labelled: bool = True) -> str:
@@ -135,55 +141,36 @@ def detect(row: Row, *, labelled: bool = True) -> str:
         return "classification"
     if "text" in keys:
         return "text"
+    nulls = [key for key in row.nulls if key in TELLING]
+    what = f", and {' and '.join(nulls)} {'is' if len(nulls) == 1 else 'are'} null in it" if nulls else ""
     raise row.problem(
         Reason.DataUnreadable,
-        f"keys {', '.join(sorted(map(str, keys))) or '(none)'} fit no format",
+        f"keys {', '.join(sorted(map(str, keys))) or '(none)'} fit no format{what}",
         "Use {messages}, {prompt, completion}, {text} or {text, label}; or ShareGPT's or Alpaca's keys.",
     )
+
+
+def _identity(message: dict[str, Any]) -> Iterator[str]:
+    if content := message.get("content"):
+        yield str(content)
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call)
+        yield json.dumps([function["name"], function.get("arguments")], sort_keys=True, default=str)
 
 
 def string_of(row: Row, key: str) -> str:
     value = row.fields.get(key)
     if isinstance(value, str):
         return value
+    if key in row.nulls or (key in row.fields and value is None):
+        raise row.problem(
+            Reason.DataUnreadable, f"{key} is null, not a string", f"Leave out rows without a {key}, or give it a text."
+        )
+    if isinstance(value, bytes):
+        raise row.problem(
+            Reason.DataUnreadable, f"{key} is binary data, not a string", "Write the column as strings (UTF-8)."
+        )
     if key in row.fields:
-        raise row.problem(Reason.DataUnreadable, f"{key} is {kind_of(value)}, not a string")
+        hint = f"Write {key} as a string." if not isinstance(value, dict | list) else ""
+        raise row.problem(Reason.DataUnreadable, f"{key} is {kind_of(value)}, not a string", hint)
     raise row.problem(Reason.DataUnreadable, f"{key} is missing", "All rows of a data set have one format.")
-
-
-def _messages(row: Row) -> Sequence[dict[str, Any]]:
-    """With contents that are lists of text parts as texts: many templates would write the list itself."""
-    messages = row.fields.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise row.problem(Reason.DataUnreadable, "messages is missing or is not a list of turns")
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise row.problem(Reason.DataUnreadable, f"turn {number} is not an object with a role and a content")
-        if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
-            raise row.problem(Reason.DataUnreadable, f"turn {number} has no content")
-        if message.get("weight") not in (None, 0, 1):
-            raise row.problem(
-                Reason.DataUnreadable,
-                f"turn {number} has weight {message['weight']}, and an answer is trained (1) or not (0)",
-                "Write 0 or 1; how often whole sources are seen is data.train[].weight.",
-            )
-    return [
-        {**message, "content": "".join(_texts(row, number, message["content"]))}
-        if isinstance(message.get("content"), list)
-        else message
-        for number, message in enumerate(messages, start=1)
-    ]
-
-
-def _texts(row: Row, turn: int, parts: list[Any]) -> Iterator[str]:
-    """Of `[{"type": "text", "text": …}, …]`."""
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type", "no known type") if isinstance(part, dict) else kind_of(part)
-            raise row.problem(
-                Reason.DataUnreadable,
-                f"turn {turn} has content of type {kind}, and the model reads text alone",
-                "Keep text parts alone.",
-            )
-        yield text

@@ -1,6 +1,6 @@
 """A manifest's `data` to tokenised data sets, once for the content of its files.
 
-The result lies in the cache under a digest of all that it depends on: files, tokenizer, settings, the version of this
+The result is in the cache under a digest of all that it depends on: files, tokenizer, settings, the version of this
 code. Later callers, and the other processes of the node, map it into memory.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import tokenizers
 
 from finetune_api.data import Data
 from finetune_api.names import PREFIX_DATA
+from finetune_trainer.random_streams import NEWEST
 from finetune_trainer.statistics import Statistics
 from finetune_trainer.store.sources import SourceFile, find_files
 
@@ -27,9 +28,9 @@ from .cache import kept
 from .corpus import Corpus
 from .order import Mixture
 from .read import ENDINGS
-from .tokenizer import FILES, Tokenizer
+from .tokenizer import Tokenizer, tokenizer_files
 
-RECIPE = 5
+RECIPE = 9
 """Raised when the same files would give other arrays."""
 
 _ELSEWHERE: dict[str, Any] = {
@@ -47,6 +48,8 @@ class Datasets:
     validation: Corpus | None
     test: Corpus | None
     general: Corpus | None
+    replay: Corpus | None
+    """General text to replay; no document of it is in a data set that is measured."""
     slices: dict[str, Corpus]
     mixture: Mixture
     """How often an epoch sees the training rows."""
@@ -62,7 +65,7 @@ class Datasets:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of what was read of each file, by URI: its sha256, or behind `rows:` that of its rows; see `iter_rows`."""
+        """Of what was read of each file, by URI: its sha256, or after `rows:` that of its rows; see `iter_rows`."""
         return self.statistics.digests
 
     @property
@@ -71,28 +74,47 @@ class Datasets:
         return round(self.mixture.seen(np.add.reduceat(self.train.trained, starts, dtype=np.int64)))
 
 
-def load_datasets(spec: Data, *, tokenizer_path: Path, cache: Path, seed: int) -> Datasets:
-    """FinetuneError for everything that is wrong with the files, with file and line."""
-    files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec)}
+def load_datasets(
+    spec: Data,
+    *,
+    tokenizer_path: Path,
+    cache: Path,
+    seed: int,
+    streams: int = NEWEST,
+    group_by: str | None = None,
+    replay: str | None = None,
+) -> Datasets:
+    """FinetuneError for everything that is wrong with the files, with file and line. `streams`: the generation of
+    random streams that the run began with. `group_by`: key of rows that are not independent; see `Marks`.
+    `replay`: URI of general text to replay, which may be that of data.general."""
+    group_by = group_by or (spec.validation.group_by if spec.validation else None)
+    files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec, replay)}
     found = [file for each in files.values() for file in each]
     local = {file.uri: sha256(file.where, file.uri) for file in found if isinstance(file.where, Path)}
-    tokenizer_digest = _digest(*(sha256(p) for name in FILES if (p := tokenizer_path / name).exists()))
+    tokenizer_digest = _digest(*(sha256(path) for path in tokenizer_files(tokenizer_path)))
     settings = spec.model_dump_json(exclude=_ELSEWHERE)
     content = [_version(file, local) for file in found]
     facts = [tokenizer_digest, tokenizers.__version__, str(RECIPE), str(seed), str(bool(spec.augmentation))]
+    facts += [f"streams {streams}"] if streams > 1 else []
+    facts += [f"groups {group_by}"] if group_by else []
+    facts += [f"replay {replay}"] if replay else []
     key = _digest(settings, *content, *facts)
 
     def fill(folder: Path) -> None:
-        Build(spec, seed, Tokenizer.load(tokenizer_path), files, tokenizer_digest, dict(local)).write(folder)
+        tokenizer = Tokenizer.load(tokenizer_path)
+        build = Build(spec, seed, tokenizer, files, tokenizer_digest, dict(local), streams=streams, group_by=group_by)
+        replace(build, replay=replay).write(folder)
 
     with kept(cache / "tokenized" / key[:32], fill) as folder:
-        return _read(folder, spec, tokenizer_path=tokenizer_path, seed=seed)
+        data = _read(folder, spec, tokenizer_path=tokenizer_path, seed=seed)
+        return replace(data, mixture=replace(data.mixture, streams=streams))
 
 
-def _uris(spec: Data) -> list[str]:
+def _uris(spec: Data, replay: str | None) -> list[str]:
     """Every source once."""
     uris = [source.uri for source in spec.train] + [part.uri for part in spec.slices]
     uris += [part.uri for part in (spec.validation, spec.test, spec.general) if part and part.uri]
+    uris += [replay] if replay else []
     return list(dict.fromkeys(uris))
 
 
@@ -113,6 +135,7 @@ def _read(folder: Path, spec: Data, *, tokenizer_path: Path, seed: int) -> Datas
         validation=corpora.get("validation"),
         test=corpora.get("test"),
         general=corpora.get("general"),
+        replay=corpora.get("replay"),
         slices={name.removeprefix(SLICE): c for name, c in corpora.items() if name.startswith(SLICE)},
         mixture=_mixture(spec, statistics),
         variants=_variants(folder, spec, statistics, train, tokenizer_path, seed) if spec.augmentation else None,

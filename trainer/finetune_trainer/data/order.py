@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from finetune_trainer.random_streams import NEWEST, ORDER, PART
+
 from .corpus import Numbers
 
 
@@ -22,6 +24,8 @@ class Mixture:
 
     rows: tuple[int, ...]
     weights: tuple[float, ...]
+    streams: int = NEWEST
+    """Generation of random streams, see `random_streams`."""
 
     @classmethod
     def even(cls, n_rows: int) -> Mixture:
@@ -47,13 +51,14 @@ class Mixture:
             rows = np.arange(start, start + n)
             parts += [rows] * whole
             if part:
-                chosen = np.sort(np.argsort(_keys(n, seed, epoch, source), kind="stable")[:part])
+                keys = PART.raw(n, seed, epoch, source, generation=self.streams)
+                chosen = np.sort(np.argsort(keys, kind="stable")[:part])
                 parts.append(rows[chosen])
             start += n
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def _times(self) -> list[tuple[int, int]]:
-        """Of each source: how often all its rows are seen, and how many rows once more. A source with rows is never
+        """For each source: how often all its rows are seen, and how many rows once more. A source with rows is never
         left out of an epoch, however small its weight."""
         times = []
         for n, weight in zip(self.rows, self.weights, strict=True):
@@ -69,13 +74,15 @@ def steps_per_epoch(rows: int | Mixture, *, batch_size: int) -> int:
 
 
 def total_steps(rows: int | Mixture, *, batch_size: int, epochs: int, max_steps: int | None = None) -> int:
-    """Optimizer steps of a whole run."""
-    steps = steps_per_epoch(rows, batch_size=batch_size) * epochs
-    return steps if max_steps is None else min(steps, max_steps)
+    """Optimizer steps of a whole run: `max_steps` where it is set, passing over the rows as often as that takes, or
+    stopping within an epoch; otherwise all steps of `epochs`. A run without rows has no steps."""
+    each = steps_per_epoch(rows, batch_size=batch_size)
+    return each * epochs if max_steps is None or not each else max_steps
 
 
 def step_rows(rows: int | Mixture, *, batch_size: int, seed: int, step: int) -> Numbers:
-    """(up to batch_size,): the rows of optimizer step `step`, counted from 0. Each epoch is shuffled anew.
+    """(up to batch_size,): the rows of optimizer step `step`, counted from 0. Each epoch is shuffled again, by sorting
+    raw random keys, so that a run that resumes in a newer image finds the same order.
 
     `rows` may be a number: that many, each once an epoch.
     """
@@ -87,15 +94,9 @@ def step_rows(rows: int | Mixture, *, batch_size: int, seed: int, step: int) -> 
 @lru_cache(maxsize=2)
 def _shuffled(mixture: Mixture, seed: int, epoch: int) -> Numbers:
     rows = mixture.epoch(seed=seed, epoch=epoch)
-    order = rows[np.argsort(_keys(len(rows), seed, epoch), kind="stable")]
+    order = rows[np.argsort(ORDER.raw(len(rows), seed, epoch), kind="stable")]
     order.flags.writeable = False
     return order
-
-
-def _keys(count: int, *place: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """numpy promises PCG64's raw stream for good, but not what `Generator.permutation` makes of it: orders come from
-    sorting by raw keys, so that a run that resumes in a newer image finds the same one."""
-    return np.random.PCG64(np.random.SeedSequence(place)).random_raw(count)
 
 
 def _mixture(rows: int | Mixture) -> Mixture:

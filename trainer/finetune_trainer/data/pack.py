@@ -1,6 +1,6 @@
 """Rows to the rectangles that a network computes.
 
-Packing puts several documents into one rectangle's row, isolated from each other: positions start anew with each, and
+Packing puts several documents into one rectangle's row, isolated from each other: positions start again with each, and
 no target crosses from one to the next. It is a layout and nothing more: a packed step has the documents, the targets
 and so the loss of an unpacked one. Rows are about as long as the longest document (or 256 tokens), not as long as the
 budget, since the cost of attention grows with a row's length squared.
@@ -38,7 +38,7 @@ class MicroBatch:
     targets: NDArray[np.int64]
     """Shifted: the next token where that is trained and of the same document, else -100."""
     documents: Numbers
-    """(documents,): the row of the corpus behind each segment."""
+    """(documents,): the row of the corpus for each segment."""
     states: NDArray[Any] | None = None
     """(rows, length, dim): what frozen layers make of the tokens, where the corpus knows; zero at padding."""
 
@@ -102,7 +102,7 @@ def computed_tokens(groups: list[list[list[int]]], lengths: Numbers) -> int:
 
 
 def _first_fit(order: list[int], lengths: Numbers, *, room: int) -> list[list[int]]:
-    """Documents, longest first, each into the first row that still has room."""
+    """Documents, longest first, each into the first row with enough space."""
     bins: list[list[int]] = []
     left: list[int] = []
     for place in order:

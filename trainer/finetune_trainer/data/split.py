@@ -1,18 +1,20 @@
-"""Samples of rows, held-out rows out of the training rows, and how to tell rows that should not be in two sets."""
+"""Samples of rows, held-out rows out of the training rows, and how to find rows that should not be in two sets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.data import Validation
 from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.random_streams import HELD_OUT, NEWEST, SAMPLE
 
 from .corpus import Flags
-from .read import Row, without_nulls
+from .read import Row
 
 DEFAULT_FRACTION = 0.05
 MOST_BY_DEFAULT = 500
@@ -52,7 +54,7 @@ def hold_out(keys: Keys, twins: Keys, validation: Validation | None) -> Flags:
 
 
 def draw(keys: Keys, count: int) -> Flags:
-    """(rows,): `count` rows of all, by their `key_of` without groups: seed and content decide, so that files or rows in
+    """(rows,): `count` rows of all, by their `sample_key`: seed and content decide, so that files or rows in
     another order give the same sample, and a larger sample holds the smaller one."""
     chosen = np.zeros(len(keys), np.bool_)
     chosen[np.argsort(keys, kind="stable")[:count]] = True
@@ -60,14 +62,20 @@ def draw(keys: Keys, count: int) -> Flags:
 
 
 def key_of(row: Row, validation: Validation | None, *, seed: int) -> int:
-    """Where the row stands in the order by which rows are held out: the same for rows that groupBy keeps together."""
+    """The row's position in the order by which rows are held out: the same for rows that groupBy keeps together."""
     group = _group(row, validation.group_by if validation else None)
-    return _number(f"{seed}\0{group}")
+    return HELD_OUT.number(seed, group)
+
+
+def sample_key(row: Row, *, seed: int, streams: int = NEWEST) -> int:
+    """The row's position in the order by which `data.train[].maxRows` draws. It is another order than that of
+    `key_of`: the rows with the lowest keys of all would otherwise be those that are held out next."""
+    return SAMPLE.number(seed, _group(row, None), generation=streams)
 
 
 def _group(row: Row, key: str | None) -> str:
     if key is None:
-        return json.dumps(without_nulls(row.fields), sort_keys=True, default=str)
+        return json.dumps(row.fields, sort_keys=True, default=str)
     if row.fields.get(key) is None:
         raise row.problem(
             Reason.DataUnreadable,
@@ -77,9 +85,34 @@ def _group(row: Row, key: str | None) -> str:
     return json.dumps(row.fields[key], sort_keys=True, default=str)
 
 
+class Mark(NamedTuple):
+    """Which row of the files something was made of, and which rows go with it."""
+
+    row: int
+    group: int
+
+
+def mark_of(row: Row, identity: str, group_by: str | None) -> Mark:
+    """`identity`: the format's. A row without the key `group_by` is a group of its own."""
+    own = _number(f"{identity}\0{row.fields.get('label')}")
+    value = row.fields.get(group_by) if group_by else None
+    return Mark(own, own if value is None else _number(f"group\0{json.dumps(value, sort_keys=True, default=str)}"))
+
+
+def part_of(row: int, number: int) -> int:
+    """The digest of a row's window or turn; that of the first is the row's."""
+    return row if number == 0 else _number(f"{row}\0{number}")
+
+
 def fingerprint(text: str) -> int:
     """The same for texts that differ in case and white space only."""
     return _number(" ".join(text.casefold().split()))
+
+
+def is_replayed(twin: int) -> bool:
+    """Whether a document of data.general is replayed, by its fingerprint, where it both measures forgetting and is
+    replayed: half of them are, the same ones for any seed and any order of the files."""
+    return bool(twin & 1)
 
 
 def _number(text: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import product
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
@@ -17,6 +18,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .messages import REASONING
 
 Message = Mapping[str, Any]
 
@@ -27,8 +30,9 @@ TODAY = datetime(2024, 7, 26)
 """For templates that write today's date, and the day that Llama 3's fall back to. The real one would make other rows on
 each day: a run that resumes, or a node that starts after midnight, would train on others than it began with."""
 
-REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of one field: data sets use them all, templates read the first, a few the second."""
+
+_ABSENT = object()
+"""In the place of a content that is not there."""
 
 
 class Rendering(NamedTuple):
@@ -38,23 +42,54 @@ class Rendering(NamedTuple):
 
 
 class ChatTemplate:
-    """jinja2.TemplateError when the source is no template, or refuses a conversation."""
+    """jinja2.TemplateError when the source is not a valid template, or refuses a conversation."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._template = _environment().from_string(source)
         self._special_tokens = dict(special_tokens)
+        self._asks_always: dict[str, bool] = {}
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, prompt: bool = False
     ) -> Rendering:
         """`prompt` asks for the header of an assistant's turn at the end."""
         told = [_told(message) for message in messages]
-        try:
+        if not any(message.get("tool_calls") for message in told):
             return self._render(told, tools, prompt)
-        except TypeError:
-            if not any(message.get("tool_calls") for message in told):
-                raise
-            return self._render([_with_calls(message, _as_text) for message in told], tools, prompt)
+        return self._with_calls(told, tools, prompt)
+
+    def _with_calls(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> Rendering:
+        """Templates differ in what they take for the arguments of a call (an object, or its JSON) and for the content
+        of a turn that calls alone (null, an empty text, no key). The first way is taken that writes all names of
+        functions and neither `None` nor an object as Python prints it; else the one that comes nearest."""
+        best: tuple[tuple[int, int], Rendering] | None = None
+        failed: Exception | None = None
+        for arguments, empty in product((_as_object, _as_text), (None, "", _ABSENT)):
+            given = [_with_content(_with_calls(message, arguments), empty) for message in messages]
+            try:
+                rendering = self._render(given, tools, prompt)
+            except (TypeError, jinja2.TemplateError) as error:
+                failed = failed or error
+                continue
+            score = _faults(given, rendering.text)
+            if score == (0, 0):
+                return rendering
+            if best is None or score < best[0]:
+                best = score, rendering
+        if best is None:
+            assert failed is not None
+            raise failed
+        return best[1]
+
+    def asks_always(self, messages: Sequence[Message], asked: str, *, tools: Sequence[Any] | None = None) -> bool:
+        """Whether the template writes `asked` whatever `prompt` says; looked at once for each role that comes last."""
+        role = str(messages[-1]["role"])
+        if role not in self._asks_always:
+            try:
+                self._asks_always[role] = self.render(messages, tools=tools).text == asked
+            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+                self._asks_always[role] = False
+        return self._asks_always[role]
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> Rendering:
         text = self._template.render(
@@ -88,6 +123,21 @@ def _with_calls(message: Message, change: Callable[[Any], Any]) -> dict[str, Any
         return {**call, "function": function} if "function" in call else function
 
     return {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
+
+
+def _with_content(message: Message, empty: Any) -> Message:
+    """A turn that calls tools and says nothing, with this content."""
+    if not message.get("tool_calls") or message.get("content") or empty is _ABSENT:
+        return message
+    return {**message, "content": empty}
+
+
+def _faults(messages: Sequence[Message], text: str) -> tuple[int, int]:
+    """(calls that are not written or written as Python prints them, times that the text says None)."""
+    functions = [call.get("function", call) for message in messages for call in message.get("tool_calls") or ()]
+    missing = sum(str(function.get("name", "")) not in text for function in functions)
+    objects = [given for function in functions if (given := function.get("arguments")) and isinstance(given, dict)]
+    return missing + sum(str(given) in text for given in objects), text.count("None")
 
 
 def _as_object(arguments: Any) -> Any:

@@ -4,12 +4,14 @@ tokenizer.json            the tokenizer itself
 tokenizer_config.json     names of the special tokens; chat_template in older models
 special_tokens_map.json   the same names in older models
 chat_template.jinja       the chat template
+additional_chat_templates further ones, by the names of their files; `tool_use` is for rows with tools
+chat_template.json        the chat template of models that read more than text
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +26,20 @@ from tokenizers import Tokenizer as Backend
 from finetune_api.failures import FinetuneError, Reason
 
 from .template import ChatTemplate
+from .turn_ends import Stops
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""All that decides about tokens."""
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+FOLDER = "additional_chat_templates"
+DEFAULT, TOOL_USE = "default", "tool_use"
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """All that decides about tokens, as far as it is there."""
+    named = [folder / name for name in FILES]
+    return [path for path in (*named, *sorted((folder / FOLDER).glob("*.jinja"))) if path.exists()]
+
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -38,7 +51,7 @@ class Encoded:
     ids: NDArray[np.int32]
     """(tokens,)"""
     spans: NDArray[np.int64]
-    """(tokens, 2): first character and the one behind the last."""
+    """(tokens, 2): first character and the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +60,30 @@ class Tokenizer:
 
     backend: Backend
     special: dict[str, str]
-    """By name: `eos_token` → `</s>`."""
+    """The special tokens by name: `eos_token` → `</s>`."""
     bos: int | None
     """What the model expects before a text that is not a conversation."""
     eos: int | None
-    chat: ChatTemplate | None
+    templates: Mapping[str, ChatTemplate]
+    """The chat templates by name; most models have one, `default`."""
+
+    def chat(self, tools: Sequence[Any] | None = None) -> ChatTemplate:
+        """The template for a conversation, chosen as transformers does. ModelUnsupported where there is none."""
+        name = TOOL_USE if tools is not None and TOOL_USE in self.templates else DEFAULT
+        if name in self.templates:
+            return self.templates[name]
+        if self.templates:
+            raise FinetuneError(
+                Reason.ModelUnsupported,
+                f"the model has chat templates {', '.join(sorted(self.templates))} and none named default, which "
+                f"conversations without tools need",
+                "Name one of them default, or give every row its tools.",
+            )
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            "data.format chat needs a model with a chat template, and this one has none",
+            "Use an instruction-tuned model, or format completion.",
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -74,7 +106,7 @@ class Tokenizer:
             special=special,
             bos=_bos(backend),
             eos=_id(backend, special.get("eos_token")),
-            chat=_chat_template(folder, config, special),
+            templates=_chat_templates(folder, config, special),
         )
 
     @property
@@ -92,16 +124,41 @@ class Tokenizer:
         return flags
 
     @cached_property
-    def control_texts(self) -> tuple[str, ...]:
-        tokens = self.backend.get_added_tokens_decoder().values()
-        return tuple(token.content for token in tokens if token.special and token.content)
+    def stops(self) -> Stops:
+        tokens = [token for token in self.backend.get_added_tokens_decoder().values() if token.content]
+        return Stops(
+            control=tuple(token.content for token in tokens if token.special),
+            eos=self.special.get("eos_token") if self.eos is not None else None,
+            bos=self.special.get("bos_token"),
+            added=tuple(token.content for token in tokens if not token.special),
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Without anything added before or behind."""
+        """Without anything added before or after."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [
             Encoded(np.array(e.ids, np.int32), np.array(e.offsets, np.int64).reshape(len(e.ids), 2)) for e in encodings
         ]
+
+    def encode_behind(self, text: str) -> Encoded:
+        """A text that follows another: without the space that some tokenizers put in front of every text."""
+        behind = self._behind(text) if self._puts_space_first else None
+        return self.encode([text])[0] if behind is None else behind
+
+    def _behind(self, text: str) -> Encoded | None:
+        """As it is after a character that no token shares with it; None where each of these shares one."""
+        for character in "\n:)=a0":
+            [both] = self.encode([character + text])
+            starts, ends = both.spans[:, 0], both.spans[:, 1]
+            own = starts >= 1
+            if not np.any(~own & (ends > 1)):
+                return Encoded(both.ids[own], both.spans[own] - 1)
+        return None
+
+    @cached_property
+    def _puts_space_first(self) -> bool:
+        behind = self._behind("a")
+        return behind is not None and behind.ids.tolist() != self.encode(["a"])[0].ids.tolist()
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -110,7 +167,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise FinetuneError(Reason.ModelUnsupported, f"{path} is no JSON: {error}") from error
+        raise FinetuneError(Reason.ModelUnsupported, f"{path} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -141,19 +198,24 @@ def _id(backend: Backend, text: str | None) -> int | None:
 
 
 def _bos(backend: Backend) -> int | None:
-    """What tokenizer.json puts before a text; `add_bos_token` of the configuration has no say beside it."""
+    """What tokenizer.json puts before a text; `add_bos_token` of the configuration is ignored."""
     plain, full = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
     return full[0] if full[:1] != plain[:1] else None
 
 
-def _chat_template(folder: Path, config: dict[str, Any], special: dict[str, str]) -> ChatTemplate | None:
-    file = folder / "chat_template.jinja"
-    source = file.read_text("utf-8") if file.exists() else config.get("chat_template")
+def _chat_templates(folder: Path, config: dict[str, Any], special: dict[str, str]) -> dict[str, ChatTemplate]:
+    """By name. Files have precedence over the configuration, as in transformers."""
+    source = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if not source:
-        return None
+        found = {entry["name"]: entry["template"] for entry in source}
+    else:
+        found = {DEFAULT: source} if source else {}
+    more = [(path.stem, path) for path in sorted((folder / FOLDER).glob("*.jinja"))]
+    if (folder / "chat_template.jinja").exists():
+        more.append((DEFAULT, folder / "chat_template.jinja"))
+    if more:
+        found = {name: path.read_text("utf-8") for name, path in more}
     try:
-        return ChatTemplate(source, special)
+        return {name: ChatTemplate(text, special) for name, text in found.items() if text}
     except jinja2.TemplateError as error:
         raise FinetuneError(Reason.ModelUnsupported, f"the chat template in {folder} is broken: {error}") from error

@@ -1,4 +1,4 @@
-"""Outcomes to a corpus on disk, row by row, and what there is to know about each row: memory grows by some forty bytes
+"""Outcomes to a corpus on disk, row by row, and what there is to know about each row: memory grows by some sixty bytes
 a row, whatever its length."""
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.statistics import SplitStatistics
 
-from .corpus import Choices, Corpus, Flags, Tokens, save_choices
+from .corpus import Choices, Corpus, Flags, Marks, Tokens, save_choices, save_marks
 from .encode import Limits, Outcome
 from .read import Row
+from .split import Mark, part_of
 
-_OVERLONG, _DROPPED, _SPLIT, _UNTRAINED, _RETOLD = 1, 2, 4, 8, 16
+_OVERLONG, _DROPPED, _SPLIT, _UNTRAINED, _RETOLD, _CLOSED, _EMPTIED = 1, 2, 4, 8, 16, 32, 64
+_UNMARKED = Mark(0, 0)
 _COPIED = 1 << 22
 """Tokens that are copied at a time."""
 
@@ -39,6 +41,15 @@ class Facts:
     keys: NDArray[np.uint64]
     """By which rows are held out; see split.hold_out."""
     places: Places
+    ignored: NDArray[np.uint32]
+    """Bit i: whether the row had key i of `keys_ignored`."""
+    keys_ignored: tuple[str, ...]
+    longest: int
+    """Tokens of the longest row that is too long; else 0."""
+
+    def _rows_with(self, bit: int, mask: Flags | None) -> int:
+        ignored = self.ignored if mask is None else self.ignored[mask]
+        return int(np.count_nonzero(ignored & np.uint32(1 << bit)))
 
     def statistics(self, corpus: Corpus, mask: Flags | None = None) -> SplitStatistics:
         """Of the rows in `mask`, which are those that `corpus` is made of."""
@@ -59,6 +70,9 @@ class Facts:
             split=count(_SPLIT),
             untrained=count(_UNTRAINED),
             retold=count(_RETOLD),
+            closed=count(_CLOSED),
+            emptied=count(_EMPTIED),
+            ignored={key: n for bit, key in enumerate(self.keys_ignored) if (n := self._rows_with(bit, mask))},
         )
 
 
@@ -84,8 +98,17 @@ class Places:
 class CorpusWriter:
     """A context: the files are complete when it ends without an error."""
 
-    def __init__(self, folder: Path, limits: Limits, *, answers: Sequence[Tokens] = (), texts: Path | None = None):
-        """`answers` are those of the labels, when rows have labels. `texts`: where rows are kept as text too."""
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        *,
+        answers: Sequence[Tokens] = (),
+        texts: Path | None = None,
+        ignored: Sequence[str] = (),
+    ):
+        """`answers` are those of the labels, when rows have labels. `texts`: where rows are kept as text too. `ignored`
+        are the keys of data.ignoreKeys, of which rows are counted."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._limits, self._answers = folder, limits, tuple(answers)
         self._open = ExitStack()
@@ -95,8 +118,10 @@ class CorpusWriter:
         self._text_places: list[tuple[int, int]] = []
         self._lengths, self._bytes = array("Q"), array("l")
         self._prompts, self._gold = array("l"), array("l")
+        self._rows, self._groups = array("Q"), array("Q")
         self._documents, self._flags = array("l"), array("B")
         self._twins, self._keys = array("Q"), array("Q")
+        self._keys_ignored, self._ignored = tuple(ignored), array("L")
         self._places = Places()
         self._longest: tuple[int, Row] | None = None
 
@@ -108,9 +133,11 @@ class CorpusWriter:
         if error is None:
             self._finish()
 
-    def add(self, outcome: Outcome, *, twin: int = 0, key: int = 0) -> None:
+    def add(self, outcome: Outcome, *, mark: Mark = _UNMARKED, twin: int = 0, key: int = 0) -> None:
         row = outcome.document.row
-        for piece in outcome.pieces:
+        for number, piece in enumerate(outcome.pieces):
+            self._rows.append(part_of(mark.row, number))
+            self._groups.append(mark.group)
             self._tokens.append(piece.tokens)
             self._trained.append(piece.trained)
             self._lengths.append(len(piece))
@@ -128,8 +155,11 @@ class CorpusWriter:
             (outcome.split, _SPLIT),
             (outcome.untrained, _UNTRAINED),
             (outcome.document.further, _RETOLD),
+            (outcome.document.closed, _CLOSED),
+            (outcome.needed and outcome.untrained, _EMPTIED),
         )
         self._flags.append(sum(bit for on, bit in named if on))
+        self._ignored.append(sum(1 << self._keys_ignored.index(key) for key in row.ignored))
         self._twins.append(twin)
         self._keys.append(key)
         self._places.add(row)
@@ -143,6 +173,9 @@ class CorpusWriter:
             np.array(self._twins, np.uint64),
             np.array(self._keys, np.uint64),
             self._places,
+            np.array(self._ignored, np.uint32),
+            self._keys_ignored,
+            self._longest[0] if self._longest else 0,
         )
 
     def check(self) -> None:
@@ -172,6 +205,7 @@ class CorpusWriter:
         np.cumsum(np.array(self._lengths, np.int64), out=offsets[1:])
         np.save(self._folder / "offsets.npy", offsets)
         np.save(self._folder / "bytes.npy", np.array(self._bytes, np.int32))
+        save_marks(Marks(np.array(self._rows, np.uint64), np.array(self._groups, np.uint64)), self._folder)
         if self._texts is not None:
             np.save(self._folder / "texts.npy", np.array(self._text_places, np.int64).reshape(-1, 2))
         if self._answers:
@@ -180,7 +214,7 @@ class CorpusWriter:
 
 
 class GrowingArray:
-    """A one-dimensional .npy file that is written piece by piece; numpy's header has room for the final length."""
+    """A one-dimensional .npy file that is written piece by piece; numpy's header has space for the final length."""
 
     def __init__(self, path: Path, dtype: type[np.generic]) -> None:
         self._file: BinaryIO = path.open("wb")
@@ -221,6 +255,8 @@ def select(corpus: Corpus, documents: Flags, folder: Path) -> None:
     np.cumsum(lengths[documents], out=offsets[1:])
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "bytes.npy", corpus.bytes[documents])
+    if corpus.marks:
+        save_marks(Marks(corpus.marks.rows[documents], corpus.marks.groups[documents]), folder)
     if corpus.choices:
         prompts, gold = corpus.choices.prompts[documents], corpus.choices.gold[documents]
         save_choices(Choices(corpus.choices.answers, prompts, gold), folder)
@@ -237,7 +273,15 @@ def _blocks(corpus: Corpus, tokens: int) -> list[tuple[int, int]]:
     return blocks
 
 
-def nothing_left(name: str, counts: SplitStatistics, limits: Limits) -> FinetuneError:
+def nothing_left(name: str, counts: SplitStatistics, limits: Limits, *, longest: int) -> FinetuneError:
+    """`longest`: tokens of the longest row that is too long."""
+    if counts.emptied:
+        return FinetuneError(
+            Reason.SequenceTooLong,
+            f"{name}: data.overlong truncate cut every trained token off {counts.emptied} of {counts.rows} rows, and "
+            f"none is left: their answers start after data.sequenceLength {limits.sequence_length}",
+            f"Set data.sequenceLength to {longest}, the longest row, or shorten what comes before the answers.",
+        )
     if counts.dropped == counts.rows:
         return FinetuneError(
             Reason.SequenceTooLong,

@@ -1,11 +1,12 @@
-"""Kernels of others for a GPU, in place of the slower ones that are right everywhere.
+"""Third-party kernels for a GPU, in place of the slower reference that is right everywhere.
 
-    choose     which could be had: a table over the device, the packages and the job
-    attention  documents of packed rows by their boundaries, instead of by a mask of all pairs
-    loss       the head and its cross-entropy at once
-    proof      the right answer beside the candidate's, on this device, forwards and backwards
-    race       which of two is faster, on this device
-    chosen     what a run computes with, once that is decided
+    candidates   which could be used: a table over the device, the packages and the job
+    attention    attention within the boundaries of packed documents, without a mask of all pairs
+    loss         the head and its cross-entropy at once
+    correctness  a candidate against the reference on this device, forwards and backwards
+    timing       which of the two is faster on this device
+    selected     the kernels that a run uses
 
-None is trusted: one that raises, differs, or gains nothing here is left out, and the run says so and goes on without.
+None is trusted: one that raises, differs, or is not faster here is left out, and the run reports it and continues with
+the reference.
 """

@@ -13,6 +13,7 @@ there is one row, and else lets the documents of a row see each other without a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from finetune_trainer.torch_api import need
 
 
 class Kernel(Protocol):
@@ -46,21 +49,17 @@ class Unfit(NotImplementedError):
 def by_torch(
     query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, longest: int, scale: float, window: int | None
 ) -> Tensor:
+    need("torch.nn.attention.varlen:varlen_attn", what_for="attention by torch")
     from torch.nn.attention.varlen import varlen_attn
 
+    window_size = (-1 if window is None else window - 1, 0)
+    # Before torch 2.12 grouped heads reach the kernel unasked; since then they have to be announced.
+    announced = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if announced else {}
     return cast(
         Tensor,
         varlen_attn(
-            query,
-            key,
-            value,
-            starts,
-            starts,
-            longest,
-            longest,
-            scale=scale,
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            query, key, value, starts, starts, longest, longest, scale=scale, window_size=window_size, **grouped
         ),
     )
 
@@ -107,7 +106,7 @@ def starts(positions: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def attention(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
-    """As transformers calls it."""
+    """The function that transformers calls."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def forward(
@@ -165,8 +164,8 @@ def install(network: nn.Module, name: str, kernel: Kernel) -> None:
 
 
 def windowed_layers(config: Any) -> int:
-    """How many layers have to tell a kernel of a window: else it is in masks of pairs alone, and a short text does not
-    show it. Unfit where layers see what no kernel here can be told."""
+    """How many layers have to pass a window to a kernel: else it is in masks of pairs alone, and a short text does not
+    show it. Unfit where layers see what no kernel here can be passed."""
     kinds = getattr(config, "layer_types", None)
     other = sorted(set(kinds or ()) - {"full_attention", "sliding_attention"})
     if other or getattr(config, "attention_chunk_size", None):
@@ -185,7 +184,7 @@ def switch(network: nn.Module, known: str) -> None:
 
 
 def named(network: nn.Module) -> str:
-    """As transformers knows it."""
+    """The name by which transformers knows it."""
     return str(cast(Any, network).config._attn_implementation)
 
 

@@ -1,4 +1,4 @@
-"""The head and its cross-entropy at once, by kernels of others.
+"""The head and its cross-entropy at once, by third-party kernels.
 
 Apple's cut_cross_entropy is left out. It sums gradients under locks, in an order that changes and in 16 bits, and its
 locks fence nothing: what such a race does wrong, a small problem does not show, so it cannot be proved at start.

@@ -1,6 +1,6 @@
-"""Bottleneck adapters: a small network behind each half of a frozen decoder block, h ← h + W_up·σ(W_down·LN(h)).
+"""Bottleneck adapters: a small network after each half of a frozen decoder block, h ← h + W_up·σ(W_down·LN(h)).
 
-Houlsby et al. 2019 put one behind attention and one behind feed-forward, before the residual sum; Pfeiffer et al. 2020
+Houlsby et al. 2019 put one after attention and one after feed-forward, before the residual sum; Pfeiffer et al. 2020
 only the second. W_up starts at zero, so a fresh adapter changes no bit; with d the width of the model and m that of the
 bottleneck it has 2dm + m + d weights. An adapter is not linear in h: it can be switched off, but never be merged.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Adapter as Settings
-from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
+from finetune_trainer.decoder_blocks import Layers, decoder_layers, lowest_layer
 
 from .base import Base
 from .halves import halves
@@ -75,6 +75,9 @@ class AdapterAttached:
 
     def settle(self) -> None:
         """Adapters are written as they are."""
+
+    def as_base(self) -> AbstractContextManager[None]:
+        return disabled(self.network)
 
     def export(self, folder: Path) -> None:
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.trainable.items()}
@@ -154,7 +157,7 @@ def _insert(network: nn.Module, layers: Layers, width: int, settings: Settings) 
             if place not in found:
                 raise FinetuneError(
                     Reason.ModelUnsupported,
-                    f"no {place} part was found in {type(block).__name__}, behind which an adapter would stand",
+                    f"no {place} part was found in {type(block).__name__}, after which an adapter could be inserted",
                     "Use method.type: lora.",
                 )
             adapter = Bottleneck(width, settings).to(device)  # made on the CPU: the same weights on every device

@@ -1,14 +1,28 @@
-"""What a way to adapt a model must be able to do. A new method is a file beside this one and a line in `registry`."""
+"""What a way to adapt a model must be able to do, and what only some can. A new method is a file next to this one and a
+line in `registry`.
+
+Method, Attached    required of every method
+HasPrompt, SwitchesOff, Merges, Scales, FitsWithoutSteps, LeavesWeightsOut
+                    optional abilities of an attached method: the loop asks for the ability and never for the method
+PacksWeights        an optional ability of a method
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from finetune_api.methods import Probe as ProbeSettings
+from finetune_trainer.data.corpus import Tokens
+from finetune_trainer.transfer.probe import Probe as Classifier
+
+from .merged import Change
 
 
 class Attached(Protocol):
@@ -33,12 +47,92 @@ class Attached(Protocol):
         """Write the files that servers load."""
 
 
+@runtime_checkable
+class HasPrompt(Protocol):
+    """An attached method that puts learned positions in front of every row."""
+
+    @property
+    def ids(self) -> Tokens:
+        """Numbers of the virtual tokens that belong in front of every row; empty where they are none."""
+
+    @property
+    def in_front(self) -> int:
+        """Learned keys and values before every row, which are not tokens of it."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Inside, the network is the untouched base model."""
+
+
+@runtime_checkable
+class SwitchesOff(Protocol):
+    """An attached method whose network is the base model whenever that is wanted."""
+
+    def as_base(self) -> AbstractContextManager[None]:
+        """Inside, the network is the untouched base model, to the bit. What requires gradients stays so."""
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """An attached method whose result can be written into the base's weights."""
+
+    def changes(self) -> Iterator[Change]:
+        """Each tensor of the base that the merged model has otherwise."""
+
+
+@runtime_checkable
+class Scales(Protocol):
+    """An attached method whose update is linear in one factor."""
+
+    def apply_at(self, scale: float) -> None:
+        """From now on the network has `scale` times the trained update, and `export` writes that. 1: as trained."""
+
+
+@runtime_checkable
+class FitsWithoutSteps(Protocol):
+    """An attached method that is fitted at once to states of the frozen model, see `train.linear_probe`."""
+
+    classifier: Classifier | None
+    """Once it is fitted."""
+
+    @property
+    def settings(self) -> ProbeSettings: ...
+
+
+@runtime_checkable
+class LeavesWeightsOut(Protocol):
+    """An attached method that may not reach all matrices of the blocks."""
+
+    @property
+    def without(self) -> int:
+        """Weights of the blocks' matrices that no adapter can be attached to, such as those of experts."""
+
+
+@runtime_checkable
+class PacksWeights(Protocol):
+    """A method that keeps the base in fewer bits than it came in."""
+
+    def quantise(self, network: nn.Module, *, device: torch.device) -> None:
+        """The linear layers of the blocks, each moved to `device` as it is packed, then the rest of the network."""
+
+    def packed_layers(self, network: nn.Module, *, device: torch.device | None) -> list[str]:
+        """Names of these layers. ModelUnsupported where packing would save little, or changes weights on this
+        device, None: on one that is not here; `network` may be on the meta device."""
+
+    def on_paper(self) -> Method:
+        """The same method for a network without values, of which nothing can be packed."""
+
+
+def without_adapter(attached: Attached) -> int:
+    """Weights of the blocks' matrices that have no adapter although the method adapts matrices."""
+    return attached.without if isinstance(attached, LeavesWeightsOut) else 0
+
+
 @dataclass(frozen=True)
 class Base:
     """The untouched model."""
 
     name: str
-    """For whoever loads the export: `org/name` of a hub model, else where it lies."""
+    """For users of the export: `org/name` of a hub model, else its URI."""
     dtype: torch.dtype
     """Of its files; in memory it may be another."""
     revision: str | None = None

@@ -33,6 +33,10 @@ class Dora(Lora):
         _measure(network)
         return attached
 
+    def attached(self, made: LoraAttached) -> LoraAttached:
+        """A smaller scale would not keep the magnitudes that were trained with it."""
+        return made
+
 
 @contextmanager
 def _unmeasured() -> Iterator[None]:

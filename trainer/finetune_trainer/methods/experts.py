@@ -1,10 +1,10 @@
 """Mixtures of experts: how many a block has and a token passes, and which layers of their blocks an adapter reaches.
 
-transformers keeps the experts of a block in one tensor for each projection, (experts, out, in), which is no
-torch.nn.Linear: adapters of linear layers do not reach them. Nor do ours reach what chooses among them, for servers
-apply no adapter there. And of families that it knows from before PEFT takes `up_proj` and its like for the experts'
-(convert_peft_config_for_transformers), here and whenever somebody loads the adapter: the feed-forward networks beside
-the experts cannot be named then, and stay as they are too. No torch here.
+transformers keeps the experts of a block in one tensor for each projection, (experts, out, in), which is not a
+torch.nn.Linear: adapters of linear layers do not reach them. Our adapters do not reach what chooses among them,
+for servers apply no adapter there. And of families that it knows from before PEFT takes `up_proj` and its like for the
+experts' (convert_peft_config_for_transformers), here and whenever a user loads the adapter: the feed-forward networks
+next to the experts cannot be named then, and stay as they are too. No torch here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def has_experts(config: Mapping[str, Any], names: Iterable[str]) -> bool:
 
 
 def is_reached(name: str, *, model_type: str) -> bool:
-    """Whether an adapter may be put beside the linear layer of this name, in a model with experts."""
+    """Whether an adapter may be attached to the linear layer of this name, in a model with experts."""
     parts = name.removesuffix(".weight").split(".")
     taken = model_type in TAKEN_BY_PEFT and parts[-1] in _EXPERTS_NAMES
     return not taken and "experts" not in parts and not _ROUTER.search(name)

@@ -63,7 +63,7 @@ class FusedLinear(lora.Linear):  # type: ignore[misc]  # PEFT ships no types
 
 def fuse(network: nn.Module) -> int:
     """Give every plain LoRA layer of `network` the fused forward; answers how many there are. Dropout, bias, variants
-    and layers that are no plain `nn.Linear` keep PEFT's."""
+    and layers that are not a plain `nn.Linear` keep PEFT's."""
     fused = 0
     for module in network.modules():
         if type(module) is lora.Linear and _plain(module):

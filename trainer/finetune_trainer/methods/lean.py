@@ -1,5 +1,5 @@
 """PEFT without bitsandbytes. It imports that wherever it is installed, and with it a compiler: a second of CPU, and a
-message about a package that nobody asked for. A run in 4 bits has imported it before, and then nothing is hidden."""
+message about a package that was not requested. A run in 4 bits has imported it before, and then nothing is hidden."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""LoRA: low-rank updates beside the frozen linear layers of the decoder blocks, in PEFT's layout on disk.
+"""LoRA: low-rank updates of the frozen linear layers of the decoder blocks, in PEFT's layout on disk.
 
-What servers load without a word of ours (vLLM reads rank, alpha, targets, and refuses or ignores the rest): one rank
+What servers load without custom code (vLLM reads rank, alpha, targets, and refuses or ignores the rest): one rank
 and one alpha for all layers, no extra saved modules, no bias, the head untouched, and the base model by its real name.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -18,12 +17,15 @@ from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora as Settings
-from finetune_trainer.blocks import Layers, decoder_layers, lowest_layer
+from finetune_trainer.decoder_blocks import Layers, decoder_layers
 
 from .base import Base
+from .called import is_called
 from .experts import has_experts, is_reached
 from .halves import half_of
 from .lean import lean_peft
+from .merged import Change, low_rank_changes
+from .peft_layout import read_adapter, switched_off, wrapped, write_adapter
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,34 @@ class LoraAttached:
     fused: int
     """Layers with the fused forward."""
     without: int
-    """Weights of the blocks' matrices that no adapter can be put beside, such as those of experts."""
+    """Weights of the blocks' matrices that no adapter can be attached to, such as those of experts."""
     kind: Literal["adapter"] = "adapter"
 
     def settle(self) -> None:
         """Adapters are written as they are."""
 
+    def as_base(self) -> AbstractContextManager[None]:
+        return switched_off(self.adapter)
+
+    def changes(self) -> Iterator[Change]:
+        return low_rank_changes(self.adapter.get_base_model())
+
     def export(self, folder: Path) -> None:
-        self.adapter.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own card takes its place
-        config = json.loads((folder / "adapter_config.json").read_text())
-        config["target_modules"].sort()  # a set, else in another order with each process
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_adapter(self.adapter, folder, sets=("target_modules",))
+
+
+@dataclass(frozen=True)
+class ScalableLora(LoraAttached):
+    """An update s·B·A that nothing else depends on, so s alone decides how much of it applies."""
+
+    alpha: float = 1.0
+    """As trained."""
+
+    def apply_at(self, scale: float) -> None:
+        for module in self.adapter.get_base_model().modules():
+            if hasattr(module, "lora_A"):
+                module.set_scale("default", scale)
+        self.adapter.peft_config["default"].lora_alpha = _whole(self.alpha * scale)
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class Lora:
 
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
         with lean_peft():
-            from peft import LoraConfig, get_peft_model
+            from peft import LoraConfig
 
             from .fused import fuse
 
@@ -79,28 +97,24 @@ class Lora:
         network.requires_grad_(False)
         without = _without(network, layers)
         torch.manual_seed(seed)
-        with lean_peft(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations between PEFT and transformers, and what the config says
-            adapter = get_peft_model(cast(Any, network), config)
-        # Set afterwards: PEFT takes the name from the model, which knows only the folder that it was loaded from.
-        adapter.peft_config["default"].base_model_name_or_path = base.name
-        trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        embeddings = cast(Any, network).get_input_embeddings()
-        lowest = lowest_layer(trainable, layers, embeddings=embeddings)
-        return LoraAttached(adapter, trainable, lowest, fused=fuse(network), without=without)
+        adapter, trainable, lowest = wrapped(network, layers, config, base)
+        return self.attached(LoraAttached(adapter, trainable, lowest, fused=fuse(network), without=without))
+
+    def attached(self, made: LoraAttached) -> LoraAttached:
+        """With what this variant can do besides."""
+        return ScalableLora(**vars(made), alpha=self.alpha)
 
     @property
     def alpha(self) -> float:
-        # 16 is that of rsLoRA's paper (2312.03732): at rank 64 it is the scale that twice the rank gives without.
-        alpha = self.settings.alpha or (16 if self.settings.rs_lora else 2 * self.settings.rank)
-        return int(alpha) if float(alpha).is_integer() else alpha
+        return _whole(self.settings.effective_alpha)
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        with lean_peft():
-            from peft import PeftModel
+        return read_adapter(network, folder)
 
-        loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
-        return loaded
+
+def _whole(alpha: float) -> float:
+    """An integer where it is one: some servers read no other."""
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _last(layers: Layers, count: int | None) -> dict[str, Any]:
@@ -117,7 +131,7 @@ def target_suffixes(network: nn.Module, layers: Layers, targets: str, *, method:
 
     ModelUnsupported where the blocks have no such layers.
     """
-    inside = _reached(network, layers)
+    inside = reached(network, layers)
     wanted = inside if targets == "all-linear" else [n for n in inside if _half(n, layers) == targets]
     if not wanted:
         raise FinetuneError(
@@ -125,8 +139,13 @@ def target_suffixes(network: nn.Module, layers: Layers, targets: str, *, method:
             f"{type(network).__name__} has no linear layers that method.{method}.targets {targets} would name",
             f"Set method.{method}.targets: all-linear, or method.type: full.",
         )
-    every_name = [name for name, _ in network.named_modules()]
-    return sorted({_shortest_ending(name, set(wanted), every_name) for name in wanted})
+    return endings(network, wanted)
+
+
+def endings(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """The shortest endings that these modules have and no others."""
+    wanted, every_name = set(names), [name for name, _ in network.named_modules()]
+    return sorted({_shortest_ending(name, wanted, every_name) for name in wanted})
 
 
 def _half(name: str, layers: Layers) -> str | None:
@@ -143,10 +162,10 @@ def _shortest_ending(name: str, wanted: set[str], every_name: list[str]) -> str:
     return name
 
 
-def _reached(network: nn.Module, layers: Layers) -> list[str]:
-    """The linear layers of the blocks that an adapter may be put beside."""
+def reached(network: nn.Module, layers: Layers) -> list[str]:
+    """The linear layers of the blocks that an adapter may be attached to."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) or _is_conv1d(module)]
-    inside = [name for name in linear if layers.index(name) >= 0]
+    inside = [name for name in linear if layers.index(name) >= 0 and is_called(network, name)]
     config = cast(Any, network).config
     if not has_experts(config.to_dict(), (name for name, _ in network.named_parameters())):
         return inside
@@ -154,9 +173,9 @@ def _reached(network: nn.Module, layers: Layers) -> list[str]:
 
 
 def _without(network: nn.Module, layers: Layers) -> int:
-    reached = {id(network.get_submodule(name).weight) for name in _reached(network, layers)}
+    there = {id(network.get_submodule(name).weight) for name in reached(network, layers)}
     inside = (p for name, p in network.named_parameters() if layers.index(name) >= 0)
-    return sum(p.numel() for p in inside if p.ndim > 1 and id(p) not in reached)
+    return sum(p.numel() for p in inside if p.ndim > 1 and id(p) not in there)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

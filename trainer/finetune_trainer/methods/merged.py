@@ -1,7 +1,7 @@
-"""A whole model from a base and its low-rank adapter, for servers that take no adapters: `output.merged`.
+"""A whole model from a base and its adapter, for servers that take no adapters: `output.merged`.
 
 The base's safetensors files are copied, and in the copies the adapted matrices are replaced, one after another, each in
-the dtype that it has there: beside the run's own weights one matrix is in memory. A base that was kept in 4 bits is
+the dtype that it has there: besides the run's own weights one matrix is in memory. A base that was kept in 4 bits is
 written as it comes back from them, for on that the adapter was trained and measured.
 
     check     before the first step: whether the files have every adapted matrix by its name
@@ -10,10 +10,9 @@ written as it comes back from them, for on that the adapter was trained and meas
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.parallel.weight_names import account_of
+from finetune_trainer.store.tensors import StoredTensor, stored_tensors, weight_files
 
 FOLDER = "merged"
 
@@ -28,34 +29,27 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _BESIDE = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Of a tensor in a safetensors file."""
-
-    file: Path
-    start: int
-    size: int
-    shape: tuple[int, ...]
-    dtype: str
+Change = tuple[str, Callable[[Tensor], Tensor]]
+"""Name of a tensor of the base, and what makes the merged tensor of the stored one, in its shape and dtype."""
 
 
-def check(network: nn.Module, source: Path) -> None:
-    """ModelUnsupported where the model in `source` cannot be written with the adapters of `network` in it."""
-    _found(network, source)
+def check(changes: Iterable[Change], source: Path) -> None:
+    """ModelUnsupported where the model in `source` cannot be written with `changes`."""
+    _found(changes, source)
 
 
-def write(network: nn.Module, source: Path, target: Path, *, alive: Callable[[], None]) -> None:
-    """The model of `source` with the adapters of `network` in it; `alive` is called after each matrix."""
-    found = _found(network, source)
+def write(changes: Iterable[Change], source: Path, target: Path, *, alive: Callable[[], None]) -> None:
+    """The model of `source` with `changes`; `alive` is called after each tensor."""
+    found = _found(changes, source)
     target.mkdir()
-    for file in sorted(source.glob("*.safetensors")):
+    for file in weight_files(source):
         shutil.copyfile(file, target / file.name)
         alive()
-    for place, layer in found:
+    for place, merge in found:
         with (target / place.file.name).open("r+b") as copy:
             copy.seek(place.start)
             stored = torch.frombuffer(bytearray(copy.read(place.size)), dtype=_DTYPES[place.dtype]).view(place.shape)
-            merged = merged_weight(layer, stored).contiguous()
+            merged = merge(stored).contiguous()
             copy.seek(place.start)
             copy.write(merged.view(-1).view(torch.uint8).numpy().data)
         alive()
@@ -83,13 +77,13 @@ def merged_weight(layer: nn.Module, stored: Tensor) -> Tensor:
     return whole.to(stored.dtype)
 
 
-def _found(network: nn.Module, source: Path) -> list[tuple[Place, nn.Module]]:
-    """Where the weights lie that the merged model has otherwise, with the layers that they belong to."""
-    places = _places(source)
-    prefix = f"{cast(Any, network).base_model_prefix}."  # which files of a bare body lack
+def _found(changes: Iterable[Change], source: Path) -> list[tuple[StoredTensor, Callable[[Tensor], Tensor]]]:
+    """Where the tensors lie that the merged model has otherwise, with what makes them."""
+    places = stored_tensors(source)
+    sources = account_of(source).sources
     found = []
-    for name, layer in _changed(network):
-        place = places.get(name) or places.get(name.removeprefix(prefix))
+    for name, merge in changes:
+        place = places[sources[name]] if name in sources else None
         if place is None or place.dtype not in _DTYPES:
             what = f"no tensor {name}" if place is None else f"{name} as {place.dtype}"
             raise FinetuneError(
@@ -97,16 +91,16 @@ def _found(network: nn.Module, source: Path) -> list[tuple[Place, nn.Module]]:
                 f"output.merged cannot be made of this model: its safetensors files have {what}",
                 "Remove output.merged, or save the model with the transformers release that trains it.",
             )
-        found.append((place, layer))
+        found.append((place, merge))
     return found
 
 
-def _changed(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name of the weight, layer) of all that is adapted or kept in 4 bits."""
+def low_rank_changes(network: nn.Module) -> Iterator[Change]:
+    """Of all matrices that have a low-rank update or are kept in 4 bits."""
     for name, module in network.named_modules():
         inside = name.endswith(".base_layer")
         if hasattr(module, "lora_A") or (_in_four_bits(module) and not inside):
-            yield f"{name}.weight", module
+            yield f"{name}.weight", partial(merged_weight, module)
 
 
 def _in_four_bits(module: nn.Module) -> bool:
@@ -121,16 +115,3 @@ def _unpacked(module: nn.Module, stored: Tensor) -> Tensor:
 
     weight: Tensor = dequantize_module_weight(module)
     return weight
-
-
-def _places(folder: Path) -> dict[str, Place]:
-    found: dict[str, Place] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                found[name] = Place(file, 8 + length + begin, end - begin, tuple(entry["shape"]), entry["dtype"])
-    return found

@@ -6,69 +6,66 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.methods import Method, Partial
+from finetune_api.methods import Method
 
 
 def check(method: Method, *, layers: int | None) -> None:
     """InvalidSpec where it cannot be met. `layers`: decoder layers of the model, None where unknown."""
-    if method.type == "qlora":
+    if method.traits.four_bits:
         check_four_bits()
-    wanted = method.partial.layers if method.type == "partial" and method.partial else None
-    if isinstance(wanted, int) and layers is not None:
-        check_layers(wanted, layers)
-    if method.type == "probe" and method.probe and method.probe.layers and layers is not None:
-        check_probed(method.probe.layers, layers)
+    if layers is None:
+        return
+    if method.measured is not None:
+        check_layers(method.measured, layers)
+    if method.traits.picks_layers and (picked := getattr(method.settings, "layers", None)):
+        check_probed(picked, layers)
 
 
 WHOLE = ("single", "ddp")
 """Strategies by which every rank holds all weights."""
-
-_READS_WEIGHTS = ("prompt", "ptuning", "prefix", "probe")
-"""Methods that look at embeddings or run blocks outside of the loop's passes."""
 
 
 def check_strategy(method: Method, strategy: str) -> None:
     """InvalidSpec for what would be wrong, or never measured, on weights in shards."""
     if strategy in WHOLE:
         return
-    if strategy == "deepspeed" and method.type in ("dora", "qlora"):
+    traits = method.traits
+    if method.is_open:
         raise FinetuneError(
             Reason.InvalidSpec,
-            f"method.type {method.type} was never tried with weights that deepspeed shares",
-            "Use strategy fsdp, which shards it, or ddp.",
+            f"method.{method.type}.{traits.measured} auto is measured on whole weights, and strategy {strategy} shards "
+            "them",
+            f"Give method.{method.type}.{traits.measured} a number.",
         )
-    if is_open(method):
-        raise FinetuneError(
-            Reason.InvalidSpec,
-            f"method.partial.layers auto is measured on whole weights, and strategy {strategy} shards them",
-            "Give method.partial.layers a number.",
-        )
-    if method.type in _READS_WEIGHTS:
+    if strategy in traits.shards:
+        return
+    if traits.reads_weights:
         raise FinetuneError(
             Reason.InvalidSpec,
             f"method.type {method.type} reads whole weights, and strategy {strategy} shards them",
             "Use strategy ddp, or method.type: lora.",
         )
-
-
-_UNCOMPILED = {
-    "qlora": "its layers unpack weights in kernels that torch.compile cannot follow",
-    "dora": "PEFT's layers break it into a hundred pieces",
-    "prefix": "its keys and values reach the blocks as a cache, which torch.compile would compile anew in each step",
-    "probe": "it makes no steps",
-}
+    raise FinetuneError(
+        Reason.InvalidSpec,
+        f"method.type {method.type} was never tried with weights that {strategy} shares",
+        f"Use strategy {' or '.join(traits.shards)}, which shards it, or ddp."
+        if traits.shards
+        else "Use strategy ddp.",
+    )
 
 
 def check_compile(method: Method, strategy: str | None = None) -> None:
     """InvalidSpec where training.compile cannot be had: by the method, a strategy that is known, or this machine."""
     hint = "Remove training.compile."
-    if method.type in _UNCOMPILED:
+    if because := method.traits.not_compiled:
         raise FinetuneError(
             Reason.InvalidSpec,
-            f"training.compile does not go with method.type {method.type}: {_UNCOMPILED[method.type]}",
+            f"training.compile does not go with method.type {method.type}: {because}",
             hint,
         )
     if strategy == "deepspeed":
@@ -92,17 +89,11 @@ def check_compile(method: Method, strategy: str | None = None) -> None:
         )
 
 
-_NOT_AGAIN = {
-    "prefix": "its keys and values reach the blocks as a cache, which would grow in the second pass",
-    "probe": "it computes no gradients",
-}
-
-
 def check_recompute(method: Method, *, compiled: bool = False) -> None:
-    """InvalidSpec where training.activationCheckpointing cannot be had: by the method, or beside training.compile."""
+    """InvalidSpec where training.activationCheckpointing cannot be had: by the method, or with training.compile."""
     why = None
-    if method.type in _NOT_AGAIN:
-        why = f"method.type {method.type}: {_NOT_AGAIN[method.type]}"
+    if method.traits.not_recomputed:
+        why = f"method.type {method.type}: {method.traits.not_recomputed}"
     elif compiled:
         why = "training.compile: what is compiled decides by itself what to compute again"
     if why:
@@ -111,11 +102,6 @@ def check_recompute(method: Method, *, compiled: bool = False) -> None:
             f"training.activationCheckpointing does not go with {why}",
             "Remove training.activationCheckpointing, and lower training.microBatchTokens for less memory.",
         )
-
-
-def is_open(method: Method) -> bool:
-    """Whether something has to be measured before the method is known."""
-    return method.type == "partial" and not isinstance((method.partial or Partial()).layers, int)
 
 
 def check_four_bits() -> None:
@@ -133,7 +119,7 @@ def check_packed(what: str, *, packed: int, whole: int) -> None:
     if 2 * packed < whole:
         raise FinetuneError(
             Reason.ModelUnsupported,
-            f"{100 - 100 * packed // whole} % of the weights of {what} lie in other layers than torch.nn.Linear, such "
+            f"{100 - 100 * packed // whole} % of the weights of {what} are in other layers than torch.nn.Linear, such "
             "as experts, and would not be kept in 4 bits",
             "Use method.type: lora.",
         )
@@ -142,13 +128,13 @@ def check_packed(what: str, *, packed: int, whole: int) -> None:
 def check_experts(method: Method, *, packed: int, whole: int, adapted: int) -> None:
     """ModelUnsupported for a method that a mixture of experts leaves nothing to. Of its blocks: parameters that qlora
     would keep in 4 bits, all of them, and matrices that a low-rank method's targets reach."""
-    if method.type == "qlora":
+    if method.traits.four_bits:
         check_packed("the model's blocks", packed=packed, whole=whole)
     if method.low_rank is not None and not adapted:
         raise FinetuneError(
             Reason.ModelUnsupported,
             f"method.{method.type}.targets {method.low_rank.targets} reaches nothing in this model: its experts, and "
-            "the feed-forward networks beside them, take no adapter",
+            "the feed-forward networks next to them, take no adapter",
             f"Set method.{method.type}.targets: all-linear, or use method.type: full.",
         )
 
@@ -171,11 +157,33 @@ def check_probed(wanted: tuple[int, ...], there: int) -> None:
         )
 
 
+def check_inputs(method: Method, config: Mapping[str, Any]) -> None:
+    """ModelUnsupported for a soft prompt that the model cannot take, by its config.json: one in front of tokens that
+    have embeddings in each layer too, or keys and values in front of a window whose masks a class with towers makes."""
+    text = config.get("text_config") or config
+    kind = str((config.get("architectures") or ["the model"])[0])
+    if method.traits.virtual == "tokens" and text.get("hidden_size_per_layer_input"):
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"method.type {method.type} does not go with {kind}: each layer looks up an embedding of every token, and "
+            "virtual tokens have none",
+            "Choose method.type: lora.",
+        )
+    windowed = "sliding_attention" in (text.get("layer_types") or ())
+    if method.traits.virtual == "cache" and text is not config and windowed:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"method.type {method.type} does not go with {kind}: it makes the masks of layers with a window itself, "
+            "and they leave no place for a prefix",
+            "Choose method.type: lora or prompt.",
+        )
+
+
 def check_format(method: Method, form: str) -> None:
     """InvalidSpec where the rows are not of the kind that the method learns from."""
-    if method.type == "probe" and form != "classification":
+    if method.traits.labels_only and form != "classification":
         raise FinetuneError(
             Reason.InvalidSpec,
-            f"method.type probe needs rows of format classification, and these are {form}",
+            f"method.type {method.type} needs rows of format classification, and these are {form}",
             "Give rows of {text, label}, or choose another method.type.",
         )

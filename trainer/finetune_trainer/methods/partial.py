@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from finetune_api.methods import Partial as Settings
-from finetune_trainer.blocks import decoder_layers
+from finetune_trainer.decoder_blocks import decoder_layers
 
 from .base import Base
 from .full import Full, FullAttached
 from .needs import check_layers
+from .source import Source
 
 SHARE = 0.8
 """Of the squared relative gradients, which the trained layers must hold."""
 
 
-def partial(settings: Settings | None) -> Partial:
+def partial(settings: Settings) -> Partial:
     """ValueError for auto: what it comes to is measured before a method is attached, see train.choose."""
-    layers = (settings or Settings()).layers
+    layers = settings.layers
     if not isinstance(layers, int):
         raise ValueError("method.partial.layers is still auto")
     return Partial(layers)
@@ -47,7 +48,7 @@ class Partial:
         trainable = {name: p for name, p in network.named_parameters() if layers.index(name) >= lowest}
         for parameter in trainable.values():
             parameter.requires_grad_(True)
-        return FullAttached(network, trainable, lowest, stored=base.dtype)
+        return FullAttached(network, trainable, lowest, stored=base.dtype, source=Source.of(base))
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
         return Full().load(network, folder)
@@ -98,7 +99,7 @@ def _add(into: list[float], index: int, value: float) -> None:
 
 @contextmanager
 def _watched(parameters: dict[str, nn.Parameter], tell: Callable[[str, float], None]) -> Iterator[None]:
-    """Gradients of `parameters` are told as squared norms, and dropped."""
+    """Gradients of `parameters` are reported as squared norms, and dropped."""
 
     def watch(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Prefix as Settings
+from finetune_trainer.attention_windows import narrowest
+from finetune_trainer.decoder_blocks import decoder_of
 
 from . import soft
 from .base import Base
 from .lean import lean_peft
+from .peft_layout import read_adapter
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Prefix:
 
         network.requires_grad_(False)
         count = self.settings.virtual_tokens
-        body = cast(nn.Module, network.base_model)
+        body = decoder_of(network)
         pairs = _activations(network, body, soft.sampled(network, count, seed=seed))
         heads, size = int(pairs[0].shape[0]), int(pairs[0].shape[2])
         rows = torch.cat([pair.transpose(0, 1).reshape(count, heads * size) for pair in pairs], dim=1)
@@ -55,7 +58,7 @@ class Prefix:
         )
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        return soft.load(network, folder)
+        return read_adapter(network, folder)
 
 
 class _Hook:
@@ -69,8 +72,9 @@ class _Hook:
         self._heads = heads
         self._cache = _cache_name(body)
         self._eager = config._attn_implementation == "eager"
-        # With a mask of ours a layer would not see its own, narrower window: such models get one document a row.
-        self._windowed = getattr(config, "sliding_window", None) is not None and _uses_window(config)
+        # With a mask of ours a layer would not see its own, narrower window, and some compute distances from masks of
+        # tokens (BLOOM): such models get one document a row.
+        self._alone = narrowest(config) is not None or not _takes_pairs(body)
 
     def __call__(self, body: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if not self.on:
@@ -82,7 +86,7 @@ class _Hook:
         keys_and_values = self._encoder()
         count = int(keys_and_values.shape[0])
         positions, mask = told.get("position_ids"), told.get("attention_mask")
-        if mask is None and positions is not None and not self._windowed:
+        if mask is None and positions is not None and not self._alone:
             mask = _isolating(positions)
         if mask is not None:
             mask = F.pad(mask, (count, 0), value=1)
@@ -105,6 +109,18 @@ class _Hook:
         return cache
 
 
+@torch.no_grad()
+def _takes_pairs(body: nn.Module) -> bool:
+    """Whether it takes a mask of pairs of tokens."""
+    device = next(body.parameters()).device
+    tokens, mask = torch.zeros(1, 2, dtype=torch.long, device=device), torch.ones(1, 1, 2, 2, device=device).tril()
+    try:
+        body(input_ids=tokens, attention_mask=mask.bool(), use_cache=False)
+    except (ValueError, TypeError, IndexError, AttributeError):
+        return False
+    return True
+
+
 def _isolating(positions: Tensor) -> Tensor:
     """(rows, 1, length, length), True = sees: a document begins where positions do not count on."""
     begins = torch.diff(positions, prepend=positions[:, :1] - 1, dim=-1) != 1
@@ -115,13 +131,8 @@ def _isolating(positions: Tensor) -> Tensor:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """As attention wants it that adds the mask to its scores."""
+    """As attention expects it that adds the mask to its scores."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def _uses_window(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    return kinds is None or "sliding_attention" in kinds
 
 
 def _cache_name(body: nn.Module) -> str:
@@ -139,14 +150,19 @@ def _activations(network: nn.Module, body: nn.Module, tokens: Tensor) -> list[Te
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    failure = ""
+    failure, unfinished = "", None
     try:
-        body(input_ids=tokens[None], use_cache=True, **{_cache_name(body): cache})
+        try:
+            body(input_ids=tokens[None], use_cache=True, **{_cache_name(body): cache})
+        except RuntimeError as error:  # without values (on the meta device) experts cannot be chosen
+            unfinished = error
         pairs = [pair[0] for layer in cache.layers for pair in (layer.keys, layer.values)]
-        if not pairs or len({pair.shape for pair in pairs}) > 1:
+        if len({pair.shape for pair in pairs}) > 1 or not (pairs or unfinished):
             failure = "its layers keep keys and values of different shapes"
     except (AttributeError, TypeError, ValueError, IndexError) as error:
-        failure = f"{type(error).__name__}: {error}"
+        failure = f"its layers keep other states than keys and values of attention ({type(error).__name__}: {error})"
+    if unfinished and not failure:
+        raise unfinished
     if failure:
         raise FinetuneError(
             Reason.ModelUnsupported,

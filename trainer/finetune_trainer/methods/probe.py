@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune_api.methods import Probe as Settings
-from finetune_trainer.blocks import decoder_layers
 from finetune_trainer.data.pack import MicroBatch
+from finetune_trainer.decoder_blocks import decoder_layers
 from finetune_trainer.transfer.features import features
 from finetune_trainer.transfer.probe import Probe as Classifier
 

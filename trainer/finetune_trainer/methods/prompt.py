@@ -21,6 +21,7 @@ from finetune_trainer.data.tokenizer import Tokenizer
 from . import soft
 from .base import Base
 from .lean import lean_peft
+from .peft_layout import read_adapter
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Prompt:
         return soft.attach_tokens(network, soft.Table(rows), config)
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        return soft.load(network, folder)
+        return read_adapter(network, folder)
 
 
 def _of_text(text: str, count: int, base: Base) -> Tensor:

@@ -16,6 +16,7 @@ from finetune_api.methods import PTuning as Settings
 from . import soft
 from .base import Base
 from .lean import lean_peft
+from .peft_layout import read_adapter
 
 
 class PromptEncoder(nn.Module):
@@ -49,4 +50,4 @@ class PTuning:
         return soft.attach_tokens(network, encoder, config)
 
     def load(self, network: nn.Module, folder: Path) -> nn.Module:
-        return soft.load(network, folder)
+        return read_adapter(network, folder)

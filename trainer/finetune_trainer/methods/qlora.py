@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.blocks import Layers, decoder_layers
+from finetune_trainer.decoder_blocks import Layers, decoder_layers
 
 from .base import Base
+from .called import is_called
 from .lora import Lora, LoraAttached
 from .needs import check_four_bits, check_packed
 
@@ -39,6 +40,12 @@ class QLora(Lora):
         cast(Any, network).is_loaded_in_4bit = True  # by which PEFT chooses its layers
         network.to(device)
 
+    def packed_layers(self, network: nn.Module, *, device: torch.device | None) -> list[str]:
+        return packed_layers(network, device=device)
+
+    def on_paper(self) -> Lora:
+        return Lora(self.settings)
+
     def attach(self, network: nn.Module, *, seed: int, base: Base) -> LoraAttached:
         self.quantise(network, device=next(network.parameters()).device)
         return super().attach(network, seed=seed, base=base)
@@ -48,12 +55,13 @@ class QLora(Lora):
         return super().load(network, folder)
 
 
-def packed_layers(network: nn.Module, *, device: torch.device) -> list[str]:
+def packed_layers(network: nn.Module, *, device: torch.device | None) -> list[str]:
     """The linear layers of the blocks. ModelUnsupported where 4 bits of them would save little, or are not what comes
-    back on this device; `network` itself may be on the meta device."""
+    back on this device, None: on one that is not here; `network` itself may be on the meta device."""
     check_four_bits()
     layers = decoder_layers(network)
-    linear = [n for n, m in network.named_modules() if type(m) is nn.Linear and layers.index(n) >= 0]
+    inside = (name for name, module in network.named_modules() if type(module) is nn.Linear and layers.index(name) >= 0)
+    linear = [name for name in inside if is_called(network, name)]
     if not linear:
         raise FinetuneError(
             Reason.ModelUnsupported,
@@ -61,13 +69,14 @@ def packed_layers(network: nn.Module, *, device: torch.device) -> list[str]:
             "Use method.type: lora.",
         )
     _check_share(network, layers, linear)
-    for width in sorted({cast(nn.Linear, network.get_submodule(name)).in_features for name in linear}):
-        _check_kernel(width, device)
+    if device is not None:
+        for width in sorted({cast(nn.Linear, network.get_submodule(name)).in_features for name in linear}):
+            _check_kernel(width, device)
     return linear
 
 
 def _check_share(network: nn.Module, layers: Layers, linear: list[str]) -> None:
-    """Experts lie in layers of their own kind, and would stay as they are."""
+    """Experts are in layers of their own kind, and would stay as they are."""
     whole = sum(p.numel() for name, p in network.named_parameters() if layers.index(name) >= 0 and p.ndim > 1)
     packed = sum(cast(nn.Linear, network.get_submodule(name)).weight.numel() for name in linear)
     check_packed(f"{type(network).__name__}'s blocks", packed=packed, whole=whole)
@@ -75,7 +84,7 @@ def _check_share(network: nn.Module, layers: Layers, linear: list[str]) -> None:
 
 def _check_kernel(width: int, device: torch.device) -> None:
     """Whether a matrix comes back as NF4 keeps it. The CPU kernel of bitsandbytes 0.50 takes the scales of other blocks
-    where rows are no multiple of 64 long, without a word: the error is then four times as large."""
+    where row lengths are not a multiple of 64, without a warning: the error is then four times as large."""
     import bitsandbytes.functional as bnb
 
     matrix = torch.randn(64, width, generator=torch.Generator().manual_seed(0)).to(device)
@@ -84,7 +93,8 @@ def _check_kernel(width: int, device: torch.device) -> None:
     if float(error) > _LARGEST_ERROR:
         raise FinetuneError(
             Reason.ModelUnsupported,
-            f"bitsandbytes cannot keep rows of {width} weights in 4 bits on this {device.type}: it gives back others",
+            f"bitsandbytes cannot keep rows of {width} weights in 4 bits on this {device.type}: the unpacked weights "
+            "differ",
             "Use method.type: lora, or a GPU.",
         )
 

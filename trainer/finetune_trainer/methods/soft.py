@@ -10,7 +10,7 @@ On disk all are PEFT's: one tensor `prompt_embeddings` and a configuration for i
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.corpus import Tokens
+from finetune_trainer.decoder_blocks import body_of, decoder_layers
 
 from .base import Base
-from .lean import lean_peft
+from .peft_layout import settle_config
 
 
 class Switch(Protocol):
@@ -47,6 +49,11 @@ class SoftAttached:
     """PEFT's."""
     kind: Literal["adapter"] = "adapter"
 
+    @property
+    def in_front(self) -> int:
+        """Learned keys and values before every row, which are not tokens of it."""
+        return 0 if len(self.ids) else int(self.config.num_virtual_tokens)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Inside, the network is the untouched base model. A prompt is nothing like it, not even before step 1."""
@@ -66,8 +73,7 @@ class SoftAttached:
             prompt = self.encoder().detach().to("cpu", torch.float32).clone().contiguous()
         save_file({"prompt_embeddings": prompt}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         self.config.save_pretrained(folder)
-        config = json.loads((folder / "adapter_config.json").read_text())
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        settle_config(folder)
 
 
 class Table(nn.Module):
@@ -110,6 +116,7 @@ def attach_tokens(network: nn.Module, encoder: nn.Module, config: Any) -> SoftAt
     """Put the encoder's rows into the vocabulary of `network`, whose own weights are frozen."""
     network.requires_grad_(False)
     words = cast(Any, network).get_input_embeddings()
+    _check_embedded_once(network, words)
     encoder.to(words.weight.device)
     extended = VirtualTokens(words, encoder)
     cast(Any, network).set_input_embeddings(extended)
@@ -122,6 +129,26 @@ def attach_tokens(network: nn.Module, encoder: nn.Module, config: Any) -> SoftAt
         switch=extended,
         config=config,
     )
+
+
+_OF_PLACES = re.compile("pos|wpe|type")
+"""Names of tables that are asked by a token's place or kind."""
+
+
+def _check_embedded_once(network: nn.Module, words: nn.Module) -> None:
+    """ModelUnsupported where tokens are looked up in a second table too: virtual tokens have no row there."""
+    others = [
+        name
+        for name, module in body_of(network).named_modules()
+        if isinstance(module, nn.Embedding) and module is not words and not _OF_PLACES.search(name)
+    ]
+    if others:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{type(network).__name__} looks tokens up in {others[0]} besides its embeddings, where virtual tokens "
+            "have no row",
+            "Choose method.type: lora.",
+        )
 
 
 def named(encoder: nn.Module) -> dict[str, nn.Parameter]:
@@ -146,15 +173,7 @@ def settings_of(base: Base, network: nn.Module, count: int) -> dict[str, Any]:
         "num_virtual_tokens": count,
         "num_transformer_submodules": 1,
         "token_dim": int(cast(Any, network).get_input_embeddings().weight.shape[1]),
-        "num_attention_heads": int(config.num_attention_heads),
-        "num_layers": int(config.num_hidden_layers),
+        # PEFT asks for both and uses them for a prefix alone; a state-space model has no heads.
+        "num_attention_heads": int(getattr(config, "num_attention_heads", None) or 1),
+        "num_layers": decoder_layers(network).count,
     }
-
-
-def load(network: nn.Module, folder: Path) -> nn.Module:
-    """The exported prompt around `network`, by PEFT."""
-    with lean_peft():
-        from peft import PeftModel
-
-    loaded: nn.Module = PeftModel.from_pretrained(cast(Any, network), folder)
-    return loaded

@@ -1,11 +1,14 @@
-"""Ways to be many: where weights lie, and who sums gradients. A new one is a file with the protocol of `base` and a
-line in `join`.
+"""Parallel strategies: which rank holds which weights, and how gradients are summed. Each is a file with the
+protocol of `base` and a line in `registry`.
 
-single     one process                            ddp        all weights on every rank
-fsdp       a share of every weight                deepspeed  ZeRO, by DeepSpeed's engine
+single                   one process
+ddp                      all weights on every rank
+fsdp                     a shard of every weight on each rank
+deepspeed                ZeRO, by DeepSpeed's engine
 
-whole, lockstep    passes that are a rank's own affair, and passes that all ranks make together
-flat, eightbit     AdamW over flat buffers, and with moments in 8 bits
-fourbit            a share of a base in 4 bits
-sliced             weights read from their files piece by piece
+replicated, lockstep     passes that each rank makes independently, and passes that all ranks make together
+flat_adamw, adamw_8bit   AdamW over flat buffers, and with 8-bit moments
+sharded_4bit             shards of a base in 4 bits
+lazy_weights             weights read from their files tensor by tensor
+weight_names             which tensor of a file becomes which weight
 """

@@ -1,4 +1,4 @@
-"""What training needs from a gang of processes. A new strategy is one file beside this one and one line in `join`.
+"""What training needs from a gang of processes. A new strategy is one file next to this one and one line in `registry`.
 
 Gang       how ranks talk: sums, broadcasts, a barrier
 Weights    what trains, with its optimizer, as one rank holds it
@@ -21,12 +21,12 @@ from finetune_api.spec import Optimizer
 T = TypeVar("T")
 
 Packed = Callable[[nn.Module], Sequence[str]]
-"""Of a network, the linear layers whose weights are kept in 4 bits."""
+"""Returns the names of a network's linear layers whose weights are kept in 4 bits."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of a process in its gang, as torchrun tells it."""
+    """A process's position in its gang, as torchrun reports it."""
 
     rank: int = 0
     local_rank: int = 0
@@ -56,7 +56,7 @@ class Gang(Protocol):
 
     @property
     def name(self) -> str:
-        """As status.plan shows it."""
+        """The name in status.plan."""
 
     def sum_gradients(self, flat: Sequence[Tensor]) -> None:
         """Sum each flat gradient buffer over the ranks, in place."""
@@ -65,10 +65,10 @@ class Gang(Protocol):
         """Sum a few numbers over the ranks, in double precision."""
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Rank 0's values for everybody, in place."""
+        """Rank 0's values for all ranks, in place."""
 
     def broadcast_json(self, value: Any) -> Any:
-        """Rank 0's value for everybody."""
+        """Rank 0's value for all ranks."""
 
     def barrier(self) -> None:
         """Return when all ranks are here."""
@@ -87,13 +87,13 @@ class Saved(Protocol):
 class Weights(Protocol):
     """What trains. Every call is collective. Tensors go by the names `weights/…`, `moments/….first` and
     `moments/….second` (moments once a step was made), and have the shapes of the whole, whatever the ranks hold: so a
-    checkpoint fits any gang. Moments in 8 bits have `moments/….first.scales` and `moments/….second.scales` beside
+    checkpoint fits any gang. 8-bit moments have `moments/….first.scales` and `moments/….second.scales` next to
     them."""
 
     @property
     def parts(self) -> int:
-        """Of how many ranks each one has its own rows, see `rows_of`: rank r has part r % parts. 1: nobody has less
-        than the whole, or rank 0 can get it."""
+        """How many parts the rows are in, see `rows_of`: rank r has part r % parts. 1: no rank has less than the
+        whole, or rank 0 can get it."""
 
     def backward(self, nats: Tensor, *, last: bool) -> None:
         """Add the gradients of a micro-batch to those of the step; `last`: no other follows in this step."""
@@ -107,7 +107,7 @@ class Weights(Protocol):
         views of what the next step changes."""
 
     def restore(self, saved: Saved | None, *, steps: int) -> None:
-        """What was saved after `steps` steps. Where `parts` is 1 it is rank 0's, for everybody, and None on others;
+        """What was saved after `steps` steps. Where `parts` is 1 it is rank 0's, for all ranks, and None on others;
         else each rank has its own. None on all: rank 0's weights as they are."""
 
     def restore_weights(self, saved: Saved | None) -> None:
@@ -132,13 +132,15 @@ class Strategy(Gang, Protocol):
         device: torch.device,
         frozen: bool,
         packed: Packed | None = None,
+        products: torch.dtype | None = None,
         **options: Any,
     ) -> nn.Module:
         """The network of a class `…ForCausalLM` from the files in `path`; `options` are those of `from_pretrained`.
 
-        `frozen`: none of its own weights will train. What is attached to it afterwards lies whole on every rank.
+        `frozen`: none of its own weights will train. What is attached to it afterwards is complete on every rank.
         `packed`: where ranks share weights these are in 4 bits from the beginning; where each has all, the network
-        stays in host memory, for the method to pack it on its way to the device."""
+        stays in host memory, for the method to pack it on its way to the device. `products`: the dtype that they are
+        computed in, where it is not that of the weights; what travels between ranks may have it."""
 
     def weights(
         self,
@@ -158,7 +160,7 @@ class Strategy(Gang, Protocol):
         """This rank's pieces of work, one pass each. Where passes are collective, ranks with fewer get `idle` too."""
 
     def agreed(self, wish: bool) -> bool:
-        """Whether some rank wishes it. Where passes are not collective nobody else is asked."""
+        """Whether any rank wishes it. Where passes are not collective no other rank is asked."""
 
     def collect(self, network: nn.Module, *, everything: bool) -> None:
         """Collective, and the end of training: rank 0's network becomes one that can be written. `everything`: not

@@ -1,6 +1,6 @@
 """Data parallel: every rank holds all weights, and gradients are summed once for each optimizer step.
 
-No wrapper around the model and no hooks: gradients lie in flat buffers, which are summed in pieces of bounded size when
+No wrapper around the model and no hooks: gradients are in flat buffers, which are summed in pieces of bounded size when
 the last micro-batch of a step is done. Ranks may have micro-batches of other sizes and numbers, or none at all, since
 what is summed are sums, and the division by the step's trained tokens comes after.
 """
@@ -17,14 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .base import Place
-from .whole import Whole
+from .replicated import Replicated
 
 _BUCKET_BYTES = 64 << 20
 """gloo keeps a copy of what it reduces, so a bucket bounds that memory; bigger ones gain nothing."""
 
 
 @dataclass(frozen=True)
-class Ddp(Whole):
+class Ddp(Replicated):
     place: Place
     device: torch.device
     name: str = "ddp"

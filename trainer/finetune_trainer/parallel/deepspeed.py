@@ -1,7 +1,7 @@
 """ZeRO by DeepSpeed's engine, for those who choose it: stage 1 shards moments, 2 gradients too, 3 weights as well.
 Moments, or in stage 3 weights too, may wait in host memory (offload).
 
-The mathematics stay ours: torch's AdamW, gradients of sums of nats, one division by the trained tokens of the whole
+The mathematics stay the same: torch's AdamW, gradients of sums of nats, one division by the trained tokens of the whole
 step. DeepSpeed averages over ranks, so losses go in times the number of ranks; and it divides by a loss scale before it
 clips, so the tokens of a step are handed over as that.
 
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune_api.spec import Optimizer
+from finetune_trainer.decoder_blocks import decoder_layers
 
 from .base import Gang, Packed, Place, Saved, Weights
+from .lazy_weights import Files, empty_network, names_by_parameter
 from .lockstep import Lockstep
-from .sliced import Files, empty_network, names_by_parameter
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class DeepSpeed(Lockstep):
         device: torch.device,
         frozen: bool,
         packed: Packed | None = None,  # noqa: ARG002  refused beside it
+        products: torch.dtype | None = None,  # noqa: ARG002
         **options: Any,
     ) -> nn.Module:
         if self.stage < 3:
@@ -65,6 +67,7 @@ class DeepSpeed(Lockstep):
                 owner, _, own = name.rpartition(".")
                 setattr(network.get_submodule(owner), own, holder.weight)
             zero.Init(module=holder, config_dict_or_path=self._config(width=1))
+        files.fill_buffers(network)
         for module in network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
@@ -80,7 +83,7 @@ class DeepSpeed(Lockstep):
     ) -> Weights:
         library = _library(self.place, self.device)
         root = _Root(network)
-        layers = max((m for m in network.modules() if isinstance(m, nn.ModuleList)), key=len)
+        layers = list(cast(nn.ModuleList, network.get_submodule(decoder_layers(network).prefix)))
         if self.stage == 3:
             # A layer's weights come and go together: methods use them outside of the modules that own them.
             library.utils.set_z3_leaf_modules(root, list({type(layer) for layer in layers}))
@@ -157,7 +160,7 @@ def _ask_for_gradients(_: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 def _library(place: Place, device: torch.device) -> Any:
-    """DeepSpeed, told where it runs. On CPUs it would compile a faster all-reduce first, for minutes."""
+    """DeepSpeed, configured for where it runs. On CPUs it would compile a faster all-reduce first, for minutes."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
@@ -273,7 +276,7 @@ class ZeroAdamW:
             into[name] = whole.detach().cpu().clone()
 
     def _shared(self, saved: Saved | None, name: str, like: nn.Parameter) -> Tensor:
-        """Rank 0's tensor for everybody."""
+        """Rank 0's tensor for all ranks."""
         whole = torch.empty(_shape(like)) if saved is None else saved.read(name, slice(None)).float()
         whole = whole.to(self._engine.device).contiguous()
         self._gang.broadcast([whole])

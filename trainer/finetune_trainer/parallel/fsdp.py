@@ -2,18 +2,18 @@
 
 One unit for each decoder layer, and one for what is outside of them. Two cases:
 
-    a frozen base     is sharded and never reduced; what a method attaches to it afterwards lies whole on every rank,
+    a frozen base     is sharded and never reduced; what a method attaches to it afterwards is complete on every rank,
                       and its gradients are summed once a step like those of data parallel training; in 4 bits its
-                      bytes are what is sharded (`fourbit`)
+                      bytes are what is sharded (`sharded_4bit`)
     trained weights   are sharded with their gradients and moments; gradients are summed into the shards after each
                       micro-batch, so no rank keeps whole ones
 
 Passes are collective: a rank with fewer micro-batches than another does passes over nothing. On several nodes with
 several processes each, a node holds the whole model between its processes and nodes are replicas of each other (HSDP):
-what crosses between nodes is a shard's gradient, not every layer.
+what crosses between nodes is a shard's gradient, not every layer. Where a node cannot hold it, two or more nodes do.
 
 Of trained weights each rank saves its own rows, and reads them back: 12 bytes of host memory for each parameter of its
-share (6 with moments in 8 bits), and nothing passes between ranks. On several nodes the first one saves.
+share (6 with 8-bit AdamW), and nothing passes between ranks. Of replicas the first one saves.
 """
 
 from __future__ import annotations
@@ -32,32 +32,43 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from finetune_api.spec import Optimizer
+from finetune_trainer.decoder_blocks import body_of, decoder_layers, has_towers
 from finetune_trainer.store.fetch import at_once
+from finetune_trainer.torch_api import need
 
+from .adamw_8bit import Codecs, Moments, block_of
 from .base import Gang, Packed, Saved, Weights, rows_of
-from .eightbit import Codecs, Moments, block_of
-from .flat import FlatAdamW
+from .flat_adamw import FlatAdamW
+from .lazy_weights import Files, empty_network, names_by_parameter
 from .lockstep import Lockstep
-from .sliced import Files, empty_network, names_by_parameter
 
 if TYPE_CHECKING:
-    from .fourbit import SharedLinear4bit
+    from .sharded_4bit import SharedLinear4bit
 
 T = TypeVar("T")
+
+need(
+    "torch.distributed.fsdp:FSDPModule.set_gradient_divide_factor",
+    "torch.distributed.fsdp:FSDPModule.set_force_sum_reduction_for_comms",
+    what_for="strategy fsdp",
+)
 
 
 @dataclass(frozen=True)
 class Fsdp(Lockstep):
     name: str = "fsdp"
+    shards: int | None = None
+    """How many processes share a weight, whole nodes of them; None: those of a node."""
 
     def mesh(self, *, frozen: bool) -> DeviceMesh:
-        """(shards,), or (nodes, shards of a node). What is frozen has nothing to tell other nodes.
+        """(shards,), or (replicas, shards). What is frozen has nothing to exchange between replicas.
 
         PEFT takes sharded layers for parts of tensor parallel ones unless all of their mesh is called fsdp."""
-        world, local = self.place.world_size, self.place.local_world_size
-        if not 1 < local < world or world % local:
+        world = self.place.world_size
+        sharing = self.shards or self.place.local_world_size
+        if not 1 < sharing < world or world % sharing:
             return init_device_mesh(self.device.type, (world,), mesh_dim_names=("fsdp",))
-        mesh = init_device_mesh(self.device.type, (world // local, local), mesh_dim_names=("nodes", "fsdp"))
+        mesh = init_device_mesh(self.device.type, (world // sharing, sharing), mesh_dim_names=("replicas", "fsdp"))
         return mesh["fsdp"] if frozen else mesh
 
     def build(
@@ -68,23 +79,23 @@ class Fsdp(Lockstep):
         device: torch.device,
         frozen: bool,
         packed: Packed | None = None,
+        products: torch.dtype | None = None,
         **options: Any,
     ) -> nn.Module:
         network = empty_network(kind, **options)
+        files = Files.of(path, network)  # before it has another class, of which transformers knows no names
         in_four_bits = _share(network, packed(network)) if packed else {}
-        # What is gathered is what is computed with: weights that are kept in 32 bits to be trained travel in 16 where
-        # products are cheap, and their gradients are summed in 32.
-        cheap = options["dtype"] == torch.float32 and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if cheap else None, reduce_dtype=torch.float32)
+        gathered = gathered_dtype(options["dtype"], products, device=self.device.type)
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
         mesh = self.mesh(frozen=frozen)
-        for layer in _layers(network):
+        for layer in _units(network):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(network, mesh=mesh, mp_policy=policy)
         for module in network.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-        _fill(network, Files.of(path, network), device, in_four_bits)
+        _fill(network, files, device, in_four_bits)
         network.inside = _run  # type: ignore[assignment]
         register_fsdp_forward_method(network, "inside")
         return network.eval()
@@ -120,11 +131,30 @@ class Fsdp(Lockstep):
                     kept = tensor if self.place.first else torch.empty(0)
                     whole[id(parameter)] = nn.Parameter(kept, requires_grad=False)
                 module._parameters[name] = whole[id(parameter)]
+        for module in network.modules():
+            if isinstance(module, FSDPModule):  # its own class again, by which transformers names what it writes
+                module.__class__ = type(module).__bases__[1]
 
 
-def _layers(network: nn.Module) -> nn.ModuleList:
-    """The decoder layers: the longest list of modules."""
-    return max((m for m in network.modules() if isinstance(m, nn.ModuleList)), key=len)
+def gathered_dtype(kept: torch.dtype, products: torch.dtype | None, *, device: str) -> torch.dtype | None:
+    """Of weights while they are whole; None: as they are kept. Weights in 32 bits travel between GPUs in the 16 that
+    their products are computed in, and in 32 where the manifest asks for training.precision: float32. Gradients are
+    summed in 32 bits."""
+    return products if device == "cuda" and kept == torch.float32 else None
+
+
+def _units(network: nn.Module) -> list[nn.Module]:
+    """The decoder layers, and whatever is next to the language model: that never runs, and is never gathered."""
+    layers = list(cast(nn.ModuleList, network.get_submodule(decoder_layers(network).prefix)))
+    if not has_towers(network):
+        return layers
+    inner = set(body_of(network).modules())
+    parts = cast(nn.Module, cast(Any, network).base_model).children()
+    heads = {cast(Any, network).get_output_embeddings()}
+    return [
+        *layers,
+        *(m for m in parts if next(m.parameters(), None) is not None and not (inner | heads) & {*m.modules()}),
+    ]
 
 
 def _run(work: Callable[[], T]) -> T:
@@ -133,7 +163,7 @@ def _run(work: Callable[[], T]) -> T:
 
 def _share(network: nn.Module, packed: Sequence[str]) -> dict[str, SharedLinear4bit]:
     """The layers of these names in their new form, by the names of their weights."""
-    from .fourbit import SharedLinear4bit
+    from .sharded_4bit import SharedLinear4bit
 
     made = {}
     for name in packed:
@@ -159,6 +189,7 @@ def _fill(network: nn.Module, files: Files, device: torch.device, in_four_bits: 
         local, start = _shard(parameter)
         if len(local):
             local.copy_(files.read([first, *others], slice(start, start + len(local))))
+    files.fill_buffers(network)
     for name, layer in in_four_bits.items():
         local, start = _shard(layer.weight)
         layer.fill(files.read([name], slice(start, start + len(local))), start=start)
@@ -174,7 +205,7 @@ def _shard(parameter: Tensor) -> tuple[Tensor, int]:
 
 
 class ShardedAdamW:
-    """AdamW over the shards. A parameter's shard, its gradient and its moments lie on the same rank."""
+    """AdamW over the shards. A parameter's shard, its gradient and its moments are on the same rank."""
 
     def __init__(
         self,
@@ -284,7 +315,7 @@ class ShardedAdamW:
 
 
 def _packed(trainable: Mapping[str, nn.Parameter], local: Mapping[str, nn.Parameter]) -> dict[str, Moments]:
-    """Moments in 8 bits, by the shape of the whole: so every rank has the same ones, if only of no rows."""
+    """8-bit moments, by the shape of the whole: so every rank has the same ones, if only of no rows."""
     codecs = Codecs()
     return {
         name: Moments(codecs.on(local[name].device), size=local[name].numel(), block=block)

@@ -1,4 +1,4 @@
-"""One process: nobody to talk to."""
+"""One process, without any communication."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from .base import Place
-from .whole import Whole
+from .replicated import Replicated
 
 
 @dataclass(frozen=True)
-class Single(Whole):
+class Single(Replicated):
     place: Place = field(default_factory=Place)
     name: str = "single"
 

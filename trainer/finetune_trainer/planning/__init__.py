@@ -11,6 +11,7 @@ devices  what GPUs can do by their data sheets, and what this machine does
 speed    operations and bandwidths → seconds for a step
 table    all of it for each method and strategy: the rows of `finetune plan`
 advice   the row to begin with, and the smallest change that makes a job fit
+suits    whether the method can train the model, asked of the model's class
 positions how long a sequence the model can place
 quantity 80Gi → bytes
 """

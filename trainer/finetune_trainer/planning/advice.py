@@ -1,4 +1,4 @@
-"""Which row of the plan to take, and what to change in a job that cannot fit.
+"""Recommends a row of the plan, and a change for a job that does not fit.
 
 The rule for a start, by examples n and trained tokens T of an epoch: under 100 examples something small; up to 10,000,
 or fewer than 100 million tokens, LoRA on all linear layers, which matches full fine-tuning while its capacity suffices
@@ -8,12 +8,12 @@ or fewer than 100 million tokens, LoRA on all linear layers, which matches full 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from finetune_api.failures import FinetuneError
-from finetune_api.methods import Lora, Method
+from finetune_api.methods import TRAITS, Method
 from finetune_api.strategy import SHARDABLE
 from finetune_trainer.methods.needs import check_recompute
 from finetune_trainer.planning.memory import human
@@ -22,14 +22,9 @@ from finetune_trainer.planning.table import Planner, Row
 
 FEW_ROWS = 100
 MANY_TOKENS = 100_000_000
-
-_THRIFTIER: Mapping[str, tuple[Literal["lora", "qlora"], ...]] = {
-    "full": ("lora", "qlora"),
-    "partial": ("lora", "qlora"),
-    "dora": ("lora", "qlora"),
-    "adapter": ("lora", "qlora"),
-    "lora": ("qlora",),
-}
+SMALL_RANK = 8
+LEAST_SEQUENCE = 256
+"""Shorter rows are not proposed: they would be cut to pieces."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Advice:
 
 
 def recommended(rows: Sequence[Row], planner: Planner) -> Advice:
-    """The row to begin with; none where nothing fits."""
+    """Returns the row to start with; none if nothing fits."""
     order, why = _order(planner, {row.method.type for row in rows})
     reasons = [why]
     for number, kind in enumerate(order):
@@ -53,7 +48,7 @@ def recommended(rows: Sequence[Row], planner: Planner) -> Advice:
         if planner.spec.world_size > 1:
             whole = best.spread.strategy == "ddp"
             reasons.append(
-                "every process can hold the whole model, and ddp says least between them"
+                "every process can hold the whole model, and ddp communicates the least"
                 if whole
                 else f"no process can hold the whole model: {best.spread.label} shards it"
             )
@@ -64,90 +59,121 @@ def recommended(rows: Sequence[Row], planner: Planner) -> Advice:
 def _order(planner: Planner, offered: set[str]) -> tuple[list[str], str]:
     """Methods, the preferred one first, and why it is."""
     n, tokens = planner.workload.rows, planner.workload.tokens
-    frugal = ["lora", "qlora", "partial", "prompt"]
+    frugal = [name for _, name in sorted((each.start, each.name) for each in TRAITS.values() if each.start is not None)]
+    of_few, of_many = (
+        [name for name, each in TRAITS.items() if each.start_with == data] for data in ("few rows", "many tokens")
+    )
+    first = [name for name in of_few if name in offered]
     if n is not None and n < FEW_ROWS:
-        first = ["probe"] if "probe" in offered else []
         what = "a probe cannot overfit much" if first else "use rank 8 or less and stop early"
         return [*first, *frugal], f"{n} examples are few: {what}"
-    probe = "; a probe costs next to nothing, and is the line that it has to beat" if "probe" in offered else ""
+    probe = "; a probe costs next to nothing, and is the baseline to beat" if first else ""
     if tokens is not None and tokens >= MANY_TOKENS:
-        return ["full", *frugal], f"{tokens:,} tokens an epoch are more than adapters can take up{probe}"
+        return [*of_many, *frugal], f"{tokens:,} tokens per epoch exceed the capacity of adapters{probe}"
     if n is None:
-        return frugal, f"lora is the start for most data; how many rows there are is not known{probe}"
+        return frugal, f"lora is a good start for most data; the number of rows is not known{probe}"
     return frugal, f"{n:,} examples: lora matches full fine-tuning while its capacity suffices{probe}"
 
 
 def smallest_change(planner: Planner, spread: Spread) -> str:
-    """For the hint of a job that does not fit: the change that costs the least and makes it fit."""
+    """Returns the cheapest change that makes a job fit, for its hint."""
     spec = planner.spec
-    method = spec.method
-    tokens = planner.most_tokens(method, spread)
-    fewer = f"Set training.microBatchTokens: {tokens}; the batch stays what it is."
-    if tokens is not None and tokens >= planner.row_tokens:
-        return fewer
-    if _fits_recomputed(planner, spread):  # a row is computed as a whole
-        return "Set training.activationCheckpointing: true."
-    if tokens is not None:
-        return fewer
-    shared = _other_strategy(planner, method, spread)
-    if shared is not None:
-        return f"Set strategy.type: {shared.strategy}."
-    if _fits_in_eight_bits(planner, spread):
-        return "Set training.optimizer: adamw8bit."
-    least = FewestTokens(planner)
-    for kind in _THRIFTIER.get(method.type, ()):
-        other = Method(type=kind)
-        for candidate in (planner.spread("ddp"), _shards(planner, other)):
-            if candidate is not None and least.fits(other, candidate):
-                strategy = f" and strategy.type: {candidate.strategy}" if candidate.strategy != "ddp" else ""
-                return f"Set method.type: {kind}{strategy}."
-    if method.type == "lora" and (method.lora or Lora()).rank > 8:
-        smaller = method.model_copy(update={"lora": (method.lora or Lora()).model_copy(update={"rank": 8})})
-        if least.fits(smaller, spread):
-            return "Set method.lora.rank: 8."
-    need = planner.need(method, spread, tokens=spec.training.micro_batch_tokens or planner.row_tokens).total
+    tokens = planner.most_tokens(spec.method, spread)
+    if tokens is not None and tokens >= planner.longest_row:
+        return f"Set training.microBatchTokens: {tokens}; the batch size does not change."
+    for change in _changes(planner, spread):
+        if change.fits():
+            return f"Set {change.text}."
+    if tokens is not None and tokens >= LEAST_SEQUENCE:
+        return (
+            f"Set data.sequenceLength: {tokens} and data.overlong: truncate or drop; a row is computed as a whole, and "
+            f"the longest may have {planner.longest_row} tokens."
+        )
+    need = planner.need(spec.method, spread, tokens=planner.longest_row).total
     return f"Give each process {human(need)}, or use a smaller model."
 
 
 @dataclass(frozen=True)
-class FewestTokens:
-    """Whether something fits with one row of usual length at once, or what the manifest asks for."""
-
+class _Change:
+    text: str
+    """As a manifest has it."""
     planner: Planner
+    method: Method
+    spread: Spread
 
-    def fits(self, method: Method, spread: Spread) -> bool:
-        tokens = self.planner.spec.training.micro_batch_tokens or self.planner.row_tokens
-        return self.planner.need(method, spread, tokens=tokens).total <= self.planner.device.memory
+    def fits(self) -> bool:
+        return self.planner.fits(self.method, self.spread)
+
+    def recomputed(self) -> _Change:
+        """The same, and activation checkpointing."""
+        planner = _with(self.planner, activation_checkpointing=True)
+        text = f"{self.text} and " if self.text else ""
+        return replace(self, planner=planner, text=f"{text}training.activationCheckpointing: true")
 
 
-def _fits_recomputed(planner: Planner, spread: Spread) -> bool:
-    spec = planner.spec
+def _changes(planner: Planner, spread: Spread) -> Iterator[_Change]:
+    """What may make a job fit, the cheapest first."""
+    method = planner.spec.method
+    as_it_is = _Change("", planner, method, spread)
+    if _recomputes(method, planner):
+        yield as_it_is.recomputed()
+    if method.type in SHARDABLE["fsdp"] and planner.spec.world_size > 1 and spread.strategy != "fsdp":
+        yield from _twice(replace(as_it_is, text="strategy.type: fsdp", spread=planner.spread("fsdp")))
+    if method.traits.steps and "deepspeed" not in (spread.strategy, planner.spec.strategy.type):
+        thrifty = _with(planner, optimizer="adamw8bit")
+        yield from _twice(replace(as_it_is, text="training.optimizer: adamw8bit", planner=thrifty))
+    for kind in thriftier(method):
+        chosen = Method.model_validate({"type": kind})
+        other = replace(as_it_is, text=f"method.type: {kind}", method=chosen, spread=planner.spread("ddp"))
+        shared = replace(
+            other, text=f"{other.text} and strategy.type: fsdp", spread=planner.spread("fsdp", other.method)
+        )
+        kinds = [other, shared] if planner.spec.world_size > 1 else [other]
+        yield from kinds
+        yield from (each.recomputed() for each in kinds if _recomputes(each.method, planner))
+    low_rank = method.low_rank
+    if low_rank is not None and low_rank.rank > SMALL_RANK:
+        smaller = method.changed(low_rank.model_copy(update={"rank": SMALL_RANK}))
+        yield replace(as_it_is, text=f"method.{method.type}.rank: {SMALL_RANK}", method=smaller)
+    if method.type in SHARDABLE["fsdp"] and planner.device.kind == "cuda":
+        for processes in (2, 4, 8):
+            if processes > planner.spec.processes:
+                yield from _twice(_on_more(planner, method, processes))
+
+
+def thriftier(method: Method) -> tuple[str, ...]:
+    """Methods that need less memory, by the order of the ladder that this one is on; none for one that is on none."""
+    own = method.traits.thrift
+    if own is None:
+        return ()
+    starts = [each for each in TRAITS.values() if each.start is not None]
+    return tuple(name for thrift, name in sorted((each.thrift or 0, each.name) for each in starts) if thrift > own)
+
+
+def _on_more(planner: Planner, method: Method, processes: int) -> _Change:
+    """Sharded over so many GPUs of each node."""
+    spec = planner.spec.model_copy(update={"processes_per_node": processes})
+    more = replace(planner, spec=spec)
+    text = f"resources.limits: {{nvidia.com/gpu: {processes}}} and strategy.type: fsdp"
+    return _Change(text, more, method, more.spread("fsdp", method))
+
+
+def _twice(change: _Change) -> Iterator[_Change]:
+    yield change
+    if _recomputes(change.method, change.planner):
+        yield change.recomputed()
+
+
+def _recomputes(method: Method, planner: Planner) -> bool:
+    training = planner.spec.training
     try:
-        check_recompute(spec.method, compiled=spec.training.compile)
+        check_recompute(method, compiled=training.compile)
     except FinetuneError:
         return False
-    return _fits(planner, spread, activation_checkpointing=True)
+    return not training.activation_checkpointing
 
 
-def _fits_in_eight_bits(planner: Planner, spread: Spread) -> bool:
-    spec = planner.spec
-    known = spec.method.type != "probe" and "deepspeed" not in (spread.strategy, spec.strategy.type)
-    return known and _fits(planner, spread, optimizer="adamw8bit")
-
-
-def _fits(planner: Planner, spread: Spread, **changes: Any) -> bool:
-    """The job's own method, with another `training`."""
-    training = planner.spec.training.model_copy(update=changes)
-    other = replace(planner, spec=planner.spec.model_copy(update={"training": training}))
-    return FewestTokens(other).fits(planner.spec.method, spread)
-
-
-def _shards(planner: Planner, method: Method) -> Spread | None:
-    return planner.spread("fsdp") if planner.spec.world_size > 1 and method.type in SHARDABLE["fsdp"] else None
-
-
-def _other_strategy(planner: Planner, method: Method, spread: Spread) -> Spread | None:
-    other = _shards(planner, method)
-    if other is None or spread.strategy == other.strategy or not FewestTokens(planner).fits(method, other):
-        return None
-    return other
+def _with(planner: Planner, **training: Any) -> Planner:
+    """The job with another `training`."""
+    changed = planner.spec.training.model_copy(update=training)
+    return replace(planner, spec=planner.spec.model_copy(update={"training": changed}))

@@ -6,6 +6,7 @@ tokens are what fits into 85 % of its memory, and no more than keep it busy.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from finetune_api.methods import Method
@@ -30,13 +31,16 @@ def micro_batch_tokens(
     spread: Spread = WHOLE,
     recomputed: bool = False,
     optimizer: Optimizer = "adamw",
+    most: int | None = None,
+    compared: bool = False,
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
-    `spread`: what the strategy leaves of the states on the process."""
+    `spread`: what the strategy leaves of the states on the process; `most`: what a step can give it, see
+    `tokens_of_a_step`."""
     if device == "cpu":
         return max(longest_row, CPU_TOKENS)
     if shape is None or device_memory is None:
-        return max(longest_row, GPU_TOKENS // 2)
+        return max(longest_row, min(GPU_TOKENS // 2, max(most or GPU_TOKENS, CPU_TOKENS)))
 
     def need(tokens: int) -> int:
         return estimate(
@@ -49,10 +53,19 @@ def micro_batch_tokens(
             spread=spread,
             recomputed=recomputed,
             optimizer=optimizer,
+            compared=compared,
         ).total
 
     one, two = need(4096), need(8192)
     per_token = max(1.0, (two - one) / 4096)
     room = GPU_SHARE * device_memory - (one - 4096 * per_token)
     fitting = int(room / per_token) // 256 * 256
-    return max(longest_row, min(fitting, GPU_TOKENS))
+    return max(longest_row, min(fitting, GPU_TOKENS, max(most or GPU_TOKENS, CPU_TOKENS)))
+
+
+def tokens_of_a_step(*, rows: int, processes: int, longest_row: int, row: float, packing: bool) -> int:
+    """The most that one process has to compute in a step of `rows` rows, `row` tokens each on average: rows are dealt
+    out by their tokens, and those that are not packed are padded."""
+    mine = -(-rows // processes)
+    padded = mine * longest_row
+    return min(padded, math.ceil(mine * row) + longest_row) if packing else padded

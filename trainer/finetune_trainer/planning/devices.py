@@ -3,6 +3,7 @@
 Dense figures, without sparsity: NVIDIA's data sheets of H100 SXM5 (989 TFLOPS bf16, 67 fp32, 3.35 TB/s, NVLink 900 GB/s
 both ways), H200 SXM (the same with 141 GB at 4.8 TB/s), A100 80GB SXM4 (312, 19.5, 2.039 TB/s, 600 GB/s) and L40S (362,
 91.6, 864 GB/s, PCIe 4 x16 64 GB/s).
+Memory is what the driver reports: 46,068 MiB of an L40S with ECC.
 fp32 is that of plain products: PyTorch leaves TF32 off.
 """
 
@@ -29,9 +30,9 @@ class Device:
     """Operations a second, at the peak."""
     fp32: float
     bandwidth: float
-    """Bytes a second, of its memory."""
+    """Memory bandwidth, in bytes per second."""
     link: float
-    """Bytes a second to the other devices of its node, one way."""
+    """Bandwidth to the other devices of its node, in bytes per second in one direction."""
     utilisation: float
     """Share of the peak that a transformer's passes reach, with many tokens at once."""
     ramp: float
@@ -54,7 +55,7 @@ GPUS = (
     _gpu("H200", gib=140, bf16=989e12, fp32=67e12, bandwidth=4.8e12, link=450e9),
     _gpu("H100", gib=80, bf16=989e12, fp32=67e12, bandwidth=3.35e12, link=450e9),
     _gpu("A100-80", gib=80, bf16=312e12, fp32=19.5e12, bandwidth=2.039e12, link=300e9),
-    _gpu("L40S", gib=48, bf16=362e12, fp32=91.6e12, bandwidth=0.864e12, link=32e9),
+    _gpu("L40S", gib=45, bf16=362e12, fp32=91.6e12, bandwidth=0.864e12, link=32e9),
 )
 
 

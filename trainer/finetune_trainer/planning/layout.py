@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_trainer.methods.experts import Experts
+from finetune_trainer.store.weights_report import WeightsReport, mismatched
 
 Shapes = dict[str, tuple[int, ...]]
 
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+_NEAR = {"gemma": "llama", "gemma2": "llama", "gemma3_text": "qwen3", "phi3": "llama"}
+"""Families, and the dense one that they are laid out like."""
 _WITH_EXPERTS = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -30,6 +33,71 @@ def layout(config: Mapping[str, Any], head_size: int) -> Shapes:
         tensors |= {f"model.layers.{index}.{name}": shape for name, shape in block.items()}
     outside = _EMBEDDINGS[:1] if config.get("tie_word_embeddings") else _EMBEDDINGS
     return tensors | dict.fromkeys(outside, (config["vocab_size"], h))
+
+
+def is_exactly(config: Mapping[str, Any], tensors: Shapes) -> bool:
+    """Whether a model has every tensor of its family and no other, each in its shape; False too where that is not
+    known from here, as of any family that is not dense."""
+    return tensors == (_dense(config) or _near(config))
+
+
+def difference(config: Mapping[str, Any], tensors: Shapes) -> WeightsReport | None:
+    """What the files of a dense model lack, or have in another shape; None where the family is not known from here.
+    Tensors beyond those are left to the class, which may know them."""
+    expected = _dense(config)
+    if expected is None:
+        return None
+    found = {name if name in expected else f"model.{name}": shape for name, shape in tensors.items()}
+    return WeightsReport(
+        str((config.get("architectures") or ["?"])[0]),
+        missing=tuple(sorted(expected.keys() - found.keys())),
+        unexpected=tuple(sorted(tensors)) if not expected.keys() & found.keys() else (),
+        mismatched=mismatched(expected, found),
+    )
+
+
+def _dense(config: Mapping[str, Any]) -> Shapes | None:
+    """All tensors of a dense family, by name; None where config.json leaves something open."""
+    family = config.get("model_type")
+    if family not in _DENSE or config.get("tie_word_embeddings") is None:
+        return None
+    try:
+        head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        expected = layout(config, head_size)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+    for name, shape in list(expected.items()):
+        projection = name.split(".")[-2]
+        biased = config.get("attention_bias") if "self_attn" in name else "mlp" in name and config.get("mlp_bias")
+        if family == "qwen2":
+            biased = projection in ("q_proj", "k_proj", "v_proj")
+        if biased and projection.endswith("_proj"):
+            expected[name.removesuffix("weight") + "bias"] = shape[:1]
+        if family == "qwen3" and projection in ("q_proj", "k_proj"):
+            expected[name.replace("_proj.", "_norm.")] = (head_size,)
+    return expected
+
+
+def _near(config: Mapping[str, Any]) -> Shapes | None:
+    """All tensors of families that differ from a dense one by norms, or by matrices in one tensor."""
+    family, tied = config.get("model_type"), config.get("tie_word_embeddings")
+    if family not in _NEAR or config.get("attention_bias"):
+        return None
+    tied = family != "phi3" if tied is None else tied
+    plain = _dense({**config, "model_type": _NEAR[family], "tie_word_embeddings": tied})
+    if plain is None or family == "gemma":
+        return plain
+    if family != "phi3":
+        norms = (f"model.layers.{index}." for index in range(config["num_hidden_layers"]))
+        wide = (config["hidden_size"],)
+        return plain | {f"{at}{side}_feedforward_layernorm.weight": wide for at in norms for side in ("pre", "post")}
+    expected: Shapes = {}
+    for name, (rows, *others) in plain.items():
+        for parts, whole in ((("q_proj", "k_proj", "v_proj"), "qkv_proj"), (("gate_proj", "up_proj"), "gate_up_proj")):
+            if name.split(".")[-2] in parts:
+                name = ".".join([*name.split(".")[:-2], whole, "weight"])
+        expected[name] = (rows + expected.get(name, (0,))[0], *others)
+    return expected
 
 
 def _attention(config: Mapping[str, Any], head_size: int) -> Shapes:

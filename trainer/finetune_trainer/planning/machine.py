@@ -24,7 +24,7 @@ def memory_limit(*, cgroups: Path = CGROUPS) -> int:
 
 
 def oom_kills(*, cgroups: Path = CGROUPS) -> int:
-    """How often the kernel's OOM killer has struck in this container; 0 where nobody counts."""
+    """Number of OOM kills in this container; 0 if there is no counter."""
     for folder in _cgroup_folders(cgroups):
         for name in ("memory.events", "memory.oom_control"):
             with suppress(OSError, ValueError):

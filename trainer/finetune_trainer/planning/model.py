@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,28 @@ from typing import Any
 from finetune_api.methods import Method
 from finetune_trainer.methods.experts import Experts, has_experts, is_forward, is_reached
 from finetune_trainer.methods.needs import check_experts
-from finetune_trainer.planning.layout import layout
+from finetune_trainer.planning.layout import difference, layout
+from finetune_trainer.store.tensors import tensors_of, weight_files
+from finetune_trainer.store.weights_report import WeightsReport, mismatched
 
 _ALIASES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_blocks", "layers_block_type"),
     "vocabulary": ("vocab_size",),
 }
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
 _TRANSPOSED = ("gpt2", "openai-gpt")
 """Families whose matrices are (in, out) on disk."""
-_HEADER_LIMIT = 100 << 20
+_LANGUAGE = {"language_model", "text_model", "llm"}
+_TOWER = re.compile(
+    "(vision|visual|vit|image|img|audio|speech|encoder|mm|multi_modal|connector|projector|qformer|query_tokens|"
+    "language_projection|resampler|perceiver|mlp_AR|sam|mtp)(_.+|er.*)?"
+)
+"""Modules of towers, and between towers and language model, as transformers names them."""
+_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+_UNCALLED = re.compile(r"\.(mixer|mamba)\.(x_proj|dt_proj|out_proj)\.")
+"""Of state-space blocks, which no adapter reaches (see methods.called)."""
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -42,6 +53,9 @@ class ModelShape:
     query: int = 0
     """Width of queries: heads times head size; 0: `hidden`."""
     parameters: int
+    """All that are loaded, towers for pictures or sound too."""
+    beside: int = 0
+    """Those outside of the language model and its head: loaded, and neither run nor trained."""
     linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     blocks: tuple[int, ...] = ()
     """Parameters of each decoder block, norms and biases too."""
@@ -50,12 +64,17 @@ class ModelShape:
     passed: int = 0
     """Experts of a block that a token passes through."""
     unreached: int = 0
-    """With experts: weights of the blocks' matrices that no adapter can be put beside."""
+    """With experts: weights of the blocks' matrices that cannot have an adapter."""
 
     @property
     def active(self) -> int:
         """Parameters that a token meets: all of a dense model."""
-        return self.parameters - sum(self.idle)
+        return self.language - sum(self.idle)
+
+    @property
+    def language(self) -> int:
+        """Parameters of the language model and its head."""
+        return self.parameters - self.beside
 
     @property
     def packed(self) -> int:
@@ -75,7 +94,7 @@ class ModelShape:
         """What a reader should know of a mixture of experts."""
         return (
             f"experts: a token passes {self.passed} in each block and meets {self.active:,} of {self.parameters:,} "
-            f"parameters; {self.unreached:,} (experts, for instance) take no adapter"
+            f"parameters; {self.unreached:,} (such as experts) do not get an adapter"
         )
 
     def adapted(self, targets: str, last: int | None = None) -> list[tuple[int, int]]:
@@ -95,16 +114,18 @@ def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
     model_type = str(config.get("model_type"))
     config = {**config, **(config.get("text_config") or {})}
     sizes = {ours: _first(config, aliases) for ours, aliases in _ALIASES.items()}
-    hidden, heads = sizes["hidden"], sizes["heads"]
+    hidden, heads = sizes["hidden"], _known(config, _HEADS) or 1  # a state-space model has none
     latent = (config.get("qk_nope_head_dim") or 0) + (config.get("qk_rope_head_dim") or 0)
     head_size = latent or config.get("head_dim") or hidden // heads
-    tensors = _tensors(folder)
-    if weightless and not tensors:
-        tensors = layout(config, head_size)
+    loaded = _shapes(folder)
+    if weightless and not loaded:
+        loaded = layout(config, head_size)
+    language = language_names(loaded.keys()) if config.get("text_config") else set(loaded)
+    tensors = {name: shape for name, shape in loaded.items() if name in language}
     matrices = {name: shape for name, shape in tensors.items() if name.endswith(".weight") and _BLOCK.search(name)}
-    linears = {name: (s[0], s[1]) for name, s in matrices.items() if len(s) == 2}
+    linears = {name: (s[0], s[1]) for name, s in matrices.items() if len(s) == 2 and not _UNCALLED.search(name)}
     experts = Experts.of(config)
-    intermediate = config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * hidden
+    intermediate = _known(config, _WIDTHS) or 4 * hidden
     if has_experts(config, tensors):
         linears = {name: shape for name, shape in linears.items() if is_reached(name, model_type=model_type)}
     idle: dict[int, int] = {}
@@ -127,13 +148,26 @@ def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
         intermediate=intermediate,
         key_value=(config.get("num_key_value_heads") or heads) * head_size,
         query=heads * head_size,
-        parameters=sum(math.prod(shape) for shape in tensors.values()),
+        parameters=sum(math.prod(shape) for shape in loaded.values()),
+        beside=sum(math.prod(shape) for name, shape in loaded.items() if name not in tensors),
         linears=linears,
         blocks=tuple(blocks[index] for index in sorted(blocks)),
         idle=tuple(idle.get(index, 0) for index in sorted(blocks)) if idle else (),
         passed=experts.passed if experts else 0,
         unreached=unreached,
     )
+
+
+def language_names(names: Collection[str]) -> set[str]:
+    """Of the tensors of a class with towers, those of its language model and head: by the modules that their names go
+    through. Older files have no module for the language model, and then all that is not of a tower is meant.
+
+    `model.language_model.layers.0…` and `language_model.lm_head.weight`; with `visual.blocks.0…` `model.layers.0…`.
+    """
+    inside = {name for name in names if _LANGUAGE & set(name.split("."))}
+    if any(_BLOCK.search(name) for name in inside):
+        return inside | {name for name in names if "lm_head" in name}
+    return {name for name in names if not any(_TOWER.fullmatch(part) for part in name.split("."))}
 
 
 def check_on_experts(method: Method, shape: ModelShape) -> None:
@@ -161,23 +195,46 @@ def _by_block(tensors: Mapping[str, tuple[int, ...]]) -> dict[int, int]:
 
 
 def _first(config: Mapping[str, Any], aliases: tuple[str, ...]) -> int:
-    for alias in aliases:
-        if isinstance(value := config.get(alias), int):
-            return value
+    if (found := _known(config, aliases)) is not None:
+        return found
     raise ValueError(f"config.json has none of {', '.join(aliases)}")
 
 
-def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape over all .safetensors files of a folder: a header is a length (8 bytes) and JSON."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _HEADER_LIMIT:
-                raise ValueError(f"{path.name} is no safetensors file")
-            header = json.loads(file.read(length))
-        found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return found
+def check_tensors(folder: Path) -> None:
+    """ModelUnsupported names weights that are missing or have another shape, as far as config.json alone can show: of
+    dense families all, of other families the embeddings."""
+    config = json.loads((folder / "config.json").read_bytes())
+    tensors = _shapes(folder)
+    if not tensors:
+        return
+    found = difference(config, tensors)
+    if found is None:
+        rows = config.get("vocab_size")
+        wide = {name: shape for name, shape in tensors.items() if _EMBEDDINGS.search(name) and isinstance(rows, int)}
+        wanted = {name: (rows, *shape[1:]) for name, shape in wide.items()}
+        found = WeightsReport(str((config.get("architectures") or ["?"])[0]), mismatched=mismatched(wanted, wide))
+    found.require_even()
+
+
+def _known(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of these that config.json has; of one that it gives for each block (Gemma 3n) the largest, of a list
+    of the blocks' kinds how many there are."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, list) and value:
+            return max(value) if all(isinstance(one, int) for one in value) else len(value)
+    return None
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """By name; none where a file that the index names is not here. Without an index all files count: sizes are wanted
+    here, and whether they are a model is not."""
+    files = weight_files(folder) or sorted(folder.glob("*.safetensors"))
+    if not all(file.is_file() for file in files):
+        return {}
+    return {name: tensor.shape for file in files for name, tensor in tensors_of(file).items()}
 
 
 def _block(name: str) -> int:

@@ -1,4 +1,4 @@
-"""How long a sequence a model can place, told before it is asked to."""
+"""The maximum sequence length of a model, checked before it is used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SHORTEST = 8
 
 
 def fitted(data: Data, folder: Path, method: Method) -> Data:
-    """The manifest's data with the sequence length that the model in `folder` allows, behind the virtual tokens that
-    `method` puts in front: the default gives way to a model with less, what was asked for does not. InvalidSpec names
+    """The manifest's data with the sequence length that the model in `folder` allows, after the virtual tokens of
+    `method`: the default gives way to a model with less, what was asked for does not. InvalidSpec names
     the number to use."""
     known = most_positions(folder)
     if known is None:

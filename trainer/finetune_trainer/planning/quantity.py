@@ -17,4 +17,4 @@ def quantity(text: int | str) -> int:
                 return int(float(text.removesuffix(suffix)) * factor)
         return int(float(text))
     except ValueError:
-        raise FinetuneError(Reason.InvalidSpec, f"{text!r} is no amount of memory", "Write it as 80Gi.") from None
+        raise FinetuneError(Reason.InvalidSpec, f"{text!r} is not an amount of memory", "Write it as 80Gi.") from None

@@ -1,11 +1,11 @@
 """Seconds for a step, from operations and bandwidths: an order of magnitude to choose by, not a promise.
 
 passes     a token meets N parameters, of experts those that it passes: 6N operations where all trains; 4N + 6·N_t
-           beside a frozen base; 2N below the lowest layer that trains; and 12·L·h·row/2 for attention. Activation
+           next to a frozen base; 2N below the lowest layer that trains; and 12·L·h·row/2 for attention. Activation
            checkpointing: 2N more, of the layers that train
 optimizer  AdamW reads and writes weights, gradients and moments: about 28 bytes for each parameter that trains.
-           With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens a step. Moments in
-           8 bits are unpacked and packed in some twenty passes over memory
+           With small steps this is most of full fine-tuning: 3.2 billion parameters at 840 tokens per step. With
+           8-bit AdamW, moments are unpacked and packed in some twenty passes over memory
 gang       gradients summed once a step; sharded weights gathered twice a pass, and their gradients scattered. Where a
            node's processes share the model, that stays within the node, and a shard's gradients cross between nodes
 """
@@ -17,19 +17,12 @@ import math
 from finetune_api.methods import Method
 from finetune_api.spec import Optimizer
 from finetune_trainer.planning.devices import Device
-from finetune_trainer.planning.memory import (
-    Precision,
-    model_bytes,
-    recorded_layers,
-    trained_layers,
-    trained_parameters,
-)
+from finetune_trainer.planning.footprints import footprint_of
+from finetune_trainer.planning.memory import Precision, model_bytes, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import Spread
 
 UPDATE_BYTES = {"adamw": 28, "adamw8bit": 200}
-DORA = 1.26
-"""PEFT's comparison on Llama-3.2-3B: 1190 s against LoRA's 942."""
 
 
 def step_seconds(
@@ -47,46 +40,33 @@ def step_seconds(
     optimizer: Optimizer = "adamw",
 ) -> float:
     """Of an optimizer step over `tokens`, on all ranks together; each computes `at_once` in rows of `row`.
-    `network`: bytes a second between ranks."""
+    `network`: bandwidth between ranks in bytes per second."""
     mine = tokens / spread.ranks
     passes = max(1, math.ceil(mine / at_once))
     each = mine / passes
     reached = device.utilisation * each / (each + device.ramp)
     operations = token_operations(shape, method, row=row)
     if recomputed and shape.layers:
-        operations += 2 * shape.active * recorded_layers(shape, method) / shape.layers
+        operations += 2 * shape.active * footprint_of(method).layers(shape, method) / shape.layers
     compute = mine * operations / (device.peak(precision) * reached)
     trained = trained_parameters(shape, method)
     owned = trained / (spread.shards or spread.ranks) if spread.shards_weights else trained
     update = UPDATE_BYTES[optimizer] * owned / device.bandwidth
     model = model_bytes(shape, method, 2 if precision == "bfloat16" else 4)
     whole = 0 if method.trains_the_model else trained
-    near = device.link if (spread.shards or spread.ranks) < spread.ranks else network
+    within = (spread.shards or spread.ranks) < spread.ranks and not spread.crosses
+    near = device.link if within else network
     return compute + update + _talk(model, trained, whole, spread, passes=passes, near=near, far=network)
 
 
 def token_operations(shape: ModelShape, method: Method, *, row: int) -> float:
     """Floating-point operations for one token of training."""
-    n = shape.active
-    trained = trained_parameters(shape, method)
-    attention = 12 * shape.layers * shape.hidden * row / 2
-    if method.type == "probe":
-        return 2 * n + attention / 3
-    if method.type == "full":
-        return 6 * n + attention
-    if method.type == "partial":
-        head, last = shape.vocabulary * shape.hidden, shape.active_in_last(trained_layers(shape, method))
-        return 2 * n + 4 * last + 2 * head + attention * (1 + 2 * recorded_layers(shape, method) / shape.layers) / 3
-    if (passed := recorded_layers(shape, method)) < shape.layers and shape.blocks:
-        above = shape.active_in_last(passed) + shape.vocabulary * shape.hidden
-        attention *= (1 + 2 * passed / shape.layers) / 3
-        return (2 * n + 2 * above + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
-    return (4 * n + 6 * trained + attention) * (DORA if method.type == "dora" else 1)
+    return footprint_of(method).operations(shape, method, row=row)
 
 
 def _talk(model: int, trained: int, whole: int, spread: Spread, *, passes: int, near: float, far: float) -> float:
     """Seconds of a step in which a rank sends. `model`: bytes of all weights; `whole`: of what trains, parameters that
-    every rank holds; `near`: bytes a second between those that share a weight, `far` between all others."""
+    every rank holds; `near`: bytes per second between those that share a weight, `far` between all others."""
     if spread.ranks == 1:
         return 0
     if not spread.shards_weights:

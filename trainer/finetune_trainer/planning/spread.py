@@ -2,11 +2,12 @@
 
 ddp         everything, on every rank
 fsdp        the model in shards, with gradients and moments where it trains; adapters whole; blocks are gathered to
-            compute and freed after. Where a node has several processes, each node holds the whole model
+            compute and freed after. Where a node has several processes, as few nodes as can share a model, and all
+            others hold replicas (see `strategy`)
 deepspeed   ZeRO 1: moments in shards; 2: gradients too; 3: weights too. Its paper (1910.02054, figure 1) counts
             2 + 2 + 12 bytes for weights, gradients and moments with a second copy of the weights in fp32. Here
             weights that train are in fp32 themselves: 4 + 4 + 12, of which stage 3 needs no second copy (8), unless
-            moments are offloaded. Offloaded parts lie in the memory of the node
+            moments are offloaded. Offloaded parts are in the memory of the node
 autocast    in bf16 the copies that products of trained weights are made of, 2 bytes each, live from the forward to the
             backward: whole on every rank, but not under fsdp, which gathers weights in bf16, and but for those of
             blocks that run again, which live as long as one block
@@ -49,6 +50,8 @@ class Spread:
     ranks: int = 1
     shards: int | None = None
     """How many of the ranks share a weight; None: all."""
+    crosses: bool = False
+    """Whether those that share a weight, and are fewer than all, are on several nodes."""
     zero_stage: int = 0
     """Of deepspeed: 0 to 3."""
     offload_optimizer: bool = False
@@ -81,6 +84,11 @@ class Spread:
                 weights=weights, gradients=-(-4 * n // own), moments=-(-moments // own), gathered=parts.gathered
             )
         return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=moments)
+
+    def snapshot(self, parts: Parts, *, trains_the_model: bool) -> int:
+        """Bytes of a checkpoint's copy: weights in fp32 and moments, of all that trains, or under fsdp of a share."""
+        own = self._sharing if self.strategy == "fsdp" and trains_the_model else 1
+        return -(-math.ceil((4 + parts.moment_bytes) * parts.trained) // own)
 
     def _zero(self, parts: Parts, copies: int) -> States:
         stage, n = self.zero_stage, parts.trained

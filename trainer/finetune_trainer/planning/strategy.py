@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Literal
 
@@ -41,12 +42,14 @@ def check_installed(settings: Strategy) -> None:
         )
 
 
-def of_gang(settings: Strategy, *, nodes: int, processes_per_node: int) -> Spread:
-    """What a gang's strategy (ddp where it is still auto) does with the states. HSDP: a node's processes share a
-    weight, or all where each node has one."""
+def of_gang(
+    settings: Strategy, *, nodes: int, processes_per_node: int, fits: Callable[[Spread], bool] = lambda _: True
+) -> Spread:
+    """What a gang's strategy (ddp where it is still auto) does with the states. `fits`: whether a process holds its
+    shard; it decides how many nodes share a weight under fsdp, see `shards`."""
     ranks = nodes * processes_per_node
     if settings.type == "fsdp":
-        return Spread(strategy="fsdp", ranks=ranks, shards=shards(nodes=nodes, processes_per_node=processes_per_node))
+        return shards(nodes=nodes, processes_per_node=processes_per_node, fits=fits)
     if settings.type == "deepspeed":
         return Spread(
             strategy="deepspeed",
@@ -58,6 +61,14 @@ def of_gang(settings: Strategy, *, nodes: int, processes_per_node: int) -> Sprea
     return Spread(ranks=ranks)
 
 
-def shards(*, nodes: int, processes_per_node: int) -> int:
-    """How many processes share a weight: a node's, or all where each node has one."""
-    return processes_per_node if processes_per_node > 1 else nodes
+def shards(*, nodes: int, processes_per_node: int, fits: Callable[[Spread], bool]) -> Spread:
+    """HSDP: the processes of a node share a weight if they can hold the model; otherwise those of two nodes, or of the
+    next number that divides all nodes, and in the end all. Nodes of one process each share it among all of them."""
+    ranks = nodes * processes_per_node
+    together = [count for count in range(1, nodes + 1) if nodes % count == 0] if processes_per_node > 1 else [nodes]
+    for count in together:
+        sharing = count * processes_per_node
+        spread = Spread(strategy="fsdp", ranks=ranks, shards=sharing, crosses=1 < count < nodes)
+        if fits(spread):
+            break
+    return spread

@@ -1,34 +1,46 @@
-"""What a job would need and take, for every method and strategy: the rows of `finetune plan`."""
+"""What a job would need and take, for every method and strategy: the rows of `finetune plan`.
+
+Memory is planned by the longest row, which is always computed as a whole; time by the mean row.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
-from finetune_api.methods import Method
+from finetune_api.methods import TRAITS, Method
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.strategy import SHARDABLE
-from finetune_trainer.planning.batch import GPU_TOKENS, micro_batch_tokens
+from finetune_trainer.planning.batch import GPU_TOKENS, micro_batch_tokens, tokens_of_a_step
 from finetune_trainer.planning.devices import Device
 from finetune_trainer.planning.memory import Estimate, Precision, estimate, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.speed import step_seconds
 from finetune_trainer.planning.spread import Spread
-from finetune_trainer.planning.strategy import of_gang
+from finetune_trainer.planning.strategy import ROOM, of_gang
 
 FEWEST_TOKENS = 64
+SHORT_ROW = 256
+"""Packed rows are at least so wide (`data.pack.SHORT_ROW`; it is not imported, for a plan loads no numpy)."""
 USUAL_ROW = 256
-"""Tokens of a row, where nothing is known of the rows: they may be far shorter than sequenceLength."""
+"""Mean tokens of a row, where nothing is known of the rows: they may be far shorter than sequenceLength."""
+
+
+PASS_OF_THE_BASE = 0.5
+"""Time of a forward pass of the base model, relative to a step of an adapter over the same tokens (2 of 4 products)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Of one epoch; None where nobody knows."""
+    """Of one epoch; None if unknown."""
 
     rows: int | None = None
     tokens: int | None = None
+    longest: int | None = None
+    """Tokens of the longest row, replayed ones included."""
+    replayed_row: float | None = None
+    """Mean tokens of a row of general text that is replayed."""
 
     @property
     def row(self) -> float | None:
@@ -64,7 +76,7 @@ class Planner:
     shape: ModelShape
     device: Device
     network: float = 12.5e9
-    """Bytes a second between nodes."""
+    """Inter-node bandwidth, in bytes per second."""
     workload: Workload = Workload()
     hourly: float | None = None
     """Price of one device."""
@@ -75,26 +87,58 @@ class Planner:
         return wanted if wanted != "auto" else "bfloat16" if self.device.kind == "cuda" else "float32"
 
     @property
+    def longest_row(self) -> int:
+        """Its tokens. Where it is not known, a row may be as long as data.sequenceLength."""
+        limit = self.spec.data.sequence_length
+        return min(limit, self.workload.longest or limit)
+
+    @property
+    def tokens_of_a_step(self) -> int:
+        """The most that one process has to compute in a step."""
+        rows = min(self.spec.training.batch_size, self.workload.rows or self.spec.training.batch_size)
+        if (replay := self.spec.regularization.replay) is not None:
+            rows += math.ceil(replay.rows_per_step(self.spec.training.batch_size))
+        row = self.workload.row or self.longest_row
+        return tokens_of_a_step(
+            rows=rows,
+            processes=self.spec.world_size,
+            longest_row=self.longest_row,
+            row=row,
+            packing=self.spec.data.packing,
+        )
+
+    @property
     def row_tokens(self) -> int:
-        """Of a row of a micro-batch."""
+        """Of a usual row, by which time is planned."""
         mean = self.workload.row or min(self.spec.data.sequence_length, USUAL_ROW)
         return min(self.spec.data.sequence_length, max(USUAL_ROW, math.ceil(mean)))
+
+    @property
+    def replayed_row(self) -> float:
+        """Mean tokens of a row of general text; unless they are known it is taken to fill data.sequenceLength."""
+        return self.workload.replayed_row or self.spec.data.sequence_length
 
     @property
     def steps(self) -> int | None:
         """None where neither the rows nor maxSteps are known."""
         training = self.spec.training
-        by_rows = self.workload.rows and math.ceil(self.workload.rows * training.epochs / training.batch_size)
-        known = [count for count in (by_rows, training.max_steps) if count]
-        return min(known) if known else None
+        if training.max_steps or not self.workload.rows:
+            return training.max_steps
+        return math.ceil(self.workload.rows / training.batch_size) * training.epochs
 
     def rows(self) -> list[Row]:
         """Each method with each strategy that can carry it; the job's own settings of its own method."""
         return [self.row(method, spread) for method in self._methods() for spread in self._spreads(method)]
 
     def row(self, method: Method, spread: Spread, *, tokens: int | None = None) -> Row:
-        tokens = tokens or self.spec.training.micro_batch_tokens or self._tokens(method, spread)
+        tokens = tokens or self.at_once(method, spread)
         batch = self.spec.training.batch_size * (self.workload.row or self.row_tokens)
+        replayed = 0.0
+        if (replay := self.spec.regularization.replay) is not None:
+            replayed = replay.rows_per_step(self.spec.training.batch_size) * self.replayed_row
+        if self.spec.regularization.kl_to_base is not None:
+            batch += PASS_OF_THE_BASE * (replayed or batch)
+        batch += replayed
         seconds = step_seconds(
             self.shape,
             method,
@@ -109,7 +153,7 @@ class Planner:
             network=self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link),
         )
         steps = self.steps
-        if method.type == "probe" and self.workload.rows:  # one pass over the rows
+        if not method.traits.steps and self.workload.rows:  # one pass over the rows
             steps = math.ceil(self.workload.rows / self.spec.training.batch_size)
         whole = None if steps is None else steps * seconds
         paid = None if whole is None or self.hourly is None else whole / 3600 * self.hourly * self.spec.world_size
@@ -125,8 +169,14 @@ class Planner:
             cost=paid,
         )
 
+    def at_once(self, method: Method, spread: Spread) -> int:
+        """Tokens that one process computes at once: microBatchTokens, or as many as the trainer would choose. At least
+        the longest row, and no more than a step has."""
+        wanted = self.spec.training.micro_batch_tokens or self._tokens(method, spread)
+        return max(self.longest_row, min(wanted, self.tokens_of_a_step))
+
     def need(self, method: Method, spread: Spread, *, tokens: int) -> Estimate:
-        packed = min(tokens, self.row_tokens) if self.spec.data.packing else 0
+        packed = min(tokens, max(SHORT_ROW, self.longest_row)) if self.spec.data.packing else 0
         return estimate(
             self.shape,
             method,
@@ -138,6 +188,7 @@ class Planner:
             merged=self.spec.output.merged,
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
+            compared=self.spec.regularization.kl_to_base is not None,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:
@@ -154,10 +205,20 @@ class Planner:
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low * FEWEST_TOKENS
 
-    def spread(self, strategy: str) -> Spread:
-        """Of this job's gang, with its own settings."""
+    def spread(self, strategy: str, method: Method | None = None) -> Spread:
+        """Of this job's gang, with its own settings; `method`: another than the job's."""
         settings = self.spec.strategy.model_copy(update={"type": strategy})
-        return of_gang(settings, nodes=self.spec.max_nodes, processes_per_node=self.spec.processes)
+        return of_gang(
+            settings,
+            nodes=self.spec.max_nodes,
+            processes_per_node=self.spec.processes,
+            fits=lambda spread: self.fits(method or self.spec.method, spread, share=ROOM),
+        )
+
+    def fits(self, method: Method, spread: Spread, *, share: float = 1.0) -> bool:
+        """Into this share of the memory, with as few tokens at once as the job allows."""
+        least = max(self.longest_row, min(self.spec.training.micro_batch_tokens or 0, self.tokens_of_a_step))
+        return self.need(method, spread, tokens=least).total <= share * self.device.memory
 
     def _tokens(self, method: Method, spread: Spread) -> int:
         """As the trainer chooses, and less where that would not fit."""
@@ -165,30 +226,33 @@ class Planner:
             self.shape,
             method,
             precision=self.precision,
-            longest_row=self.row_tokens,
+            longest_row=self.longest_row,
             device=self.device.kind,
             device_memory=self.device.memory,
             spread=spread,
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
+            most=self.tokens_of_a_step,
+            compared=self.spec.regularization.kl_to_base is not None,
         )
-        return max(self.row_tokens, min(chosen, self.most_tokens(method, spread) or 0))
+        return min(chosen, self.most_tokens(method, spread) or 0)
 
     def _methods(self) -> Iterator[Method]:
-        for kind in get_args(Method.model_fields["type"].annotation):
-            if kind == "probe" and self.spec.data.format != "classification" and not self.spec.data.classification:
+        labelled = self.spec.data.format == "classification" or self.spec.data.classification
+        for kind, traits in TRAITS.items():
+            if traits.labels_only and not labelled:
                 continue
-            if kind == "qlora" and self.shape.mostly_experts:
+            if traits.four_bits and self.shape.mostly_experts:
                 continue
-            yield self.spec.method if kind == self.spec.method.type else Method(type=kind)
+            yield self.spec.method if kind == self.spec.method.type else Method.model_validate({"type": kind})
 
     def _spreads(self, method: Method) -> Iterator[Spread]:
         """ZeRO without offloading, and as the job asks for it. Of adapters its first stages share next to nothing, and
-        of moments in 8 bits it knows nothing."""
+        it does not know 8-bit AdamW."""
         yield self.spread("ddp")
         many = self.spec.world_size > 1
         if many and method.type in SHARDABLE["fsdp"]:
-            yield self.spread("fsdp")
+            yield self.spread("fsdp", method)
         if self.spec.training.optimizer != "adamw" or method.type not in SHARDABLE["deepspeed"]:
             return
         stages = (1, 2, 3) if method.trains_the_model else (3,)

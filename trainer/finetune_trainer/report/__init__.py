@@ -1,6 +1,9 @@
-"""What a run says about itself to people. Pure functions from a RunRecord to text.
+"""The HTML report and the model card of a run. Pure functions from a RunRecord to text.
 
-record    RunRecord: run.json beside the artifact        compare   base against tuned, with a verdict for each number
-html      one self-contained page                         plots     its curves as inline SVG
+record    RunRecord: run.json in the artifact            compare   base against tuned, in words
+html      one self-contained page                         judged    its parts about what tuning changed
+plots     its curves as inline SVG                        forest    changes with their intervals, likewise
+xy        small charts of points as inline SVG           reliability   its parts about calibration and scale
 style     its style sheet                                 card      the artifact's README.md
+staircase the ladder that chose the method
 """

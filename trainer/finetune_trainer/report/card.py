@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml
 
-from .compare import Metric, Row, compare, difference, headline, number, sentences
-from .record import REPORT_FILE, RunRecord
+from finetune_api.methods import TRAITS
+from finetune_api.status import Metric
 
-_LIBRARIES = dict.fromkeys(("lora", "dora", "qlora", "prompt", "ptuning", "prefix"), "peft")
-_LIBRARIES |= dict.fromkeys(("adapter", "probe"), "finetune-operator")
-"""Method → library that loads the artifact; transformers otherwise."""
+from .compare import METRICS, WORDS, Row, difference, headline, interval, number, sentences
+from .judged import rows_of
+from .record import REPORT_FILE, RunRecord
 
 
 def model_card(record: RunRecord) -> str:
     """Markdown with YAML front matter."""
-    rows = compare(record.evaluation)
+    rows = rows_of(record)
     front = yaml.safe_dump(_front_matter(record, rows), sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{front}---\n\n" + "\n".join(_body(record, rows)) + "\n"
 
@@ -36,7 +36,10 @@ def _front_matter(record: RunRecord, rows: tuple[Row, ...]) -> dict[str, Any]:
         "tags": ["finetune-operator", _method(record)],
         "datasets": [{"uri": uri, kind: digest} for uri, kind, digest in origin.digests()],
         "configuration": record.spec.model_dump(
-            mode="json", by_alias=True, exclude_defaults=True, include={"method", "training", "data"}
+            mode="json",
+            by_alias=True,
+            exclude_defaults=True,
+            include={"method", "training", "given_data", "regularization"},
         ),
         "versions": dict(sorted(origin.versions.items())),
         "metrics": [_metrics(row) for row in rows],
@@ -47,8 +50,11 @@ def _front_matter(record: RunRecord, rows: tuple[Row, ...]) -> dict[str, Any]:
 
 def _metrics(row: Row) -> dict[str, Any]:
     """Numbers as they were measured, without rounding."""
-    values = {str(c.metric).replace(" ", "_"): {"base": c.base, "tuned": c.tuned} for c in row.changes}
-    return {"name": row.name, "kind": row.kind, "rows": row.rows, **values}
+    told = ("base", "tuned", "difference", "low", "high", "verdict")
+    values: dict[str, Any] = {
+        c.metric: {name: v for name in told if (v := getattr(c, name)) is not None} for c in row.changes
+    }
+    return {"name": row.name, "kind": row.kind, "rows": row.rows, "groups": row.groups, **values}
 
 
 def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
@@ -57,14 +63,22 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     at = f" at revision `{origin.revision}`" if origin.revision else ""
     yield f"# {record.job.name}\n"
     yield f"{_method(record)} fine-tuning of `{base}`{at}, {record.steps:,} optimizer steps.\n"
+    yield from (f"- {name}: {told}" for name, told in record.spec.regularization.lines())
     yield from (f"- {sentence}" for sentence in sentences(rows))
     if judged := headline(rows):
         yield "\n## Before and after\n"
-        metrics = [m for m in Metric if any(r.change(m) for r in rows)]
-        yield "| data set | rows | " + " | ".join(f"{m}, base | tuned | change" for m in metrics) + " |"
-        yield "|---|---:|" + "---:|" * (3 * len(metrics))
+        metrics = [m for m in METRICS if any(r.change(m) for r in rows)]
+        heads = (f"{WORDS[m]}, base | tuned | change | 95 % interval" for m in metrics)
+        yield f"| data set | rows | {' | '.join(heads)} | verdict |"
+        yield "|---|---:|" + "---:|" * (4 * len(metrics)) + "---|"
         yield from (_table_row(row, metrics) for row in rows)
-        yield f"\nJudged by the {judged.name} rows; both models saw the same rows. Curves and details: `{REPORT_FILE}`."
+        yield f"\nThe verdict is based on the {judged.name} rows; both models used the same rows. See `{REPORT_FILE}` "
+        "for curves."
+    if record.evaluation.guards:
+        yield "\n## Guards\n"
+        yield from (f"- {each.told()}" for each in record.evaluation.guards)
+        if record.refused:
+            yield "\nThis artifact was kept back by a guard; `manifest.json` says when it was published all the same."
     if lines := list(record.data.lines()):
         yield "\n## Data\n"
         yield from (f"- {topic}: {line}" for topic, line in lines)
@@ -77,36 +91,46 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     yield f"- run `{record.job.namespace}/{record.job.name}`, uid `{record.job.uid}`, seed {record.spec.training.seed}"
     if origin.versions:
         yield "- " + ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))
-    yield "- every file is named with its sha256 in `manifest.json`; `finetune verify URI` checks them"
+    yield "- `manifest.json` lists the sha256 of every file; `finetune verify URI` checks them"
 
 
 def _table_row(row: Row, metrics: list[Metric]) -> str:
     cells = [_cell(row.name), f"{row.rows:,}"]
     for metric in metrics:
         change = row.change(metric)
-        cells += [number(metric, change.base), number(metric, change.tuned), difference(change)] if change else [""] * 3
+        cells += [""] * 4 if change is None else [
+            number(metric, change.base), number(metric, change.tuned), difference(change), interval(change)
+        ]  # fmt: skip
+    cells.append(row.verdict or "")
     return f"| {' | '.join(cells)} |"
 
 
 def _usage(record: RunRecord, base: str) -> Iterator[str]:
     revision = f", revision={record.provenance.revision!r}" if record.provenance.revision else ""
+    base = base.removeprefix("file://")
+    # Of a class with towers the Auto class may have another one for the text alone, with other names of weights.
+    given = record.provenance.model_class
+    loader = given if given.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"
+    imported = ", ".join(sorted((loader, "AutoTokenizer")))
     if _library(record) == "peft":
         yield "from peft import PeftModel"
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        yield f"base = AutoModelForCausalLM.from_pretrained({base!r}{revision})"
+        yield f"from transformers import {imported}\n"
+        yield f"base = {loader}.from_pretrained({base!r}{revision})"
         yield 'model = PeftModel.from_pretrained(base, "path/of/this/folder")'
     elif _library(record) == "finetune-operator":
         yield "from pathlib import Path\n"
         yield f"from finetune_trainer.methods.{_method(record)} import load"
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        yield f"base = AutoModelForCausalLM.from_pretrained({base!r}{revision})"
+        yield f"from transformers import {imported}\n"
+        yield f"base = {loader}.from_pretrained({base!r}{revision})"
         yield 'model = load(base, Path("path/of/this/folder"))'
     else:
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        yield 'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")'
-    if record.spec.output.merged and record.spec.method.low_rank:
-        yield "# or the whole model, as any server takes it:"
-        yield 'model = AutoModelForCausalLM.from_pretrained("path/of/this/folder/merged")'
+        yield f"from transformers import {imported}\n"
+        yield f'model = {loader}.from_pretrained("path/of/this/folder")'
+    if record.eos_token_ids and _library(record) != "transformers":
+        yield f"model.generation_config.eos_token_id = {list(record.eos_token_ids)}"
+    if record.spec.output.merged and record.spec.method.traits.mergeable:
+        yield "# or the merged model, for any server:"
+        yield f'model = {loader}.from_pretrained("path/of/this/folder/merged")'
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")'
 
 
@@ -115,7 +139,9 @@ def _method(record: RunRecord) -> str:
 
 
 def _library(record: RunRecord) -> str:
-    return _LIBRARIES.get(_method(record), "transformers")
+    """That loads the artifact; transformers for a method that a newer release wrote."""
+    traits = TRAITS.get(_method(record))
+    return traits.library if traits else "transformers"
 
 
 def _cell(text: str) -> str:

@@ -1,67 +1,21 @@
-"""Base model against tuned model: every number twice, its change, and whether the change is good.
+"""Base model against tuned model in words: every number twice, its change, the interval of the change, the verdict.
 
-A change that is too small to see is called `same`. For accuracy that is one within 1.96 standard errors of the
-difference of two proportions (Agresti and Caffo 2000: one success and one failure added to each), as if the models had
-been asked different questions, which errs on the careful side. For losses and bits per byte it is below half a percent.
+Verdicts and intervals come with the measurements (`statistics.paired`); nothing is judged here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
 
-from finetune_api.status import Evaluation, Scores
+from finetune_api.status import DataKind, Measurement, Metric, Verdict
 
-Kind = Literal["test", "validation", "slice", "general"]
+METRICS: tuple[Metric, ...] = ("accuracy", "loss", "bitsPerByte")
+WORDS: dict[Metric, str] = {"accuracy": "accuracy", "loss": "loss", "bitsPerByte": "bits per byte"}
+VERDICTS: tuple[Verdict, ...] = ("better", "worse", "equivalent", "inconclusive")
 
-_VISIBLE = 0.005
-"""Smallest relative change of a loss that is called one."""
-
-
-class Metric(StrEnum):
-    accuracy = "accuracy"
-    loss = "loss"
-    bits_per_byte = "bits per byte"
-
-
-class Verdict(StrEnum):
-    better = "better"
-    worse = "worse"
-    same = "about the same"
-    unknown = "not measured"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One number before and after."""
-
-    metric: Metric
-    base: float | None
-    tuned: float | None
-    rows: int
-
-    @property
-    def delta(self) -> float | None:
-        return None if self.base is None or self.tuned is None else self.tuned - self.base
-
-    @property
-    def verdict(self) -> Verdict:
-        if self.delta is None or self.base is None or self.tuned is None:
-            return Verdict.unknown
-        if not self._visible(self.base, self.tuned):
-            return Verdict.same
-        rises = self.delta > 0
-        return Verdict.better if rises == (self.metric is Metric.accuracy) else Verdict.worse
-
-    def _visible(self, base: float, tuned: float) -> bool:
-        if self.metric is not Metric.accuracy:
-            return abs(tuned - base) >= max(_VISIBLE * abs(base), 1e-12)
-        shares = [(share * self.rows + 1) / (self.rows + 2) for share in (base, tuned)]
-        error = math.sqrt(sum(share * (1 - share) / (self.rows + 2) for share in shares))
-        return abs(shares[1] - shares[0]) >= 1.96 * error
+_ORDER: tuple[DataKind, ...] = ("test", "validation", "slice", "general")
 
 
 @dataclass(frozen=True)
@@ -69,36 +23,35 @@ class Row:
     """One data set."""
 
     name: str
-    kind: Kind
+    kind: DataKind
     rows: int
-    tokens: int
-    changes: tuple[Change, ...]
-    """Of accuracy, loss and bits per byte, in this order, those that were measured."""
+    groups: int
+    changes: tuple[Measurement, ...]
+    """By each metric that was measured, the main one first."""
 
-    def change(self, metric: Metric) -> Change | None:
-        return next((c for c in self.changes if c.metric is metric), None)
-
-    @property
-    def main(self) -> Change | None:
-        """What this data set is judged by: accuracy where there are labels, bits per byte for general text."""
-        order = (Metric.bits_per_byte,) if self.kind == "general" else (Metric.accuracy,)
-        return next((c for metric in (*order, Metric.loss) if (c := self.change(metric))), None)
+    def change(self, metric: Metric) -> Measurement | None:
+        return next((each for each in self.changes if each.metric == metric), None)
 
     @property
-    def verdict(self) -> Verdict:
-        return self.main.verdict if self.main else Verdict.unknown
+    def main(self) -> Measurement:
+        """What this data set is judged by."""
+        return self.changes[0]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return self.main.verdict
 
 
-def compare(evaluation: Evaluation) -> tuple[Row, ...]:
+def compare(measured: Iterable[Measurement]) -> tuple[Row, ...]:
     """Test, validation, the slices in their order, general text: those that were measured at all."""
-    base, tuned = evaluation.base, evaluation.tuned
-    found = [
-        _row("test", "test", base.test, tuned.test),
-        _row("validation", "validation", base.validation, tuned.validation),
-        *(_row(s.name, "slice", s.base, s.tuned) for s in evaluation.slices),
-        _row("general text", "general", base.general, tuned.general),
+    found: dict[tuple[DataKind, str], list[Measurement]] = {}
+    for each in measured:
+        found.setdefault((each.kind, each.name), []).append(each)
+    rows = [
+        Row("general text" if kind == "general" else name, kind, each[0].rows, each[0].groups, tuple(each))
+        for (kind, name), each in found.items()
     ]
-    return tuple(row for row in found if row is not None)
+    return tuple(sorted(rows, key=lambda row: _ORDER.index(row.kind)))
 
 
 def headline(rows: tuple[Row, ...]) -> Row | None:
@@ -110,16 +63,34 @@ def number(metric: Metric, value: float | None) -> str:
     """As people read it: 88.3 %, 1.234."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value * 100:.1f} %" if metric is Metric.accuracy else f"{value:.3f}"
+    return f"{value * 100:.1f} %" if metric == "accuracy" else f"{value:.3f}"
 
 
-def difference(change: Change, *, unit: bool = True) -> str:
+def difference(change: Measurement, *, unit: bool = True) -> str:
     """+26.2 points, −0.395. Empty where there is nothing to compare."""
-    if change.delta is None or not math.isfinite(change.delta):
+    return _signed(change.metric, change.difference, unit=" points" if unit and change.metric == "accuracy" else "")
+
+
+def interval(change: Measurement) -> str:
+    """[+21.9, +30.4]; in points where the metric is a share. Empty where there is none."""
+    if change.low is None or change.high is None:
         return ""
-    if change.metric is Metric.accuracy:
-        return f"{change.delta * 100:+.1f}{' points' if unit else ''}".replace("-", "−")
-    return f"{change.delta:+.3f}".replace("-", "−")
+    return f"[{_signed(change.metric, change.low)}, {_signed(change.metric, change.high)}]"
+
+
+def detectable(change: Measurement) -> str:
+    """4.1 points, 0.012: the smallest change that these rows would have shown. Empty where that is unknown."""
+    value = change.minimum_detectable
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value * 100:.1f} points" if change.metric == "accuracy" else f"{value:.2g}"
+
+
+def _signed(metric: Metric, value: float | None, *, unit: str = "") -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    shown = f"{value * 100:+.1f}" if metric == "accuracy" else f"{value:+.3f}"
+    return f"{shown}{unit}".replace("-", "−")
 
 
 def sentences(rows: tuple[Row, ...]) -> tuple[str, ...]:
@@ -128,41 +99,39 @@ def sentences(rows: tuple[Row, ...]) -> tuple[str, ...]:
 
 
 def _sentences(rows: tuple[Row, ...]) -> Iterator[str]:
-    if (judged := headline(rows)) and judged.main:
-        yield f"On the {judged.name} rows the tuned model is {_words(judged.main)}."
+    if judged := headline(rows):
+        yield f"On the {judged.name} rows {_words(judged.main, 'the tuned model')}."
     slices = [r for r in rows if r.kind == "slice"]
     parts = [
         f"{verdict} on {', '.join(names)}"
-        for verdict in (Verdict.better, Verdict.same, Verdict.worse)
-        if (names := [r.name for r in slices if r.verdict is verdict])
+        for verdict in VERDICTS
+        if (names := [r.name for r in slices if r.verdict == verdict])
     ]
     if parts:
         yield f"Of the slices it is {'; '.join(parts)}."
     for row in rows:
-        if row.kind == "general" and row.main:
-            yield f"On general text it is {_words(row.main)}."
+        if row.kind == "general":
+            yield f"On general text {_words(row.main, 'it')}."
 
 
-def _words(change: Change) -> str:
-    if change.verdict is Verdict.unknown:
-        return "not compared with the base model"
+def _words(change: Measurement, model: str) -> str:
+    if change.verdict is None or change.difference is None:
+        return f"{model} is not compared with the base model"
     values = f"{number(change.metric, change.base)} → {number(change.metric, change.tuned)}"
-    return f"{change.verdict}: {change.metric} {values} ({difference(change)})"
+    told = " ".join(part for part in (difference(change), interval(change)) if part)
+    verdict = "equivalent to the base model" if change.verdict == "equivalent" else change.verdict
+    whose = "the change" if change.verdict == "inconclusive" else model
+    return f"{whose} is {verdict}: {WORDS[change.metric]} {values} ({told})"
 
 
-def _row(name: str, kind: Kind, base: Scores | None, tuned: Scores | None) -> Row | None:
-    known = tuned or base
-    if known is None:
-        return None
-    changes = [
-        Change(Metric.accuracy, base.accuracy if base else None, tuned.accuracy if tuned else None, known.rows),
-        Change(Metric.loss, base.loss if base else None, tuned.loss if tuned else None, known.rows),
-        Change(
-            Metric.bits_per_byte,
-            base.bits_per_byte if base else None,
-            tuned.bits_per_byte if tuned else None,
-            known.rows,
-        ),
-    ]
-    measured = tuple(c for c in changes if c.base is not None or c.tuned is not None)
-    return Row(name, kind, known.rows, known.tokens, measured)
+def unseen(rows: tuple[Row, ...]) -> Iterator[tuple[str, str]]:
+    """(data set, what its rows could not have shown), for those that were compared."""
+    for row in rows:
+        change = row.main
+        counted = f"{row.groups:,} groups of {row.rows:,} rows" if row.groups < row.rows else f"{row.rows:,} rows"
+        if change.tuned is None:
+            continue
+        if told := detectable(change):
+            yield row.name, f"{counted}: a change of {WORDS[change.metric]} below {told} would mostly go unseen"
+        else:
+            yield row.name, f"{counted} are too few for an interval: a change cannot be distinguished from chance"

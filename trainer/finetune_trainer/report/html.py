@@ -11,26 +11,30 @@ from html import escape
 
 import yaml
 
-from finetune_api.methods import Method, Prefix, Prompt, PTuning
 from finetune_api.names import API_VERSION, KIND
+from finetune_api.regularization import TERMS
 
-from .compare import Change, Metric, Row, Verdict, compare, difference, headline, number, sentences
+from . import judged, reliability, staircase
+from .compare import Row
 from .plots import Axis, Point, Series, plot, smooth
 from .record import CurvePoint, RunRecord
 from .style import CSS
 
-_MARKS = {Verdict.better: "✓", Verdict.worse: "✗", Verdict.same: "≈", Verdict.unknown: ""}
-_STYLE = {Verdict.better: "better", Verdict.worse: "worse", Verdict.same: "same", Verdict.unknown: "same"}
-
 
 def render(report: RunRecord) -> str:
     """The page's HTML."""
-    rows = compare(report.evaluation)
+    rows = judged.rows_of(report)
     title = f"{report.job.namespace}/{report.job.name}"
     sections = [
         _header(report, rows),
+        _section("Ladder", staircase.section(report.ladder)),
+        _section("What changed", judged.changes(rows)),
+        _section("Before and after", judged.comparison(rows)),
+        _section("Guards", judged.guarded(report)),
+        _section("Scale of the adapter", reliability.scaled(report)),
+        _section("Calibration", reliability.calibrated(report)),
+        _section("What could not be seen", judged.not_seen(rows)),
         _section("Curves", _curves(report)),
-        _section("Before and after", _comparison(rows)),
         _section("Plan", _panel(_pairs(_plan(report)))),
         _section("Data", _data(report)),
         _section("Attempts", _attempts(report)),
@@ -43,67 +47,39 @@ def render(report: RunRecord) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         '<meta name="color-scheme" content="light dark"/>'
         f"<title>{escape(title)} · fine-tuning report</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(sections)}<footer>Made from run.json by finetune. Losses are nats per trained token."
-        "</footer></main></body></html>\n"
+        f"<body><main>{''.join(sections)}<footer>Generated from run.json by finetune. Losses are in nats per trained "
+        "token.</footer></main></body></html>\n"
     )
 
 
 def manifest(report: RunRecord) -> str:
     """The FineTuneJob as YAML: what was asked for, without the defaults."""
-    spec = report.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    spec = report.manifest.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     metadata = {"name": report.job.name, "namespace": report.job.namespace}
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _header(report: RunRecord, rows: tuple[Row, ...]) -> str:
-    judged = headline(rows)
-    verdict = judged.verdict if judged else Verdict.unknown
-    words = sentences(rows) or ("Nothing was measured: the data set has neither validation nor test rows.",)
     tuned = f"{_method(report)} on {_base_model(report)}"
     return (
         f'<header><p class="eyebrow">Fine-tuning report</p><h1>{escape(report.job.name)}</h1>'
-        f'<p class="lead">{escape(report.job.namespace)} · {escape(tuned)}</p>'
-        f'<div class="verdict {_STYLE[verdict]}">{"".join(f"<p>{escape(w)}</p>" for w in words)}</div>'
-        f'<div class="cards">{"".join(_cards(report, rows))}</div></header>'
+        f'<p class="lead">{escape(report.job.namespace)} · {escape(tuned)}</p>{judged.verdict(report, rows)}'
+        f'<div class="cards">{"".join((*judged.cards(rows), *_cards(report)))}</div></header>'
     )
 
 
-def _cards(report: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
-    judged = headline(rows)
-    shown = [c for m in (Metric.accuracy, Metric.loss) if judged and (c := judged.change(m))]
-    yield from (_change_card(judged.name, change) for change in shown if judged)
-    yield from (_change_card(row.name, row.main) for row in rows if row.kind == "general" and row.main)
+def _cards(report: RunRecord) -> Iterator[str]:
     if report.plan.trainable_parameters and report.plan.parameters:
         share = report.plan.trainable_parameters / report.plan.parameters
         of = f"{share:.2%} of {_count(report.plan.parameters)}".replace("%", " %")
         yield _card("trained parameters", _count(report.plan.trainable_parameters), of)
     if report.train_seconds:
-        yield _card("time in training", duration(report.train_seconds), f"{report.steps:,} steps")
-
-
-def _change_card(name: str, change: Change) -> str:
-    base = f"<span>from {number(change.metric, change.base)}</span> " if change.base is not None else ""
-    return (
-        f'<div class="card"><h3>{escape(name)} · {change.metric}</h3><b>{number(change.metric, change.tuned)}</b>'
-        f"{base}{_chip(change)}</div>"
-    )
+        yield _card("training time", duration(report.train_seconds), f"{report.steps:,} steps")
 
 
 def _card(title: str, value: str, below: str) -> str:
     return f'<div class="card"><h3>{escape(title)}</h3><b>{escape(value)}</b><span>{escape(below)}</span></div>'
-
-
-def _chip(change: Change, *, unit: bool = True) -> str:
-    if change.verdict is Verdict.unknown:
-        return ""
-    shown = difference(change, unit=unit)
-    if not any(digit in shown for digit in "123456789"):  # nothing of it is left after rounding
-        arrow, shown = "=", shown.lstrip("+−")
-    else:
-        arrow = "▲" if shown.startswith("+") else "▼"
-    words = f"{arrow} {shown} {_MARKS[change.verdict]}"
-    return f'<span class="chip {_STYLE[change.verdict]}" title="{change.verdict}">{escape(words)}</span>'
 
 
 def _curves(report: RunRecord) -> str:
@@ -146,44 +122,16 @@ def _small_plots(report: RunRecord) -> Iterator[tuple[str, str]]:
         axis = Axis(label=label, show=show, from_zero=True)
         series = Series(name=name.lower(), points=_points(report.curve, field))
         yield name, plot([series], axis=axis, title=name, **size)
+    for key in sorted({key for point in report.curve for key in point.regularization or {}}):
+        term = TERMS.get(key)
+        title, label = (term.title, term.unit) if term else (key, "mean")
+        points = ((p.step, p.regularization[key]) for p in report.curve if p.regularization and key in p.regularization)
+        curve = Series(name=key, points=tuple(Point(step, value) for step, value in points))
+        yield title, plot([curve], axis=Axis(label=label, show=lambda v: f"{v:.3g}"), title=title, **size)
 
 
 def _points(curve: Sequence[CurvePoint], field: str) -> tuple[Point, ...]:
     return tuple(Point(p.step, value) for p in curve if (value := getattr(p, field)) is not None)
-
-
-def _comparison(rows: tuple[Row, ...]) -> str:
-    if not rows:
-        return ""
-    metrics = [m for m in Metric if any(r.change(m) for r in rows)]
-    groups = "".join(f'<th colspan="3" class="group">{m}</th>' for m in metrics)
-    units = ["points" if m is Metric.accuracy else "change" for m in metrics]
-    heads = "".join(f'<th class="group">base</th><th>tuned</th><th>{unit}</th>' for unit in units)
-    body = "".join(
-        f'<tr><td class="name">{escape(r.name)}<small>{_what(r)}</small></td><td>{r.rows:,}</td>'
-        f"{''.join(_cells(r.change(m)) for m in metrics)}</tr>"
-        for r in rows
-    )
-    table = (
-        f"<table><thead><tr><th></th><th></th>{groups}</tr><tr><th>data set</th><th>rows</th>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
-    note = (
-        "Both models saw the same rows. A change of accuracy within 1.96 standard errors, or of a loss below half a "
-        "percent, is called about the same."
-    )
-    return f'<div class="panel"><div class="scroll">{table}</div><p class="note">{note}</p></div>'
-
-
-def _what(row: Row) -> str:
-    return {"slice": "held-out slice", "general": "what must not be forgotten"}.get(row.kind, "held out")
-
-
-def _cells(change: Change | None) -> str:
-    if change is None:
-        return '<td class="group"></td><td></td><td></td>'
-    base, tuned = number(change.metric, change.base), number(change.metric, change.tuned)
-    return f'<td class="group base">{base}</td><td>{tuned}</td><td>{_chip(change, unit=False)}</td>'
 
 
 def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
@@ -192,15 +140,22 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     if lora := report.spec.method.low_rank:
         yield (
             "adapter",
-            f"rank {lora.rank}, alpha {lora.alpha or 2 * lora.rank:g}, {lora.targets}"
+            f"rank {lora.rank}, alpha {lora.effective_alpha:g}{', rsLoRA' if lora.rs_lora else ''}, {lora.targets}"
             + (f", the last {lora.layers} layers" if lora.layers else ""),
         )
-    yield from _learned_input(report.spec.method)
+    if virtual := report.spec.method.virtual_tokens:
+        yield "virtual tokens", f"{virtual:,}"
     if plan.trained_layers:
         yield "trained layers", f"the last {plan.trained_layers}"
+    yield from report.spec.regularization.lines()
     yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
     yield "precision", plan.precision or training.precision
-    yield "batch size", f"{plan.batch_size or training.batch_size:,} rows a step"
+    asked, length = report.manifest.data.sequence_length, report.spec.data.sequence_length
+    yield (
+        "sequence length",
+        f"{length:,} tokens" + (f", limited by the model, {asked:,} requested" if asked != length else ""),
+    )
+    yield "batch size", f"{plan.batch_size or training.batch_size:,} rows per step"
     if plan.micro_batch_tokens:
         yield "micro-batch", f"{plan.micro_batch_tokens:,} tokens"
     if plan.learning_rate:
@@ -210,24 +165,14 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     if plan.train_rows:
         yield "training rows", f"{plan.train_rows:,}"
     if plan.trained_tokens_per_epoch:
-        yield "trained tokens", f"{plan.trained_tokens_per_epoch:,} an epoch"
+        yield "trained tokens", f"{plan.trained_tokens_per_epoch:,} per epoch"
     if report.stop_reason:
-        yield "ended because", report.stop_reason
+        yield "stop reason", report.stop_reason
     if report.best_step is not None:
-        yield "weights of", f"step {report.best_step:,}, chosen by the validation rows"
+        yield "weights of", f"step {report.best_step:,}, best on the validation rows"
     yield "seed", str(training.seed)
     if report.servable:
         yield "servable as", report.servable
-
-
-def _learned_input(method: Method) -> Iterable[tuple[str, str]]:
-    inputs: dict[str, Prompt | PTuning | Prefix] = {
-        "prompt": method.prompt or Prompt(),
-        "ptuning": method.ptuning or PTuning(),
-        "prefix": method.prefix or Prefix(),
-    }
-    if method.type in inputs:
-        yield "virtual tokens", f"{inputs[method.type].virtual_tokens:,}"
 
 
 def _attempts(report: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves behind about itself: `run.json` in the artifact; HTML page and model card are made from it.
+"""The record of a run: `run.json` in the artifact, from which HTML report and model card are generated.
 
 Rank 0 fills it in while it trains. It carries no secret: a manifest names Secrets, never their content, and values that
 were written into pod.env are hidden. The page is a function of this file alone.
@@ -7,14 +7,18 @@ were written into pod.env are hidden. The page is a function of this file alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from finetune_api.base import ApiModel
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.ladder import LadderStatus
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Evaluation, ResolvedPlan, Scores
+from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
 from finetune_trainer.statistics import DataRecord
+from finetune_trainer.store.folder import Folder
 
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
@@ -29,6 +33,9 @@ class CurvePoint(ApiModel):
     learning_rate: float | None = None
     gradient_norm: float | None = Field(None, description="Before clipping.")
     tokens_per_second: float | None = Field(None, description="Processed, all nodes.")
+    regularization: dict[str, float] | None = Field(
+        None, description="By key of spec.regularization, of those that the step has: nats per replayed token."
+    )
 
 
 class ValidationPoint(ApiModel):
@@ -36,6 +43,15 @@ class ValidationPoint(ApiModel):
 
     step: int
     scores: Scores
+
+
+class ReliabilityPoint(ApiModel):
+    """Rows of similar confidence, of the data set in evaluation.calibration."""
+
+    model: Literal["base", "tuned"]
+    rows: int
+    confidence: float
+    accuracy: float
 
 
 class AttemptRecord(ApiModel):
@@ -53,16 +69,17 @@ class AttemptRecord(ApiModel):
 
 
 class Provenance(ApiModel):
-    """Where everything came from: enough to run it again, and to notice that something changed."""
+    """Provenance: enough to run it again, and to detect changes."""
 
     base_model: str = Field("", description="URI of the model that was tuned.")
+    model_class: str = Field("", description="The transformers class that loads it: Gemma3ForConditionalGeneration.")
     revision: str | None = Field(None, description="Commit of a hub model.")
     data: dict[str, str] = Field(
-        default_factory=dict, description="File (its URI) to its sha256, or to that of its rows behind `rows:`."
+        default_factory=dict, description="File (its URI) to its sha256, or to that of its rows with prefix `rows:`."
     )
     versions: dict[str, str] = Field(default_factory=dict, description="Package to version.")
-    hardware: str = Field("", description="In words: 2 × NVIDIA H100, or CPU with 2 threads.")
-    image: str = Field("", description="Of the trainer, where it is known.")
+    hardware: str = Field("", description="Such as 2 × NVIDIA H100, or CPU with 2 threads.")
+    image: str = Field("", description="Trainer image, if known.")
 
     def digests(self) -> Iterator[tuple[str, str, str]]:
         """(file, what the digest is of, digest). A table in a bucket is read in part: its digest is of the rows."""
@@ -76,9 +93,16 @@ class RunRecord(ApiModel):
 
     version: int = 1
     job: JobIdentity
-    spec: FineTuneJobSpec
+    spec: FineTuneJobSpec = Field(
+        description="As it ran: with defaults that depend on model, data and hardware, and what these changed."
+    )
+    asked: FineTuneJobSpec | None = Field(None, description="As the manifest says; older records have it in spec.")
     plan: ResolvedPlan = Field(default_factory=ResolvedPlan)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    measurements: tuple[Measurement, ...] = Field(
+        (), description="By all metrics; evaluation has the main one of each data set."
+    )
+    reliability: tuple[ReliabilityPoint, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     validation: tuple[ValidationPoint, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()
@@ -91,11 +115,28 @@ class RunRecord(ApiModel):
     best_step: int | None = Field(None, description="Step whose weights are in the artifact, when it is not the last.")
     stop_reason: str = Field("", description="Why training ended: all steps done, or early stopping in words.")
     notes: tuple[str, ...] = Field((), description="What a reader should know: duplicates, dropped rows, warnings.")
+    eos_token_ids: tuple[int, ...] = Field(
+        (), description="What generation stops at, where trained ends were added to the base model's."
+    )
+    ladder: LadderStatus | None = Field(None, description="The ladder that chose this method.")
+    refused: str = Field("", description="Why a guard kept the artifact back, in words; empty where none did.")
     servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")
 
-    @field_validator("spec")
+    @property
+    def manifest(self) -> FineTuneJobSpec:
+        """What was asked for."""
+        return self.asked or self.spec
+
+    @property
+    def temperature(self) -> float | None:
+        """Fitted to the validation rows."""
+        return self.evaluation.calibration.temperature if self.evaluation.calibration is not None else None
+
+    @field_validator("spec", "asked")
     @classmethod
-    def _without_environment(cls, spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    def _without_environment(cls, spec: FineTuneJobSpec | None) -> FineTuneJobSpec | None:
+        if spec is None:
+            return None
         hidden = tuple(e.model_copy(update={"value": "(hidden)"}) if e.value is not None else e for e in spec.pod.env)
         return spec.model_copy(update={"pod": spec.pod.model_copy(update={"env": hidden})}) if hidden else spec
 
@@ -104,6 +145,15 @@ class RunRecord(ApiModel):
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n"
 
 
+def read_record(folder: Folder) -> RunRecord:
+    """The record in an artifact's folder. Raises NotFound, and DataUnreadable if the file is not one."""
+    try:
+        return decode(folder.read(RECORD_FILE))
+    except ValueError as error:
+        where = f"{folder.uri}/{RECORD_FILE}"
+        raise FinetuneError(Reason.DataUnreadable, f"{where} is not the record of a run: {error}") from None
+
+
 def decode(text: str | bytes) -> RunRecord:
-    """`run.json` as a RunRecord; pydantic's ValidationError if it is none."""
+    """Reads `run.json` as a RunRecord. Raises pydantic's ValidationError if it is not valid."""
     return RunRecord.model_validate_json(text)

@@ -27,6 +27,7 @@ border-left:5px solid var(--same);background:var(--card)}
 .card b{display:block;font-size:24px;line-height:1.3;letter-spacing:-.02em;font-weight:650;white-space:nowrap}
 .card>span:not(.chip){color:var(--soft);font-size:14px}
 .panel{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px}
+.panel+.panel{margin-top:14px}
 .small{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:14px;margin-top:14px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:15px}
@@ -54,6 +55,9 @@ pre{background:var(--code);border:1px solid var(--line);border-radius:10px;paddi
 .key.dots{width:9px;height:9px;border:0;border-radius:50%;background:var(--second)}
 .narrow{display:none}.plot{display:block;width:100%;height:auto;overflow:visible}
 .plot text{font-family:inherit;font-size:12px;fill:var(--soft)}.plot .label{fill:var(--faint)}
+.effect line{stroke:var(--same);stroke-width:3}.effect circle{fill:var(--same)}
+.effect.better line{stroke:var(--good)}.effect.better circle{fill:var(--good)}
+.effect.worse line{stroke:var(--bad)}.effect.worse circle{fill:var(--bad)}
 .grid{stroke:var(--line)}.axis,.mark{stroke:var(--faint)}
 path{fill:none;stroke-linejoin:round;stroke-linecap:round}
 path.raw{stroke:var(--pale);stroke-width:1.2}path.line{stroke:var(--accent);stroke-width:2.4}

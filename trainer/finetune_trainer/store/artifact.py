@@ -22,7 +22,7 @@ from finetune_api.status import Artifact, Servable
 
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
-from .manifest import MANIFEST, Kind, Manifest, canonical, decode, entries
+from .manifest import MANIFEST, Climbed, Kind, Manifest, Promotion, canonical, decode, entries
 
 _REPLACED = ".finetune/replaced.json"
 """Names of files of an earlier artifact, from the moment its manifest goes until they are gone too."""
@@ -58,7 +58,7 @@ class VerifyReport:
 
 
 def check_output(folder: Folder, run: JobIdentity, overwrite: bool) -> None:
-    """OutputExists if the folder holds another run's artifact (or a manifest.json that is not ours at all)."""
+    """OutputExists if the folder holds another run's artifact (or a manifest.json of something else)."""
     if overwrite:
         return
     try:
@@ -83,6 +83,9 @@ def commit_artifact(
     kind: Kind,
     overwrite: bool,
     servable: Servable | None = None,
+    promotion: Promotion | None = None,
+    temperature: float | None = None,
+    ladder: Climbed | None = None,
 ) -> Artifact:
     """Makes `files` (name in the folder → content) the artifact of the folder. OutputExists as in check_output."""
     for name in files:
@@ -90,7 +93,15 @@ def commit_artifact(
             raise ValueError(f"{name} is a name of the store's own")
     check_output(folder, run, overwrite)
     digests = {name: digest_of(data) for name, data in files.items()}
-    manifest = Manifest(run=run, kind=kind, servable=servable, files=entries(digests))
+    manifest = Manifest(
+        run=run,
+        kind=kind,
+        servable=servable,
+        temperature=temperature,
+        promotion=promotion,
+        ladder=ladder,
+        files=entries(digests),
+    )
     _withdraw(folder)
     at_once(lambda item: folder.put(*item), sorted(files.items(), key=_largest_first))
     _clear_replaced(folder, manifest)
@@ -99,7 +110,7 @@ def commit_artifact(
 
 
 def describe(folder: Folder, manifest: Manifest) -> Artifact:
-    """As status shows it."""
+    """The artifact as status shows it."""
     return Artifact(
         uri=folder.uri,
         digest=manifest.digest,

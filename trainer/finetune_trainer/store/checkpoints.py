@@ -3,7 +3,7 @@
     .finetune/<uid>/blobs/<sha256>              a file of one or more checkpoints; what did not change is stored once
     .finetune/<uid>/checkpoints/000000040.json  what step 40 consists of; written last, with a digest of itself
     .finetune/<uid>/notes/<name>.json           what a run decided before its first step, and every attempt keeps to
-    .finetune/<uid>/parts/<save>/<part>.json    of a save under way by several processes, what one has stored (`parts`)
+    .finetune/<uid>/parts/<save>/<part>.json    what one rank has stored of a save in progress (`checkpoint_parts`)
 
 A checkpoint exists when its manifest does. Nothing is trusted unread: `latest` reads every blob, and falls back, with a
 warning, to the checkpoint before one that is broken. Only one process of a run commits and prunes.
@@ -25,10 +25,10 @@ from pydantic import ValidationError
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
 
+from .checkpoint_parts import Parts
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
 from .manifest import FileEntry, canonical, entries
-from .parts import Parts
 from .ranges import Ranges
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Broken(FinetuneError):
         super().__init__(
             Reason.DataUnreadable,
             message,
-            "The store lost or changed a file of the run. Begin anew: another FineTuneJob, or finetune run --fresh.",
+            "The store lost or changed a file of the run. Start again: another FineTuneJob, or finetune run --fresh.",
         )
 
 
@@ -79,7 +79,7 @@ class CheckpointStore:
         self.commit(Checkpoint(step, self.keep(files), meta))
 
     def keep(self, files: Mapping[str, bytes | Path]) -> dict[str, FileEntry]:
-        """Files of a checkpoint to come: until it is committed, nobody may prune."""
+        """Files of a checkpoint to come: nothing may be pruned until it is committed."""
         digests = {safe_path(name): digest_of(data) for name, data in files.items()}
         there = {entry.path.rpartition("/")[2]: entry.size for entry in self.folder.list(self._blobs)}
         wanted = {digest: files[name] for name, digest in digests.items()}
@@ -93,11 +93,11 @@ class CheckpointStore:
         self._broken.discard(checkpoint.step)
 
     def parts(self, save: str, count: int) -> Parts:
-        """Of a save by `count` processes, whose name no other save ever had."""
+        """The records of a save by `count` processes, whose name no other save ever had."""
         return Parts(self.folder, f"{self._records}/{save}", count)
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, rising, whether they are whole or not."""
+        """The steps of all checkpoints, rising, whether they are complete or not."""
         names = [entry.path.rpartition("/")[2] for entry in self.folder.list(self._manifests)]
         return sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{9,}\.json", name))
 
@@ -211,7 +211,7 @@ class CheckpointStore:
         self._stored[digest.sha256] = digest.size
 
     def _files(self, step: int) -> list[FileEntry]:
-        """Of a broken manifest none: nobody can load it, so nothing needs to be kept for it."""
+        """None for a broken manifest: it cannot be loaded, so nothing needs to be kept for it."""
         try:
             return list(self.get(step).files.values())
         except Broken:

@@ -1,9 +1,9 @@
 """How a store is reached: credentials and settings from the environment, which a Secret fills.
 
 A name is looked up with the section's prefix first (FINETUNE_OUTPUT_AWS_ACCESS_KEY_ID), then as it is. Names that only
-work together are taken from one of the two places, never mixed: a key of one account beside a token of another is
-refused by every store, and nobody would find out why. obstore reads the plain names from the process too, hence a
-credential provider of our own for static AWS keys.
+work together are taken from one of the two places, never mixed: a key of one account with a token of another is
+refused by every store, for no visible reason. obstore reads the plain names from the process too, so static AWS keys
+have a custom credential provider.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AZURE_IDENTITY = frozenset(_AZURE[:9])
 
 @dataclass(frozen=True)
 class Access:
-    """Arguments for an obstore store, beside the bucket."""
+    """Arguments for an obstore store, besides the bucket."""
 
     config: Mapping[str, str]
     provider: Callable[[], dict[str, Any]] | None = None

@@ -65,7 +65,7 @@ def explain(error: Exception, *, doing: str, where: str, bucket: str, endpoint: 
 
 
 def explain_setup(error: Exception, *, where: str) -> FinetuneError:
-    """A store that cannot even be configured: a key that is no key, a file of credentials that is not there."""
+    """A store that cannot even be configured: a malformed key, a missing file of credentials."""
     return FinetuneError(
         Reason.CredentialsRejected,
         f"the credentials or settings for {where} cannot be used ({type(error).__name__})",

@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from finetune_api.failures import FinetuneError, Reason
 
-from .folder import Entry, Folder, NotFound, open_folder, safe_path
+from .folder import Entry, Folder, NotFound, safe_path
 from .local import LocalFolder, os_errors
 from .locks import locked
+from .opening import open_folder
 
 CONCURRENCY = 8
 """Transfers at once; object stores answer many slow requests faster than one."""
@@ -40,6 +41,8 @@ def fetch_folder(
         with os_errors("read", uri):
             if not folder.path.is_dir():
                 raise NotFound(f"there is no folder {uri}")
+            for entry in folder.list():
+                folder.inside(folder.path / entry.path)
         return folder.path
     entries = [e for e in folder.list() if any(fnmatch(e.path, p) for p in patterns)]
     if not entries:

@@ -1,10 +1,10 @@
-"""A folder somewhere: what every store can do, how it fails, and how to open one from a URI.
+"""What every store can do and how it fails. `opening` opens one from a URI.
 
 Paths are relative to the folder, with `/` between segments; a path that would leave the folder is refused. A `put` is
 all or nothing: readers see the old file or the new one. Every failure is a FinetuneError:
 
     NotFound                no such file (a FinetuneError that callers may catch; BucketMissing is one too)
-    CredentialsMissing      no keys where the store wants some
+    CredentialsMissing      no keys where the store needs some
     CredentialsRejected     wrong keys, or keys without the right
     StorageUnavailable      the store cannot be reached, is overloaded or full: trying again may help
     InvalidSpec             the URI or the store's settings are wrong: trying again cannot help
@@ -14,15 +14,12 @@ all or nothing: readers see the old file or the new one. Every failure is a Fine
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from finetune_api import uris
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.uris import Uri
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; such files are never listed."""
@@ -101,48 +98,6 @@ class Folder(Protocol):
         """Writes and removes a small file; raises what a commit would raise."""
 
 
-def open_folder(uri: str, *, prefix: str, environ: Mapping[str, str] = os.environ, patience: float = 0.0) -> Folder:
-    """The folder at a file://, pvc://, s3://, gs:// or az:// URI. Nothing is contacted yet.
-
-    Credentials are read as `prefix` + NAME, then NAME. A store that is away is waited for up to `patience` seconds in
-    each operation; with 0 the store's client tries a few times within seconds.
-    """
-    try:
-        parsed = uris.parse(uri)
-        opener = _OPENERS[parsed.scheme]
-    except (ValueError, KeyError) as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{uri} is no folder that can be read and written"
-        hint = "Give a folder as in output.uri: s3://, gs://, az://, pvc:// or file:///."
-        raise FinetuneError(Reason.InvalidSpec, reason, hint) from error
-    folder = opener(parsed, prefix, environ)
-    if not patience:
-        return folder
-    from .patience import Patient
-
-    return Patient(folder, seconds=patience)
-
-
-def _open_local(uri: Uri, _prefix: str, environ: Mapping[str, str]) -> Folder:
-    from .local import open_local
-
-    return open_local(uri, environ=environ)
-
-
-def _open_objects(uri: Uri, prefix: str, environ: Mapping[str, str]) -> Folder:
-    from .objects import open_objects
-
-    return open_objects(uri, prefix=prefix, environ=environ)
-
-
-_OPENERS: Mapping[str, Callable[[Uri, str, Mapping[str, str]], Folder]] = {
-    "file": _open_local,
-    "pvc": _open_local,
-    "s3": _open_objects,
-    "gs": _open_objects,
-    "az": _open_objects,
-}
-
-
 def safe_path(path: str) -> str:
     """The path itself, if it stays inside its folder; else InvalidSpec. Guards against manifests that say `../../x`."""
     segments = path.split("/")
@@ -152,7 +107,7 @@ def safe_path(path: str) -> str:
 
 
 def digest_of(data: bytes | Path) -> Digest:
-    """Of bytes, or of a local file's content."""
+    """The digest of bytes, or of a local file's content."""
     if isinstance(data, bytes):
         return Digest(hashlib.sha256(data).hexdigest(), len(data))
     with data.open("rb") as file:
@@ -160,7 +115,7 @@ def digest_of(data: bytes | Path) -> Digest:
 
 
 def digest_chunks(chunks: Iterable[bytes]) -> Digest:
-    """Of a file that arrives in pieces."""
+    """The digest of a file that arrives in pieces."""
     sha, size = hashlib.sha256(), 0
     for chunk in chunks:
         sha.update(chunk)

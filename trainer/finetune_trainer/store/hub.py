@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 from finetune_api.failures import FinetuneError, Reason
 
-from .patience import patiently
 from .ranges import Ranges
+from .retries import retrying
 
 PATIENCE = 120.0
 """Seconds that a hub or a bucket may be away while rows are read."""
@@ -41,7 +41,7 @@ class HubDataset:
 
     @classmethod
     def parse(cls, path: str) -> HubDataset:
-        """What comes behind `hf://datasets/`. A revision with a slash is written with %2F."""
+        """The part after `hf://datasets/`. A revision with a slash is written with %2F."""
         org, name, *rest = path.split("/", 2)
         name, _, revision = name.partition("@")
         return cls(f"{org}/{name}", unquote(revision) or None, rest[0] if rest else "")
@@ -100,9 +100,9 @@ class HubDataset:
             )
 
         def patient(start: int, stop: int) -> bytes:
-            return patiently(lambda: fetch(start, stop), seconds=PATIENCE)
+            return retrying(lambda: fetch(start, stop), seconds=PATIENCE)
 
-        return Ranges(uri, patiently(size, seconds=PATIENCE), patient)
+        return Ranges(uri, retrying(size, seconds=PATIENCE), patient)
 
     def _explain(self, error: Exception, hub: Hub) -> FinetuneError:
         plain = HubDataset(self.repository, None, self.path).uri(self.path)

@@ -1,4 +1,4 @@
-"""file:// and pvc:// folders. A file is written beside its place, synced to the disk, then renamed."""
+"""file:// and pvc:// folders. A file is written under a temporary name, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def open_local(uri: Uri, *, environ: Mapping[str, str]) -> LocalFolder:
             f"In a cluster: is there a PersistentVolumeClaim {uri.authority} in the job's namespace? "
             f"On a laptop: set {ENV_PVC_ROOT} to a folder that has a subfolder {uri.authority}.",
         )
-    return LocalFolder(uri.text, claim / uri.path)
+    folder = LocalFolder(uri.text, claim / uri.path, root=claim)
+    folder.inside(folder.path)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class LocalFolder:
 
     uri: str
     path: Path
+    root: Path | None = None
+    """No link leads out of it: a claim's other writers do not choose which files of the pod are read or written."""
+
+    def inside(self, path: Path) -> Path:
+        """The same path. InvalidSpec if a symbolic link on it leads out of the root."""
+        if self.root is not None and not path.resolve().is_relative_to(self.root.resolve()):
+            message = f"{self._name(path.relative_to(self.path).as_posix())} is a link to {path.resolve()}"
+            hint = "A link may only lead to files of the same claim: copy the file there."
+            raise FinetuneError(Reason.InvalidSpec, f"{message}, which is outside of its claim", hint)
+        return path
 
     def read(self, path: str) -> bytes:
         with os_errors("read", self._name(path)):
@@ -106,10 +118,10 @@ class LocalFolder:
         self.delete(name)
 
     def _at(self, path: str) -> Path:
-        return self.path / safe_path(path)
+        return self.inside(self.path / safe_path(path))
 
     def _name(self, path: str) -> str:
-        return f"{self.uri.rstrip('/')}/{path}".rstrip("/")
+        return f"{self.uri.rstrip('/')}/{path}".rstrip("/").removesuffix("/.")
 
 
 @contextmanager
@@ -168,6 +180,8 @@ def _explain(error: OSError, *, doing: str, where: str) -> FinetuneError:
             Reason.InvalidSpec, detail, "A file stands where a folder is wanted, or the other way round."
         )
     hint = (
-        "The disk or quota is full: make room." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the volume."
+        "The disk or quota is full: free some space."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "Check the volume."
     )
     return FinetuneError(Reason.StorageUnavailable, detail, hint)

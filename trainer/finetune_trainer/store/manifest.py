@@ -29,6 +29,22 @@ class FileEntry(ApiModel):
         return Digest(self.sha256, self.size)
 
 
+class Promotion(ApiModel):
+    """Of an artifact that a guard had kept back: a person published it all the same."""
+
+    time: str = Field(description="RFC 3339, UTC.")
+    candidate: str = Field(description="URI of the folder that it was kept in.")
+    refused: str = Field(description="Why a guard had kept it back.")
+
+
+class Climbed(ApiModel):
+    """Of an artifact that a ladder chose; the whole ladder is in run.json."""
+
+    rung: str = Field(description="Its method.")
+    tried: tuple[str, ...] = Field(description="The rungs that were run, in this order.")
+    stop_reason: str
+
+
 class Manifest(ApiModel):
     """What an artifact consists of and which run made it. The same content gives the same bytes."""
 
@@ -36,6 +52,12 @@ class Manifest(ApiModel):
     run: JobIdentity
     kind: Kind
     servable: Servable | None = None
+    temperature: float | None = Field(
+        None,
+        description="Of classifications: the divisor of label scores that fits data.validation. Nothing applies it.",
+    )
+    promotion: Promotion | None = None
+    ladder: Climbed | None = None
     files: dict[str, FileEntry]
 
     def encode(self) -> bytes:
@@ -52,7 +74,7 @@ class Manifest(ApiModel):
 
 
 def decode(data: bytes) -> Manifest:
-    """ValueError, with the field, if it is no manifest of ours or one of a later version."""
+    """ValueError, with the field, if it is not an artifact manifest, or one of a later version."""
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:

@@ -18,18 +18,22 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import ModelSource
 
 from .fetch import fetch_folder
+from .fingerprints import fingerprints_of
 from .folder import NotFound
+from .headers import MalformedHeader, file_header
 from .hub import Hub, explain
 from .local import os_errors
-from .samples import sampled
+from .tensors import INDEX, ONE_FILE, indexed_files, weight_files
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 """Weights, configuration and every form of tokenizer; never pickles, never Python."""
-_NOT = ("*/*", "consolidated*")
-"""Other formats of the same weights: subfolders such as onnx/ and original/, and Mistral's own file."""
+_NOT = ("[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "consolidated*")
+"""Other formats of the same weights: subfolders such as onnx/ and original/, and Mistral's own file. The patterns leave
+additional_chat_templates/ in: what is ignored cannot be allowed again."""
 
 _CAUSAL = ("ForCausalLM", "GPT2LMHeadModel")
-_INDEX = "model.safetensors.index.json"
+_LARGER = "ForConditionalGeneration"
+"""Of classes with a language model inside, which config.json then describes in `text_config`."""
 _AGAIN = "Download or upload the model again."
 
 
@@ -41,9 +45,9 @@ class LocalModel:
     uri: str
 
     def digests(self) -> dict[str, str]:
-        """By file name, of all that a run reads of it: another one means other content (see samples)."""
+        """By file name, of all that a run reads of it: another one means other content (see fingerprints)."""
         with os_errors("read", self.uri):
-            return sampled([file for file in _read_later(self.path) if not file.name.startswith("LICENSE")])
+            return fingerprints_of([file for file in _read_later(self.path) if not file.name.startswith("LICENSE")])
 
 
 def resolve_model(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> LocalModel:
@@ -69,13 +73,22 @@ def check_model(path: Path, uri: str) -> None:
     config = _json(path / "config.json")
     if config is None:
         raise FinetuneError(Reason.ModelNotFound, f"there is no model in {uri}: it has no readable config.json")
+    check_config(config, uri)
+    for file in _weights(path, uri):
+        _check_weights(file, uri)
+
+
+def check_config(config: Mapping[str, Any], uri: str) -> None:
+    """ModelUnsupported if config.json describes no model that can be tuned."""
     architectures = [str(name) for name in config.get("architectures") or ()]
-    if not any(name.endswith(_CAUSAL) for name in architectures):
+    _check_own_code(config, architectures, uri)
+    if not any(name.endswith(_CAUSAL) for name in architectures) and not _has_text_inside(config, architectures):
         what = f"a {' or '.join(architectures)}" if architectures else "of an unknown architecture"
         raise FinetuneError(
             Reason.ModelUnsupported,
             f"{uri} is {what}, not a causal language model",
-            "Use a model whose config.json names an architecture that ends in ForCausalLM.",
+            "Use a model whose config.json names an architecture that ends in ForCausalLM, or in "
+            "ForConditionalGeneration and has a text_config.",
         )
     if packed := config.get("quantization_config"):
         how = packed.get("quant_method") if isinstance(packed, dict) else None
@@ -85,8 +98,35 @@ def check_model(path: Path, uri: str) -> None:
             "gradients and adapters are of whole ones",
             "Use the model that it was made from; method.type: qlora keeps it in 4 bits while it trains.",
         )
-    for name in _weights(path, uri):
-        _check_weights(path / name, uri)
+
+
+def _has_text_inside(config: Mapping[str, Any], architectures: list[str]) -> bool:
+    """A decoder, that is: speech and captioning models are encoders with a decoder that looks at them."""
+    text = config.get("text_config")
+    whole = any(name.endswith(_LARGER) for name in architectures)
+    return whole and isinstance(text, dict) and not (config.get("is_encoder_decoder") or text.get("is_encoder_decoder"))
+
+
+def _check_own_code(config: Mapping[str, Any], architectures: list[str], uri: str) -> None:
+    """ModelUnsupported for a model whose class comes as Python code in its folder, and is not in transformers too."""
+    code = config.get("auto_map")
+    named = [str(value) for name, value in code.items() if "Tokenizer" not in name] if isinstance(code, dict) else []
+    if not named:
+        return
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    known = any(name in CLASSES.values() or name.endswith(_LARGER) for name in architectures)
+    if known and config.get("model_type") in CONFIG_MAPPING_NAMES:
+        return
+    raise FinetuneError(
+        Reason.ModelUnsupported,
+        f"{uri} needs Python code that comes with it ({', '.join(named[:2])}), for transformers {__version__} has no "
+        f"class of its own for {config.get('model_type') or 'its model_type'}; code of models is never run, by choice",
+        "Use a model whose class is in transformers, a copy of this one converted to such a class, or a trainer image "
+        "with a transformers release that has it.",
+    )
 
 
 def _check_readable(path: Path, uri: str) -> None:
@@ -100,41 +140,48 @@ def _check_readable(path: Path, uri: str) -> None:
 
 def _read_later(path: Path) -> list[Path]:
     named = (file for file in path.iterdir() if any(fnmatch(file.name, pattern) for pattern in _PATTERNS))
-    return sorted(file for file in named if not file.is_dir())
+    templates = (path / "additional_chat_templates").glob("*.jinja")
+    return sorted(file for file in (*named, *templates) if not file.is_dir())
 
 
-def _weights(path: Path, uri: str) -> list[str]:
-    index = _json(path / _INDEX)
-    if index is not None:
-        return sorted({str(name) for name in index.get("weight_map", {}).values()})
-    if (path / "model.safetensors").exists():
-        return ["model.safetensors"]
-    raise FinetuneError(
-        Reason.ModelUnsupported,
-        f"{uri} has no weights in safetensors format",
-        "Convert it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
-    )
+def _weights(path: Path, uri: str) -> list[Path]:
+    try:
+        files, indexed = weight_files(path), indexed_files(path)
+    except ValueError as error:
+        raise FinetuneError(
+            Reason.ModelUnsupported, f"{INDEX} of {uri} is not an index of safetensors files", _AGAIN
+        ) from error
+    if not files:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{uri} has no weights in safetensors format",
+            "Convert it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
+        )
+    if indexed and indexed != files:
+        for file in indexed:
+            _check_weights(file, uri)
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"{uri} holds two models: {ONE_FILE}, and the files that {INDEX} names; programs differ in which they load",
+            "Remove the one that is out of date.",
+        )
+    return files
 
 
 def _check_weights(file: Path, uri: str) -> None:
-    """A safetensors file says in its header where its last byte is: 8 bytes of length, the header, then the tensors."""
+    """The header of a safetensors file says how long the file is."""
     try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(min(length, 100 << 20)))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        complete = file_header(file).stop
     except FileNotFoundError:
         raise FinetuneError(
             Reason.ModelUnsupported, f"{uri} lacks {file.name}, which its index names", _AGAIN
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise FinetuneError(Reason.ModelUnsupported, f"{file.name} of {uri} is not safetensors", _AGAIN) from error
-    if file.stat().st_size < (whole := 8 + length + max(ends, default=0)):
-        raise FinetuneError(
-            Reason.ModelUnsupported,
-            f"{file.name} of {uri} is truncated: {file.stat().st_size} bytes of {whole}",
-            _AGAIN,
-        )
+    except MalformedHeader as error:
+        message = f"{file.name} of {uri} is not a valid safetensors file: {error.reason}"
+        raise FinetuneError(Reason.ModelUnsupported, message, _AGAIN) from error
+    if file.stat().st_size < complete:
+        message = f"{file.name} of {uri} is truncated: {file.stat().st_size} bytes of {complete}"
+        raise FinetuneError(Reason.ModelUnsupported, message, _AGAIN)
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -19,9 +19,9 @@ from finetune_api.failures import FinetuneError, Reason
 FIRST = 1 << 18
 """Bytes of the first block: who looks at one row does not read much more."""
 MOST = 8 << 20
-"""Of a later one. Seconds of work for a tokenizer, a fraction of one for a store."""
+"""Bytes of the largest later block: seconds of work for a tokenizer, a fraction of one for a store."""
 SHORT = 1 << 16
-"""Of a request at least: tables have many small parts near each other."""
+"""Bytes of the smallest request: tables have many small parts near each other."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sequential(io.RawIOBase):
         return len(part)
 
     def sha256(self) -> str:
-        """Of the whole file: what was not used of it is read now."""
+        """The digest of the whole file: what was not used of it is read now."""
         while data := self._next():
             self._sha.update(data)
         return self._sha.hexdigest()
@@ -77,7 +77,7 @@ class Sequential(io.RawIOBase):
         super().close()
 
     def _next(self) -> bytes:
-        """The block behind the last one; empty at the end."""
+        """The block after the last one; empty at the end."""
         started = self._asked > 0
         data = self._coming.result() if self._coming else self._ranges.read(*self._span()) if self._left else b""
         self._coming = None

@@ -5,7 +5,7 @@
     s3://corp/train/2024-*.jsonl        those that a pattern matches; * and ? stay within one folder name
     hf://datasets/org/name/data/*       of a data set on the hub; with @revision, else as it is now, by its commit
 
-Files come sorted. Nothing is read before a file is opened, and a remote one is read where it lies: as long as it is the
+Files come sorted. Nothing is read before a file is opened, and a remote one is read in place: as long as it is the
 file that was found, and through a store's absence of up to two minutes.
 """
 
@@ -22,11 +22,12 @@ from finetune_api import uris
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.uris import Uri
 
-from .folder import Entry, NotFound, open_folder
+from .folder import Entry, NotFound
 from .hub import PATIENCE, Hub, HubDataset
 from .local import LocalFolder
-from .patience import Patient
+from .opening import open_folder
 from .ranges import Ranges
+from .retries import RetryingFolder
 
 _HELD_OUT = re.compile(r"(^|[/_.-])(test|validation|valid|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
 
@@ -64,11 +65,16 @@ def find_files(
         entries = {entry.path: entry for entry in folder.list()}
         found = [entries[name] for name in _data_files(sorted(entries), pattern, endings)]
     if not found:
-        raise NotFound(f"there is no data file in {uri}", f"Data files end in {', '.join(endings)}.")
+        below = [
+            entry.path for entry in folder.list() if entry.path.endswith(tuple(endings)) and not _hidden(entry.path)
+        ]
+        raise NotFound(f"there is no data file in {uri}", _in_folders(uri, below, endings))
+    if _is_pattern(pattern):
+        _refuse_several_splits(uri, [entry.path for entry in found])
     where = parsed._replace(path=base)
     if isinstance(folder, LocalFolder):
-        return [SourceFile(_below(where, entry.path), "", folder.path / entry.path) for entry in found]
-    patient = Patient(folder, PATIENCE)
+        return [SourceFile(_below(where, each.path), "", folder.inside(folder.path / each.path)) for each in found]
+    patient = RetryingFolder(folder, PATIENCE)
 
     def opener(entry: Entry, uri: str) -> Callable[[], Ranges]:
         return lambda: Ranges(uri, entry.size, lambda start, stop: patient.read_range(entry, start, stop))
@@ -91,16 +97,13 @@ def _on_the_hub(wanted: HubDataset, uri: str, hub: Hub, endings: Sequence[str]) 
     dataset, names = wanted.pinned(hub)
     if not wanted.path:
         found = [name for name in names if name.endswith(tuple(endings)) and not _hidden(name)]
-        if any(_HELD_OUT.search(name) for name in found):
-            raise FinetuneError(
-                Reason.InvalidSpec,
-                f"{uri} has files of several splits: {', '.join(found[:6])}{', …' if len(found) > 6 else ''}",
-                f"Name those that are meant, such as {uri.rstrip('/')}/{_pattern_of(found[0])}",
-            )
+        _refuse_several_splits(uri, found)
     else:
         _, pattern = _split(wanted.path)
         full = wanted.path + "*" if wanted.path.endswith("/") else wanted.path
         found = _data_files(names, full, endings) if _is_pattern(pattern) else [n for n in names if n == wanted.path]
+        if _is_pattern(pattern):
+            _refuse_several_splits(uri, found)
     if not found:
         near = ", ".join([name for name in names if name.endswith(tuple(endings))][:6])
         raise NotFound(f"there is no data file {uri}", f"The data set has {near}." if near else "")
@@ -109,6 +112,28 @@ def _on_the_hub(wanted: HubDataset, uri: str, hub: Hub, endings: Sequence[str]) 
         return lambda: dataset.ranges(hub, name)
 
     return [SourceFile(dataset.uri(name), dataset.revision or "", opener(name)) for name in found]
+
+
+def _refuse_several_splits(uri: str, names: Sequence[str]) -> None:
+    """InvalidSpec for rows to train on and rows to measure on under one URI, by the names of their files."""
+    splits = {(match[2] if (match := _HELD_OUT.search(name)) else "train").lower()[:3] for name in names}
+    if len(splits) > 1:
+        folder = uri if uri.endswith("/") else f"{uri.rpartition('/')[0]}/" if "*" in uri or "?" in uri else f"{uri}/"
+        first = next((name for name in names if not _HELD_OUT.search(name)), names[0])
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"{uri} has files of several splits: {', '.join(names[:6])}{', …' if len(names) > 6 else ''}",
+            f"Name those that are meant, such as {folder}{_pattern_of(first)}",
+        )
+
+
+def _in_folders(uri: str, names: Sequence[str], endings: Sequence[str]) -> str:
+    """What to do where the files are in folders below."""
+    folders = list(dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name))
+    if not folders or not uri.endswith("/"):
+        return f"Data files end in {', '.join(endings)}."
+    shown = ", ".join(f"{folder}/" for folder in folders[:5]) + (", …" if len(folders) > 5 else "")
+    return f"Files in folders below are not read; there are some in {shown} Name one, such as {uri}{folders[0]}/"
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -130,7 +155,7 @@ def _literal(pattern: str) -> str:
 
 
 def _data_files(names: Sequence[str], pattern: str, endings: Sequence[str]) -> list[str]:
-    """Of sorted names, those that match folder by folder."""
+    """The sorted names that match, folder by folder."""
     parts = _literal(pattern).split("/")
     return [
         name
@@ -143,7 +168,7 @@ def _data_files(names: Sequence[str], pattern: str, endings: Sequence[str]) -> l
 
 
 def _hidden(name: str) -> bool:
-    """Markers of other tools (_SUCCESS, .crc) are no data."""
+    """Markers of other tools (_SUCCESS, .crc) are not data."""
     return any(segment.startswith((".", "_")) for segment in name.split("/"))
 
 

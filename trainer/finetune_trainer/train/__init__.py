@@ -1,23 +1,41 @@
-"""One rank of a run, from its manifest to a committed artifact. Read `loop` first: it is training, the whole of it.
+"""One rank of a run, from its manifest to a committed artifact. Read `loop` first: it is all of training.
 
-main       a rank, as torchrun starts it          run        from the first measurement to the committed artifact
-setup      from a manifest to a trainer           device     precision, strategy and tokens that the device decides
-inputs     model and data stay what they were     choose     what a method leaves to the data
-rows       what a step sees of the rows           model      micro-batches in, summed nats out
-loop       training                               loss       fused cross-entropy, without all logits at once
-optimizer  the learning rate by the step          state      what a resumed run must know
-checkpoint snapshots, saved while training goes on           keeper     the same for a gang
-stored     a checkpoint whose rows are read where they lie
-probing    method probe, in place of the loop     finish     artifact, record and commit
-reporter   what the agent and the log are told
+main               a rank, as torchrun starts it
+run                from the first measurement to the committed artifact
+setup              from a manifest to a trainer
+device             precision, strategy and micro-batch, as the device decides
+pinned_inputs      the same model and data on every node and in every attempt
+check_weights      a process that reports what a model's files lack, for the preflight
+auto_layers        how many layers `partial` trains, where the manifest says auto
+resolved_spec      the spec that runs, with nothing left open
+rows               the training rows as a step sees them
+model              micro-batches in, summed nats out
+capabilities       what an architecture can do, found out by running it
+full_precision     a network in float32, whatever dtype it is stored in
+loop               training
+loss               fused cross-entropy, without all logits at once
+optimizer          the learning rate as a function of the step
+sums               what a step adds up, over micro-batches and ranks
+state              what a resumed run must know
+checkpoint         snapshots, saved while training continues
+checkpointer       saving and restoring for all ranks together
+checkpoint_reader  rows of a checkpoint's tensors, read from its files
+linear_probe       method probe, in place of the loop
+scale_sweep        the scale at which an adapter is published
+artifact_commit    the artifact's files, the run's record, and the commit
+generation_config  the tokens that end a trained answer
+reporter           heartbeats, progress and log lines
 
-Cheaper steps, each with the same result:
+Cheaper steps with the same result:
 
-below      the frozen layers below the lowest one that trains, as a part of the network
-frozen     what these make of a row, computed once and kept on disk
-compiled   decoder blocks through torch.compile   recompute  activation checkpointing
-kernels    which kernels of others a run takes
+frozen_layers      the frozen layers below the lowest one that trains, as a part of the network
+frozen_cache       their outputs for each row, computed once and kept on disk
+compilation        decoder blocks through torch.compile
+activation_checkpointing   blocks that run again for their gradients
+kernel_selection   the third-party kernels that a run uses
 
-exact      the peak of a step, tensor by tensor, for `finetune plan --exact`
-lean       a rank without what its machine has no use for            leave      how its process ends
+method_support     whether a method can train a model, without its weights
+exact_memory       the peak of a step, tensor by tensor, for `finetune plan --exact`
+without_triton     a rank on a CPU does not import Triton
+process_exit       how a rank's process ends
 """

@@ -1,4 +1,4 @@
-"""Snapshots of a run, and the thread that saves them while training goes on.
+"""Snapshots of a run, and the thread that saves them while training continues.
 
     Snapshot          named tensors (trainable weights, optimizer moments) and JSON state, copied to the CPU
     CheckpointWriter  one save at a time in the background; what goes wrong there is raised in the next call here
@@ -9,7 +9,7 @@ file for each group (the part of a name before the first `/`), so that a group w
 
 Nothing depends on the number of processes. Where all ranks hold equal tensors, global rank 0 writes. Where each has its
 rows, it writes those, in a file for each group and part (`weights.0-of-8.safetensors`), and rank 0 the state; any other
-number of ranks reads its own rows out of these files (`stored`), and one that wants whole tensors puts them together.
+number of ranks reads its own rows out of these files (`checkpoint_reader`), or whole tensors put together from them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from finetune_trainer.store.checkpoints import Checkpoint, CheckpointStore
 
-from .leave import SaveThread
+from .process_exit import SaveThread
 
 STATE = "state.json"
 
@@ -52,7 +52,7 @@ class Snapshot:
 
     def copy(self, into: Mapping[str, torch.Tensor] | None = None) -> Snapshot:
         """Independent of what training changes next: on the CPU, contiguous, in memory of its own, or in that of an
-        earlier copy which nobody needs any more: memory that is new takes five times as long to fill."""
+        earlier copy that is no longer needed: filling newly allocated memory takes five times as long."""
         into = into or {}
         copies = {name: _to_cpu(tensor, into.get(name)) for name, tensor in self.tensors.items()}
         if any(tensor.is_cuda for tensor in self.tensors.values()):
@@ -60,7 +60,7 @@ class Snapshot:
         return replace(self, tensors=copies, state=json.loads(json.dumps(self.state, allow_nan=False)))
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """As files in a local folder: one for each group, and state.json with part 0. Returns name → path."""
+        """Writes files into a local folder: one for each group, and state.json with part 0. Returns name → path."""
         files = {}
         for group in sorted({group_of(name) for name in self.tensors}):
             members = {name: t for name, t in self.tensors.items() if group_of(name) == group}

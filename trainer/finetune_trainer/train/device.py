@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
+
+import numpy as np
 import torch
 
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.strategy import SHARDED
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.parallel.base import Strategy
-from finetune_trainer.parallel.join import spread
-from finetune_trainer.planning.batch import micro_batch_tokens
+from finetune_trainer.parallel.registry import spread as join_spread
+from finetune_trainer.planning.batch import micro_batch_tokens, tokens_of_a_step
 from finetune_trainer.planning.machine import memory_limit
-from finetune_trainer.planning.memory import estimate
+from finetune_trainer.planning.memory import Estimate, estimate
 from finetune_trainer.planning.model import find_shape
-from finetune_trainer.planning.strategy import choose, of_gang
+from finetune_trainer.planning.spread import WHOLE, Spread
+from finetune_trainer.planning.strategy import ROOM, choose, of_gang
+from finetune_trainer.regularization.replay import Replay
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.transfer.evaluate import Layout
 
@@ -27,27 +32,47 @@ def low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
 
 
 def fitting_strategy(
-    spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: torch.device, *, low: bool
-) -> Strategy:
-    """Rank 0's choice: processes may see other amounts of memory."""
+    spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: torch.device, *, low: bool, longest_row: int
+) -> tuple[Strategy, Spread]:
+    """Rank 0's choice, with what it leaves of the states on a process: processes may see other amounts of memory."""
     shape = find_shape(local.path)
-    need = None
-    if shape is not None:
-        need = estimate(
-            shape,
-            spec.method,
-            precision="bfloat16" if low else "float32",
-            device="cuda" if device.type == "cuda" else "cpu",
-            tokens=spec.training.micro_batch_tokens or min(spec.data.sequence_length, 256),
-            recomputed=spec.training.activation_checkpointing,
-            optimizer=spec.training.optimizer,
-        )
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
     else:
         memory = memory_limit() // gang.place.local_world_size
-    kind = choose(spec.strategy, spec.method, need=need, memory=memory, processes=gang.place.world_size)
-    return spread(gang, gang.broadcast_json(kind), device=device, settings=spec.strategy)
+
+    def need(spread: Spread) -> Estimate | None:
+        if shape is None:
+            return None
+        tokens = max(longest_row, spec.training.micro_batch_tokens or 0)
+        return estimate(
+            shape,
+            spec.method,
+            precision="bfloat16" if low else "float32",
+            device="cuda" if device.type == "cuda" else "cpu",
+            tokens=tokens,
+            row=longest_row if spec.data.packing else 0,
+            spread=spread,
+            recomputed=spec.training.activation_checkpointing,
+            optimizer=spec.training.optimizer,
+            compared=spec.regularization.kl_to_base is not None,
+        )
+
+    def fits(spread: Spread) -> bool:
+        found = need(spread)
+        return found is None or found.total <= ROOM * memory
+
+    place = gang.place
+    kind = choose(spec.strategy, spec.method, need=need(WHOLE), memory=memory, processes=place.world_size)
+    spread = of_gang(
+        spec.strategy.model_copy(update={"type": kind}),
+        nodes=place.world_size // place.local_world_size,
+        processes_per_node=place.local_world_size,
+        fits=fits,
+    )
+    spread = Spread(**gang.broadcast_json(asdict(spread)))
+    strategy = join_spread(gang, spread.strategy, device=device, settings=spec.strategy, shards=spread.shards)
+    return strategy, spread
 
 
 def fitting_layout(
@@ -59,31 +84,41 @@ def fitting_layout(
     *,
     low: bool,
     isolates: bool,
-    strategy: Strategy,
+    processes: int,
+    spread: Spread,
+    replay: Replay | None = None,
 ) -> Layout:
-    """Of a micro-batch of this process. `isolates`: whether the model keeps documents of one row apart."""
+    """The layout of a micro-batch of this process. `isolates`: whether the model keeps documents of one row apart."""
     on_gpu = device.type == "cuda"
-    place, kind = strategy.place, strategy.name if strategy.name in SHARDED else "ddp"
     shape = find_shape(local.path)
+    packing = spec.data.packing and isolates
+    largest = np.sort(train.lengths)[-spec.training.batch_size :]  # no step has more than these
+    if replay is not None:
+        largest = np.concatenate([largest, np.sort(replay.corpus.lengths)[-math.ceil(replay.per_step) :]])
+    longest = int(largest.max(initial=1))
     default = micro_batch_tokens(
         shape,
         spec.method,
         precision="bfloat16" if low else "float32",
-        longest_row=int(train.lengths.max(initial=1)),
+        longest_row=longest,
         device="cuda" if on_gpu else "cpu",
         device_memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else None,
-        spread=of_gang(
-            spec.strategy.model_copy(update={"type": kind}),
-            nodes=place.world_size // place.local_world_size,
-            processes_per_node=place.local_world_size,
-        ),
+        spread=spread,
         recomputed=spec.training.activation_checkpointing,
         optimizer=spec.training.optimizer,
+        compared=spec.regularization.kl_to_base is not None,
+        most=tokens_of_a_step(
+            rows=len(largest),
+            processes=processes,
+            longest_row=longest,
+            row=float(largest.mean()) if len(largest) else 1.0,
+            packing=packing,
+        ),
     )
     return Layout(
         max_tokens=spec.training.micro_batch_tokens or default,
         sequence_length=spec.data.sequence_length,
-        packing=spec.data.packing and isolates,
+        packing=packing,
         # A token that somebody added to the tokenizer alone has no embedding. Any other pads as well.
         pad_id=data.pad_id if shape is None or data.pad_id < shape.vocabulary else 0,
     )

@@ -15,26 +15,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import Scores
-from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
-from finetune_trainer.data.order import Mixture, share, step_rows, steps_per_epoch
+from finetune_trainer.data.corpus import Corpus, Numbers
+from finetune_trainer.data.order import Mixture, step_rows, steps_per_epoch
 from finetune_trainer.data.pack import idle
+from finetune_trainer.methods.base import HasPrompt
 from finetune_trainer.parallel.base import Strategy, Weights
-from finetune_trainer.transfer.evaluate import Layout, Stopped, evaluate
+from finetune_trainer.random_streams import DROPOUT, NEWEST
+from finetune_trainer.regularization.base import Piece, Regularization
+from finetune_trainer.regularization.kl_to_base import KlToBase
+from finetune_trainer.transfer.evaluate import Layout, Measured, Stopped, evaluate
 
-from .keeper import Keeper
+from .checkpointer import Checkpointer
 from .model import LanguageModel
 from .optimizer import learning_rate
 from .reporter import Reporter
 from .state import CURVE_POINTS, State, Step
+from .sums import Accumulator, Sums
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,6 @@ class Course:
     min_delta: float
 
 
-class Prompt(Protocol):
-    """A learned input: tokens that belong in front of every row, or a prefix that has none."""
-
-    @property
-    def ids(self) -> Tokens: ...
-
-    def off(self) -> AbstractContextManager[None]:
-        """Inside, the network is the base model."""
-
-
 Varied = Callable[[Numbers, int], tuple[Corpus, Numbers]]
 """(rows of `train`, epoch) to a corpus of their variants, and where they are in it."""
 
@@ -80,13 +74,15 @@ class Trainer:
     validation: Corpus | None
     layout: Layout
     strategy: Strategy
-    keeper: Keeper
+    checkpointer: Checkpointer
     reporter: Reporter
     stop_requested: Callable[[], bool]
-    prompt: Prompt | None = None
+    prompt: HasPrompt | None = None
     mixture: Mixture | None = None
     """How often an epoch sees each row of `train`; None: once."""
     varied: Varied | None = None
+    regularization: Regularization = field(default_factory=Regularization)
+    """What steps have besides the loss of the training rows."""
     skipped_step: int | None = None
     """The step, counted from 0, that learns nothing: an attempt before found its batch not finite."""
 
@@ -106,33 +102,33 @@ class Trainer:
             if asked.stop:
                 self._interrupt(state)
             if asked.save or ends or state.best != best_before:
-                self.keeper.save(state, self.weights)
+                self.checkpointer.save(state, self.weights)
             if ends:
                 return state
-            self.reporter.checkpoint_step = self.keeper.saved_step
+            self.reporter.checkpoint_step = self.checkpointer.saved_step
             state, asked = self._step(state)
 
-    def measure(self, corpus: Corpus) -> Scores:
+    def measure(self, corpus: Corpus) -> Measured:
         """Of the model as it is now. Collective; Stopped when a rank was asked to stop, LossNonFinite."""
-        scores = self._measure(corpus.after(self.prompt.ids) if self.prompt else corpus)
-        if not math.isfinite(scores.loss):
+        found = self._measure(corpus.after(self.prompt.ids) if self.prompt else corpus)
+        if not math.isfinite(found.scores.loss):
             raise FinetuneError(Reason.LossNonFinite, "the tuned model's loss on held-out rows is not finite")
-        return scores
+        return found
 
-    def measure_base(self, corpus: Corpus) -> Scores:
+    def measure_base(self, corpus: Corpus) -> Measured:
         """The same of the untouched model, before step 1: methods that begin as the base model, or without a prompt.
         ModelUnsupported where its loss is not finite: no attempt could change that."""
         with self.prompt.off() if self.prompt else nullcontext():
-            scores = self._measure(corpus)
-        if not math.isfinite(scores.loss):
+            found = self._measure(corpus)
+        if not math.isfinite(found.scores.loss):
             raise FinetuneError(
                 Reason.ModelUnsupported,
                 "the untouched model's loss on held-out rows is not finite: weights are damaged, or too large for bf16",
                 "Set training.precision: float32, or use other weights.",
             )
-        return scores
+        return found
 
-    def _measure(self, corpus: Corpus) -> Scores:
+    def _measure(self, corpus: Corpus) -> Measured:
         self.model.network.eval()
         try:
             with torch.no_grad():
@@ -144,18 +140,17 @@ class Trainer:
         started = time.monotonic()
         course, step = self.course, state.step
         rows = step_rows(self.mixture or len(self.train), batch_size=course.batch_size, seed=course.seed, step=step)
-        place = self.strategy.place
-        mine = share(rows, self.train.lengths[rows], rank=place.rank, world_size=place.world_size)
+        mine, again = self.regularization.shared(rows, self.train, step, self.strategy.place)
         skipped = step == self.skipped_step
-        nats, tokens = (0.0, 0) if skipped else self._accumulate(mine, step)
+        sums = Sums() if skipped else self._accumulate(mine, again, step)
 
-        stop, due = self.stop_requested(), self.keeper.due(step + 1)
-        summed = self.strategy.sum_counters([nats, tokens, stop, due])
-        nats, tokens, asked = summed[0], int(summed[1]), Asked(stop=summed[2] > 0, save=summed[3] > 0)
+        stop, due, names = self.stop_requested(), self.checkpointer.due(step + 1), self.regularization.names
+        stops, dues, *summed = self.strategy.sum_counters([stop, due, *sums.flat(names)])
+        sums, asked = Sums.of(summed, names), Asked(stop=stops > 0, save=dues > 0)
         if skipped:
             self.reporter.say(f"step {step + 1} is left out: its batch was not finite before")
             return state.update(step=step + 1, left_out=state.left_out + 1), asked
-        if not math.isfinite(nats):
+        if not math.isfinite(sums.total):
             raise self._non_finite("loss", step, rows)
         rate = learning_rate(
             step,
@@ -164,35 +159,62 @@ class Trainer:
             warmup_ratio=course.warmup_ratio,
             schedule=course.schedule,
         )
-        norm = self.weights.step(rate, divisor=max(1, tokens), max_norm=course.max_grad_norm)
+        norm = self.weights.step(rate, divisor=max(1.0, sums.divisor), max_norm=course.max_grad_norm)
         if not math.isfinite(norm):
             raise self._non_finite("gradient", step, rows)
 
         done = Step(
-            nats=nats,
-            tokens=tokens,
-            processed=int(self.train.lengths[rows].sum()),
+            nats=sums.nats,
+            tokens=sums.tokens,
+            processed=int(self.train.lengths[rows].sum()) + self.regularization.processed(step),
             rate=rate,
             norm=norm,
             seconds=time.monotonic() - started,
+            regularization=sums.means(),
         )
         state = self._record(state, done)
         self.reporter.step(state, done)
         return state, asked
 
-    def _accumulate(self, rows: Numbers, step: int) -> tuple[float, int]:
-        """(nats, trained tokens) of this rank's rows; their gradients are added to those in `weights`."""
-        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
-        tokens = 0
-        batches = self.strategy.in_step(self.layout.batches(*self._as_seen(rows, step)), idle())
-        for index, batch in enumerate(batches):
+    def _accumulate(self, rows: Numbers, again: Numbers, step: int) -> Sums:
+        """Of this rank's rows, and of those that it replays; their gradients are added to those in `weights`."""
+        found = Accumulator(self.regularization.names, self.model.device)
+        pieces = self._pieces(rows, again, step)
+        for index, piece in enumerate(pieces):
+            kl, weight = self.regularization.divergence(piece), self.regularization.weight(piece)
+            base = None if kl is None else self._base_outputs(piece, kl)
             self._seed(step, index)
-            nats = self.model.nats(batch)
-            self.weights.backward(nats, last=index == len(batches) - 1)
-            total += nats.detach()
-            tokens += batch.target_count
+            if kl is None or base is None:
+                nats = self.model.nats(piece.batch)
+                loss = nats if weight == 1 else nats * weight
+            else:
+                nats, divergence = self.model.nats_and_divergence(piece.batch, base, kl).unbind()
+                loss = nats * weight + divergence * kl.weight
+                found.add("klToBase", divergence, piece.batch.target_count)
+            self.weights.backward(loss, last=index == len(pieces) - 1)
+            found.add("replay" if piece.replayed else None, nats, piece.batch.target_count)
+            found.divide_by(weight * piece.batch.target_count)
             self.reporter.alive()
-        return float(total), tokens
+        return found.sums()
+
+    def _pieces(self, rows: Numbers, again: Numbers, step: int) -> list[Piece]:
+        """Micro-batches of this rank's training rows, then of those it replays: where passes are collective all ranks
+        have as many of each, since they may need other passes."""
+        pieces = [Piece(batch) for batch in self.layout.batches(*self._as_seen(rows, step))]
+        pieces = list(self.strategy.in_step(pieces, Piece(idle())))
+        if (replay := self.regularization.replay) is not None:
+            more = [Piece(batch, replayed=True) for batch in self.layout.batches(replay.corpus, again)]
+            pieces += self.strategy.in_step(more, Piece(idle(), replayed=True))
+        return pieces
+
+    def _base_outputs(self, piece: Piece, kl: KlToBase) -> Tensor:
+        """Of the base model, without dropout."""
+        self.model.network.eval()
+        try:
+            with kl.as_base():
+                return self.model.outputs(piece.batch)
+        finally:
+            self.model.network.train()
 
     def _as_seen(self, rows: Numbers, step: int) -> tuple[Corpus, Numbers]:
         """The rows with what augmentation makes of them in this epoch."""
@@ -204,8 +226,8 @@ class Trainer:
 
     def _seed(self, step: int, index: int) -> None:
         """Dropout of a micro-batch, from where it stands and not from what ran before."""
-        place = [self.course.seed, step, self.strategy.place.rank, index]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+        rank, generation = self.strategy.place.rank, self.mixture.streams if self.mixture else NEWEST
+        torch.manual_seed(DROPOUT.number(self.course.seed, step, rank, index, generation=generation) >> 1)
 
     def _record(self, state: State, done: Step) -> State:
         step = state.step + 1
@@ -228,7 +250,7 @@ class Trainer:
         assert self.validation is not None
         self.reporter.phase("evaluating")
         try:
-            scores = self.measure(self.validation)
+            scores = self.measure(self.validation).scores
         except Stopped:
             return state, True
         state = state.evaluated(scores, patience=self.course.patience, min_delta=self.course.min_delta)
@@ -242,8 +264,10 @@ class Trainer:
 
     def _interrupt(self, state: State) -> None:
         self.reporter.phase("saving", f"stopping: saving a checkpoint of step {state.step}")
-        self.keeper.save(state.ended(f"interrupted after step {state.step}"), self.weights)
-        self.keeper.wait()
+        self.checkpointer.save(state.ended(f"interrupted after step {state.step}"), self.weights)
+        self.checkpointer.wait()
+        self.reporter.checkpoint_step = self.checkpointer.saved_step
+        self.reporter.phase("saving", f"stopping: saved a checkpoint of step {state.step}")
         # None must end before all have saved: torchrun ends a node's processes with the first of them.
         self.strategy.barrier()
         raise FinetuneError(
@@ -259,7 +283,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Asked:
-    """What some rank wants after a step, and so what all do."""
+    """What any rank requests after a step, and so what all do."""
 
     stop: bool = False
     save: bool = False

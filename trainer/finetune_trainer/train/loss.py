@@ -4,7 +4,7 @@
 hidden states (and of the head's weight where it is trained) in the same pass: one matrix product fewer than
 checkpointed chunks, and memory for one chunk of logits instead of four copies of all.
 
-The result is a sum in nats and not a mean. Whoever calls divides by the number of trained tokens of the whole optimizer
+The result is a sum in nats and not a mean. The caller divides by the number of trained tokens of the whole optimizer
 step, over all ranks and micro-batches: only then does accumulation change nothing.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
-"""Of fp32 logits. On a CPU a chunk should stay near the caches, yet be tall enough for the matrix product."""
+"""Bytes of fp32 logits. On a CPU a chunk should stay near the caches, yet be tall enough for the matrix product."""
 
 
 def trained_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:

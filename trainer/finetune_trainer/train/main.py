@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from finetune_api.failures import FinetuneError, LastWords, Reason
+from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.plan import RunPlan
+from finetune_trainer.error_patterns import LOST_PEER, NO_MEMORY
 from finetune_trainer.rundir import RunDir, now
-from finetune_trainer.signs import LOST_PEER, NO_MEMORY
 
-from .leave import leave
+from .process_exit import exit_process
 
 
 def main(argv: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -62,8 +62,8 @@ def explain(error: BaseException) -> FinetuneError:
     return FinetuneError(Reason.UnexpectedError, f"{text[:600]} at {' > '.join(lines)}")
 
 
-def words(failure: FinetuneError, *, rank: int, step: int) -> LastWords:
-    return LastWords(
+def words(failure: FinetuneError, *, rank: int, step: int) -> TerminationMessage:
+    return TerminationMessage(
         failure_class=failure.failure_class,
         reason=failure.reason,
         message=failure.message,
@@ -85,4 +85,4 @@ def _step(run_dir: RunDir, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -1,7 +1,7 @@
 """The language model as training and evaluation see it: micro-batches in, summed nats out.
 
-What a model can do is found out and not believed: a few tokens are run through it, and where packed documents would see
-each other, or logits are more than hidden states times one matrix, the slower way that is right is taken, and said.
+What a model can do is found out and not believed (see `capabilities`): where packed documents would see each other, or
+logits are more than hidden states times one matrix, the slower way that is right is taken, and said.
 """
 
 from __future__ import annotations
@@ -19,35 +19,27 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.pack import IGNORED, MicroBatch
+from finetune_trainer.decoder_blocks import text_only
 from finetune_trainer.kernels.attention import named, starts, takes_starts
-from finetune_trainer.kernels.chosen import Kernels
+from finetune_trainer.kernels.selected import Kernels
+from finetune_trainer.methods import fault
 from finetune_trainer.parallel.base import Packed, Strategy
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.parallel.weight_names import account, class_of
+from finetune_trainer.regularization.kl_to_base import KlToBase
 
-from .below import Below
+from .capabilities import Capabilities, hidden_states
+from .frozen_layers import FrozenLayers
 from .loss import logits_cross_entropy, token_nats, trained_cross_entropy
 
 Array = np.ndarray[Any, Any]
 
+_OfHidden = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(hidden states (targets, dim), head (vocab, dim), targets)"""
+_OfLogits = Callable[[Tensor, Tensor], Tensor]
+"""(logits (targets, vocab) in fp32, targets)"""
 
-@dataclass(frozen=True)
-class Abilities:
-    """What holds for one architecture."""
-
-    fused_head: bool
-    """Logits are hidden states times the head's weight, and nothing else."""
-    isolates: bool
-    """Documents in one row do not see each other when positions start anew."""
-    shares_prompts: bool
-    """A mask of our own is honoured, so several continuations may share one prompt."""
-
-    def common(self, other: Abilities) -> Abilities:
-        """What holds for both."""
-        return Abilities(
-            self.fused_head and other.fused_head,
-            self.isolates and other.isolates,
-            self.shares_prompts and other.shares_prompts,
-        )
+_OTHER_MODEL = "Its class in transformers does not do what training asks of it: use another model."
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,11 @@ class LanguageModel:
     """transformers' `…ForCausalLM`, with or without adapters in it."""
     device: torch.device
     autocast: torch.dtype | None
-    """Of the products, where it is not that of the parameters."""
-    abilities: Abilities
+    """The dtype of products, where it is not that of the parameters."""
+    capabilities: Capabilities
     strategy: Strategy = field(default_factory=Single)
     """Knows where the weights lie, and brings embeddings and head where they are used."""
-    below: Below | None = None
+    below: FrozenLayers | None = None
     """The layers that batches with states leave out."""
     kernels: Kernels = field(default_factory=Kernels)
 
@@ -75,10 +67,40 @@ class LanguageModel:
 
     @property
     def shares_prompts(self) -> bool:
-        return self.abilities.shares_prompts
+        return self.capabilities.shares_prompts
+
+    @property
+    def shared_within(self) -> int | None:
+        return self.capabilities.shared_within
 
     def nats(self, batch: MicroBatch) -> Tensor:
         """Summed over the batch's targets, with gradients where the network trains."""
+        return self._of_targets(batch, self.kernels.summed or trained_cross_entropy, logits_cross_entropy)
+
+    @torch.no_grad()
+    def outputs(self, batch: MicroBatch) -> Tensor:
+        """(targets, dim): the states that the head makes logits of; or the logits, where that is not all it does."""
+        return self._of_targets(batch, lambda hidden, _head, _targets: hidden, lambda logits, _targets: logits)
+
+    def nats_and_divergence(self, batch: MicroBatch, base: Tensor, kl: KlToBase) -> Tensor:
+        """(2,): the sum of `nats`, and that of the divergence from `base`, the `outputs` of another model."""
+        nats = self.kernels.summed or trained_cross_entropy
+
+        def of_hidden(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+            return torch.stack([nats(hidden, head, targets), kl.divergence(hidden, base, head, targets)])
+
+        def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+            return torch.stack([logits_cross_entropy(logits, targets), kl.of_logits(logits, base, targets)])
+
+        return self._of_targets(batch, of_hidden, of_logits)
+
+    @torch.no_grad()
+    def target_nats(self, batch: MicroBatch) -> Array:
+        """(targets,): of each target of the batch, line by line. It costs what their sum costs."""
+        each = self._of_targets(batch, token_nats, partial(nn.functional.cross_entropy, reduction="none"))
+        return each.float().cpu().numpy()
+
+    def _of_targets(self, batch: MicroBatch, of_hidden: _OfHidden, of_logits: _OfLogits) -> Tensor:
         tokens, positions = self._tensor(batch.tokens), self._tensor(batch.positions)
         bounds = self._bounds(batch.positions)
         # Known here: a GPU that was asked which tokens are trained would be waited for.
@@ -87,35 +109,37 @@ class LanguageModel:
 
         def work() -> Tensor:
             with self._begun(batch):
-                if not self.abilities.fused_head:
-                    answer = self.network(
-                        input_ids=tokens, position_ids=positions, attention_mask=bounds, use_cache=False
-                    )
-                    return logits_cross_entropy(answer.logits.flatten(0, 1).index_select(0, chosen), targets)
+                if not self.capabilities.fused_head:
+                    answer = self._answer(tokens, positions, bounds)
+                    return of_logits(answer.logits.flatten(0, 1).index_select(0, chosen).float(), targets)
                 hidden = hidden_states(self.network, tokens, positions, bounds).flatten(0, 1)
             if len(trained) < len(hidden):
                 hidden = hidden.index_select(0, chosen)
-            return (self.kernels.summed or trained_cross_entropy)(hidden, self.head, targets)
+            return of_hidden(hidden, self.head, targets)
 
         return self._inside(work)
 
     @torch.no_grad()
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
-        """Of each token, 0 where there is no target; all (rows, length). mask: (rows, length, length), True = sees."""
+        """Nats of each token, 0 without a target; all (rows, length). mask: (rows, length, length), True = sees."""
         seen = self._bounds(positions) if mask is None else self._tensor(mask)[:, None]
         given, places, wanted = self._tensor(tokens), self._tensor(positions), self._tensor(targets)
         out = torch.zeros(targets.shape, dtype=torch.float32, device=self.device)
         chosen = wanted != IGNORED
 
         def work() -> Tensor:
-            if self.abilities.fused_head:
+            if self.capabilities.fused_head:
                 hidden = hidden_states(self.network, given, places, seen)
                 return token_nats(hidden[chosen], self.head, wanted[chosen])
-            answer = self.network(input_ids=given, position_ids=places, attention_mask=seen, use_cache=False)
+            answer = self._answer(given, places, seen)
             return nn.functional.cross_entropy(answer.logits[chosen].float(), wanted[chosen], reduction="none")
 
         out[chosen] = self._inside(work)
         return out.cpu().numpy()
+
+    def _answer(self, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> Any:
+        with text_only(self.network):
+            return self.network(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
 
     @property
     def depth_below(self) -> int:
@@ -141,13 +165,15 @@ class LanguageModel:
         """One line: which dtypes and kernels run, and with `reasons` why no faster ones."""
         stored = sorted({_short(p.dtype) for p in self.network.parameters()})
         compute = _short(self.autocast or self.head.dtype)
-        kernels, fused = self.kernels, "fused" if self.abilities.fused_head else "from logits"
+        kernels, fused = self.kernels, "fused" if self.capabilities.fused_head else "from logits"
         attention = kernels.attention or named(self.network)
         why = [f" ({because})" if because and reasons else "" for because in kernels.reasons]
         return (
             f"parameters {'+'.join(stored)}, compute {compute}, "
             f"attention {attention}{why[0]}, loss {kernels.loss or fused}{why[1]}, "
-            f"{'documents share rows' if self.abilities.isolates else 'one document a row'}"
+            # Compared with what an earlier attempt, perhaps of an earlier release, wrote.
+            # words: allow one document a row
+            f"{'documents share rows' if self.capabilities.isolates else 'one document a row'}"
         )
 
     def _bounds(self, positions: Array) -> Tensor | None:
@@ -162,7 +188,8 @@ class LanguageModel:
             with cheap_products(self.device, self.autocast):
                 return work()
 
-        return self.strategy.inside(self.network, cheaply)
+        with fault.of_model(self.network, "cannot compute a batch", hint=_OTHER_MODEL):
+            return self.strategy.inside(self.network, cheaply)
 
 
 def cheap_products(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
@@ -175,17 +202,6 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def hidden_states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(rows, length, dim), after the last norm.
-
-    Without a mask and without a cache, transformers reads from the positions where documents begin, and builds the mask
-    itself; with either of the two it does not, and documents leak into each other without a word.
-    """
-    body = cast(Any, network).base_model
-    answer = body(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
-    return cast(Tensor, answer.last_hidden_state)
-
-
 def load_network(
     path: Path,
     *,
@@ -194,19 +210,25 @@ def load_network(
     device: torch.device,
     frozen: bool = False,
     packed: Packed | None = None,
+    products: torch.dtype | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[nn.Module, torch.dtype]:
-    """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class."""
+    """(the network in `dtype`, the dtype of its files). ModelUnsupported where transformers has no such class, or the
+    files do not hold it; `say` gets what a reader should know of the weights. `products`: their dtype, where it is not
+    `dtype`."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(path)
-    name = (config.architectures or ["?"])[0]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise FinetuneError(Reason.ModelUnsupported, f"transformers {transformers.__version__} has no class {name}")
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    build = partial(strategy.build, device=device, frozen=frozen, packed=packed)
+    kind = class_of(config)
+    name = kind.__name__
+    found = account(kind, config, path)
+    found.require_even()
+    for line in found.lines():
+        say(f"weights: {line}")
+    stored = stored_dtype(config)
+    build = partial(strategy.build, device=device, frozen=frozen, packed=packed, products=products)
     # sdpa cannot cap attention scores (Gemma 2).
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:
@@ -219,57 +241,15 @@ def load_network(
     return network, stored
 
 
+def stored_dtype(config: Any) -> torch.dtype:
+    """That config.json states, of the whole or of the text inside."""
+    stated = (config.dtype, config.get_text_config().dtype)
+    return next((dtype for dtype in stated if isinstance(dtype, torch.dtype)), torch.float32)
+
+
 def as_stored(network: nn.Module, stored: torch.dtype) -> None:
     """Frozen weights of a model in 16 bits take 16 bits again: nothing is lost."""
     if stored is torch.bfloat16:
         for parameter in network.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(stored)
-
-
-@torch.no_grad()
-def probe(network: nn.Module, device: torch.device, *, strategy: Strategy | None = None) -> Abilities:
-    """Run eight tokens through the network, in other arrangements, and see what stays the same."""
-    was_training = network.training
-    network.eval()
-    try:
-        return (strategy or Single()).inside(network, lambda: _probe(network, device))
-    finally:
-        network.train(was_training)
-
-
-def _probe(network: nn.Module, device: torch.device) -> Abilities:
-    vocabulary = int(cast(Any, network).get_input_embeddings().weight.shape[0])
-    tokens = (torch.arange(8, device=device) * 7919 + 13)[None] % vocabulary
-    counted = torch.arange(8, device=device)[None]
-    first = _states(network, tokens[:, :5], counted[:, :5])
-    other = _states(network, tokens[:, 5:], counted[:, :3])
-    branch = _states(network, torch.cat([tokens[:, :3], tokens[:, 5:]], 1), counted[:, :6])
-
-    packed = _states(network, tokens, torch.cat([counted[:, :5], counted[:, :3]], 1))
-    isolates = _same(packed, torch.cat([first, other], 1))
-
-    # One prompt of three tokens, continued by two and, instead, by three others.
-    seen = torch.ones(8, 8, dtype=torch.bool, device=device).tril()
-    seen[5:, 3:5] = False
-    tree = _states(network, tokens, torch.cat([counted[:, :5], counted[:, 3:6]], 1), seen[None, None])
-    shares = _same(tree, torch.cat([first, branch[:, 3:]], 1))
-
-    logits = cast(Any, network)(input_ids=tokens, position_ids=counted, use_cache=False).logits
-    head = cast(Any, network).get_output_embeddings().weight
-    fused = _same(logits, _states(network, tokens, counted) @ head.T)
-    return Abilities(fused_head=fused, isolates=isolates, shares_prompts=shares)
-
-
-def _states(network: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-    try:
-        return hidden_states(network, tokens, positions, mask)
-    except (ValueError, TypeError, RuntimeError):  # a mask or positions that this architecture does not take
-        return torch.full((), torch.nan)
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape:
-        return False
-    precision = 1e-4 if left.dtype == torch.float32 else 5e-2
-    return bool((left - right).abs().max() <= precision * right.abs().max())

@@ -1,4 +1,4 @@
-"""What a run tells its agent and its log: heartbeats of every rank, a report and plain lines of rank 0."""
+"""What a run reports to its agent and its log: heartbeats of every rank, progress and log lines of rank 0."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from finetune_api.plan import RunPlan
-from finetune_api.status import Artifact, Evaluation, Progress, ResolvedPlan
+from finetune_api.status import Artifact, Candidate, Evaluation, Progress, ResolvedPlan
 from finetune_trainer.parallel.base import Place
 from finetune_trainer.rundir import RunDir, TrainerReport, now
 
@@ -25,6 +25,7 @@ class Reporter:
     resolved: ResolvedPlan = field(default_factory=ResolvedPlan)
     evaluation: Evaluation | None = None
     artifact: Artifact | None = None
+    candidate: Candidate | None = None
     steps_per_epoch: int = 1
     checkpoint_step: int | None = None
     _report: TrainerReport | None = None
@@ -85,6 +86,7 @@ class Reporter:
             loss=step.loss if step else last.progress.loss,
             eval_loss=state.validation[-1].scores.loss if state.validation else None,
             tokens_per_second=round(step.tokens_per_second, 1) if step else last.progress.tokens_per_second,
+            last_checkpoint_time=last.progress.last_checkpoint_time,
             last_update_time=now(),
         )
         self._report = last.model_copy(
@@ -109,10 +111,12 @@ class Reporter:
             "plan": self.resolved,
             "evaluation": self.evaluation,
             "artifact": self.artifact,
+            "candidate": self.candidate,
             "message": message or report.message,
         }
         if saved is not None and saved != report.last_checkpoint_step:
-            update |= {"last_checkpoint_step": saved, "last_checkpoint_time": time.time()}
+            done = report.progress.model_copy(update={"last_checkpoint_time": now()})
+            update |= {"last_checkpoint_step": saved, "last_checkpoint_time": time.time(), "progress": done}
         self._report = report.model_copy(update=update)
         if force or time.monotonic() - self._written >= _BEAT_SECONDS:
             self._written = time.monotonic()

@@ -1,11 +1,15 @@
-"""The training rows as a run sees them: what augmentation makes of a step's, and what is told about all of them."""
+"""The training rows as a run sees them: what augmentation makes of a step's, and what the record says of all."""
 
 from __future__ import annotations
 
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
-from finetune_trainer.data.layout import layout_statistics
 from finetune_trainer.data.load import Datasets
+from finetune_trainer.data.padding import layout_statistics
+from finetune_trainer.methods.base import Attached, SwitchesOff
+from finetune_trainer.regularization.kl_to_base import KlToBase
+from finetune_trainer.regularization.replay import Replay
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.transfer.evaluate import Layout
 
@@ -13,7 +17,7 @@ from .loop import Course, Varied
 
 
 def varied(data: Datasets, before: Tokens | None) -> Varied | None:
-    """What augmentation makes of a step's rows, behind the tokens that belong in front of every row."""
+    """What augmentation makes of a step's rows, after the tokens that precede every row."""
     variants = data.variants
     if variants is None:
         return None
@@ -23,6 +27,38 @@ def varied(data: Datasets, before: Tokens | None) -> Varied | None:
         return (corpus if before is None else corpus.after(before)), places
 
     return of_step
+
+
+def replay_of(spec: FineTuneJobSpec, data: Datasets, before: Tokens | None) -> Replay | None:
+    """What is replayed, if anything is, after the tokens that precede every row."""
+    settings = spec.regularization.replay
+    if settings is None or data.replay is None:
+        return None
+    per_step = settings.rows_per_step(spec.training.batch_size)
+    tokens_per_row = data.trained_tokens_per_epoch / max(1, data.mixture.per_epoch)
+    corpus = data.replay if before is None else data.replay.after(before)
+    return Replay.of(corpus, per_step=per_step, tokens_per_row=tokens_per_row, seed=spec.training.seed)
+
+
+def divergence_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | None) -> KlToBase | None:
+    """The term of regularization.klToBase. InvalidSpec if the method cannot switch back to the base model."""
+    settings, replayed = spec.regularization.kl_to_base, spec.regularization.replay
+    if settings is None:
+        return None
+    if not isinstance(attached, SwitchesOff):
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"regularization.klToBase would need a second copy of the model with method.type {spec.method.type}",
+            "Use method.type: lora, or regularization.replay alone.",
+        )
+    if replay is None or replayed is None:
+        return KlToBase.on_training_rows(settings.beta, attached.as_base)
+    return KlToBase.on_replay(settings.beta, attached.as_base, fraction=replayed.fraction, weight=replay.weight)
+
+
+def longest_row(data: Datasets) -> int:
+    """Tokens of the longest row of a step."""
+    return max(int(corpus.lengths.max(initial=1)) for corpus in (data.train, data.replay) if corpus is not None)
 
 
 def data_record(

@@ -2,122 +2,177 @@
 
     join the gang · load · resume · measure the base model · train · take the best weights · measure again · commit
 
-Every part is skipped that an earlier attempt has done: the measurements of the base model lie in the checkpoint, and a
+Every part is skipped that an earlier attempt has done: the measurements of the base model are in the checkpoint, and a
 run whose artifact is committed says so and ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from finetune_api import names
-from finetune_api.failures import FinetuneError, LastWords, Reason
+from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.plan import RunPlan
-from finetune_api.status import Evaluation, Scores
+from finetune_api.status import Artifact, Scores
 from finetune_trainer.data.corpus import Corpus
-from finetune_trainer.methods.probe import ProbeAttached
+from finetune_trainer.methods.base import FitsWithoutSteps
 from finetune_trainer.parallel.base import Place, Strategy
-from finetune_trainer.parallel.join import join
-from finetune_trainer.report.record import RECORD_FILE, AttemptRecord, decode
+from finetune_trainer.parallel.registry import join
+from finetune_trainer.report.record import RECORD_FILE, AttemptRecord, RunRecord, decode
 from finetune_trainer.rundir import RunDir, now
+from finetune_trainer.store import candidate
 from finetune_trainer.store.artifact import describe, read_manifest
-from finetune_trainer.store.folder import Folder, NotFound, open_folder
-from finetune_trainer.transfer.evaluate import Stopped
+from finetune_trainer.store.folder import Folder, NotFound
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.transfer import kept
+from finetune_trainer.transfer.evaluate import Measured, Stopped
+from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
+from finetune_trainer.transfer.release import Release, judge
 
-from .finish import check_export, commit, computed_otherwise, evaluation_of, last_words, record_of
-from .lean import leave_out_triton
-from .probing import Probing, probed
+from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
+from .linear_probe import ProbeRun, probed
+from .reporter import Reporter
+from .scale_sweep import Swept, swept
 from .setup import Setup, choose_device, prepare
 from .state import State
+from .without_triton import disable_triton
+
+_BASE = "base-rows"
+"""The note that has the base model's measurements by row."""
 
 _PATIENCE_SECONDS = 300.0
 """How long a checkpoint or a commit waits for a store that is away."""
 
 
 def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
-    """Of one rank, all of it. result.json is rank 0's. FinetuneError, or whatever else went wrong."""
+    """Runs one rank from start to end. result.json is rank 0's. FinetuneError, or whatever else went wrong."""
     place = Place.of(environ)
     device = choose_device(place.local_rank)
-    leave_out_triton(device)
+    disable_triton(device)
     output = open_folder(plan.spec.output.uri, prefix=names.PREFIX_OUTPUT, environ=environ, patience=_PATIENCE_SECONDS)
     gang = join(place, device)
-    done = _committed(plan, output, gang)
+    kept_back = Kept(plan, output, environ)
+    done = _committed(plan, output, kept_back, gang)
+    if done is not None and done.failure_class is not None:
+        Reporter(run_dir, plan, place, evaluation=done.evaluation, candidate=done.candidate).phase("done")
     if done is None:
         setup = prepare(plan, gang=gang, device=device, output=output, run_dir=run_dir)
         check_export(setup)
-        done = _work(setup, output)
+        done = _work(setup, output, kept_back)
         setup.trainer.reporter.phase("done")
-    if place.first:
+    if place.first and done.failure_class is None:
         run_dir.write_result(done)
     gang.barrier()  # rank 0 keeps the store of the gang: it leaves last
     gang.close()
+    if place.first and done.reason is not None and done.failure_class is not None:
+        raise FinetuneError(done.reason, done.message, done.hint)  # of rank 0 alone: the others have no part in it
 
 
-def _work(setup: Setup, output: Folder) -> LastWords:
-    if isinstance(setup.attached, ProbeAttached):
-        return _probe(setup, setup.attached, output)
+def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
+    if isinstance(setup.attached, FitsWithoutSteps):
+        return _probe(setup, setup.attached, output, kept_back)
     trainer, reporter = setup.trainer, setup.trainer.reporter
-    state = trainer.keeper.resume(trainer.weights)
+    corpora = dict(_held_out(setup))
+    untouched = _of_untouched(setup, corpora)
+    state = trainer.checkpointer.resume(trainer.weights)
+    if untouched is not None:
+        state = state.update(base={name: each.scores for name, each in untouched.items()})
     state = state.begun(_attempt(setup, state))
     reporter.resumed(state)
     if change := computed_otherwise(state.attempts[-2:]):
         reporter.say(change)
     if state.step:
         reporter.say(f"resuming after step {state.step} of {trainer.course.total_steps}")
-    if state.base is None:
+    if untouched is not None:
+        base = untouched
+    elif state.base is None:
         reporter.phase("evaluating", "measuring the base model")
-        state = state.update(base=_measure(setup, state, trainer.measure_base))
-    base = state.base or {}
-    reporter.evaluation = evaluation_of(base, {})
+        base = _measure(setup, state, trainer.measure_base, corpora)
+        state = state.update(base={name: each.scores for name, each in base.items()})
+        if trainer.checkpointer.notes is not None:
+            trainer.checkpointer.notes.note(_BASE, kept.to_json(base, corpora))
+    else:
+        told = trainer.checkpointer.notes.noted(_BASE) if trainer.checkpointer.notes is not None else None
+        base = kept.of_json(told, corpora)
+    before: dict[str, Measured | Scores] = {**(state.base or {}), **base}
+    reporter.evaluation = evidence_of(subjects(corpora, before, {}), setup.data.labels).evaluation()
     reporter.phase("training")
     state = trainer.run(state)
-    state = trainer.keeper.restore_best(state, trainer.weights)
+    state = trainer.checkpointer.restore_best(state, trainer.weights)
     if state.passed_over:
         reporter.say(state.passed_over)
     with trainer.weights.editable():
         setup.attached.settle()
     reporter.phase("evaluating", "measuring the tuned model")
-    return _finish(setup, state, evaluation_of(base, _measure(setup, state, trainer.measure)), output)
+    after = _measure(setup, state, trainer.measure, corpora)
+    found = swept(
+        setup, subjects(corpora, before, after), lambda part: _measure(setup, state, trainer.measure, dict(part))
+    )
+    return _finish(setup, state, found, output, kept_back)
 
 
-def _probe(setup: Setup, attached: ProbeAttached, output: Folder) -> LastWords:
+def _of_untouched(setup: Setup, corpora: Mapping[str, Corpus]) -> dict[str, Measured] | None:
+    """For the run that publishes the best rung of a ladder, and is the first to measure all held-out rows: the base
+    model, while its weights are what they were."""
+    if setup.plan.publishes is None:
+        return None
+    setup.trainer.reporter.phase("evaluating", "measuring the base model on all held-out rows")
+    return _measure(setup, State(), setup.trainer.measure_base, corpora)
+
+
+def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: Kept) -> TerminationMessage:
     """No steps, and no checkpoints: a fit."""
     trainer, state = setup.trainer, State()
     state = state.begun(_attempt(setup, state))
-    probing = Probing(trainer, attached, setup.data.labels)
-    base, tuned, seconds = probed(probing, dict(_held_out(setup)), trainer.measure_base)
+    probing = ProbeRun(trainer, attached, setup.data.labels)
+    corpora = dict(_held_out(setup))
+    base, tuned, seconds = probed(probing, corpora, trainer.measure_base)
     assert attached.classifier is not None
     parameters = attached.classifier.weight.size + attached.classifier.bias.size
     setup = replace(setup, resolved=setup.resolved.model_copy(update={"trainable_parameters": parameters}))
     trainer.reporter.resolved = setup.resolved
-    state = state.update(base=base, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
-    return _finish(setup, state, evaluation_of(base, tuned), output)
+    before = {name: each.scores for name, each in base.items()}
+    state = state.update(base=before, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
+    return _finish(setup, state, Swept(subjects(corpora, base, tuned)), output, kept_back)
 
 
-def _finish(setup: Setup, state: State, evaluation: Evaluation, output: Folder) -> LastWords:
-    """Describe and commit what is there now."""
+def _finish(setup: Setup, state: State, found: Swept, output: Folder, kept_back: Kept) -> TerminationMessage:
+    """Describe and commit what is there now, or keep it back. Rank 0 alone knows the base model's rows, and what
+    follows from them."""
     trainer, reporter, strategy = setup.trainer, setup.trainer.reporter, setup.trainer.strategy
-    reporter.evaluation = evaluation
-    reporter.phase("saving", f"committing the artifact to {output.uri}")
-    record = record_of(setup, state.ended("finished"), evaluation)
-    trainer.keeper.wait()
+    labels = setup.data.labels
+    evidence = evidence_of(found.subjects, labels, found.sweep) if strategy.place.first else Evidence()
+    release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
+    reporter.evaluation = evidence.evaluation(release.results)
+    for sentence in release.sentences():
+        reporter.say(sentence)
+    refused = release.refused
+    where = f"keeping the artifact as a candidate in {kept_back.uri}" if refused else f"committing to {output.uri}"
+    reporter.phase("saving", where)
+    record = record_of(setup, state.ended("held back by a guard" if refused else "finished"), evidence, release)
+    trainer.checkpointer.wait()
     words = None
     strategy.collect(trainer.model.network, everything=setup.attached.kind == "model")
     if strategy.place.first:
-        words = last_words(record, commit(setup, record, output)).model_dump_json(by_alias=True, exclude_none=True)
-        trainer.keeper.clear()
-    done = LastWords.model_validate_json(strategy.broadcast_json(words))
-    reporter.artifact = done.artifact
+        artifact = commit(setup, record, found.subjects, kept_back.folder if refused else output)
+        ended = refused_words(record, artifact, refused) if refused else termination_message(record, artifact)
+        words = ended.model_dump_json(by_alias=True, exclude_none=True)
+        if setup.plan.rung is None:  # the run that publishes it continues from them
+            trainer.checkpointer.clear()
+    done = TerminationMessage.model_validate_json(strategy.broadcast_json(words))
+    reporter.artifact, reporter.candidate = done.artifact, done.candidate
     return done
 
 
-def _measure(setup: Setup, state: State, measure: Callable[[Corpus], Scores]) -> dict[str, Scores]:
-    """Every held-out data set, by name. Interrupted when a rank was asked to stop."""
+def _measure(
+    setup: Setup, state: State, measure: Callable[[Corpus], Measured], corpora: Mapping[str, Corpus]
+) -> dict[str, Measured]:
+    """Each data set, by name. Interrupted when a rank was asked to stop."""
     try:
-        return {name: measure(corpus) for name, corpus in _held_out(setup)}
+        return {name: measure(corpus) for name, corpus in corpora.items()}
     except Stopped:
-        setup.trainer.keeper.wait()
+        setup.trainer.checkpointer.wait()
         setup.trainer.strategy.barrier()  # none must end before all have saved
         raise FinetuneError(
             Reason.Interrupted, f"stopped on request while measuring, after step {state.step}"
@@ -127,7 +182,9 @@ def _measure(setup: Setup, state: State, measure: Callable[[Corpus], Scores]) ->
 def _held_out(setup: Setup) -> Iterator[tuple[str, Corpus]]:
     data = setup.data
     named = {"validation": data.validation, "test": data.test, "general": data.general}
-    named |= {f"slice/{name}": corpus for name, corpus in data.slices.items()}
+    named |= {f"{SLICE}{name}": corpus for name, corpus in data.slices.items()}
+    if setup.plan.rung is not None:
+        named.pop("test")  # seen once, by the rung that is published
     yield from ((name, corpus) for name, corpus in named.items() if corpus is not None and len(corpus))
 
 
@@ -144,22 +201,59 @@ def _attempt(setup: Setup, state: State) -> AttemptRecord:
     )
 
 
-def _committed(plan: RunPlan, output: Folder, strategy: Strategy) -> LastWords | None:
-    """The end of this run, if an earlier attempt has committed it and only could not say so any more."""
-    found = _read_committed(plan, output) if strategy.place.first else None
+def _committed(plan: RunPlan, output: Folder, kept_back: Kept, strategy: Strategy) -> TerminationMessage | None:
+    """The end of this run, if an earlier attempt has come to it and only could not say so any more."""
+    found = (_read_committed(plan, output) or kept_back.words()) if strategy.place.first else None
     told = strategy.broadcast_json(found and found.model_dump_json(by_alias=True, exclude_none=True))
-    return LastWords.model_validate_json(told) if told else None
+    return TerminationMessage.model_validate_json(told) if told else None
 
 
-def _read_committed(plan: RunPlan, output: Folder) -> LastWords | None:
+def _read_committed(plan: RunPlan, output: Folder) -> TerminationMessage | None:
+    found = _read(plan, output)
+    return termination_message(*found) if found else None
+
+
+def _read(plan: RunPlan, folder: Folder) -> tuple[RunRecord, Artifact] | None:
+    """What this run has committed in a folder."""
     try:
-        manifest = read_manifest(output)
+        manifest = read_manifest(folder)
         if manifest.run.uid != plan.job.uid:
             return None
-        return last_words(decode(output.read(RECORD_FILE)), describe(output, manifest))
+        return decode(folder.read(RECORD_FILE)), describe(folder, manifest)
     except (NotFound, ValueError):
         return None
     except FinetuneError as error:
         if error.reason is Reason.DataUnreadable:
             return None
         raise
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where this run's artifact is if a guard keeps it back."""
+
+    plan: RunPlan
+    output: Folder
+    environ: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        return candidate.uri_of(self.output.uri, self.plan.job.uid)
+
+    @property
+    def folder(self) -> Folder:
+        return open_folder(self.uri, prefix=names.PREFIX_OUTPUT, environ=self.environ, patience=_PATIENCE_SECONDS)
+
+    def words(self) -> TerminationMessage | None:
+        """Of an earlier attempt whose artifact was kept back. By the guards as they are now it may be published."""
+        found = _read(self.plan, self.folder)
+        if found is None:
+            return None
+        record, artifact = found
+        release = judge(self.plan.spec.guards, record.evaluation)
+        evaluation = record.evaluation.model_copy(update={"guards": release.results})
+        record = record.model_copy(update={"evaluation": evaluation, "refused": release.refusal})
+        if release.refused:
+            return refused_words(record, artifact, release.refused)
+        overwrite = self.plan.spec.output.overwrite
+        return termination_message(record, candidate.publish(self.folder, self.output, overwrite=overwrite))

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -15,39 +16,44 @@ from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
 from finetune_api.strategy import SHARDED
+from finetune_trainer.data.halves import tune_half
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
-from finetune_trainer.methods.base import Attached, Base
-from finetune_trainer.methods.lora import LoraAttached
-from finetune_trainer.methods.needs import check_compile, check_recompute, check_strategy, is_open
-from finetune_trainer.methods.qlora import QLora, packed_layers
+from finetune_trainer.data.sample import measured_part
+from finetune_trainer.methods import fault
+from finetune_trainer.methods.base import Attached, Base, HasPrompt, PacksWeights, without_adapter
+from finetune_trainer.methods.needs import check_compile, check_inputs, check_recompute, check_strategy
 from finetune_trainer.methods.registry import method_of
-from finetune_trainer.methods.soft import SoftAttached
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.positions import fitted
+from finetune_trainer.regularization.base import Regularization
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel
+from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
 
-from . import frozen
-from .choose import settled
-from .compiled import compile_blocks
+from . import frozen_cache
+from .activation_checkpointing import recompute_blocks
+from .auto_layers import resolve_layers
+from .capabilities import probe
+from .checkpointer import Checkpointer
+from .compilation import compile_blocks
 from .device import fitting_layout, fitting_strategy, low_precision
-from .inputs import Inputs
-from .keeper import Keeper
-from .kernels import chosen
+from .kernel_selection import chosen
 from .loop import Course, Trainer
-from .model import LanguageModel, as_stored, load_network, probe
+from .method_support import OTHER_METHOD
+from .model import LanguageModel, as_stored, load_network
 from .optimizer import default_peak, named
-from .recompute import recompute_blocks
+from .pinned_inputs import Inputs
 from .reporter import Reporter
-from .rows import data_record, varied
+from .resolved_spec import resolve_spec
+from .rows import data_record, divergence_of, longest_row, replay_of, varied
 
 _EVALUATIONS = 10
-"""Of the validation rows in a run, where the manifest does not say."""
+"""Evaluations of the validation rows in a run, where the manifest does not say."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,8 @@ class Setup:
     trainer: Trainer
     resolved: ResolvedPlan
     data_record: DataRecord
-
-    @property
-    def spec(self) -> FineTuneJobSpec:
-        return self.plan.spec
+    spec: FineTuneJobSpec
+    """The spec that runs, with everything resolved that the manifest leaves open; `plan.spec` is the manifest's."""
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -85,44 +89,60 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     inputs = Inputs.of(plan, gang, output)
     local = inputs.model(spec.model, cache=cache)
     spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path, spec.method)})
-    data = inputs.data(spec.data, tokenizer_path=local.path, cache=cache, seed=training.seed)
+    data = inputs.data(
+        spec.data,
+        tokenizer_path=local.path,
+        cache=cache,
+        seed=training.seed,
+        group_by=spec.evaluation.group_by,
+        replay=spec.replay_uri,
+    )
+    data, drawn_from = measured_part(data, most=spec.evaluation.max_rows, seed=training.seed)
     reporter.alive()
 
     low = low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
-    strategy = fitting_strategy(spec, local, gang, device, low=low)
+    longest = longest_row(data) + spec.method.virtual_tokens
+    strategy, spread = fitting_strategy(spec, local, gang, device, low=low, longest_row=longest)
     check_strategy(spec.method, strategy.name)
     if training.compile:
         check_compile(spec.method, strategy.name)
     if training.activation_checkpointing:
         check_recompute(spec.method, compiled=training.compile)
+    packing = _packing(spec.method)
     network, stored = load_network(
         local.path,
         dtype=torch.bfloat16 if low and frozen_base else torch.float32,
         strategy=strategy,
         device=device,
         frozen=frozen_base,
-        packed=partial(packed_layers, device=device) if spec.method.type == "qlora" else None,
+        packed=partial(packing.packed_layers, device=device) if packing else None,
+        products=torch.bfloat16 if low else None,
+        say=reporter.say,
     )
+    check_inputs(spec.method, cast(Any, network).config.to_dict())
     parameters = sum(map(_numel, network.parameters()))
     reporter.alive()
-    keeper = _keeper(plan, strategy, output)
-    if is_open(spec.method):
-        spec = _settle(spec, network, data, device, low=low, strategy=strategy, store=keeper.notes, reporter=reporter)
+    checkpointer = _checkpointer(plan, strategy, output)
+    if spec.method.is_open:
+        spec = _settle(
+            spec, network, data, device, low=low, strategy=strategy, store=checkpointer.notes, reporter=reporter
+        )
     method = method_of(spec.method)
-    if isinstance(method, QLora):
-        method.quantise(network, device=device)
-    attached = method.attach(network, seed=training.seed, base=_base(local, stored))
-    prompt = attached if isinstance(attached, SoftAttached) else None
+    if packing:
+        packing.quantise(network, device=device)
+    with fault.of_model(network, f"cannot be trained by method.type {spec.method.type}", hint=OTHER_METHOD):
+        attached = method.attach(network, seed=training.seed, base=_base(local, stored))
+    prompt = attached if isinstance(attached, HasPrompt) else None
     weights = strategy.weights(
         network, attached.trainable, weight_decay=training.weight_decay, optimizer=training.optimizer
     )
-    abilities = probe(network, device, strategy=strategy)
+    capabilities = probe(network, device, strategy=strategy, in_front=prompt.in_front if prompt else 0)
     if prompt:  # a prefix takes over the masks
         with prompt.off():
-            abilities = abilities.common(probe(network, device, strategy=strategy))
-    below = None if data.variants else frozen.below(spec, network, attached, device, strategy)
-    if low and spec.method.type == "partial" and strategy.name not in SHARDED:
+            capabilities = capabilities.common(probe(network, device, strategy=strategy))
+    below = None if data.variants else frozen_cache.below(spec, network, attached, device, strategy)
+    if low and spec.method.traits.trains == "blocks" and strategy.name not in SHARDED:
         as_stored(network, stored)
     compiled = 0
     if training.compile:
@@ -130,11 +150,23 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     again = recompute_blocks(network, lowest=attached.lowest_layer) if training.activation_checkpointing else 0
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     autocast = torch.bfloat16 if low and not frozen_base else None
-    model = LanguageModel(network, device, autocast, abilities, strategy, below)
+    model = LanguageModel(network, device, autocast, capabilities, strategy, below)
 
     train = data.train.after(prompt.ids) if prompt else data.train
-    layout = fitting_layout(spec, data, train, local, device, low=low, isolates=abilities.isolates, strategy=strategy)
-    model = replace(model, kernels=chosen(spec, model, layout, train, store=keeper.notes, say=reporter.say))
+    replay = replay_of(spec, data, prompt.ids if prompt else None)
+    layout = fitting_layout(
+        spec,
+        data,
+        train,
+        local,
+        device,
+        low=low,
+        replay=replay,
+        isolates=capabilities.isolates,
+        processes=strategy.place.world_size,
+        spread=spread,
+    )
+    model = replace(model, kernels=chosen(spec, model, layout, train, store=checkpointer.notes, say=reporter.say))
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -148,7 +180,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         total_steps=course.total_steps,
         parameters=parameters,
         trainable_parameters=sum(map(_numel, attached.trainable.values())),
-        trained_layers=_trained_layers(spec.method),
+        trained_layers=spec.method.measured,
         model_revision=local.revision,
         train_rows=len(data.train),
         trained_tokens_per_epoch=data.trained_tokens_per_epoch,
@@ -161,12 +193,15 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
+    record = record.model_copy(update={"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows})
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
     validation = data.validation if data.validation is not None and len(data.validation) else None
+    if validation is not None and (plan.rung is not None or plan.publishes is not None):
+        validation = tune_half(validation)
     if below:
-        shelf = frozen.Shelf(model, layout, cache / "frozen", frozen.digest_of(local.path))
-        train, validation = frozen.kept(train, validation, shelf, plan, course=course, reporter=reporter)
+        shelf = frozen_cache.StateCache(model, layout, cache / "frozen", frozen_cache.digest_of(local.path))
+        train, validation = frozen_cache.kept(train, validation, shelf, plan, course=course, reporter=reporter)
     trainer = Trainer(
         course=course,
         model=model,
@@ -175,15 +210,25 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         validation=validation,
         layout=layout,
         strategy=strategy,
-        keeper=keeper,
+        checkpointer=checkpointer,
         reporter=reporter,
         stop_requested=lambda: run_dir.stop_requested,
         prompt=prompt,
         mixture=data.mixture,
         varied=varied(data, prompt.ids if prompt else None),
+        regularization=Regularization(replay, divergence_of(spec, attached, replay)),
         skipped_step=plan.skipped_step,
     )
-    return Setup(plan, local, data, attached, trainer, resolved, record)
+    spec = resolve_spec(
+        spec,
+        resolved=resolved,
+        course=course,
+        layout=layout,
+        data_format=data.statistics.format,
+        processes_per_node=gang.place.local_world_size,
+        hidden_size=model.hidden_size,
+    )
+    return Setup(plan, local, data, attached, trainer, resolved, record, spec)
 
 
 def _settle(
@@ -199,7 +244,7 @@ def _settle(
 ) -> FineTuneJobSpec:
     """With what the method leaves open decided by the data."""
     model = LanguageModel(network, device, torch.bfloat16 if low else None, probe(network, device), strategy)
-    method = settled(
+    method = resolve_layers(
         spec.method,
         model,
         data.train,
@@ -218,20 +263,21 @@ def _settle(
     return spec.model_copy(update={"method": method})
 
 
-def _trained_layers(method: Method) -> int | None:
-    layers = method.partial.layers if method.type == "partial" and method.partial else None
-    return layers if isinstance(layers, int) else None
+def _packing(method: Method) -> PacksWeights | None:
+    """The method, where it keeps the base in fewer bits."""
+    made = None if method.is_open else method_of(method)
+    return made if isinstance(made, PacksWeights) else None
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:
-    """Of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps, and 4 bits are half a byte."""
+    """The size of the whole; DeepSpeed leaves nothing of a parameter whose shards it keeps; 4 bits are half a byte."""
     return int(getattr(parameter, "ds_numel", getattr(parameter, "unpacked_numel", parameter.numel())))
 
 
 def _course(spec: FineTuneJobSpec, *, rows: Mixture, hidden_size: int) -> Course:
     training = spec.training
     total = total_steps(rows, batch_size=training.batch_size, epochs=training.epochs, max_steps=training.max_steps)
-    if spec.method.type == "probe":
+    if not spec.method.traits.steps:
         total = 0
     stopping = training.early_stopping
     return Course(
@@ -248,15 +294,23 @@ def _course(spec: FineTuneJobSpec, *, rows: Mixture, hidden_size: int) -> Course
     )
 
 
-def _keeper(plan: RunPlan, strategy: Strategy, output: Folder) -> Keeper:
+def _checkpointer(plan: RunPlan, strategy: Strategy, output: Folder) -> Checkpointer:
     every = plan.spec.checkpoint.every
-    return Keeper(
+    return Checkpointer(
         strategy=strategy,
-        store=CheckpointStore(output, plan.job),
+        store=_checkpoints(plan, output),
         keep=plan.spec.checkpoint.keep,
         every_steps=every if isinstance(every, int) else None,
         every_seconds=None if isinstance(every, int) else durations.seconds(every),
     )
+
+
+def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
+    """This run's own, or those of the rung that it publishes."""
+    if plan.publishes is None:
+        return CheckpointStore(output, plan.job)
+    folder = open_folder(plan.publishes.uri, prefix=names.PREFIX_OUTPUT)
+    return CheckpointStore(folder, plan.job.model_copy(update={"uid": plan.publishes.uid}))
 
 
 def _base(local: LocalModel, stored: torch.dtype) -> Base:
@@ -268,7 +322,7 @@ def _base(local: LocalModel, stored: torch.dtype) -> Base:
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
     if not attached.trainable:
         return f"{resolved.method}: all {resolved.parameters:,} parameters stay as they are"
-    without = attached.without if isinstance(attached, LoraAttached) else 0
+    without = without_adapter(attached)
     experts = f"; {without:,} (experts, for instance) have no adapter" if without else ""
     return (
         f"{resolved.method}: {resolved.trainable_parameters:,} of {resolved.parameters:,} parameters train, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
@@ -80,6 +81,8 @@ class Step:
     rate: float
     norm: float
     seconds: float
+    regularization: Mapping[str, float] = field(default_factory=dict)
+    """Means by key of spec.regularization, of those that the step has."""
 
     @property
     def loss(self) -> float:
@@ -96,4 +99,5 @@ class Step:
             learning_rate=self.rate,
             gradient_norm=self.norm,
             tokens_per_second=round(self.tokens_per_second, 1),
+            regularization=dict(self.regularization) or None,
         )

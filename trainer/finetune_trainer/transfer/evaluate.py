@@ -1,8 +1,10 @@
-"""How well a model does on held-out rows: loss, bits per byte, and accuracy where rows are classifications.
+"""How well a model does on held-out rows, row by row: loss, bits per byte, and labels where rows are classifications.
 
 A classification is scored by likelihood, without generating: of all labels' answers after one prompt, the likeliest is
 the model's. The answers share the prompt in one row: each is a branch of a tree that sees the prompt and itself, which
-costs one pass over the prompt instead of one a label. Rows are spread over the ranks, and sums are summed.
+costs one pass over the prompt instead of one a label. Where a layer sees less than the whole row (sliding windows,
+chunks) our mask would show it more: such rows are scored one answer at a time. Rows are spread over the ranks,
+and every rank gets the numbers of all rows.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Numbers
 from finetune_trainer.data.order import share
-from finetune_trainer.data.pack import IGNORED, PADDING, MicroBatch, idle, micro_batches
+from finetune_trainer.data.pack import IGNORED, MicroBatch, idle, micro_batches
 from finetune_trainer.parallel.base import Strategy
 
 Array = np.ndarray[Any, Any]
+Floats = NDArray[np.float64]
 
 
 class Scorer(Protocol):
@@ -30,8 +34,13 @@ class Scorer(Protocol):
     def shares_prompts(self) -> bool:
         """Whether `token_nats` honours a mask."""
 
-    def nats(self, batch: MicroBatch) -> SupportsFloat:
-        """Summed over the batch's targets."""
+    @property
+    def shared_within(self) -> int | None:
+        """Tokens of a prompt and its longest answer up to which one mask is right for all layers: beyond it some see
+        less than the mask allows. None: any number."""
+
+    def target_nats(self, batch: MicroBatch) -> Array:
+        """(targets,): of each target of the batch, line by line."""
 
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
         """Of each token, 0 without a target; mask: (rows, length, length), True = sees."""
@@ -61,65 +70,123 @@ class Stopped(Exception):
     """Some rank was asked to stop: there is no result."""
 
 
-@dataclass
-class _Sums:
-    nats: float = 0.0
-    tokens: float = 0.0
-    bytes: float = 0.0
-    rows: float = 0.0
-    right: float = 0.0
-    stopped: float = 0.0
+@dataclass(frozen=True)
+class Measured:
+    """One data set, one model."""
+
+    scores: Scores
+    nats: Floats
+    """(rows,): summed over each row's targets."""
+    tokens: Numbers
+    """(rows,): how many targets these are."""
+    labels: Floats | None = None
+    """(rows, labels): of each label's answer, where rows are classifications."""
 
 
 def evaluate(
     scorer: Scorer, corpus: Corpus, *, layout: Layout, strategy: Strategy, going_on: Callable[[], bool]
-) -> Scores:
-    """Collective: all ranks call it and get the same scores. `going_on` is asked between micro-batches; when it says no
-    on any rank, every rank raises Stopped."""
+) -> Measured:
+    """Collective: all ranks call it and get the same numbers. `going_on` is asked between micro-batches; when it says
+    no on any rank, every rank raises Stopped."""
     mine = share(np.arange(len(corpus)), corpus.lengths, rank=strategy.place.rank, world_size=strategy.place.world_size)
-    sums = _Sums(rows=len(mine), bytes=float(corpus.bytes[mine].sum()))
-    for step in strategy.in_step(list(_parts(scorer, corpus, mine, layout)), _loss_part(scorer, idle())):
-        if strategy.agreed(not going_on()):
-            sums.stopped = 1.0
+    rows, stopped = _Rows.of(corpus), False
+    parts = list(_parts(scorer, corpus, mine, layout, rows))
+    for part in strategy.in_step(parts, _loss_part(scorer, idle(), rows)):
+        if stopped := strategy.agreed(not going_on()):
             break
-        nats, tokens, right = step()
-        sums.nats, sums.tokens, sums.right = sums.nats + nats, sums.tokens + tokens, sums.right + right
-    total = _Sums(*strategy.sum_counters(list(vars(sums).values())))
-    if total.stopped:
-        raise Stopped
+        part()
+    return gathered(corpus, rows.nats, rows.labels, stopped=stopped, strategy=strategy)
+
+
+def gathered(corpus: Corpus, nats: Floats, labels: Floats | None, *, stopped: bool, strategy: Strategy) -> Measured:
+    """Collective: the numbers of all rows out of those of each rank's, which has zeros in the place of all others.
+    Stopped on all ranks if `stopped` on one."""
+    flat = np.concatenate([[float(stopped)], nats, np.zeros(0) if labels is None else labels.reshape(-1)])
+    for start in range(0, len(flat), _AT_ONCE):
+        flat[start : start + _AT_ONCE] = strategy.sum_counters(flat[start : start + _AT_ONCE].tolist())
+        if flat[0]:
+            raise Stopped
+    nats = flat[1 : len(nats) + 1]
+    labels = None if labels is None else flat[len(nats) + 1 :].reshape(labels.shape)
+    return Measured(scores_of(corpus, nats, labels), nats, corpus.targets, labels)
+
+
+def scores_of(corpus: Corpus, nats: Floats, labels: Floats | None) -> Scores:
+    """Means over the data set."""
+    total, tokens, size = float(nats.sum()), corpus.trained_tokens, int(corpus.bytes.sum())
+    choices = corpus.choices
     return Scores(
-        loss=total.nats / max(1.0, total.tokens),
-        bits_per_byte=total.nats / (math.log(2) * total.bytes) if total.bytes else None,
-        accuracy=total.right / max(1.0, total.rows) if corpus.choices else None,
-        rows=int(total.rows),
-        tokens=int(total.tokens),
+        loss=total / max(1, tokens),
+        bits_per_byte=total / (math.log(2) * size) if size else None,
+        accuracy=float((labels.argmin(axis=1) == choices.gold).mean()) if choices and labels is not None else None,
+        rows=len(corpus),
+        tokens=tokens,
     )
 
 
 _ROWS_AT_ONCE = 64
 """Between two signs of life."""
 
-Part = Callable[[], tuple[float, int, int]]
-"""A piece of work, one pass through the model: (nats, trained tokens, rows answered right)."""
+_AT_ONCE = 1 << 16
+"""Numbers that ranks sum at once."""
+
+Part = Callable[[], None]
+"""A piece of work, one pass through the model, which writes down what it finds."""
 
 
-def _parts(scorer: Scorer, corpus: Corpus, mine: Numbers, layout: Layout) -> Iterator[Part]:
+@dataclass(frozen=True)
+class _Rows:
+    """What this rank has found; zero in the place of the others' rows."""
+
+    nats: Floats
+    labels: Floats | None
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> _Rows:
+        choices = corpus.choices
+        labels = np.zeros((len(corpus), len(choices.answers))) if choices else None
+        return cls(np.zeros(len(corpus)), labels)
+
+
+def _parts(scorer: Scorer, corpus: Corpus, mine: Numbers, layout: Layout, rows: _Rows) -> Iterator[Part]:
     choices = corpus.choices
-    if choices and scorer.shares_prompts and _answers_are_all(corpus, choices):
-        yield from (_tree_part(scorer, corpus, choices, rows) for rows in _tree_groups(choices, mine, layout))
-        return
-    yield from (_loss_part(scorer, batch) for batch in layout.batches(corpus, mine))
-    if choices:
-        yield from _separate_parts(scorer, corpus.take(mine), layout)
+    if choices and _answers_are_all(corpus, choices):
+        shared = _shared(scorer, choices, mine)
+        for group in _tree_groups(choices, mine[shared], layout):
+            yield _tree_part(scorer, corpus, choices, group, rows)
+        mine = mine[~shared]
+    yield from (_loss_part(scorer, batch, rows) for batch in layout.batches(corpus, mine))
+    if choices and len(mine):
+        yield from _separate_parts(scorer, corpus, mine, layout, rows)
 
 
-def _loss_part(scorer: Scorer, batch: MicroBatch) -> Part:
-    return lambda: (float(scorer.nats(batch)), batch.target_count, 0)
+def _loss_part(scorer: Scorer, batch: MicroBatch, rows: _Rows) -> Part:
+    def work() -> None:
+        rows.nats[batch.documents] = _by_document(scorer, batch)
+
+    return work
+
+
+def _by_document(scorer: Scorer, batch: MicroBatch) -> Floats:
+    """(documents,): nats of each."""
+    segments = batch.segments[batch.targets != IGNORED]
+    found = np.bincount(segments, weights=scorer.target_nats(batch), minlength=len(batch.documents))
+    return found.astype(np.float64, copy=False)
 
 
 def _answers_are_all(corpus: Corpus, choices: Choices) -> bool:
     """Whether what is trained is just the right answer, so that its branch is the row's loss as well."""
     return corpus.trained_tokens == sum(len(choices.answers[gold]) for gold in choices.gold)
+
+
+def _shared(scorer: Scorer, choices: Choices, rows: Numbers) -> NDArray[np.bool_]:
+    """(rows,): whose answers may share a prompt."""
+    if not scorer.shares_prompts:
+        return np.zeros(len(rows), np.bool_)
+    if scorer.shared_within is None:
+        return np.ones(len(rows), np.bool_)
+    longest = max(len(answer) for answer in choices.answers)
+    return np.asarray(choices.prompts[rows] + longest <= scorer.shared_within)
 
 
 def _tree_groups(choices: Choices, mine: Numbers, layout: Layout) -> Iterator[Numbers]:
@@ -134,13 +201,12 @@ def _tree_groups(choices: Choices, mine: Numbers, layout: Layout) -> Iterator[Nu
         start += count
 
 
-def _tree_part(scorer: Scorer, corpus: Corpus, choices: Choices, rows: Numbers) -> Part:
-    def work() -> tuple[float, int, int]:
-        nats = answer_nats(scorer, [corpus.row(int(i)).tokens[: choices.prompts[i]] for i in rows], choices.answers)
-        gold = choices.gold[rows]
-        own = nats[np.arange(len(rows)), gold]
-        tokens = sum(len(choices.answers[label]) for label in gold)
-        return float(own.sum()), tokens, int((nats.argmin(axis=1) == gold).sum())
+def _tree_part(scorer: Scorer, corpus: Corpus, choices: Choices, group: Numbers, rows: _Rows) -> Part:
+    def work() -> None:
+        assert rows.labels is not None
+        nats = answer_nats(scorer, [corpus.row(int(i)).tokens[: choices.prompts[i]] for i in group], choices.answers)
+        rows.labels[group] = nats
+        rows.nats[group] = nats[np.arange(len(group)), choices.gold[group]]
 
     return work
 
@@ -180,43 +246,31 @@ def choice_nats(scorer: Scorer, corpus: Corpus, layout: Layout) -> Iterator[tupl
     """(rows, their nats (rows, labels) of each label's answer) piece by piece, of a corpus of classifications."""
     choices = corpus.choices
     assert choices is not None
-    if scorer.shares_prompts:
-        for rows in _tree_groups(choices, np.arange(len(corpus)), layout):
-            prompts = [corpus.row(int(i)).tokens[: choices.prompts[i]] for i in rows]
-            yield rows, answer_nats(scorer, prompts, choices.answers)
-        return
-    for start in range(0, len(corpus), _ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(corpus)))
+    every_row = np.arange(len(corpus))
+    shared = _shared(scorer, choices, every_row)
+    for rows in _tree_groups(choices, every_row[shared], layout):
+        prompts = [corpus.row(int(i)).tokens[: choices.prompts[i]] for i in rows]
+        yield rows, answer_nats(scorer, prompts, choices.answers)
+    alone = every_row[~shared]
+    for start in range(0, len(alone), _ROWS_AT_ONCE):
+        rows = alone[start : start + _ROWS_AT_ONCE]
         every = corpus.take(rows).with_every_answer()
         nats = np.zeros(len(every))
         for batch in layout.batches(every, np.arange(len(every))):
-            each, inside = scorer.token_nats(batch.tokens, batch.positions, batch.targets), batch.segments != PADDING
-            nats[batch.documents] = np.bincount(
-                batch.segments[inside], weights=each[inside], minlength=len(batch.documents)
-            )
+            nats[batch.documents] = _by_document(scorer, batch)
         yield rows, nats.reshape(len(rows), -1)
 
 
-def _separate_parts(scorer: Scorer, corpus: Corpus, layout: Layout) -> Iterator[Part]:
-    """Each answer behind a prompt of its own: for models that take no mask. The last pass knows who was right."""
-    choices = corpus.choices
-    assert choices is not None
-    every = corpus.with_every_answer()
-    nats = np.zeros(len(every))
+def _separate_parts(scorer: Scorer, corpus: Corpus, mine: Numbers, layout: Layout, rows: _Rows) -> Iterator[Part]:
+    """Each answer after a prompt of its own: for models that take no mask, and rows longer than a window."""
+    assert rows.labels is not None
+    labels, every = rows.labels, corpus.take(mine).with_every_answer()
+    count = labels.shape[1]
 
-    batches = layout.batches(every, np.arange(len(every)))
-
-    def score(index: int, batch: MicroBatch) -> Part:
-        def work() -> tuple[float, int, int]:
-            each = scorer.token_nats(batch.tokens, batch.positions, batch.targets)
-            inside = batch.segments != PADDING
-            nats[batch.documents] = np.bincount(
-                batch.segments[inside], weights=each[inside], minlength=len(batch.documents)
-            )
-            if index < len(batches) - 1:
-                return 0.0, 0, 0
-            return 0.0, 0, int((nats.reshape(len(corpus), -1).argmin(axis=1) == choices.gold).sum())
+    def score(batch: MicroBatch) -> Part:
+        def work() -> None:
+            labels[mine[batch.documents // count], batch.documents % count] = _by_document(scorer, batch)
 
         return work
 
-    yield from (score(index, batch) for index, batch in enumerate(batches))
+    yield from (score(batch) for batch in layout.batches(every, np.arange(len(every))))

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from finetune_trainer.blocks import Layers, decoder_layers
 from finetune_trainer.data.pack import PADDING, MicroBatch
+from finetune_trainer.decoder_blocks import Layers, body_of, decoder_layers
 
 
 def default_layers(count: int) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def features(network: nn.Module, batch: MicroBatch, layers: Sequence[int]) -> ND
     device = next(network.parameters()).device
     tokens, positions = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions))
     with _tapped(network, decoder_layers(network), layers) as seen, suppress(_Enough):
-        cast(Any, network).base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+        body_of(network)(input_ids=tokens, position_ids=positions, use_cache=False)
     segments, places = batch.segments.reshape(-1), batch.positions.reshape(-1)
     count = len(batch.documents)
     lengths = np.bincount(segments[segments != PADDING], minlength=count)
@@ -42,10 +42,18 @@ def features(network: nn.Module, batch: MicroBatch, layers: Sequence[int]) -> ND
     sizes = torch.from_numpy(np.maximum(lengths - 1, 1)).to(device, torch.float32)
     out = np.zeros((count, len(layers), 2 * _width(seen[layers[0]])), np.float32)
     for index, layer in enumerate(layers):
-        states = seen[layer].reshape(-1, seen[layer].shape[-1]).float()
+        states = _one_stream(network, seen[layer]).reshape(-1, seen[layer].shape[-1]).float()
         mean = torch.zeros(count, states.shape[1], device=device).index_add_(0, owner, states[chosen])
         out[:, index] = torch.cat([mean / sizes[:, None], states[ends]], dim=1).cpu().numpy()
     return out
+
+
+def _one_stream(network: nn.Module, states: Tensor) -> Tensor:
+    """(rows, length, dim); of blocks that carry several states of each token (Gemma 3n: (streams, rows, length, dim))
+    the one that they compute with."""
+    if states.ndim == 3:
+        return states
+    return states[int(getattr(cast(Any, network).config.get_text_config(), "altup_active_idx", 0))]
 
 
 def _width(states: Tensor) -> int:
@@ -53,7 +61,7 @@ def _width(states: Tensor) -> int:
 
 
 class _Enough(Exception):
-    """No wanted layer lies higher: no further one needs to run."""
+    """No wanted layer is higher: no further one needs to run."""
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Probe:
         return log_softmax(features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias)
 
     def save(self, folder: Path, **more: Any) -> None:
-        """probe.safetensors and probe.json; `more` is for whoever reads it."""
+        """probe.safetensors and probe.json; `more` is information for readers."""
         from safetensors.numpy import save_file
 
         save_file({"weight": self.weight, "bias": self.bias}, folder / "probe.safetensors")

@@ -47,7 +47,7 @@ def side(task: Task) -> dict[str, Any]:
     from finetune_api.plan import RunPlan
     from finetune_trainer.methods.lora import Lora
     from finetune_trainer.rundir import RunDir
-    from finetune_trainer.train import frozen
+    from finetune_trainer.train import frozen_cache
     from finetune_trainer.train.reporter import Reporter
     from finetune_trainer.train.run import run
 
@@ -83,7 +83,7 @@ def side(task: Task) -> dict[str, Any]:
     plain_attach: Callable[..., Any] = Lora.attach
     plain_phase: Callable[..., None] = Reporter.phase
     plain_step: Callable[..., None] = Reporter.step
-    plain_kept, frozen.kept = frozen.kept, kept
+    plain_kept, frozen_cache.kept = frozen_cache.kept, kept
     Lora.attach, Reporter.phase, Reporter.step = attach, phase, step  # type: ignore[method-assign]
     run(plan, RunDir(scratch / "run"), os.environ)
     return meter.report("torch", "transformers", "peft")

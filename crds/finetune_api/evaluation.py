@@ -1,0 +1,48 @@
+"""FineTuneJob.spec.evaluation: how base and tuned model are measured on held-out rows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+
+
+class EvaluationSettings(ApiModel):
+    max_rows: int | None = Field(
+        None,
+        ge=20,
+        le=1_000_000_000,
+        description="The most rows to measure of each held-out data set: a sample by content and training.seed, the "
+        "same for base and tuned model and in every attempt. Default: all.",
+    )
+    group_by: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="Key of held-out rows that belong together, such as patient: intervals count groups, not rows. A "
+        "row without the key is a group of its own. Default: data.validation.groupBy, else each row of the file.",
+    )
+    scale_sweep: bool = Field(
+        False,
+        description="Measure the trained adapter at 0.25, 0.5 and 0.75 of its scale as well, and publish it at the "
+        "scale that gains most and keeps the guards. One half of the rows of data.validation, data.general and (with "
+        "guards.slices) data.slices chooses, the other half is what is reported. For methods lora and qlora.",
+    )
+
+
+def _same_groups(new: dict[str, object]) -> bool:
+    evaluation, data = new.get("evaluation"), new.get("data")
+    validation = data.get("validation") if isinstance(data, dict) else None
+    if not isinstance(evaluation, dict) or not isinstance(validation, dict):
+        return True
+    if "groupBy" not in evaluation or "groupBy" not in validation:
+        return True
+    return bool(evaluation["groupBy"] == validation["groupBy"])
+
+
+SAME_GROUPS = Rule(
+    cel="!has(self.evaluation) || !has(self.evaluation.groupBy) || !has(self.data) || !has(self.data.validation) || "
+    "!has(self.data.validation.groupBy) || self.data.validation.groupBy == self.evaluation.groupBy",
+    message="evaluation.groupBy and data.validation.groupBy must be equal: leave evaluation.groupBy out",
+    holds=lambda new, _: _same_groups(new),
+)

@@ -1,0 +1,104 @@
+"""FineTuneJob.spec.guards: what a tuned model must not have lost to be published. A guard runs only if its key is
+written."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+from .status import GuardName
+
+
+class Forgetting(ApiModel):
+    max_bits_per_byte_increase: float = Field(
+        0.05, ge=0, le=100, description="The most bits per byte that data.general may cost more than before."
+    )
+
+
+class SliceRegression(ApiModel):
+    max_regression: float = Field(
+        0.05,
+        ge=0,
+        le=100,
+        description="The most that any slice may lose by its main metric: 0.05 is 5 points of accuracy, or 0.05 nats "
+        "per token of loss.",
+    )
+
+
+class CalibrationIncrease(ApiModel):
+    max_increase: float = Field(
+        0.03, ge=0, le=2, description="The most that the calibration error may rise, compared with the base model."
+    )
+
+
+class Guards(ApiModel):
+    min_gain: Annotated[float, Field(ge=-100, le=100)] | None = Field(
+        None,
+        description="The least that the test rows (else the validation rows) must gain by their main metric: 0.01 is 1 "
+        "point of accuracy, or 0.01 nats per token less loss.",
+    )
+    forgetting: Forgetting | None = Field(None, description="Bounds the loss of general text. Needs data.general.")
+    slices: SliceRegression | None = Field(None, description="Bounds the loss of the worst slice. Needs data.slices.")
+    calibration: CalibrationIncrease | None = Field(
+        None,
+        description="Bounds the increase of the calibration error on classification rows of data.test, else of "
+        "data.validation, at temperature 1.",
+    )
+    on_violation: Literal["fail", "warn", "remedy"] = Field(
+        "fail",
+        description="fail: the artifact is kept as a candidate, not published in output.uri, and the job fails. warn: "
+        "it is published, and the condition GuardsPassed says False. remedy: the adapter is published at a smaller "
+        "scale that keeps the guards (see evaluation.scaleSweep); if there is none, as for fail. remedy is for methods "
+        "lora and qlora.",
+    )
+    on_inconclusive: Literal["pass", "warn", "fail"] = Field(
+        "warn",
+        description="What happens when the rows are too few to decide. pass: nothing. warn: the condition GuardsPassed "
+        "is Unknown, and an alert fires. fail: as for a violation under onViolation: fail.",
+    )
+
+    @property
+    def bounds(self) -> dict[GuardName, float]:
+        """Returns the bound of each guard that is written."""
+        found: dict[GuardName, float] = {}
+        if self.min_gain is not None:
+            found["minGain"] = self.min_gain
+        if self.forgetting is not None:
+            found["forgetting"] = self.forgetting.max_bits_per_byte_increase
+        if self.slices is not None:
+            found["slices"] = self.slices.max_regression
+        if self.calibration is not None:
+            found["calibration"] = self.calibration.max_increase
+        return found
+
+
+def _needs(guard: str, field: str) -> Rule:
+    def holds(new: dict[str, Any], _: dict[str, Any] | None) -> bool:
+        return guard not in (new.get("guards") or {}) or bool((new.get("data") or {}).get(field))
+
+    there = f"has(self.data.{field})" + (f" && self.data.{field}.size() > 0" if field == "slices" else "")
+    return Rule(
+        cel=f"!has(self.guards) || !has(self.guards.{guard}) || !has(self.data) || ({there})",
+        message=f"guards.{guard} needs data.{field}: add it, or remove the guard",
+        holds=holds,
+    )
+
+
+def _labelled(new: dict[str, Any], _: dict[str, Any] | None) -> bool:
+    data = new.get("data") or {}
+    if "calibration" not in (new.get("guards") or {}) or not data:
+        return True
+    return ("test" in data or "validation" in data) and data.get("format", "auto") in ("auto", "classification")
+
+
+_CALIBRATION = Rule(
+    cel="!has(self.guards) || !has(self.guards.calibration) || !has(self.data) || ((has(self.data.test) || "
+    "has(self.data.validation)) && (!has(self.data.format) || self.data.format in ['auto', 'classification']))",
+    message="guards.calibration needs classification rows in data.test or data.validation: add them, or remove the "
+    "guard",
+    holds=_labelled,
+)
+
+GUARD_RULES = (_needs("forgetting", "general"), _needs("slices", "slices"), _CALIBRATION)

@@ -1,0 +1,106 @@
+"""FineTuneJob.spec.ladder and status.ladder: method.type auto starts with a cheap method and steps up on evidence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+from .fields import LIST_MAP, MAP_KEYS
+from .methods import AUTO, TRAITS, type_of
+
+MethodName = Literal[
+    "full", "partial", "lora", "dora", "qlora", "adapter", "ia3", "prompt", "ptuning", "prefix", "probe"
+]  # fmt: skip
+
+
+class LadderBudget(ApiModel):
+    gpu_hours: float = Field(
+        gt=0,
+        le=10_000_000,
+        description="Hours of all processes together: GPU hours where each process has a GPU. A rung starts only if "
+        "its upper estimate fits into what is left.",
+    )
+
+
+class Ladder(ApiModel):
+    min_gain: float = Field(
+        0.01,
+        ge=0,
+        le=100,
+        description="The least that a rung must gain over the best one so far to be taken, by the main metric of the "
+        "validation rows: 0.01 is 1 point of accuracy, or 0.01 nats per token less loss.",
+    )
+    target: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Stop when the best rung reaches this score on the validation rows with its whole interval: "
+        "accuracy at least, or loss at most.",
+    )
+    budget: LadderBudget | None = Field(None, description="What all rungs together may cost. Default: unlimited.")
+    rungs: Annotated[tuple[MethodName, ...], Field(max_length=8)] = Field(
+        (),
+        description="Methods to try, in this order, each at most once. Default: by a rule for the size and kind of the "
+        "data; finetune plan shows it.",
+        json_schema_extra={LIST_MAP: "set"},
+    )
+
+
+RungState = Literal["planned", "running", "done", "skipped"]
+RungDecision = Literal["taken", "noGain", "inconclusive", "blocked"]
+LadderStop = Literal["targetMet", "guard", "noGain", "inconclusive", "topRung", "memory", "budget"]
+Sentence = Annotated[str, Field(max_length=1024)]
+
+
+class RungStatus(ApiModel):
+    name: str = Field(max_length=32, description="The method.")
+    state: RungState
+    estimate: float | None = Field(None, description="Upper estimate of the cost, in GPU hours.")
+    cost: float | None = Field(None, description="Measured cost, in GPU hours.")
+    learning_rate: float | None = None
+    score: float | None = Field(None, description="On the select half of the validation rows, by the main metric.")
+    gain: float | None = Field(None, description="Over the best rung before it; more is better.")
+    low: float | None = Field(None, description="Of the interval of gain, adjusted for the number of planned rungs.")
+    high: float | None = Field(None, description="See low.")
+    minimum_detectable: float | None = Field(None, description="The smallest gain that these rows would have shown.")
+    rows: int | None = Field(None, description="Of the select half of the validation rows.")
+    rows_needed: int | None = Field(None, description="About so many validation rows would decide.")
+    decision: RungDecision | None = None
+    reason: Sentence = ""
+
+
+class LadderStatus(ApiModel):
+    rule: str = Field(max_length=64, description="Name of the rule that planned the rungs.")
+    rule_reason: Sentence = ""
+    metric: str | None = Field(None, max_length=32, description="By which rungs are compared.")
+    base_score: float | None = Field(None, description="Of the model as it is, on the same rows.")
+    rungs: Annotated[tuple[RungStatus, ...], Field(max_length=16)] = Field(
+        (), json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]}
+    )
+    spent: float = Field(0.0, description="GPU hours of all rungs.")
+    budget: float | None = Field(None, description="GPU hours; unset: unlimited.")
+    best: str | None = Field(None, max_length=32, description="The best rung so far, or base.")
+    stop_reason: LadderStop | None = None
+    story: Sentence = Field("", description="Why the ladder stopped where it did, in words.")
+
+
+def _is_auto(new: dict[str, Any]) -> bool:
+    return type_of(new) == AUTO
+
+
+_AUTO_CEL = f"has(self.method) && has(self.method.type) && self.method.type == '{AUTO}'"
+
+LADDER_RULES = (
+    Rule(
+        cel=f"!has(self.ladder) || ({_AUTO_CEL})",
+        message=f"ladder is only for method.type {AUTO}: remove it, or set method.type: {AUTO}",
+        holds=lambda new, _: "ladder" not in new or _is_auto(new),
+    ),
+    Rule(
+        cel=f"!({_AUTO_CEL}) || !has(self.training) || !has(self.training.learningRate)",
+        message=f"method.type {AUTO} uses the default learning rate of each rung: remove training.learningRate",
+        holds=lambda new, _: not _is_auto(new) or "learningRate" not in (new.get("training") or {}),
+    ),
+)
+
+assert set(TRAITS) == set(get_args(MethodName)), "a rung is a method"

@@ -1,0 +1,149 @@
+"""FineTuneJob.spec.regularization: what keeps a tuned model from forgetting while it learns. A term runs only if its
+key is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+from .fields import DataUri
+from .methods import TRAITS, type_of
+from .strategy import SHARDED
+
+
+class Replay(ApiModel):
+    """Rows of general text among the training rows."""
+
+    fraction: float = Field(
+        0.05,
+        gt=0,
+        le=0.9,
+        description="Fraction of the rows of a step that are general text. They are added to the batchSize rows of "
+        "data.train, so that steps and epochs stay the same; a row of general text weighs as much as an average "
+        "training row. 0.05 suits data close to the general text, 0.25 a change of language or script.",
+    )
+    source: Literal["general"] = Field("general", description="general: rows of uri.")
+    uri: DataUri | None = Field(
+        None,
+        description="General text to replay, like data.general.uri. Documents that are also held-out or general rows "
+        "are left out. Default: half of the documents of data.general; forgetting is then measured on the other half.",
+    )
+
+    def rows_per_step(self, batch_size: int) -> float:
+        """Returns the mean number of replayed rows in a step of `batch_size` training rows: 0.25 of 12 is 4."""
+        return batch_size * self.fraction / (1 - self.fraction)
+
+
+class KlToBase(ApiModel):
+    """A penalty on the distance of the tuned model's next-token distribution from the base model's."""
+
+    beta: float = Field(0.5, gt=0, le=100, description="Weight of the mean divergence, in nats per token.")
+
+
+class Regularization(ApiModel):
+    replay: Replay | None = Field(
+        None, description="Mixes general text into the training rows. Costs fraction / (1 - fraction) more time."
+    )
+
+    kl_to_base: KlToBase | None = Field(
+        None,
+        description="Penalizes divergence from the base model: on the replayed rows, or without replay on the tokens "
+        "of the training rows, leaving out the right one. For methods with an adapter that can be switched off. Costs "
+        "a forward pass over these rows.",
+    )
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yields (title, settings in words) of each term, for report and model card."""
+        if self.replay is not None:
+            source = self.replay.uri or "half of data.general"
+            yield TERMS["replay"].title, f"{100 * self.replay.fraction:g} % of the rows of a step, from {source}"
+        if self.kl_to_base is not None:
+            where = "replayed rows" if self.replay else "training rows, without the right token"
+            yield TERMS["klToBase"].title, f"beta {self.kl_to_base.beta:g}, on {where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermTraits:
+    """Properties of a key of spec.regularization."""
+
+    name: str
+    title: str
+    """Its name in the report."""
+    unit: str
+    """Of its curve."""
+    needs_base: bool = False
+    """Compares with the base model, which the method has to keep next to what it trains."""
+    sharded: tuple[str, ...] = SHARDED
+    """Strategies with weights in shards under which it is proved to work."""
+
+
+_ALL = (
+    TermTraits(name="replay", title="Replayed text", unit="nats per replayed token"),
+    TermTraits(
+        name="klToBase",
+        title="KL to the base",
+        unit="nats per token",
+        needs_base=True,
+        sharded=("fsdp",),
+    ),
+)
+
+TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
+"""By key of the manifest."""
+
+
+def replay_uri(spec: dict[str, Any]) -> str | None:
+    """Returns the URI that the manifest replays: its own, or that of data.general."""
+    replay = (spec.get("regularization") or {}).get("replay")
+    if replay is None:
+        return None
+    uri = replay.get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
+    return str(uri) if uri else None
+
+
+_WITH_BASE = tuple(method.name for method in TRAITS.values() if method.switches_off)
+
+
+def _asks(new: dict[str, Any], term: TermTraits) -> bool:
+    return (new.get("regularization") or {}).get(term.name) is not None
+
+
+def _absent(term: TermTraits) -> str:
+    return f"!has(self.regularization) || !has(self.regularization.{term.name}) || "
+
+
+def _needs_base(term: TermTraits) -> Rule:
+    return Rule(
+        cel=_absent(term) + f"!has(self.method) || !has(self.method.type) || self.method.type in {list(_WITH_BASE)}",
+        message=f"regularization.{term.name} compares with the base model, and only method.type "
+        f"{', '.join(_WITH_BASE)} can switch back to it without a second copy: use one of these, or "
+        "regularization.replay alone",
+        holds=lambda new, _: not _asks(new, term) or type_of(new) in _WITH_BASE,
+    )
+
+
+def _not_under(term: TermTraits, strategy: str) -> Rule:
+    return Rule(
+        cel=_absent(term) + f"!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != '{strategy}'",
+        message=f"regularization.{term.name} is not supported by strategy.type {strategy}: set strategy.type: "
+        f"{' or '.join(('ddp', *term.sharded))}",
+        holds=lambda new, _: not _asks(new, term) or (new.get("strategy") or {}).get("type") != strategy,
+    )
+
+
+REGULARIZATION_RULES = (
+    *(_needs_base(term) for term in _ALL if term.needs_base),
+    *(_not_under(term, strategy) for term in _ALL for strategy in SHARDED if strategy not in term.sharded),
+    Rule(
+        cel="!has(self.regularization) || !has(self.regularization.replay) || has(self.regularization.replay.uri) || "
+        "!has(self.data) || has(self.data.general)",
+        message="regularization.replay needs general text: set regularization.replay.uri, or data.general",
+        holds=lambda new, _: (
+            "data" not in new or (new.get("regularization") or {}).get("replay") is None or replay_uri(new) is not None
+        ),
+    ),
+)

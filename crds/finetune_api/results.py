@@ -1,0 +1,141 @@
+"""An evaluation in as few bytes as it takes: the results of a run pass through a termination message of 4 KiB.
+
+    packed(evaluation)     columns as JSON, four significant digits, deflated, base85: 32 slices in about 2 KiB
+    unpacked(text)         the same evaluation, or ValueError
+
+A pod writes the text and the operator reads it, so reading is bounded: nothing is inflated beyond `LARGEST` bytes, and
+what is read is judged by the model like any other part of a message.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, get_args
+
+from pydantic import ValidationError
+
+from .base import ApiModel
+from .status import (
+    Calibration,
+    DataKind,
+    Evaluation,
+    GuardName,
+    GuardResult,
+    GuardVerdict,
+    Measurement,
+    Metric,
+    ScaleSweep,
+    Verdict,
+)
+
+LARGEST = 32 * 1024
+"""Bytes of inflated JSON; 32 slices with names of 63 characters are 6 KiB."""
+
+DIGITS = 4
+"""Significant ones."""
+
+_Columns = dict[str, tuple[str, ...]]
+"""Fields in the order of columns; those written as their place in a list of words with the list. New fields and words
+go to the end."""
+
+_DATA: _Columns = {
+    "name": (),
+    "kind": get_args(DataKind),
+    "metric": get_args(Metric),
+    **dict.fromkeys(("base", "tuned", "difference", "low", "high", "minimum_detectable"), ()),
+    "verdict": get_args(Verdict),
+    "rows": (),
+    "groups": (),
+}
+_GUARDS: _Columns = {
+    "name": get_args(GuardName),
+    **dict.fromkeys(("bound", "value", "low", "high"), ()),
+    "verdict": get_args(GuardVerdict),
+    "rows_needed": (),
+}
+
+
+def packed(evaluation: Evaluation) -> str:
+    """ASCII without quotes and backslashes, so that JSON leaves it as it is."""
+    told: dict[str, Any] = {
+        "d": _told(evaluation.data, _DATA),
+        "g": _told(evaluation.guards, _GUARDS),
+        "o": evaluation.omitted,
+    }
+    if evaluation.calibration is not None:
+        told["c"] = _short(evaluation.calibration.to_json())
+    if evaluation.scale is not None:
+        told["s"] = _short(evaluation.scale.to_json())
+    text = json.dumps(told, separators=(",", ":"), allow_nan=False)
+    return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unpacked(text: str) -> Evaluation:
+    """ValueError for whatever `packed` did not write, and for more than `LARGEST` bytes."""
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(base64.b85decode(text), LARGEST)
+    except zlib.error as error:
+        raise ValueError(f"not deflated: {error}") from None
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError(f"more than {LARGEST} bytes, cut off, or followed by something else")
+    try:
+        return _evaluation(json.loads(data, parse_constant=_refused))
+    except (ValidationError, RecursionError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"not an evaluation: {type(error).__name__}") from None
+
+
+def _evaluation(told: Any) -> Evaluation:
+    data = tuple(Measurement(**row) for row in _read(told["d"], _DATA))
+    guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
+    calibration, scale = told.get("c"), told.get("s")
+    return Evaluation(
+        data=data,
+        guards=guards,
+        calibration=None if calibration is None else Calibration.model_validate_json(json.dumps(calibration)),
+        scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
+        omitted=told.get("o"),
+    )
+
+
+def _told(rows: Sequence[ApiModel], columns: _Columns) -> list[list[Any]]:
+    return [[_brief(getattr(row, field), words) for row in rows] for field, words in columns.items()]
+
+
+def _read(told: Any, columns: _Columns) -> Iterator[dict[str, Any]]:
+    for row in zip(*told, strict=True) if told else ():
+        yield {field: _word(value, words) for (field, words), value in zip(columns.items(), row, strict=True)}
+
+
+def _brief(value: Any, words: tuple[str, ...]) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        short = float(f"{value:.{DIGITS}g}")
+        return int(short) if short == int(short) else short
+    return words.index(value) if words and value is not None else value
+
+
+def _short(told: Any) -> Any:
+    """The same JSON with fewer digits."""
+    if isinstance(told, dict):
+        return {name: _short(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_short(value) for value in told]
+    return _brief(told, ())
+
+
+def _word(value: Any, words: tuple[str, ...]) -> Any:
+    if not words or value is None:
+        return value
+    if not isinstance(value, int) or value < 0:
+        raise TypeError(value)
+    return words[value]
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number of JSON")

@@ -1,0 +1,78 @@
+"""What a run measured and what its guards made of it, in the status of a job that succeeded or was held back.
+
+GuardsPassed   True       every guard that the manifest has is passed
+               False      one is violated
+               Unknown    none is violated, and one has too few rows to decide, or no result: a trainer
+               image that is older than the operator knows no guards
+"""
+
+from __future__ import annotations
+
+from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.plan import ProgressReport
+from finetune_api.status import Candidate, Evaluation, FineTuneJobStatus, GuardResult
+from finetune_operator.state.observe import Observed
+from finetune_operator.state.pod_reports import below
+from finetune_operator.state.status import Stamp, change, condition, sound
+
+
+def measured(seen: Observed, words: TerminationMessage | None) -> Evaluation | None:
+    """From a termination message, the last report and the status: the one that has measured most, and of two that have
+    as much the first."""
+    report = seen.report
+    told = (sound(words.evaluation) if words else None, sound(report.evaluation) if report else None)
+    given = [each for each in (*told, seen.status.evaluation) if each is not None]
+    return max(given, key=lambda each: sum(data.tuned is not None for data in each.data), default=None)
+
+
+def guarded(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
+    """With the condition GuardsPassed, where guards are written or were judged."""
+    known = status.evaluation or Evaluation()
+    guards = (*known.guards, *_unreported(seen, known))
+    if not guards:
+        return status
+    status = change(status, evaluation=known.model_copy(update={"guards": guards}))
+    verdicts = {each.verdict for each in guards}
+    if "violated" in verdicts:
+        return _set(status, False, Reason.GuardViolated, stamp)
+    if "inconclusive" in verdicts:
+        return _set(status, None, Reason.GuardInconclusive, stamp)
+    return _set(status, True, Reason.GuardsPassed, stamp)
+
+
+def held_back(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
+    """Of a job that a guard ended: what it measured, and where its candidate is."""
+    pods = (*seen.gang, *seen.gone)
+    words = next((pod.ended.words for pod in pods if pod.ended and pod.ended.words and pod.index == 0), None)
+    candidate = _candidate(words) or _candidate(seen.report)
+    ours = candidate if below(candidate, output_of(seen)) else None
+    status = change(status, evaluation=measured(seen, words), candidate=ours or status.candidate)
+    return guarded(seen, status, stamp)
+
+
+def output_of(seen: Observed) -> str | None:
+    """The folder that the manifest names."""
+    output = seen.job.raw_spec.get("output")
+    return output.get("uri") if isinstance(output, dict) else None
+
+
+def _unreported(seen: Observed, known: Evaluation) -> tuple[GuardResult, ...]:
+    """The guards of the manifest of which the run has reported no result."""
+    written = seen.spec.guards.bounds if seen.spec is not None else {}
+    reported = {each.name for each in known.guards}
+    return tuple(
+        GuardResult(name=name, bound=bound, verdict="inconclusive")
+        for name, bound in written.items()
+        if name not in reported
+    )
+
+
+def _candidate(told: TerminationMessage | ProgressReport | None) -> Candidate | None:
+    return told.candidate if told else None
+
+
+def _set(status: FineTuneJobStatus, true: bool | None, reason: Reason, stamp: Stamp) -> FineTuneJobStatus:
+    guards = status.evaluation.guards if status.evaluation else ()
+    wanted = {Reason.GuardViolated: "violated", Reason.GuardInconclusive: "inconclusive"}.get(reason, "passed")
+    message = "; ".join(each.told() for each in guards if each.verdict == wanted)
+    return condition(status, "GuardsPassed", true=true, reason=reason, message=message, stamp=stamp)

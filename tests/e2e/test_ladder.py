@@ -1,0 +1,107 @@
+"""`finetune run` with method auto for real: two ladders on a tiny model that choose differently, and say why."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from finetune_api.failures import ExitCode
+from finetune_trainer.report.record import decode
+from tests.support.local_runs import Json, Workspace
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def rows(count: int, *, start: int, signal: bool) -> str:
+    """The label is the text's first letter, or nothing in the text."""
+    chosen = random.Random(start)
+    lines = []
+    for number in range(start, start + count):
+        label = chosen.choice(["no", "yes"])
+        first = ("a" if label == "no" else "z") if signal else "m"
+        text = first + "".join(chosen.choice("bcdefgh") for _ in range(6)) + str(number)
+        lines.append(json.dumps({"text": text, "label": label}))
+    return "\n".join(lines) + "\n"
+
+
+def manifest(workspace: Workspace, *, signal: bool, rungs: list[str]) -> Json:
+    folder = workspace.folder / "rows"
+    folder.mkdir()
+    sizes = {"train": 100, "validation": 200, "test": 60}
+    for place, (name, count) in enumerate(sizes.items()):
+        (folder / f"{name}.jsonl").write_text(rows(count, start=10_000 * place, signal=signal))
+    uris = {name: (folder / f"{name}.jsonl").as_uri() for name in sizes}
+    data = {
+        "train": [{"uri": uris["train"]}], "validation": {"uri": uris["validation"]}, "test": {"uri": uris["test"]},
+        "format": "classification", "sequenceLength": 128,
+    }  # fmt: skip
+    return workspace.manifest(
+        method={"type": "auto"}, ladder={"minGain": 0.05, "rungs": rungs}, data=data, nodes=1,
+        training={"maxSteps": 4, "batchSize": 16},
+    )  # fmt: skip
+
+
+def test_a_probe_that_suffices_is_published_and_lora_is_not(workspace: Workspace) -> None:
+    asked = manifest(workspace, signal=True, rungs=["probe", "lora"])
+    assert workspace.run(asked) == ExitCode.OK, workspace.story()
+    status = workspace.job().status
+    assert status.ladder is not None
+    assert status.ladder.best == "probe"
+    assert status.ladder.rungs[0].decision == "taken"
+    assert status.ladder.stop_reason in ("noGain", "inconclusive")
+    assert all(rung.cost for rung in status.ladder.rungs)
+    output = workspace.folder / "output" / "tiny"
+    assert json.loads((output / "manifest.json").read_text())["ladder"]["rung"] == "probe"
+    record = decode((output / "run.json").read_text())
+    assert {each.kind for each in record.evaluation.data} == {"validation", "test"}
+    assert record.ladder == status.ladder
+    assert "<h2>Ladder</h2>" in (output / "report.html").read_text()
+    (uid,) = (output / ".finetune").iterdir()
+    for rung in ("probe", "lora"):
+        found = decode((uid / "rungs" / rung / "run.json").read_text())
+        assert {each.kind for each in found.evaluation.data} == {"validation"}, "a rung must not read the test rows"
+
+
+def test_without_a_signal_nothing_is_published_and_the_reason_is_told(workspace: Workspace) -> None:
+    asked = manifest(workspace, signal=False, rungs=["probe"])
+    assert workspace.run(asked) == ExitCode.GUARD, workspace.story()
+    assert not (workspace.folder / "output" / "tiny" / "manifest.json").exists()
+    assert "no rung is better than the base model" in workspace.said()
+    assert Path(workspace.home.run("tiny") / "rungs" / "probe").is_dir()
+
+
+def test_lora_is_published_from_the_checkpoint_of_its_rung(workspace: Workspace) -> None:
+    """Rows without labels, compared by loss. The published weights are those that were selected, and no step is made
+    again."""
+    folder, chosen = workspace.folder / "rows", random.Random(5)
+    folder.mkdir()
+    for name, count in {"train": 64, "validation": 120, "test": 40}.items():
+        words = ["".join(chosen.choice("abcdef") for _ in range(9)) for _ in range(count)]
+        lines = [json.dumps({"prompt": f"backwards {name} {word}: ", "completion": word[::-1]}) for word in words]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    uris = {name: (folder / f"{name}.jsonl").as_uri() for name in ("train", "validation", "test")}
+    data = {
+        "train": [{"uri": uris["train"]}], "validation": {"uri": uris["validation"]}, "test": {"uri": uris["test"]},
+        "sequenceLength": 128,
+    }  # fmt: skip
+    asked = workspace.manifest(
+        method={"type": "auto"}, ladder={"minGain": 0.05, "rungs": ["lora"]}, data=data, nodes=1,
+        training={"maxSteps": 6, "batchSize": 16},
+    )  # fmt: skip
+    assert workspace.run(asked) == ExitCode.OK, workspace.story()
+    status = workspace.job().status
+    assert status.ladder is not None
+    assert (status.ladder.best, status.ladder.stop_reason, status.ladder.metric) == ("lora", "topRung", "loss")
+    output = workspace.folder / "output" / "tiny"
+    (uid,) = (output / ".finetune").iterdir()
+    rung = uid / "rungs" / "lora"
+    assert (output / "adapter_model.safetensors").read_bytes() == (rung / "adapter_model.safetensors").read_bytes()
+    record = decode((output / "run.json").read_text())
+    kinds = {each.kind: each for each in record.evaluation.data}
+    assert set(kinds) == {"validation", "test"}
+    assert kinds["test"].verdict == "better"
+    assert (record.attempts[-1].first_step, record.steps) == (6, 6)
+    assert not list((rung / ".finetune").rglob("*.json")), "its checkpoints are of no more use"

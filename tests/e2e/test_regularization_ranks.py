@@ -1,0 +1,110 @@
+"""Replay and KL to the base on ranks that are real processes: whole weights or shards, two learn what one learns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from finetune_api.methods import Lora, Method
+from finetune_api.strategy import Strategy as Settings
+from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.parallel.ddp import Ddp
+from finetune_trainer.parallel.registry import spread
+from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.model import load_network
+from tests.support import rank_processes
+from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {"replay": (5 / 3, 0.0), "replay-kl": (5 / 3, 2.0), "kl": (0.0, 2.0)}
+"""Replayed rows in a step of five, and beta."""
+
+
+@dataclass(frozen=True)
+class Case:
+    settings: str
+    strategy: Literal["ddp", "fsdp", "deepspeed"]
+
+    @property
+    def folder(self) -> str:
+        return f"{self.strategy}-{self.settings}"
+
+
+TWO = [Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl")]
+ZERO = [Case("replay", "deepspeed")]
+
+
+def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str, Any]:
+    net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=True)
+    replay, beta = SETTINGS[settings]
+    method = Method(type="lora", lora=Lora(rank=4))
+    knobs = Knobs(method=method, steps=5, rate=1e-3, replay=replay, beta=beta)
+    run = make_run(root / folder, knobs, strategy=strategy, net=net)
+    state = run.finish()
+    return {
+        "losses": [point.loss for point in state.curve],
+        "added": [point.regularization or {} for point in state.curve],
+        "norms": [point.gradient_norm for point in state.curve],
+        "tensors": run.tensors(),
+    }
+
+
+def _rank(rank: int, world_size: int, port: int, root: str, cases: list[Case], library: str | None) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if library is not None:
+        sys.path.append(library)
+    ranks = Ddp.join(Place(rank, rank, world_size, world_size), CPU)
+    for case in cases:
+        settings = Settings(type=case.strategy, zero_stage=3 if case.strategy == "deepspeed" else None)
+        strategy = spread(ranks, case.strategy, device=CPU, settings=settings)
+        torch.save(_run(Path(root), case.folder, case.settings, strategy), f"{root}/{case.folder}.{rank}.pt")
+        ranks.barrier()
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("regularization")
+    network("Llama").save_pretrained(folder / "base")
+    for settings in SETTINGS:
+        torch.save(_run(folder, f"alone-{settings}", settings, Single()), folder / f"alone-{settings}.pt")
+    rank_processes.start(_rank, 2, str(folder), TWO, None)
+    return folder
+
+
+@pytest.mark.parametrize("case", TWO, ids=lambda case: case.folder)
+def test_two_ranks_learn_what_one_learns(root: Path, case: Case) -> None:
+    _compare(root, case)
+
+
+def test_replay_works_under_deepspeed(root: Path) -> None:
+    made = subprocess.run([ROOT / "tools" / "deepspeed.sh"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("DeepSpeed cannot be installed here: tools/deepspeed.sh says why")
+    rank_processes.start(_rank, 2, str(root), ZERO, made.stdout.strip())
+    _compare(root, ZERO[0])
+
+
+def _compare(root: Path, case: Case) -> None:
+    alone = torch.load(root / f"alone-{case.settings}.pt")
+    told = torch.load(root / f"{case.folder}.0.pt")
+    assert told["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+    assert told["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+    for mine, other in zip(told["added"], alone["added"], strict=True):
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-7)
+    assert {key for each in told["added"] for key in each} == _keys(case)
+    weights = [{n: t for n, t in each["tensors"].items() if n.startswith("weights")} for each in (told, alone)]
+    assert largest_difference(*weights) < 5e-6
+
+
+def _keys(case: Case) -> set[str]:
+    replay, beta = SETTINGS[case.settings]
+    return ({"replay"} if replay else set()) | ({"klToBase"} if beta else set())

@@ -1,0 +1,55 @@
+"""An adapter that hurts general text: published at a smaller scale under onViolation: remedy, held back under fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.failures import ExitCode
+from finetune_api.status import Phase
+from finetune_trainer.transfer.records import decode
+from tests.support.local_runs import Workspace
+
+pytestmark = pytest.mark.timeout(600)
+
+BOUND = 0.008
+
+
+def manifest(workspace: Workspace, **guards: object) -> dict[str, Any]:
+    """A rate that is too high, and general text that has nothing to do with what is trained."""
+    general = workspace.folder / "general.jsonl"
+    lines = [f"No. {n}: {n * n * 7919} STEMI, {n}:30 h" for n in range(2400)]
+    texts = (" ".join(lines[start : start + 10]) for start in range(0, len(lines), 10))
+    general.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    made = workspace.manifest(nodes=1, guards={"forgetting": {"maxBitsPerByteIncrease": BOUND}, **guards})
+    made["spec"]["data"] |= {"general": {"uri": general.as_uri()}}
+    made["spec"]["training"] |= {"learningRate": 0.004, "epochs": 5}
+    return made
+
+
+def test_an_adapter_that_forgets_is_published_at_a_scale_that_does_not(files: Path, tmp_path: Path) -> None:
+    workspace = Workspace(folder=tmp_path, files=files)
+    asked = manifest(workspace, onViolation="remedy")
+    assert workspace.run(asked) == ExitCode.OK, workspace.story()
+    status = workspace.job().status
+    assert status.phase is Phase.Succeeded
+    assert status.evaluation is not None
+    sweep = status.evaluation.scale
+    assert sweep is not None
+    assert sweep.chosen is not None
+    assert 0 < sweep.chosen < 1
+    assert [point.scale for point in sweep.curve] == [0, 0.25, 0.5, 0.75, 1]
+    assert sweep.curve[-1].verdict == "violated"
+    assert [guard.verdict for guard in status.evaluation.guards] == ["passed"]
+    output = tmp_path / "output" / "tiny"
+    assert json.loads((output / "adapter_config.json").read_text())["lora_alpha"] == 32 * sweep.chosen
+    told = decode((output / "evaluation" / "general.parquet").read_bytes()).models
+    assert set(told) == {"base", "tuned", "scale/0", "scale/0.25", "scale/0.5", "scale/0.75", "scale/1"}
+    assert not set(told["tuned"].row) & set(told["scale/0.5"].row), "rows that choose do not judge"
+    assert set(told["tuned"].row) == set(told["base"].row)
+    general = next(each for each in status.evaluation.data if each.kind == "general")
+    assert general.rows == len(told["tuned"]) < len(told["tuned"]) + len(told["scale/1"])
+    assert "of its trained scale" in (output / "report.html").read_text()

@@ -1,0 +1,71 @@
+"""`finetune analyze`: the shift of the training rows in text and JSON, and what it recommends."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.cli.main import main
+from tests.support.tiny_model import tiny_model
+from tests.support.tokenizers import write_jsonl
+
+WORDS = ("river", "stone", "window", "paper", "winter", "garden", "letter", "silver", "morning", "bridge")
+
+
+def _texts(count: int, *, seed: int, script: str = "latin") -> list[dict[str, object]]:
+    chosen = random.Random(seed)
+    rows = [" ".join(chosen.choices(WORDS, k=20)) for _ in range(count)]
+    if script == "greek":
+        rows = [row.translate({ord("a") + i: 0x3B1 + i for i in range(26)}) for row in rows]
+    return [{"text": row} for row in rows]
+
+
+def _job(folder: Path, *, general: bool = True, script: str = "latin", **spec: Any) -> str:
+    tiny_model(folder / "model")
+    data: dict[str, Any] = {
+        "train": [{"uri": write_jsonl(folder / "train.jsonl", *_texts(30, seed=1, script=script))}],
+        "sequenceLength": 256,
+    }
+    if general:
+        data["general"] = {"uri": write_jsonl(folder / "general.jsonl", *_texts(30, seed=2))}
+    output = {"uri": f"file://{folder}/output"}
+    manifest = {"model": {"uri": f"file://{folder}/model"}, "data": data, "output": output, **spec}
+    file = folder / "job.json"
+    job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "shift"}}
+    file.write_text(json.dumps({**job, "spec": manifest}))
+    return str(file)
+
+
+def _analyze(file: str, folder: Path, *more: str) -> int:
+    return main(["analyze", file, "--home", str(folder / "home"), "--documents", "12", *more])
+
+
+def test_two_samples_of_one_text_have_no_shift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _analyze(_job(tmp_path), tmp_path, "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    ratio = told["bitsPerByteRatio"]
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert ratio["value"] == pytest.approx(1, abs=0.03)
+    assert (told["shift"], abs(told["jensenShannonExcess"]) < 0.05) == ("small", True)
+    assert told["tokensPerByteRatio"] == pytest.approx(1, abs=0.02)
+    assert [text["documents"] for text in told["texts"]] == [12, 12]
+    assert told["recommendations"][0]["set"] == "regularization.replay: {fraction: 0.05, uri: …}"
+
+
+def test_another_script_is_told_with_its_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _analyze(_job(tmp_path, script="greek", method={"type": "full"}), tmp_path) == 0
+    told = capsys.readouterr().out
+    assert "Jensen-Shannon excess of their tokens: 0." in told
+    assert "method: {type: lora}" in told
+    assert "rows are few for training the model's own weights" in told
+
+
+def test_without_general_text_there_is_nothing_to_compare_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _analyze(_job(tmp_path, general=False), tmp_path) != 0
+    assert "Set data.general to text that the model is good at." in capsys.readouterr().err

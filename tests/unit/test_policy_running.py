@@ -1,0 +1,62 @@
+"""The status of an attempt whose pods start and run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.plan import ProgressReport
+from finetune_api.status import (
+    FineTuneJobStatus,
+    Phase,
+    Progress,
+)
+from finetune_operator.decide import decide
+from finetune_operator.decision import Decision
+from finetune_operator.state.status import rfc3339
+from tests.support.operator_objects import (
+    NOW,
+    child,
+    job,
+    later,
+    pod,
+    seen,
+    status,
+)
+
+RUNNING = (pod(0, "Running"), pod(1, "Running"))
+
+
+def test_pods_that_have_nodes_for_a_moment_are_starting() -> None:
+    pods = (pod(0, scheduled=NOW), pod(1, scheduled=NOW))
+    given = seen(job(status(Phase.Pending)), children=(child(),), pods=pods)
+    soon = decide(given, later(1))
+    assert (soon.status.phase, soon.look_again_in) == (Phase.Pending, 4)
+    assert decide(given, later(5)).status.phase is Phase.Starting
+
+
+def report(step: int, **fields: Any) -> ProgressReport:
+    return ProgressReport(attempt=1, phase="training", progress=Progress(step=step, total_steps=10, **fields))
+
+
+def progressed(given: FineTuneJobStatus, told: ProgressReport, at: float) -> Decision:
+    return decide(seen(job(given), children=(child(),), pods=RUNNING, report=told), later(at))
+
+
+def test_progress_is_written_when_it_moved_and_not_too_often() -> None:
+    running = decide(seen(job(status(Phase.Pending)), children=(child(),), pods=RUNNING), NOW).status
+    first = progressed(running, report(1, loss=2.0), 0).status
+    assert first.progress is not None
+    assert (first.progress.step, first.progress.last_update_time) == (1, rfc3339(NOW))
+    assert progressed(first, report(1, loss=2.0, tokens_per_second=9.0), 60).status == first
+    early = progressed(first, report(2), 5)
+    assert (early.status, early.look_again_in) == (first, 10)
+    later_on = progressed(first, report(2), 15).status.progress
+    assert later_on is not None
+    assert later_on.step == 2
+
+
+def test_a_loss_that_is_no_number_does_not_reach_the_status() -> None:
+    running = decide(seen(job(status(Phase.Pending)), children=(child(),), pods=RUNNING), NOW).status
+    progress = progressed(running, report(1, loss=float("nan")), 0).status.progress
+    assert progress is not None
+    assert progress.loss is None

@@ -1,0 +1,32 @@
+"""Every script that a person starts explains itself: `--help` prints help and starts nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    file
+    for folder in ("tools", "tests/benchmarks")
+    for file in (ROOT / folder).rglob("*.py")
+    if "rivals" not in file.parts and 'if __name__ == "__main__":' in file.read_text()
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_arguments_are_parsed(script: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+    assert any(isinstance(function, ast.Attribute) and function.attr == "parse_args" for function in calls)
+
+
+@pytest.mark.parametrize("words", [["-m", "tests.benchmarks"], ["tools/check.py"]], ids=["benchmarks", "check"])
+def test_help_starts_nothing(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage:")
+    assert "==" not in done.stdout

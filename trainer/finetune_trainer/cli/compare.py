@@ -1,0 +1,136 @@
+"""`finetune compare A [B]`: what two artifacts differ by, on the rows that both were measured on; base and tuned model
+of one artifact, if there is no second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api import names
+from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_trainer.cli.jobs import Where
+
+if TYPE_CHECKING:
+    from finetune_trainer.statistics.differences import Difference
+    from finetune_trainer.transfer.compare import Comparison, Line, Side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """first, second: URIs, folders or names of jobs."""
+
+    first: str
+    second: str | None
+    first_model: str | None
+    second_model: str
+    only: Sequence[str]
+    as_json: bool
+
+
+def show_comparison(request: Request, *, where: Where) -> int:
+    from finetune_trainer.transfer.compare import compare
+    from finetune_trainer.transfer.records import BASE, TUNED
+
+    alone = request.second is None
+    first = _side(request.first, where, request.first_model or (BASE if alone else TUNED))
+    second = _side(request.second if request.second is not None else request.first, where, request.second_model)
+    found = compare(first, second, only=frozenset(request.only))
+    print(json.dumps(_plain(first, second, found), indent=2) if request.as_json else _text(first, second, found))
+    return ExitCode.OK
+
+
+def _side(target: str, where: Where, model: str) -> Side:
+    """Reads every file of records, checked against the artifact's manifest."""
+    from finetune_trainer.store.artifact import read_manifest
+    from finetune_trainer.store.folder import digest_of
+    from finetune_trainer.store.opening import open_folder
+    from finetune_trainer.transfer.compare import Side
+    from finetune_trainer.transfer.records import ENDING, FOLDER, decode
+
+    uri = _uri(target, where)
+    folder = open_folder(uri, prefix=names.PREFIX_OUTPUT)
+    data = {}
+    for path, entry in read_manifest(folder).files.items():
+        if not (path.startswith(FOLDER) and path.endswith(ENDING)):
+            continue
+        content = folder.read(path)
+        if digest_of(content) != entry.digest:
+            message = f"{uri}/{path} is not the file that the artifact's manifest names"
+            raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {uri}`.")
+        read = decode(content, where=f"{uri}/{path}")
+        data[read.kind, read.name] = read
+    return Side(uri=uri, data=data, model=model)
+
+
+def _uri(target: str, where: Where) -> str:
+    from finetune_trainer.cli.report import artifact_uri
+
+    if "://" in target:
+        return target
+    folder = Path(target)
+    return folder.absolute().as_uri() if folder.is_dir() else artifact_uri(target, where)
+
+
+def _plain(first: Side, second: Side, found: Comparison) -> dict[str, Any]:
+    return {
+        "first": {"uri": first.uri, "model": first.model},
+        "second": {"uri": second.uri, "model": second.model},
+        "data": [{"name": line.name, "kind": line.kind, **as_json(line.difference)} for line in found.lines],
+        "leftOut": list(found.left_out),
+    }
+
+
+def as_json(found: Difference) -> dict[str, Any]:
+    """The fields of status.evaluation.data, and how the interval was made."""
+    return {
+        "metric": found.measure.name,
+        "base": found.base,
+        "tuned": found.tuned,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "minimumDetectable": found.minimum_detectable,
+        "verdict": str(found.verdict),
+        "rows": found.rows,
+        "groups": found.groups,
+        "method": str(found.method),
+        "confidence": 1 - found.alpha,
+        "margin": found.margin,
+        "pValue": found.p_value,
+        **({"reason": found.reason} if found.reason else {}),
+    }
+
+
+def _text(first: Side, second: Side, found: Comparison) -> str:
+    from finetune_trainer.cli.text import aligned, table
+
+    head = ("", "first", "second", "change", "interval", "visible from", "rows", "verdict")
+    sides = aligned([("first", f"{first.uri} ({first.model})"), ("second", f"{second.uri} ({second.model})")])
+    lines = [sides, "", table(head, [_row(line) for line in found.lines])]
+    notes = [f"{line.name}: {line.difference.reason}" for line in found.lines if line.difference.reason]
+    if found.left_out or notes:
+        lines += ["", *(f"  {note}" for note in dict.fromkeys((*notes, *found.left_out)))]
+    return "\n".join(lines)
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    found = line.difference
+    name = f"slice {line.name}" if line.kind == "slice" else line.name
+    interval = "" if found.low is None or found.high is None else f"{found.low:+.4f} … {found.high:+.4f}"
+    return (
+        f"{name} {found.measure.name}",
+        _number(found.base),
+        _number(found.tuned),
+        "" if found.difference is None else f"{found.difference:+.4f}",
+        interval,
+        _number(found.minimum_detectable),
+        f"{found.rows:,}",
+        str(found.verdict),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,51 @@
+"""Examples at the end of each command's `--help`. A test parses every one of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": ("finetune run job.yaml", "finetune run job.yaml --fresh"),
+    "init": (
+        "finetune init",
+        "finetune init job.yaml --model hf://org/name --data train.jsonl",
+        "finetune init job.yaml --from axolotl.yaml",
+    ),
+    "validate": ("finetune validate job.yaml", "finetune validate examples/*.yaml"),
+    "plan": (
+        "finetune plan job.yaml",
+        "finetune plan job.yaml --gpu H100 --all",
+        "finetune plan job.yaml --gpu L40S --model examples/llama-70b --rows 2000 --tokens 600000 --longest 512",
+    ),
+    "analyze": ("finetune analyze job.yaml", "finetune analyze job.yaml --documents 200 -o json"),
+    "status": ("finetune status tickets", "finetune status tickets -n team-a -o json"),
+    "top": ("finetune top", "finetune top -n team-a"),
+    "logs": ("finetune logs tickets -f", "finetune logs tickets -n team-a --node 1 --attempt 2"),
+    "report": ("finetune report tickets --open", "finetune report s3://corp/models/tickets --save report.html"),
+    "promote": ("finetune promote tickets", "finetune promote tickets -n team-a --overwrite"),
+    "compare": (
+        "finetune compare tickets",
+        "finetune compare s3://corp/models/first s3://corp/models/second --data test",
+    ),
+    "verify": ("finetune verify s3://corp/models/tickets",),
+    "data": ("finetune data inspect job.yaml", "finetune data inspect job.yaml --set test --rows 10"),
+    "completion": ("source <(finetune completion bash)", "finetune completion fish | source"),
+    "schema": ("finetune schema > finetunejob.schema.json",),
+}
+"""Command → what a person would type."""
+
+AFTER = {
+    "schema": "Then write into the first line of a manifest:\n"
+    "  # yaml-language-server: $schema=finetunejob.schema.json",
+}
+"""What follows the examples."""
+
+
+def add_examples(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Adds them to the help of each command that has some."""
+    for name, examples in EXAMPLES.items():
+        if name in parsers:
+            lines = ["examples:", *(f"  {example}" for example in examples)]
+            parsers[name].epilog = "\n".join([*lines, *filter(None, (AFTER.get(name),))])
+            parsers[name].formatter_class = argparse.RawDescriptionHelpFormatter

@@ -1,0 +1,28 @@
+"""Wrong usage of a command line, explained: an unknown command or choice is answered with the most similar one."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import NoReturn
+
+CHOICE = re.compile(r"invalid choice: '?([^']*?)'? \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest what was meant. Its subparsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(explained(message))
+
+
+def explained(message: str) -> str:
+    """argparse's message, shorter and with a suggestion where a choice does not exist."""
+    found = CHOICE.search(message)
+    if found is None:
+        return message
+    choices = re.findall(r"[\w-]+", found[2])
+    near = difflib.get_close_matches(found[1], choices, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+    return f"{message[: found.start()]}{found[1]!r} does not exist; {meant}"

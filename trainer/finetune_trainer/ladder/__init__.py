@@ -1,0 +1,14 @@
+"""The ladder of `method.type: auto`: start with a cheap method, and step up only on evidence.
+
+    rungs       the methods of the ladder, and which of them are baselines
+    rules       which rungs are planned for which data, as a table with a reason for each row
+    ledger      the budget: reserve an upper estimate, settle the measured cost
+    decision    whether a rung is better than the best so far: a paired test and the minimum gain
+    climb       what to do next, given the rungs done so far: run a rung, or stop, and why
+    derived     the manifest of a rung, and of the run that publishes the best one
+    evidence    what the committed artifact of a rung shows, from its records
+    story       the ladder as status, log and report show it
+
+These are functions of frozen data, without torch; evidence also reads the store. `finetune run` executes the rungs
+(cli/ladder.py).
+"""

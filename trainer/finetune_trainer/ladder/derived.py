@@ -1,0 +1,71 @@
+"""The manifests that follow from one with `method.type: auto`: of a rung, and of the run that publishes the best."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_api import manifest
+from finetune_api.job import FineTuneJob
+from finetune_api.manifest import ManifestError
+from finetune_api.methods import TRAITS
+from finetune_api.names import API_VERSION, KIND
+from finetune_api.rules import STEPPED
+
+_GATES = ("forgetting", "slices", "calibration")
+"""Guards that a rung has to keep; minGain is for the published run, on the test rows."""
+
+
+def rung_uid(uid: str, method: str) -> str:
+    return f"{uid}-{method}"
+
+
+def rung_uri(output: str, uid: str, method: str) -> str:
+    """The output folder of a rung."""
+    return f"{folder_uri(output, uid)}/{method}"
+
+
+def folder_uri(output: str, uid: str) -> str:
+    """The folder of all rungs."""
+    return f"{output.rstrip('/')}/.finetune/{uid}/rungs"
+
+
+def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
+    """A rung writes an artifact into a folder of its own, with its records. ManifestError where it would not be valid,
+    such as a probe for rows without labels."""
+    spec = _of_method(job, method)
+    guards = {name: settings for name, settings in spec.pop("guards", {}).items() if name in _GATES}
+    if guards:
+        spec["guards"] = {**guards, "onViolation": "warn", "onInconclusive": "pass"}
+    uri = rung_uri(job.spec.output.uri, job.metadata.uid, method)
+    spec["output"] = {**spec["output"], "uri": uri, "overwrite": False}
+    return _job(job, spec, uid=rung_uid(job.metadata.uid, method))
+
+
+def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
+    """The run that measures all held-out rows with the best rung's weights, and publishes them."""
+    return _job(job, _of_method(job, method), uid=job.metadata.uid)
+
+
+def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    spec.pop("ladder", None)
+    spec["method"] = {"type": method}
+    if not TRAITS[method].steps:  # each row once and unchanged
+        spec.pop("checkpoint", None)
+        spec.pop("regularization", None)
+        training = {name: value for name, value in spec.pop("training", {}).items() if name not in STEPPED}
+        training.pop("skipBadBatch", None)
+        spec |= {"training": training} if training else {}
+        spec["data"] = {name: value for name, value in spec["data"].items() if name != "augmentation"}
+        train = [{k: v for k, v in source.items() if k != "weight"} for source in spec["data"]["train"]]
+        spec["data"]["train"] = train
+    return spec
+
+
+def _job(job: FineTuneJob, spec: dict[str, Any], *, uid: str) -> FineTuneJob:
+    raw = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": job.metadata.name}, "spec": spec}
+    if problems := manifest.validate(raw):
+        raise ManifestError(problems)
+    made = FineTuneJob.model_validate_json(json.dumps(raw))
+    return made.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": uid})})

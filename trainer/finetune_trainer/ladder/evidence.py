@@ -1,0 +1,86 @@
+"""What the committed artifact of a rung shows: its records of the validation rows against those of the best so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_api.status import Evaluation, GuardResult
+from finetune_trainer.data.halves import selects
+from finetune_trainer.ladder.decision import Decision, compared, decide, mean_of, reaches
+from finetune_trainer.report.record import RunRecord, read_record
+from finetune_trainer.statistics.differences import Measure
+from finetune_trainer.statistics.paired import Paired
+from finetune_trainer.store.artifact import read_manifest
+from finetune_trainer.store.folder import Folder, NotFound
+from finetune_trainer.transfer.records import BASE, TUNED, DataSet, decode, matched, measures, paired, path_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """A rung that is done."""
+
+    record: RunRecord
+    validation: DataSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A rung against the best so far, on the select half of the validation rows."""
+
+    measure: Measure
+    best_score: float
+    score: float
+    decision: Decision
+    reaches_target: bool
+    best_reaches_target: bool
+
+
+def read(folder: Folder, *, uid: str) -> Committed | None:
+    """None where the rung has not been committed. DataUnreadable where its files are damaged, or without validation
+    rows."""
+    try:
+        if read_manifest(folder).run.uid != uid:
+            return None
+        where = path_of("validation")
+        return Committed(record=read_record(folder), validation=decode(folder.read(where), where=where))
+    except NotFound:
+        return None
+
+
+def find(
+    committed: Committed, best: Committed | None, *, rungs: int, min_gain: float, target: float | None, strict: bool
+) -> Finding:
+    """best: None for the base model. strict: a guard that is inconclusive blocks too."""
+    tuned = committed.validation.models[TUNED]
+    before = best.validation.models[TUNED] if best else committed.validation.models[BASE]
+    first, second = matched(before, tuned)
+    half = selects(np.array([int(group, 16) for group in second.group.tolist()], np.uint64))
+    first, second = (each.take(np.flatnonzero(half)) for each in (first, second))
+    measure = measures(first, second, kind="validation")[0]
+    pair = paired(first, second, measure)
+    blocked = _blocked(committed.record.evaluation, strict=strict)
+    return Finding(
+        measure=measure,
+        best_score=mean_of(pair.base, pair.base_weights),
+        score=mean_of(pair.tuned, pair.tuned_weights),
+        decision=decide(compared(pair, rungs=rungs), min_gain=min_gain, blocked=blocked),
+        reaches_target=reaches(pair, target),
+        best_reaches_target=reaches(_swapped(pair), target),
+    )
+
+
+def _swapped(pair: Paired) -> Paired:
+    return Paired(
+        measure=pair.measure, base=pair.tuned, tuned=pair.base, base_weights=pair.tuned_weights,
+        tuned_weights=pair.base_weights, groups=pair.groups,
+    )  # fmt: skip
+
+
+def _blocked(evaluation: Evaluation, *, strict: bool) -> str:
+    return "; ".join(f"guards.{each.told()}" for each in evaluation.guards if _breaks(each, strict=strict))
+
+
+def _breaks(guard: GuardResult, *, strict: bool) -> bool:
+    return guard.verdict == "violated" or (strict and guard.verdict == "inconclusive")

@@ -1,0 +1,6 @@
+"""What keeps a model from forgetting while it learns: one file for each key of spec.regularization.
+
+base        the protocols between the training loop and what is added to a step
+replay      rows of general text, added to each step
+kl_to_base  the divergence from the base model, on replayed rows or on training rows
+"""

@@ -1,0 +1,35 @@
+"""Numbers about data, and what numbers about models prove. Pure: numpy and the standard library, no files, no torch.
+
+data           how many rows, documents and tokens a run reads; importable from here too
+quantiles      quantiles of the normal, Student's t and the beta distribution
+intervals      intervals and tests for paired counts, means and ratios
+differences    what a comparison says: `Difference` with interval, smallest visible difference and verdict
+paired         two models on the same rows: `Paired` in, `Difference` out
+multiplicity   several comparisons at once: Bonferroni and Holm
+calibration    whether a model's confidence is its accuracy: ECE, Brier, NLL, temperature, the paired difference
+transfer       slices on which something cheaper is better, by Holm's method
+diversity      how varied generated text is, and by how much less than before
+shift          how far a text is from another: bits per byte, tokens, tokens per byte
+transferability  how well features suit labels: LogME, H-score, TransRate, LEEP
+continual      tasks in sequence: the R-matrix with ACC, BWT, FWT and forgetting
+
+Everything is a function of the set of rows: their order, and the number of ranks that measured them, changes no bit.
+"""
+
+from finetune_trainer.statistics.data import (
+    AugmentationStatistics,
+    DataRecord,
+    LayoutStatistics,
+    SourceStatistics,
+    SplitStatistics,
+    Statistics,
+)
+
+__all__ = [
+    "AugmentationStatistics",
+    "DataRecord",
+    "LayoutStatistics",
+    "SourceStatistics",
+    "SplitStatistics",
+    "Statistics",
+]

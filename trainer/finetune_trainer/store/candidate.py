@@ -1,0 +1,71 @@
+"""Artifacts that a guard kept back: whole, with a manifest of their own, but below `.finetune/` of the output folder.
+
+    .finetune/<uid>/candidate/          what would have been the artifact
+
+Publishing one copies its files into the output folder, checks them, and commits them like any artifact. The only
+difference is the manifest's `promotion`, if a person decided it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.status import Artifact
+
+from .artifact import commit_artifact, read_manifest
+from .fetch import at_once
+from .folder import Folder
+from .manifest import MANIFEST, Promotion
+
+_PLACE = re.compile(r"^(?P<output>.+)/\.finetune/(?P<uid>[^/]+)/candidate/?$")
+
+
+def uri_of(output: str, uid: str) -> str:
+    """The candidate's folder of a run."""
+    return f"{output.rstrip('/')}/.finetune/{uid}/candidate"
+
+
+def output_of(candidate: str) -> str:
+    """The folder that a candidate would be published in. InvalidSpec if the URI is not one of a candidate."""
+    found = _PLACE.match(candidate)
+    if found is None:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"{candidate} is not the folder of a candidate",
+            "Give a job's name, or the URI in status.candidate.uri: <output.uri>/.finetune/<uid>/candidate.",
+        )
+    return found["output"]
+
+
+def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Promotion | None = None) -> Artifact:
+    """The candidate becomes the artifact of the output folder. NotFound where there is none, OutputExists for another
+    run's artifact, DataUnreadable for a candidate that is damaged."""
+    manifest = read_manifest(candidate)
+    with tempfile.TemporaryDirectory(prefix="finetune-candidate-") as temporary:
+        files = {name: Path(temporary) / name for name in manifest.files}
+
+        def fetch(name: str) -> None:
+            if candidate.download(name, files[name]) != manifest.files[name].digest:
+                raise FinetuneError(
+                    Reason.DataUnreadable, f"{candidate.uri}/{name} is not what was kept", "Train again."
+                )
+
+        at_once(fetch, sorted(files))
+        artifact = commit_artifact(
+            output,
+            files,
+            run=manifest.run,
+            kind=manifest.kind,
+            overwrite=overwrite,
+            servable=manifest.servable,
+            temperature=manifest.temperature,
+            promotion=promotion,
+            ladder=manifest.ladder,
+        )
+    candidate.delete(MANIFEST)
+    for name in manifest.files:
+        candidate.delete(name)
+    return artifact

@@ -1,0 +1,291 @@
+"""One record for each held-out row and model: what every evaluation is computed from, kept next to the artifact.
+
+    evaluation/<data set>.parquet      evaluation/test.parquet, evaluation/slice/books.parquet
+
+    row         string   hex digest of the row's content; rows are matched by it
+    group       string   what the row depends on: its document, or the value of groupBy; the row's digest if nothing
+    model       string   base, tuned, or scale/0.5 for the adapter at half its scale
+    nats        double   negative log-likelihood of the trained tokens, summed
+    bytes       int64    UTF-8 bytes of the trained text
+    tokens      int64    trained tokens
+    score       double   task score: 1 or 0 for a classification; null where the row has none
+    label       string   the right label; null where the row is not a classification
+    prediction  string   the likeliest label, or the generated text; null where there is none
+    labelNats   list     of double: nats of each label's answer, in the order of the labels; null as for label
+
+Windows of a long document are one record each, with the document as their group. The file's metadata has the schema's
+version, the data set's name and kind, and the labels. Rows are sorted, so the file depends on no order of ranks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.status import DataKind
+from finetune_trainer.statistics.differences import Measure
+from finetune_trainer.statistics.paired import ACCURACY, BITS_PER_BYTE, LOSS, SCORE, Paired
+
+FOLDER = "evaluation/"
+ENDING = ".parquet"
+VERSION = 1
+_METADATA = b"finetune.dev/records"
+
+Floats = NDArray[np.float64]
+Strings = NDArray[np.str_]
+
+BASE, TUNED = "base", "tuned"
+
+JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice")
+"""Kinds of data sets in the order in which they are judged."""
+
+
+def scaled(scale: float) -> str:
+    """The name of the model whose adapter is applied at `scale` (1: as trained)."""
+    return f"scale/{scale:g}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Records:
+    """One model on the rows of one data set: columns of one length, see the module's docstring."""
+
+    row: Strings
+    group: Strings
+    nats: Floats
+    bytes: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    score: Floats | None = None
+    label: Strings | None = None
+    prediction: Strings | None = None
+    label_nats: Floats | None = None
+    """(rows, labels)"""
+
+    def __post_init__(self) -> None:
+        for name, column in vars(self).items():
+            if column is not None and len(column) != len(self.row):
+                raise ValueError(f"{name} has {len(column)} values for {len(self.row)} rows")
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, order: NDArray[np.int64]) -> Records:
+        columns: dict[str, Any] = {
+            name: None if column is None else column[order] for name, column in vars(self).items()
+        }
+        return Records(**columns)
+
+    def sorted(self) -> Records:
+        """By digest; rows of the same content by what was measured, so that any two orders give one result."""
+        return self.take(np.lexsort((self.nats, self.group, self.row)))
+
+
+def of_rows(
+    *,
+    row: Iterable[str],
+    nats: Sequence[float] | Floats,
+    sizes: Sequence[int] | NDArray[Any],
+    tokens: Sequence[int] | NDArray[Any],
+    group: Iterable[str] | None = None,
+    score: Sequence[float] | Floats | None = None,
+    label: Iterable[str] | None = None,
+    prediction: Iterable[str] | None = None,
+    label_nats: Floats | None = None,
+) -> Records:
+    """Records from plain sequences. ValueError where their lengths differ."""
+    digests = np.array(list(row), np.str_)
+    return Records(
+        row=digests,
+        group=digests if group is None else np.array(list(group), np.str_),
+        nats=np.asarray(nats, np.float64),
+        bytes=np.asarray(sizes, np.int64),
+        tokens=np.asarray(tokens, np.int64),
+        score=None if score is None else np.asarray(score, np.float64),
+        label=None if label is None else np.array(list(label), np.str_),
+        prediction=None if prediction is None else np.array(list(prediction), np.str_),
+        label_nats=None if label_nats is None else np.asarray(label_nats, np.float64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """One file: a data set, and the records of every model that was measured on it."""
+
+    name: str
+    kind: DataKind
+    models: Mapping[str, Records]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """In the artifact."""
+        return path_of(self.name if self.kind != "slice" else f"slice/{self.name}")
+
+
+def path_of(name: str) -> str:
+    """Of a data set by its name in a run: test, or slice/books."""
+    return f"{FOLDER}{name}{ENDING}"
+
+
+def encode(data: DataSet) -> bytes:
+    """A Parquet file, the same for the same records on any number of ranks."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parts = {model: records.sorted() for model, records in sorted(data.models.items())}
+    note = {"version": VERSION, "name": data.name, "kind": data.kind, "labels": data.labels}
+    schema = _schema().with_metadata({_METADATA: json.dumps(note).encode()})
+    tables = [_table(pyarrow, schema, model, records) for model, records in parts.items()]
+    sink = io.BytesIO()
+    parquet.write_table(pyarrow.concat_tables(tables) if tables else schema.empty_table(), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def decode(content: bytes, *, where: str = "the records") -> DataSet:
+    """DataUnreadable where the content is not a file of records, or one of a later version."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+        note = json.loads((table.schema.metadata or {})[_METADATA])
+        if note["version"] != VERSION:
+            raise FinetuneError(
+                Reason.DataUnreadable,
+                f"{where} has version {note['version']} of the record format; this program reads version {VERSION}",
+                "Use the version of finetune that wrote the artifact, or a later one.",
+            )
+        columns = {name: table.column(name) for name in _schema().names}
+    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise FinetuneError(
+            Reason.DataUnreadable, f"{where} is not a file of evaluation records ({error})", "Measure the model again."
+        ) from error
+    names = np.array(columns["model"].to_pylist(), np.str_)
+    return DataSet(
+        name=note["name"],
+        kind=note["kind"],
+        labels=tuple(note["labels"]),
+        models={str(model): _records(columns, names == model) for model in np.unique(names)},
+    )
+
+
+def measures(first: Records, second: Records, *, kind: DataKind) -> tuple[Measure, ...]:
+    """What two models can be compared by on these rows, the main measure first: accuracy or the task score where rows
+    have one, bits per byte for general text, else the loss."""
+    found = [LOSS]
+    if first.bytes.any() and second.bytes.any():  # single rows may be without text: an end token has no bytes
+        found.insert(0 if kind == "general" else 1, BITS_PER_BYTE)
+    if first.score is not None and second.score is not None:
+        found.insert(0, SCORE if first.label is None else ACCURACY)
+    return tuple(found)
+
+
+def paired(first: Records, second: Records, measure: Measure) -> Paired:
+    """first as base, second as tuned; both in the order of the same rows, as `matched` gives them."""
+    groups = first.group if len(np.unique(first.group)) < len(first) else None
+    if measure in (ACCURACY, SCORE):
+        assert first.score is not None
+        assert second.score is not None
+        return Paired.of(measure, base=first.score, tuned=second.score, groups=groups)
+    if measure == BITS_PER_BYTE:
+        weights = second.bytes * np.log(2)
+        return Paired.of(measure, base=first.nats, tuned=second.nats, weights=weights, groups=groups)
+    return Paired.of(
+        measure,
+        base=first.nats,
+        tuned=second.nats,
+        weights=second.tokens,
+        base_weights=first.tokens,
+        groups=groups,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How many rows two files have in common; rows of the same content count as often as they occur."""
+
+    first: int
+    second: int
+    common: int
+
+    @property
+    def same(self) -> bool:
+        return self.first == self.second == self.common
+
+
+def overlap(first: Records, second: Records) -> Overlap:
+    one, other = Counter(first.row.tolist()), Counter(second.row.tolist())
+    return Overlap(first=len(first), second=len(second), common=(one & other).total())
+
+
+def matched(first: Records, second: Records) -> tuple[Records, Records]:
+    """Both in the order of their digests. ValueError unless they are of the same rows."""
+    if not overlap(first, second).same:
+        raise ValueError("these records are of different rows")
+    return first.sorted(), second.sorted()
+
+
+def _schema() -> Any:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    return pyarrow.schema(
+        [
+            ("row", text),
+            ("group", text),
+            ("model", text),
+            ("nats", number),
+            ("bytes", pyarrow.int64()),
+            ("tokens", pyarrow.int64()),
+            ("score", number),
+            ("label", text),
+            ("prediction", text),
+            ("labelNats", pyarrow.list_(number)),
+        ]
+    )
+
+
+def _table(pyarrow: Any, schema: Any, model: str, records: Records) -> Any:
+    columns = {
+        **{name: getattr(records, name) for name in ("row", "group", "nats", "bytes", "tokens", "score", "label")},
+        "prediction": records.prediction,
+        "labelNats": None if records.label_nats is None else list(records.label_nats),
+        "model": [model] * len(records),
+    }
+    empty = [None] * len(records)
+    arrays = [
+        pyarrow.array(empty if columns[part.name] is None else _plain(columns[part.name]), part.type) for part in schema
+    ]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _plain(column: Any) -> Any:
+    return column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "U" else column
+
+
+def _records(columns: Mapping[str, Any], mine: NDArray[np.bool_]) -> Records:
+    def taken(name: str) -> list[Any]:
+        return [value for value, wanted in zip(columns[name].to_pylist(), mine, strict=True) if wanted]
+
+    def optional(name: str, dtype: type[np.generic]) -> NDArray[Any] | None:
+        values = taken(name)
+        return None if any(value is None for value in values) else np.array(values, dtype)
+
+    return Records(
+        row=np.array(taken("row"), np.str_),
+        group=np.array(taken("group"), np.str_),
+        nats=np.array(taken("nats"), np.float64),
+        bytes=np.array(taken("bytes"), np.int64),
+        tokens=np.array(taken("tokens"), np.int64),
+        score=optional("score", np.float64),
+        label=optional("label", np.str_),
+        prediction=optional("prediction", np.str_),
+        label_nats=optional("labelNats", np.float64),
+    )
