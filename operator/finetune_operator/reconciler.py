@@ -130,7 +130,10 @@ class Reconciler:
         seen = self._observe(key)
         if seen is not None and not terminal(seen.status) and seen.attempt:
             failure = failure_of(Reason.PodsRefused, problem, attempt=seen.attempt, at=self.now())
-            await self.applier.carry_out(seen, report_blocker(seen, failure, self.now()))
+            decision = report_blocker(seen, failure, self.now())
+            await self.applier.carry_out(seen, decision)
+            if decision.look_again_in is not None:  # sooner, perhaps, than the next of ever longer pauses
+                self.dispatch.queue.add_after(key, decision.look_again_in)
 
     def _forget(self, key: Key) -> None:
         self.unexpected.passed(key)

@@ -87,7 +87,7 @@ def test_what_an_earlier_job_of_the_name_left_is_named(start: Start, kube: Kube)
     wait_for(lambda: "belongs to an earlier" in kube.condition("a", "Running").get("message", ""), what="told")
     for resource in ("services", "jobs"):
         wait_for(lambda kind=resource: f"kubectl delete {kind} a" in kube.condition("a", "Running")["message"],
-                 what=resource, seconds=90)  # fmt: skip
+                 what=resource)  # fmt: skip
         kube.rig.kubectl("delete", resource, "-n", kube.namespace, "--all")
 
     def gang_of_the_new_job() -> bool:
