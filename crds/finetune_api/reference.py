@@ -157,8 +157,8 @@ def metrics() -> str:
         "alerts on progress ask for the phase too. [Alerts](alerts.md) are\nbuilt on these series.",
         _metrics((*of_job, *series.of(Scope.OPERATOR))),
         "## Agents (port `metrics`, 9400, of each training pod)\n\n"
-        f"Each series has the labels {', '.join(f'`{each}`' for each in Scope.AGENT.value)}.",
-        _metrics(series.of(Scope.AGENT), common=Scope.AGENT.value),
+        f"Each series has the labels {', '.join(f'`{each}`' for each in Scope.AGENT.labels)}.",
+        _metrics(series.of(Scope.AGENT), common=Scope.AGENT.labels),
     ]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -167,7 +167,7 @@ def _metrics(rows: tuple[Series, ...], *, common: tuple[str, ...] = ()) -> str:
     lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for each in rows:
         kind = f"{each.kind}, {each.unit}" if each.unit else each.kind
-        labels = [label for label in (*each.scope.value, *each.labels) if label not in common]
+        labels = [label for label in (*each.scope.labels, *each.labels) if label not in common]
         lines.append(f"| `{each.name}` | {kind} | {', '.join(labels)} | {each.text} |")
     return "\n".join(lines)
 

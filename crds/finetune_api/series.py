@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Literal, get_args
 
 from .plan import PHASES
@@ -17,15 +17,23 @@ from .status import FailureClass, GuardName, GuardVerdict, Phase
 Values = tuple[str, ...]
 
 
-class Scope(Enum):
+class Scope(StrEnum):
     """Who exports a series, and with which labels beyond its own."""
 
-    JOB = ("namespace", "name")
+    JOB = "job"
     """The operator, for each job that it knows."""
-    OPERATOR = ()
+    OPERATOR = "operator"
     """The operator, of itself."""
-    AGENT = ("namespace", "name", "attempt")
+    AGENT = "agent"
     """The agent of a pod."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return {
+            Scope.JOB: ("namespace", "name"),
+            Scope.OPERATOR: (),
+            Scope.AGENT: ("namespace", "name", "attempt"),
+        }[self]
 
 
 class Unit(StrEnum):

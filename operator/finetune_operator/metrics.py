@@ -126,7 +126,7 @@ def _gauges(of: Iterable[Series], samples: Iterable[Sample]) -> Iterator[Metric]
 
 
 def _family(of: Series) -> GaugeMetricFamily:
-    return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.value, *of.labels))
+    return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.labels, *of.labels))
 
 
 def _all(jobs: Store[JobView]) -> list[JobView]:

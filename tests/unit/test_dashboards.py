@@ -19,7 +19,7 @@ from tools.dashboard_panels import DASHBOARDS, Dashboard, Panel
 
 PANELS = [panel for each in DASHBOARDS for row in each.rows for panel in row.panels]
 METRIC = re.compile(r"finetune_\w+")
-LABELS = {each.name: {*each.scope.value, *each.labels} for each in SERIES}
+LABELS = {each.name: {*each.scope.labels, *each.labels} for each in SERIES}
 each_dashboard = pytest.mark.parametrize("source", DASHBOARDS, ids=lambda each: each.uid)
 each_panel = pytest.mark.parametrize("panel", PANELS, ids=lambda each: each.title)
 

@@ -65,7 +65,7 @@ def test_it_is_exported_with_its_labels_and_their_values(series: Series, exporte
     assert found, "it has no value, whatever happens"
     assert len(found) <= series.each or series.scope is Scope.OPERATOR
     for sample in found:
-        assert set(sample.labels) == {*series.scope.value, *series.labels}
+        assert set(sample.labels) == {*series.scope.labels, *series.labels}
         for label, values in series.labels.items():
             assert not values or sample.labels[label] in values
 

@@ -15,6 +15,7 @@ from .state import Paths
 
 Missing = list[str]
 DEBIAN_PACKAGES = {  # what is looked for -> the package that has it
+    "g++": "g++",  # for tests of training.compile
     "gcc": "gcc",
     "ip": "iproute2",
     "libseccomp": "libseccomp-dev",

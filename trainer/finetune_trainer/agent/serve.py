@@ -55,7 +55,7 @@ class RunCollector(Collector):
 
 
 def _family(of: Series) -> GaugeMetricFamily:
-    return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.value, *of.labels))
+    return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.labels, *of.labels))
 
 
 def progress(plan: RunPlan, run_dir: RunDir, phase: str) -> ProgressReport:
