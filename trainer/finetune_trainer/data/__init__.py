@@ -5,6 +5,7 @@ read             files to rows; every error names file and line
 json_errors      rows that are not valid JSON, reported with their column
 tokenizer        the model's own tokenizer and chat template, without importing transformers
 template         the chat template: conversations in, text out
+template_limits  what a chat template may compute for one conversation, at most
 messages         a row's messages, checked: contents, tool calls, masks
 spelling         conversations as other tools write them, converted to messages
 turn_ends        where a turn ends in the text that a chat template writes

@@ -17,9 +17,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .messages import REASONING
+from .template_limits import BoundedEnvironment
 
 Message = Mapping[str, Any]
 
@@ -45,7 +45,8 @@ class ChatTemplate:
     """jinja2.TemplateError when the source is not a valid template, or refuses a conversation."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._template = _environment().from_string(source)
+        self._environment = _environment()
+        self._template = self._environment.template(source)
         self._special_tokens = dict(special_tokens)
         self._asks_always: dict[str, bool] = {}
 
@@ -92,6 +93,7 @@ class ChatTemplate:
         return self._asks_always[role]
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> Rendering:
+        self._environment.restart()
         text = self._template.render(
             messages=messages,
             tools=tools,
@@ -183,10 +185,8 @@ class _Generation(Extension):
         return f"{OPEN}{caller()}{CLOSE}"
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = TODAY.strftime
