@@ -26,6 +26,8 @@ plan       the plan of one attempt, passed to its pods
 pages      a small HTTP server that limits connections per client
 logs       log lines as JSON, the same keys in operator and agent
 sizes      limits on the total size of texts
+progress_text  progress as text
+client     a Python API of the jobs of a cluster, which the command uses too
 text       sanitizing of untrusted text for status, log and terminal
 sockets    listening on IPv4 and IPv6
 budget     whether and how a failed attempt is restarted

@@ -119,6 +119,12 @@ CLASSES: dict[FailureClass, Traits] = {
                 reported_by=Reporter.COMMAND,
                 exit_code=ExitCode.NO_INPUT,
             ),
+            Reason.AlreadyExists: Cause("Choose another metadata.name.", reported_by=Reporter.COMMAND),
+            Reason.WrongPhase: Cause(
+                "The job's phase does not allow this command. `finetune status NAME` shows the phase.",
+                reported_by=Reporter.COMMAND,
+                exit_code=ExitCode.USAGE,
+            ),
         },
     ),
     FailureClass.Data: Traits(

@@ -95,6 +95,8 @@ class Reason(StrEnum):
     ScriptFailed = "ScriptFailed"
     # of the finetune command alone
     NotFound = "NotFound"
+    AlreadyExists = "AlreadyExists"
+    WrongPhase = "WrongPhase"
     ClusterUnavailable = "ClusterUnavailable"
     # conditions and events of the life cycle
     GangCreated = "GangCreated"

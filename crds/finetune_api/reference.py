@@ -130,7 +130,8 @@ def _failures() -> str:
         if reason in HELD:
             retried = "waits without a time limit"
         lines.append(f"| {reason} | {failure_class} | {traits.exit_code} | {retried} | {hint_of(reason)} |")
-    own = " and ".join(f"{exit_code_of(reason)} ({reason})" for reason in OF_THE_COMMAND)
+    *others, last = (f"{exit_code_of(reason)} ({reason})" for reason in OF_THE_COMMAND)
+    own = f"{', '.join(others)} and {last}"
     of_the_command = f"The command `finetune` exits with the same codes, and with {own} if no job is the cause."
     return "\n".join([*lines, "", of_the_command])
 

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from finetune_api import manifest, names
+from finetune_api.client import Job
 from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_operator.decide import decide
@@ -124,7 +125,7 @@ def life(message: str, *, json_words: bool) -> Iterator[tuple[str, Any]]:
     shown = FineTuneJob.model_validate_json(json.dumps(job))
     assert shown.status.phase == "Failed"
     yield "finetune status", status_text("a", shown.status)
-    line = read(job)
+    line = read(Job.read(job))
     assert line is not None
     yield "finetune top", text([line])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from finetune_api.manifest import Problem
+from finetune_api.progress_text import progress_line, span
 from finetune_api.status import (
     Artifact,
     AvoidedNode,
@@ -27,9 +28,7 @@ from finetune_trainer.cli.text import (
     evaluation_table,
     failure_block,
     problems_text,
-    progress_line,
     size,
-    span,
     status_text,
 )
 from finetune_trainer.report.compare import compare

@@ -14,6 +14,7 @@ from finetune_api.methods import TRAITS
 from finetune_api.status import FailureClass
 from finetune_trainer.cli.main import main
 from tests.support.documents import DOCUMENTS, ROOT, commands, manifests
+from tools import cli_page
 
 RUN_BY = {
     r"make demo": "tests/e2e/test_demo.py",
@@ -29,7 +30,6 @@ RUN_BY = {
     r"make proof": "tests/unit/test_models_table.py",
     r"finetune validate examples/\S+": "tests/unit/test_docs.py",
     r"finetune plan job\.yaml --gpu H100": "tests/unit/test_cli_plan.py",
-    r"finetune analyze job\.yaml.*": "tests/unit/test_cli_analyze.py",
     r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
     r"finetune compare s3://.*": "tests/unit/test_cli_compare.py",
     r"finetune verify s3://\S+": "tests/cluster/test_end_to_end.py",
@@ -108,6 +108,10 @@ def test_the_page_of_metrics_and_the_heads_of_runbooks_are_the_generated_ones() 
     assert (ROOT / "docs" / "metrics.md").read_text() == reference.metrics(), "run: make generate"
     assert runbooks == reference.with_heads(runbooks), "run: make generate"
     assert (ROOT / "docs" / "reasons.md").read_text() == reason_page.page(), "run: make generate"
+
+
+def test_the_page_of_commands_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_page.page(), "run: make generate"
 
 
 def test_the_loop_explains_training_in_under_300_lines() -> None:

@@ -72,10 +72,9 @@ DROPOUT = Stream("dropout", ("step", "rank", "micro-batch"), tag=0xD209, tagged_
 AUGMENTED = Stream("rows that are augmented", ("epoch", "kind"), tag=0xA06)
 AUGMENTATION = Stream("what augmentation does to a row", ("epoch", "row", "kind"), tag=0xA06)
 REPLAYED = Stream("order of the replayed rows", ("pass",), tag=0x2E91)
-PERMUTED = Stream("what an analysis permutes to see chance", ("permutation",), tag=0x9E4)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
 
-STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED, PERMUTED)
+STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED)
 KEYS = (SAMPLE, HELD_OUT, MEASURED)

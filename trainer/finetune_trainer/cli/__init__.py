@@ -8,8 +8,11 @@ data    rows as the model will see them
 examples    of each command, for its help
 usage   suggestions for what was typed wrongly
 shell   completion for shells, and the schema of a manifest for editors
-analyze   shift and layers before training        analysis   the same as text and JSON
+analyze   how far the training rows are from general text
 workload  the rows of local files, as a plan needs them
+
+lifecycle submit, stop, resume, retry, clone, delete: jobs of a cluster
+watch     follows a job               watch_view    what it shows
 
 paths   relative paths              top     the running jobs of a cluster
 ladder  runs the rungs of method.type auto          ladder_plan    which rungs, and what each may cost

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from finetune_trainer.cli.text import percent, progress_line, span
+from finetune_api.progress_text import percent, progress_line, span
 from finetune_trainer.rundir import TrainerReport
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from finetune_api import names, uris
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.manifest import ManifestError
+from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.cli.ladder_plan import forecast, with_method
-from finetune_trainer.cli.text import problems_text, span, table
+from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.cli.workload import workload_of
 from finetune_trainer.methods.needs import check_inputs

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.manifest import Problem
+from finetune_api.progress_text import progress_line
 from finetune_api.restarts import BUDGETS
 from finetune_api.status import (
     Artifact,
@@ -15,7 +16,6 @@ from finetune_api.status import (
     LastFailure,
     Measurement,
     Phase,
-    Progress,
     Restarts,
     Usage,
 )
@@ -118,43 +118,10 @@ def _rung_row(rung: RungStatus) -> tuple[str, ...]:
     )
 
 
-def progress_line(phase: str, progress: Progress) -> str:
-    """`training  step 120/600 (20 %)  loss 1.2340  eval 1.3000  1,234 tok/s  3m10s left`."""
-    parts = [phase]
-    if progress.total_steps:
-        parts.append(f"step {progress.step}/{progress.total_steps} ({percent(progress)} %)")
-    elif progress.percent is not None:
-        parts.append(f"{progress.percent} %")
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4f}")
-    if progress.eval_loss is not None:
-        parts.append(f"eval {progress.eval_loss:.4f}")
-    if progress.tokens_per_second:
-        parts.append(f"{progress.tokens_per_second:,.0f} tok/s")
-    if progress.eta_seconds is not None and phase == "training":
-        parts.append(f"{span(progress.eta_seconds)} left")
-    return "  ".join(parts)
-
-
 def usage_line(usage: Usage) -> str:
     """`12.5 GPU hours (1.2 wasted), 31.25 EUR`."""
     cost = "" if usage.money is None else f", {usage.money:,.2f} {usage.currency or ''}".rstrip()
     return f"{usage.gpu_hours:,.1f} GPU hours ({usage.wasted_gpu_hours:,.1f} wasted){cost}"
-
-
-def percent(progress: Progress) -> int:
-    if progress.percent is not None:
-        return progress.percent
-    return 100 * progress.step // progress.total_steps if progress.total_steps else 0
-
-
-def span(seconds: float) -> str:
-    """3785 → `1h03m`."""
-    whole = int(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 def size(count: float) -> str:
@@ -178,7 +145,7 @@ def problems_text(file: str, problems: Sequence[Problem]) -> str:
     return "\n".join([f"{file}: {count}", *(f"  {problem}" for problem in problems)])
 
 
-def _why(status: FineTuneJobStatus) -> str:
+def why(status: FineTuneJobStatus) -> str:
     """Explains why a job is not running, as far as its last failure does not explain it already."""
     type = "Failed" if status.phase is Phase.Failed else "Running"
     found = next((c for c in status.conditions if c.type == type), None)
@@ -203,8 +170,8 @@ def _restarts(restarts: Restarts | None) -> str:
 def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
     """Formats the status of a job for a terminal."""
     rows = [("job", name), ("phase", str(status.phase or "Pending"))]
-    if why := _why(status):
-        rows.append(("why", why))
+    if reason := why(status):
+        rows.append(("why", reason))
     if status.attempt is not None:
         rows.append(("attempt", f"{status.attempt}{_restarts(status.restarts)}"))
     if status.nodes is not None:

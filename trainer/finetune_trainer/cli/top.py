@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api import accelerators
+from finetune_api.client import Job
+from finetune_api.client.job import HOLDING
 from finetune_api.failures import ExitCode
-from finetune_api.job import FineTuneJob
+from finetune_api.progress_text import percent, span
 from finetune_api.status import Phase, Progress, Usage
 from finetune_api.text import printable
-from finetune_trainer.cli.jobs import RESOURCE, Where, refused
-from finetune_trainer.cli.text import percent, span, table
-
-HOLDING = (Phase.Starting, Phase.Running, Phase.Restarting)
-"""Phases in which a job may hold GPUs."""
+from finetune_trainer.cli.jobs import Where
+from finetune_trainer.cli.text import table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +44,7 @@ class Line:
 
 def show_top(where: Where, *, everywhere: bool, all_phases: bool, as_json: bool) -> int:
     """Prints the jobs that hold GPUs; with `all_phases` also those that wait or have ended."""
-    answer = _get(where, everywhere=everywhere)
-    lines = [line for raw in answer.get("items", ()) if (line := read(raw)) is not None]
+    lines = [read(job) for job in where.jobs.list(all_namespaces=everywhere)]
     lines = [line for line in lines if all_phases or line.phase in HOLDING]
     lines.sort(key=lambda line: (-line.gpus, line.namespace, line.name))
     if as_json:
@@ -59,13 +54,9 @@ def show_top(where: Where, *, everywhere: bool, all_phases: bool, as_json: bool)
     return ExitCode.OK
 
 
-def read(raw: dict[str, Any]) -> Line | None:
-    """One job of a list. None if another version of the operator wrote it in a way that cannot be read."""
-    kept = {key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec", "status") if key in raw}
-    try:
-        job = FineTuneJob.model_validate_json(json.dumps(kept))
-    except ValidationError:
-        return None
+def read(listed: Job) -> Line:
+    """One job of a list."""
+    job = listed.object
     status, progress = job.status, job.status.progress or Progress()
     usage = status.usage or Usage()
     phase = status.phase or Phase.Pending
@@ -125,15 +116,3 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _get(where: Where, *, everywhere: bool) -> dict[str, Any]:
-    command = where.kubectl("get", RESOURCE, *(["--all-namespaces"] if everywhere else []), "--output", "json")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise refused("kubectl is not installed") from None
-    if done.returncode != 0:
-        raise refused(done.stderr, done.returncode)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer

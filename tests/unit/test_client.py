@@ -1,0 +1,402 @@
+"""The Python API of a cluster's jobs, and the commands that use it: what each does, and what each refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.client import AsyncFineTuneJobs, FineTuneJobs, ManifestError
+from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_trainer.cli.main import main
+from tests.support.documents import ROOT
+from tests.support.fake_cluster import FakeCluster, raw_job
+
+GUARD = {"class": "Guard", "reason": "GuardViolated", "message": "forgetting", "attempt": 1}
+CRASH = {"class": "Internal", "reason": "UnexpectedError", "message": "boom", "attempt": 4}
+STEPS = {"step": 30, "totalSteps": 120}
+CANDIDATE = {"uri": "s3://corp/models/tickets/.finetune/u/candidate", "digest": "0" * 64}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    return FakeCluster().install(monkeypatch)
+
+
+def with_job(cluster: FakeCluster, phase: str, *, suspend: bool | None = None, **status: Any) -> FineTuneJobs:
+    spec = {} if suspend is None else {"suspend": suspend}
+    cluster.jobs["tickets"] = raw_job("tickets", phase, spec=spec, **status)
+    return FineTuneJobs(namespace="team")
+
+
+def test_a_manifest_becomes_a_job(cluster: FakeCluster) -> None:
+    done = FineTuneJobs().submit(raw_job())
+
+    assert (done.action, done.name, done.namespace, done.changed) == ("submitted", "tickets", "team", True)
+    assert done.next[0] == "finetune watch tickets -n team"
+    assert FineTuneJobs().get("tickets").phase == "Pending"
+
+
+def test_a_trial_creates_nothing(cluster: FakeCluster) -> None:
+    done = FineTuneJobs().submit(raw_job(), dry_run=True)
+
+    assert (done.changed, done.uid, done.next) == (False, "", ())
+    assert cluster.jobs == {}
+
+
+def test_a_bad_manifest_reaches_no_cluster(cluster: FakeCluster) -> None:
+    with pytest.raises(ManifestError, match=r"spec.nodes: must be at least 1"):
+        FineTuneJobs().submit(raw_job(spec={"nodes": 0}))
+    assert cluster.calls == []
+
+
+@pytest.mark.parametrize("form", ["path", "text of a path", "yaml", "object", "typed"])
+def test_a_manifest_may_have_any_of_these_forms(form: str, tmp_path: Path, cluster: FakeCluster) -> None:
+    raw = {key: value for key, value in raw_job().items() if key != "status"}
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    from finetune_api.manifest import load
+
+    forms: dict[str, Any] = {
+        "path": file, "text of a path": str(file), "yaml": file.read_text(), "object": raw, "typed": load(file),
+    }  # fmt: skip
+    FineTuneJobs().submit(forms[form])
+    assert cluster.jobs["tickets"]["spec"]["output"] == {"uri": "s3://corp/models/tickets"}
+
+
+def test_stopping_and_resuming_set_one_field_and_can_be_repeated(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Running", progress=STEPS)
+
+    assert [jobs.stop("tickets").changed for _ in range(2)] == [True, False]
+    assert cluster.jobs["tickets"]["spec"]["suspend"] is True
+    assert [jobs.resume("tickets").changed for _ in range(2)] == [True, False]
+    assert cluster.jobs["tickets"]["spec"]["suspend"] is False
+
+
+def test_a_failed_job_is_created_again_from_its_manifest(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", suspend=False, lastFailure=CRASH)
+    cluster.jobs["tickets"]["metadata"] |= {
+        "labels": {"team": "a"}, "resourceVersion": "7",
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "note": "mine"},
+    }  # fmt: skip
+    done = jobs.retry("tickets")
+
+    made = cluster.jobs["tickets"]
+    assert (done.action, done.uid) == ("retried", "new-uid-of-tickets")
+    assert made["metadata"] == {
+        "name": "tickets", "namespace": "team", "uid": "new-uid-of-tickets", "labels": {"team": "a"},
+        "annotations": {"note": "mine"},
+    }  # fmt: skip
+    assert "status" not in made
+    verbs = [call[0] for call in cluster.calls]
+    assert verbs == ["get", "create", "delete", "create"], "the API server checks it before the old job is deleted"
+    assert "--dry-run=server" in cluster.calls[1]
+    assert "--cascade=foreground" in cluster.calls[2], "no pod of the old job is left"
+
+
+def test_a_job_is_not_deleted_when_it_could_not_be_created_again(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", lastFailure=CRASH)
+    cluster.refusals["create"] = ["Error from server (Forbidden): exceeded quota: q"]
+
+    with pytest.raises(FinetuneError, match="exceeded quota"):
+        jobs.retry("tickets")
+    assert "tickets" in cluster.jobs
+
+
+def test_the_manifest_of_a_job_is_kept_if_it_cannot_be_created_after_all(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", lastFailure=CRASH)
+    seen = FakeCluster._delete
+
+    def delete(self: FakeCluster, words: list[str], stdin: str | None) -> Any:
+        self.refusals["create"] = ["The connection to the server was refused"]
+        return seen(self, words, stdin)
+
+    cluster._delete = delete.__get__(cluster)  # type: ignore[method-assign]
+    with pytest.raises(FinetuneError, match="could not be created again") as error:
+        jobs.retry("tickets")
+    (file,) = re.findall(r"finetune submit (\S+)$", error.value.hint)
+    try:
+        assert jobs.submit(file).name == "tickets"
+    finally:
+        Path(file).unlink()
+
+
+REFUSED = [
+    ("stop", "Succeeded", {}, "is Succeeded, so there is nothing to stop", "finetune report tickets"),
+    ("resume", "Failed", {}, "is Failed, so it cannot be resumed", "finetune retry tickets"),
+    ("retry", "Succeeded", {}, "nothing to retry", "finetune clone tickets tickets-2"),
+    ("retry", "Running", {}, "only a failed job can be retried", "restarts failed attempts by itself"),
+    ("retry", "Suspended", {"suspend": True}, "only a failed job", "finetune resume tickets"),
+    ("retry", "Failed", {"lastFailure": GUARD}, "because of a guard", "--file job.yaml"),
+    ("retry", "Failed", {"lastFailure": GUARD, "candidate": CANDIDATE}, "because of", "finetune promote tickets"),
+    ("delete", "Running", {}, "no other job resumes its training", "finetune stop tickets"),
+    ("delete", "Suspended", {"progress": STEPS}, "no other job resumes", "finetune delete tickets --force"),
+]
+
+
+@pytest.mark.parametrize(("verb", "phase", "status", "message", "hint"), REFUSED)
+def test_what_cannot_be_done_is_refused_with_the_next_command(
+    verb: str, phase: str, status: dict[str, Any], message: str, hint: str, cluster: FakeCluster
+) -> None:
+    jobs = with_job(cluster, phase, **status)
+    before = json.dumps(cluster.jobs)
+
+    with pytest.raises(FinetuneError) as error:
+        getattr(jobs, verb)("tickets")
+    assert error.value.reason is Reason.WrongPhase
+    assert message in error.value.message
+    assert hint in error.value.hint
+    assert json.dumps(cluster.jobs) == before
+
+
+def test_a_job_of_another_object_is_retried_there(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", lastFailure=CRASH)
+    cluster.jobs["tickets"]["metadata"]["ownerReferences"] = [{"kind": "Workflow", "name": "w", "controller": True}]
+
+    with pytest.raises(FinetuneError, match="belongs to Workflow w"):
+        jobs.retry("tickets")
+
+
+def test_a_guard_does_not_stop_a_changed_manifest(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", lastFailure=GUARD)
+
+    jobs.retry("tickets", raw_job(spec={"training": {"epochs": 9}}))
+    assert cluster.jobs["tickets"]["spec"]["training"] == {"epochs": 9}
+    cluster.jobs["tickets"]["status"] = {"phase": "Failed"}
+    with pytest.raises(FinetuneError, match="the manifest is of other"):
+        jobs.retry("tickets", raw_job("other"))
+
+
+def test_a_clone_has_a_name_and_an_output_of_its_own(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Succeeded", suspend=True)
+    done = jobs.clone("tickets", "tickets-2", settings={"training.epochs": 5, "spec.nodes": 2})
+
+    made = cluster.jobs["tickets-2"]["spec"]
+    assert (done.action, done.name) == ("cloned", "tickets-2")
+    assert made["output"] == {"uri": "s3://corp/models/tickets-2"}
+    assert (made["training"], made["nodes"], "suspend" in made) == ({"epochs": 5}, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("output", "settings", "error", "words"),
+    [
+        (None, {}, FinetuneError, "needs a folder of its own"),
+        ("s3://corp/b", {"training.epoch": 1}, ManifestError, "did you mean epochs"),
+        ("s3://corp/b", {"data.train.uri": "s3://corp/x"}, FinetuneError, "spec.data.train is not an object"),
+    ],
+)
+def test_a_clone_that_cannot_be_made(
+    output: str | None, settings: dict[str, Any], error: type[Exception], words: str, cluster: FakeCluster
+) -> None:
+    jobs = with_job(cluster, "Succeeded")
+    cluster.jobs["tickets"]["spec"]["output"]["uri"] = "s3://corp/shared"
+
+    with pytest.raises(error, match=words):
+        jobs.clone("tickets", "b", output=output, settings=settings)
+    assert set(cluster.jobs) == {"tickets"}
+
+
+def test_a_name_that_is_taken_is_refused_with_the_next_command(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed")
+
+    with pytest.raises(FinetuneError) as error:
+        jobs.submit(raw_job())
+    assert error.value.reason is Reason.AlreadyExists
+    assert "finetune retry tickets --file FILE" in error.value.hint
+
+
+def test_deleting_says_that_the_artifact_stays(cluster: FakeCluster) -> None:
+    artifact = {"uri": "s3://corp/models/tickets", "digest": "0" * 64, "sizeBytes": 1, "kind": "adapter"}
+    jobs = with_job(cluster, "Succeeded", artifact=artifact)
+
+    assert "its artifact stays at s3://corp/models/tickets" in jobs.delete("tickets").message
+    assert cluster.jobs == {}
+
+
+def test_a_job_is_watched_and_awaited_until_it_is_finished(cluster: FakeCluster) -> None:
+    later = [{"phase": "Running"}, {"phase": "Running"}, {"phase": "Succeeded"}]
+    jobs = with_job(cluster, "Pending")
+    cluster.later = list(later)
+    assert [job.phase for job in jobs.watch("tickets", every=0)] == ["Pending", "Running", "Succeeded"]
+
+    jobs = with_job(cluster, "Pending")
+    cluster.later = list(later)
+    assert jobs.wait("tickets", every=1).phase == "Succeeded"
+    assert cluster.pauses == 3
+    with_job(cluster, "Pending")
+    with pytest.raises(TimeoutError, match="tickets is Pending after 2 s"):
+        jobs.wait("tickets", timeout=2, every=1)
+
+
+def test_the_async_methods_do_the_same(cluster: FakeCluster) -> None:
+    async def life() -> list[str]:
+        jobs = AsyncFineTuneJobs(namespace="team")
+        said = [str(await jobs.submit(raw_job())), str(await jobs.stop("tickets")), str(await jobs.resume("tickets"))]
+        said.append(str(await jobs.clone("tickets", "tickets-2")))
+        cluster.later = [{"phase": "Failed"}]
+        said += [job.phase async for job in jobs.watch("tickets", every=0)]
+        said.append(str(await jobs.retry("tickets")))
+        said.append(repr(await jobs.list()))
+        said.append(str(len(await jobs.events("tickets"))))
+        said.append((await jobs.wait("tickets", lambda job: not job.finished)).phase)
+        said.append(str(await jobs.delete("tickets", force=True)))
+        return said
+
+    async_names = {name for name in vars(AsyncFineTuneJobs) if not name.startswith("_")}
+    assert async_names == {name for name in vars(FineTuneJobs) if not name.startswith("_")}
+    said = asyncio.run(life())
+    assert said[0] == "<team/tickets: created tickets in namespace team>"
+    assert said[4:6] == ["Pending", "Failed"]
+    assert set(cluster.jobs) == {"tickets-2"}
+
+
+def test_a_job_prints_as_a_line_and_as_a_table_that_runs_no_script(cluster: FakeCluster) -> None:
+    failure = {**CRASH, "message": "<script>alert(1)</script>"}
+    jobs = with_job(cluster, "Failed", progress=STEPS, lastFailure=failure)
+    job = jobs.get("tickets")
+
+    assert repr(job).startswith("<FineTuneJob team/tickets: Failed  step 30/120 (25 %)  UnexpectedError: ")
+    assert "<script>" not in job._repr_html_()
+    assert "&lt;script&gt;" in jobs.list()._repr_html_()
+    assert repr(jobs) == "<FineTuneJobs namespace team>"
+
+
+def test_events_are_in_the_order_of_their_last_time(cluster: FakeCluster) -> None:
+    cluster.events = [
+        {"reason": "B", "type": "Warning", "lastTimestamp": "2026-01-01T00:00:02Z", "count": 3},
+        {"reason": "C", "eventTime": "2026-01-01T00:00:01.000000Z",
+         "series": {"lastObservedTime": "2026-01-01T00:00:03Z"}},
+        {"reason": "A", "metadata": {"creationTimestamp": "2026-01-01T00:00:01Z"}},
+    ]  # fmt: skip
+    assert [event.reason for event in FineTuneJobs().events("tickets")] == ["A", "B", "C"]
+
+
+ANSWERS = [
+    ("get", 'Error from server (NotFound): finetunejobs "x" not found', Reason.NotFound, ExitCode.NO_INPUT),
+    ("get", "The connection to the server was refused", Reason.ClusterUnavailable, ExitCode.UNAVAILABLE),
+    ("get", 'Error from server (Forbidden): may not get "x"', Reason.ClusterUnavailable, ExitCode.UNAVAILABLE),
+    ("create", 'The FineTuneJob "x" is invalid: spec.nodes: too many', Reason.InvalidSpec, ExitCode.CONFIG),
+    ("create", 'ValidatingAdmissionPolicy "p" denied request: no', Reason.PolicyViolated, ExitCode.CONFIG),
+    ("create", 'error: no matches for kind "FineTuneJob"', Reason.ClusterUnavailable, ExitCode.UNAVAILABLE),
+    ("create", '(NotFound): namespaces "x" not found', Reason.ClusterUnavailable, ExitCode.UNAVAILABLE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "answer", "reason", "status"), ANSWERS)
+def test_what_the_api_server_refuses_has_a_reason(
+    verb: str, answer: str, reason: Reason, status: int, cluster: FakeCluster
+) -> None:
+    cluster.refusals[verb] = [answer]
+    jobs = FineTuneJobs()
+
+    with pytest.raises(FinetuneError) as error:
+        jobs.get("x") if verb == "get" else jobs.submit(raw_job("x"))
+    assert (error.value.reason, error.value.exit_code) == (reason, status)
+
+
+# the commands
+
+
+def test_a_command_prints_what_it_did_and_what_to_type_next(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_job(cluster, "Running")
+
+    assert main(["stop", "tickets", "-n", "team"]) == ExitCode.OK
+    assert capsys.readouterr().out == (
+        "tickets stops after a checkpoint and releases its nodes\n"
+        "next  finetune resume tickets -n team\n"
+        "      finetune watch tickets -n team\n"
+    )
+
+
+def test_json_has_the_documented_fields(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    with_job(cluster, "Running")
+
+    assert main(["resume", "tickets", "-o", "json"]) == ExitCode.OK
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["action"], printed["changed"]) == ("resumed", False)
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert [field for field in printed if f"| `{field}` |" not in page] == []
+
+
+def test_the_commands_of_a_life(tmp_path: Path, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(raw_job()))
+
+    assert main(["submit", str(file), "--dry-run"]) == ExitCode.OK
+    assert main(["submit", str(file)]) == ExitCode.OK
+    assert main(["submit", str(file)]) == ExitCode.CONFIG
+    assert main(["retry", "tickets"]) == ExitCode.USAGE
+    cluster.jobs["tickets"]["status"] = {"phase": "Failed"}
+    assert main(["retry", "tickets", "--file", str(file)]) == ExitCode.OK
+    assert main(["clone", "tickets", "b", "--set", "training.learningRate=1e-4", "--to", "s3://corp/b"]) == ExitCode.OK
+    assert cluster.jobs["b"]["spec"]["training"]["learningRate"] == 1e-4
+    assert main(["delete", "tickets"]) == ExitCode.OK
+    assert main(["delete", "tickets"]) == ExitCode.NO_INPUT
+    capsys.readouterr()
+    assert main(["clone", "b", "c", "--print", "--to", "s3://corp/c"]) == ExitCode.OK
+    assert yaml.safe_load(capsys.readouterr().out)["metadata"]["name"] == "c"
+    assert main(["clone", "b", "c", "--set", "epochs"]) == ExitCode.CONFIG
+    assert set(cluster.jobs) == {"b"}
+
+
+def test_every_problem_of_a_manifest_is_printed(
+    tmp_path: Path, cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(raw_job(spec={"nodes": 0, "method": {"type": "lorra"}})))
+
+    assert main(["submit", str(file)]) == ExitCode.CONFIG
+    assert f"{file}: 2 problems" in capsys.readouterr().err
+    assert main(["submit", "missing.yaml"]) == ExitCode.CONFIG
+    assert "cannot read missing.yaml" in capsys.readouterr().err
+
+
+def test_kubectl_is_run_in_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "kubectl"
+    job = json.dumps(raw_job(phase="Running"))
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/arguments\ncat > {tmp_path}/stdin\necho '{job}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    where = {"namespace": "team", "context": "prod"}
+
+    assert FineTuneJobs(**where).get("tickets").phase == "Running"
+    assert asyncio.run(AsyncFineTuneJobs(**where).submit(raw_job())).name == "tickets"
+    get, create = (tmp_path / "arguments").read_text().splitlines()
+    assert get == "--context prod --namespace team get finetunejobs.finetune.dev tickets --output json"
+    assert create == "--context prod --namespace team create --filename - --output json"
+    assert json.loads((tmp_path / "stdin").read_text())["metadata"]["name"] == "tickets"
+
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(FinetuneError, match="kubectl is not installed"):
+        FineTuneJobs().get("tickets")
+    with pytest.raises(FinetuneError, match="kubectl is not installed"):
+        asyncio.run(AsyncFineTuneJobs().get("tickets"))
+
+
+def test_the_example_of_the_documentation_runs(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(yaml.safe_dump(raw_job()))
+    code, asynchronous = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    done = {
+        "phase": "Succeeded",
+        "artifact": {"uri": "s3://corp/m", "digest": "0" * 64, "sizeBytes": 1, "kind": "adapter"},
+    }
+    cluster.later = [{"phase": "Running"}, done]
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+    exec(compile(code, "python.md", "exec"), {})
+    assert "s3://corp/m" in capsys.readouterr().out
+    cluster.jobs["tickets"]["status"] = {"phase": "Running"}
+    cluster.later = [done]
+    exec(compile(asynchronous, "python.md", "exec"), {})
+    assert "Succeeded" in capsys.readouterr().out
