@@ -33,6 +33,8 @@ class FakeCluster:
     calls: list[tuple[str, ...]] = field(default_factory=list)
     pauses: int = 0
     refusals: dict[str, list[str]] = field(default_factory=dict)
+    refusals_after_delete: dict[str, list[str]] = field(default_factory=dict)
+    """The same, of the first deletion, which takes place all the same, and after it."""
     later: list[Raw] = field(default_factory=list)
     """Statuses that the operator writes, one after each look at a job."""
 
@@ -85,6 +87,9 @@ class FakeCluster:
     def _delete(self, words: list[str], _: str | None) -> Answer:
         found = self._found(words[1])
         self.jobs.pop(words[1], None)
+        self.refusals |= self.refusals_after_delete
+        if self.refusals.get("delete"):
+            return Answer(1, "", self.refusals["delete"].pop(0))
         return found
 
     def _found(self, name: str) -> Answer:

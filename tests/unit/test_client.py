@@ -109,22 +109,27 @@ def test_a_job_is_not_deleted_when_it_could_not_be_created_again(cluster: FakeCl
     assert "tickets" in cluster.jobs
 
 
-def test_the_manifest_of_a_job_is_kept_if_it_cannot_be_created_after_all(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize("fails", ["delete", "create"])
+def test_the_manifest_of_a_job_is_kept_if_it_cannot_be_created_after_all(fails: str, cluster: FakeCluster) -> None:
     jobs = with_job(cluster, "Failed", lastFailure=CRASH)
-    seen = FakeCluster._delete
+    cluster.refusals_after_delete = {fails: ["error: timed out waiting for the condition"]}
 
-    def delete(self: FakeCluster, words: list[str], stdin: str | None) -> Any:
-        self.refusals["create"] = ["The connection to the server was refused"]
-        return seen(self, words, stdin)
-
-    cluster._delete = delete.__get__(cluster)  # type: ignore[method-assign]
-    with pytest.raises(FinetuneError, match="could not be created again") as error:
+    with pytest.raises(FinetuneError, match="was not created again: error: timed out") as error:
         jobs.retry("tickets")
     (file,) = re.findall(r"finetune submit (\S+)$", error.value.hint)
     try:
         assert jobs.submit(file).name == "tickets"
     finally:
         Path(file).unlink()
+
+
+def test_a_job_that_may_not_be_deleted_stays(cluster: FakeCluster) -> None:
+    jobs = with_job(cluster, "Failed", lastFailure=CRASH)
+    cluster.refusals["delete"] = ['Error from server (Forbidden): user "u" cannot delete']
+
+    with pytest.raises(FinetuneError, match="cannot delete"):
+        jobs.retry("tickets")
+    assert "tickets" in cluster.jobs
 
 
 REFUSED = [

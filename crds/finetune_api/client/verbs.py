@@ -120,13 +120,15 @@ def retry(name: str, changed: Mapping[str, Any] | None = None) -> Steps[Outcome]
     trial = {**raw, "metadata": {**labelled, "generateName": f"{name[: MAX_NAME_LENGTH - 6]}-"}}
     yield from _created(trial, dry_run=True)
     answer = yield Call(("delete", RESOURCE, name, "--cascade=foreground", "--wait=true", "--timeout=5m"))
-    if answer.status and "(NotFound)" not in answer.err:
-        raise refused(answer)
     try:
+        if answer.status and "(NotFound)" not in answer.err:
+            raise refused(answer)
         created = yield from _created(raw)
     except FinetuneError as error:
+        if "(Forbidden)" in answer.err:
+            raise
         file = _kept(raw, name)
-        message = f"{name} was deleted and could not be created again: {error.message}"
+        message = f"{name} is deleted and was not created again: {error.message}"
         raise FinetuneError(error.reason, message, f"Its manifest is in {file}: finetune submit {file}") from error
     then = (_typed("watch", created), _typed("logs", created, "-f"))
     return _outcome("retried", created, f"{name} was deleted and created again; it starts from step 0", then=then)

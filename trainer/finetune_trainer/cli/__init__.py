@@ -12,6 +12,7 @@ analyze   how far the training rows are from general text
 workload  the rows of local files, as a plan needs them
 
 lifecycle submit, stop, resume, retry, clone, delete: jobs of a cluster
+artifacts commands that use an artifact     serving    what a server reads to serve one
 watch     follows a job               watch_view    what it shows
 
 paths   relative paths              top     the running jobs of a cluster

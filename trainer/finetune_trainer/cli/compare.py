@@ -50,7 +50,7 @@ def _side(target: str, where: Where, model: str) -> Side:
     from finetune_trainer.transfer.compare import Side
     from finetune_trainer.transfer.records import ENDING, FOLDER, decode
 
-    uri = _uri(target, where)
+    uri = uri_of(target, where)
     folder = open_folder(uri, prefix=names.PREFIX_OUTPUT)
     data = {}
     for path, entry in read_manifest(folder).files.items():
@@ -65,7 +65,7 @@ def _side(target: str, where: Where, model: str) -> Side:
     return Side(uri=uri, data=data, model=model)
 
 
-def _uri(target: str, where: Where) -> str:
+def uri_of(target: str, where: Where) -> str:
     from finetune_trainer.cli.report import artifact_uri
 
     if "://" in target:

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune compare tickets",
         "finetune compare s3://corp/models/first s3://corp/models/second --data test",
     ),
+    "serve-manifest": (
+        "finetune serve-manifest s3://corp/models/tickets --for vllm > vllm.yaml",
+        "finetune serve-manifest tickets --for kserve",
+    ),
     "verify": ("finetune verify s3://corp/models/tickets",),
     "data": ("finetune data inspect job.yaml", "finetune data inspect job.yaml --set test --rows 10"),
     "completion": ("source <(finetune completion bash)", "finetune completion fish | source"),

@@ -84,7 +84,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         prog=program, description="Fine-tune language models, on Kubernetes or on this machine.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    from finetune_trainer.cli import data, lifecycle, shell
+    from finetune_trainer.cli import artifacts, data, lifecycle, shell
     from finetune_trainer.cli.examples import add_examples
 
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -230,6 +230,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     agent.set_defaults(handler=_agent)
     data.add_commands(commands, home_option)
     lifecycle.add_commands(commands, _cluster)
+    artifacts.add_commands(commands, _cluster)
     shell.add_commands(commands, top)
     add_examples(commands.choices)
     return top
