@@ -11,7 +11,7 @@ from pydantic import Field
 
 from .base import ApiModel, Rule
 from .fields import DataUri
-from .methods import TRAITS, type_of
+from .methods import TRAITS, Traits, type_of
 from .strategy import SHARDED
 
 
@@ -44,6 +44,18 @@ class KlToBase(ApiModel):
     beta: float = Field(0.5, gt=0, le=100, description="Weight of the mean divergence, in nats per token.")
 
 
+class L2Sp(ApiModel):
+    """A pull to the weights that training starts from."""
+
+    strength: float = Field(
+        0.1,
+        gt=0,
+        le=1_000_000,
+        description="Weight of half the squared distance from the starting weights, which is added to the mean loss "
+        "per token.",
+    )
+
+
 class Regularization(ApiModel):
     replay: Replay | None = Field(
         None, description="Mixes general text into the training rows. Costs fraction / (1 - fraction) more time."
@@ -56,6 +68,14 @@ class Regularization(ApiModel):
         "a forward pass over these rows.",
     )
 
+    l2sp: L2Sp | None = Field(
+        None,
+        alias="l2sp",
+        description="Penalizes the squared distance from the starting weights (L2-SP). For low-rank methods that is "
+        "the distance of the weights with the update from those without. full, partial, ia3 and adapter keep one copy "
+        "of what trains. Not for soft prompts, which have no starting weights, and not for dora.",
+    )
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (title, settings in words) of each term, for report and model card."""
         if self.replay is not None:
@@ -64,6 +84,15 @@ class Regularization(ApiModel):
         if self.kl_to_base is not None:
             where = "replayed rows" if self.replay else "training rows, without the right token"
             yield TERMS["klToBase"].title, f"beta {self.kl_to_base.beta:g}, on {where}"
+        if self.l2sp is not None:
+            yield TERMS["l2sp"].title, f"strength {self.l2sp.strength:g}"
+
+    def kept_copies(self, traits: Traits) -> int:
+        """Returns how many fp32 copies of what trains a method with these terms keeps."""
+        return int(self.l2sp is not None and not traits.low_rank)
+
+
+NO_TERMS = Regularization()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +104,20 @@ class TermTraits:
     """Its name in the report."""
     unit: str
     """Of its curve."""
-    needs_base: bool = False
-    """Compares with the base model, which the method has to keep next to what it trains."""
+    methods: tuple[str, ...] | None = None
+    """Methods that it works with; None: all that make steps."""
+    why_not: str = ""
+    """Why it does not work with others, and what to use instead."""
     sharded: tuple[str, ...] = SHARDED
     """Strategies with weights in shards under which it is proved to work."""
 
+
+_WITH_BASE = tuple(method.name for method in TRAITS.values() if method.switches_off)
+_WITH_START = tuple(
+    method.name
+    for method in TRAITS.values()
+    if method.steps and method.virtual is None and (method.scalable or not method.low_rank)
+)
 
 _ALL = (
     TermTraits(name="replay", title="Replayed text", unit="nats per replayed token"),
@@ -87,7 +125,19 @@ _ALL = (
         name="klToBase",
         title="KL to the base",
         unit="nats per token",
-        needs_base=True,
+        methods=_WITH_BASE,
+        why_not=f"compares with the base model, and only method.type {', '.join(_WITH_BASE)} can switch back to it "
+        "without a second copy: use one of these, or regularization.replay alone",
+        sharded=("fsdp",),
+    ),
+    TermTraits(
+        name="l2sp",
+        title="L2-SP",
+        unit="added to the loss",
+        methods=_WITH_START,
+        why_not="pulls to the weights that training starts from. Soft prompts have none, and the magnitudes of dora "
+        f"are not part of its low-rank update: set method.type to one of {', '.join(_WITH_START)}, or use "
+        "regularization.replay",
         sharded=("fsdp",),
     ),
 )
@@ -105,9 +155,6 @@ def replay_uri(spec: dict[str, Any]) -> str | None:
     return str(uri) if uri else None
 
 
-_WITH_BASE = tuple(method.name for method in TRAITS.values() if method.switches_off)
-
-
 def _asks(new: dict[str, Any], term: TermTraits) -> bool:
     return (new.get("regularization") or {}).get(term.name) is not None
 
@@ -116,13 +163,11 @@ def _absent(term: TermTraits) -> str:
     return f"!has(self.regularization) || !has(self.regularization.{term.name}) || "
 
 
-def _needs_base(term: TermTraits) -> Rule:
+def _only_for(term: TermTraits, methods: tuple[str, ...]) -> Rule:
     return Rule(
-        cel=_absent(term) + f"!has(self.method) || !has(self.method.type) || self.method.type in {list(_WITH_BASE)}",
-        message=f"regularization.{term.name} compares with the base model, and only method.type "
-        f"{', '.join(_WITH_BASE)} can switch back to it without a second copy: use one of these, or "
-        "regularization.replay alone",
-        holds=lambda new, _: not _asks(new, term) or type_of(new) in _WITH_BASE,
+        cel=_absent(term) + f"!has(self.method) || !has(self.method.type) || self.method.type in {list(methods)}",
+        message=f"regularization.{term.name} {term.why_not}",
+        holds=lambda new, _: not _asks(new, term) or type_of(new) in methods,
     )
 
 
@@ -136,7 +181,7 @@ def _not_under(term: TermTraits, strategy: str) -> Rule:
 
 
 REGULARIZATION_RULES = (
-    *(_needs_base(term) for term in _ALL if term.needs_base),
+    *(_only_for(term, term.methods) for term in _ALL if term.methods is not None),
     *(_not_under(term, strategy) for term in _ALL for strategy in SHARDED if strategy not in term.sharded),
     Rule(
         cel="!has(self.regularization) || !has(self.regularization.replay) || has(self.regularization.replay.uri) || "

@@ -1,11 +1,11 @@
-"""Replay and KL to the base on ranks that are real processes: whole weights or shards, two learn what one learns."""
+"""Terms against forgetting on ranks that are real processes: whole weights or shards, two learn what one learns."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,14 @@ from tests.support import rank_processes
 from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {"replay": (5 / 3, 0.0), "replay-kl": (5 / 3, 2.0), "kl": (0.0, 2.0)}
-"""Replayed rows in a step of five, and beta."""
+LORA = Method(type="lora", lora=Lora(rank=4))
+SETTINGS = {
+    "replay": Knobs(method=LORA, replay=5 / 3),
+    "replay-kl": Knobs(method=LORA, replay=5 / 3, beta=2.0),
+    "kl": Knobs(method=LORA, beta=2.0),
+    "l2sp": Knobs(method=LORA, l2sp=50.0),
+    "l2sp-full": Knobs(method=Method(type="full"), l2sp=50.0),
+}
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,14 @@ class Case:
         return f"{self.strategy}-{self.settings}"
 
 
-TWO = [Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl")]
+TWO = [Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl", "l2sp", "l2sp-full")]
 ZERO = [Case("replay", "deepspeed")]
 
 
 def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str, Any]:
-    net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=True)
-    replay, beta = SETTINGS[settings]
-    method = Method(type="lora", lora=Lora(rank=4))
-    knobs = Knobs(method=method, steps=5, rate=1e-3, replay=replay, beta=beta)
+    knobs = replace(SETTINGS[settings], steps=5, rate=1e-3)
+    frozen = not knobs.method.trains_the_model
+    net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
     run = make_run(root / folder, knobs, strategy=strategy, net=net)
     state = run.finish()
     return {
@@ -106,5 +111,6 @@ def _compare(root: Path, case: Case) -> None:
 
 
 def _keys(case: Case) -> set[str]:
-    replay, beta = SETTINGS[case.settings]
-    return ({"replay"} if replay else set()) | ({"klToBase"} if beta else set())
+    knobs = SETTINGS[case.settings]
+    asked = {"replay": knobs.replay, "klToBase": knobs.beta, "l2sp": knobs.l2sp}
+    return {name for name, number in asked.items() if number}

@@ -20,12 +20,13 @@ from finetune_api.spec import FineTuneJobSpec, ModelSource, Optimizer, Output
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
 from finetune_trainer.data.pack import IGNORED
-from finetune_trainer.methods.base import Attached, Base, HasPrompt, SwitchesOff
+from finetune_trainer.methods.base import Attached, Base, HasPrompt, SwitchesOff, UpdatesByProducts
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Place, Strategy
 from finetune_trainer.parallel.single import Single
-from finetune_trainer.regularization.base import Regularization
+from finetune_trainer.regularization.base import Penalty, Regularization
 from finetune_trainer.regularization.kl_to_base import KlToBase
+from finetune_trainer.regularization.l2sp import DistanceOfProducts, DistanceOfWeights
 from finetune_trainer.regularization.replay import Replay
 from finetune_trainer.report.record import AttemptRecord
 from finetune_trainer.rundir import RunDir
@@ -132,6 +133,8 @@ class Knobs:
     """Rows of general text in a step, on average."""
     beta: float = 0.0
     """Of regularization.klToBase."""
+    l2sp: float = 0.0
+    """Its strength."""
 
 
 GENERAL_LENGTHS = [12, 6, 19, 8, 15, 10, 7]
@@ -149,6 +152,14 @@ def compared(knobs: Knobs, attached: Attached) -> KlToBase | None:
         return None
     assert isinstance(attached, SwitchesOff)
     return KlToBase(knobs.beta, replayed=knobs.replay > 0, as_base=attached.as_base)
+
+
+def penalties(knobs: Knobs, attached: Attached, place: Place) -> tuple[Penalty, ...]:
+    if not knobs.l2sp:
+        return ()
+    if isinstance(attached, UpdatesByProducts):
+        return (DistanceOfProducts.of(attached.products(), strength=knobs.l2sp, place=place),)
+    return (DistanceOfWeights.of(attached.trainable.values(), strength=knobs.l2sp, place=place),)
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,9 @@ def make_run(
         reporter=Reporter(run_dir, plan_for(folder), strategy.place, ResolvedPlan(total_steps=knobs.steps)),
         stop_requested=lambda: run_dir.stop_requested,
         prompt=prompt,
-        regularization=Regularization(replayed(knobs, prompt), compared(knobs, attached)),
+        regularization=Regularization(
+            replayed(knobs, prompt), compared(knobs, attached), penalties(knobs, attached, strategy.place)
+        ),
     )
     return Run(trainer, attached, net)
 

@@ -2,7 +2,7 @@
 line in `registry`.
 
 Method, Attached    required of every method
-HasPrompt, SwitchesOff, Merges, Scales, FitsWithoutSteps, LeavesWeightsOut
+HasPrompt, SwitchesOff, Merges, Scales, UpdatesByProducts, FitsWithoutSteps, LeavesWeightsOut
                     optional abilities of an attached method: the loop asks for the ability and never for the method
 PacksWeights        an optional ability of a method
 """
@@ -85,6 +85,25 @@ class Scales(Protocol):
 
     def apply_at(self, scale: float) -> None:
         """From now on the network has `scale` times the trained update, and `export` writes that. 1: as trained."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """The low-rank update of one matrix: scale · b · a."""
+
+    a: nn.Parameter
+    """(rank, in)"""
+    b: nn.Parameter
+    """(out, rank)"""
+    scale: float
+
+
+@runtime_checkable
+class UpdatesByProducts(Protocol):
+    """An attached method that changes the model by low-rank updates of its matrices, and by nothing else."""
+
+    def products(self) -> Iterator[Product]:
+        """Those of all matrices. Every rank holds the whole factors."""
 
 
 @runtime_checkable

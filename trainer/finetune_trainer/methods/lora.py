@@ -19,7 +19,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora as Settings
 from finetune_trainer.decoder_blocks import Layers, decoder_layers
 
-from .base import Base
+from .base import Base, Product
 from .called import is_called
 from .experts import has_experts, is_reached
 from .halves import half_of
@@ -59,6 +59,12 @@ class ScalableLora(LoraAttached):
 
     alpha: float = 1.0
     """As trained."""
+
+    def products(self) -> Iterator[Product]:
+        for module in self.adapter.get_base_model().modules():
+            if hasattr(module, "lora_A"):
+                a, b = (cast(Any, factors)["default"].weight for factors in (module.lora_A, module.lora_B))
+                yield Product(a, b, cast(Any, module).scaling["default"])
 
     def apply_at(self, scale: float) -> None:
         for module in self.adapter.get_base_model().modules():

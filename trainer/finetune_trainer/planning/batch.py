@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 from finetune_api.methods import Method
+from finetune_api.regularization import NO_TERMS, Regularization
 from finetune_api.spec import Optimizer
 from finetune_trainer.planning.memory import Precision, estimate
 from finetune_trainer.planning.model import ModelShape
@@ -32,7 +33,7 @@ def micro_batch_tokens(
     recomputed: bool = False,
     optimizer: Optimizer = "adamw",
     most: int | None = None,
-    compared: bool = False,
+    regularization: Regularization = NO_TERMS,
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
     `spread`: what the strategy leaves of the states on the process; `most`: what a step can give it, see
@@ -53,7 +54,7 @@ def micro_batch_tokens(
             spread=spread,
             recomputed=recomputed,
             optimizer=optimizer,
-            compared=compared,
+            regularization=regularization,
         ).total
 
     one, two = need(4096), need(8192)

@@ -18,6 +18,7 @@
     4 bits       0.516 bytes for each weight of the linear layers (4 + 8/64 + 32/(64·256) bits)
     klToBase     six buffers of a chunk of logits (two of logits, two distributions, their difference and product), and
                  the hidden states of the base model with their gradient
+    l2sp         a copy of what trains, in fp32, unless the method adds low-rank updates
     loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains; or, if
                  that is more, the gradients inside one block
 
@@ -34,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.methods import Method
+from finetune_api.regularization import NO_TERMS, Regularization
 from finetune_api.spec import Optimizer
 from finetune_trainer.planning.footprints import block_bytes, footprint_of
 from finetune_trainer.planning.model import ModelShape
@@ -104,11 +106,11 @@ def estimate(
     merged: bool = False,
     recomputed: bool = False,
     optimizer: Optimizer = "adamw",
-    compared: bool = False,
+    regularization: Regularization = NO_TERMS,
 ) -> Estimate:
     """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
     each document has a row of its own. `merged`: base and adapter are written as one model in the end.
-    `recomputed`: with activation checkpointing. `compared`: with the base model, by regularization.klToBase."""
+    `recomputed`: with activation checkpointing."""
     width = 2 if precision == "bfloat16" else 4
     footprint = footprint_of(method)
     trained = footprint.trained(shape, method)
@@ -129,12 +131,16 @@ def estimate(
     logits = (
         logits if width == 4 else logits * 3 // 2
     ) + 2 * h * width * tokens  # in bf16 also as the product left them
-    if compared:
+    if regularization.kl_to_base is not None:
         logits += (
             6 * min(DIVERGENCE_CHUNK_BYTES[device], 4 * shape.vocabulary * max(tokens, 1)) + 2 * h * width * tokens
         )
     inside_a_block = ((3 * f + 2 * h) * width + run_again) * tokens
-    parts = replace(_parts(shape, method, trained, width, spread), moment_bytes=MOMENT_BYTES[optimizer])
+    parts = replace(
+        _parts(shape, method, trained, width, spread),
+        moment_bytes=MOMENT_BYTES[optimizer],
+        copies=regularization.kept_copies(method.traits),
+    )
     states = spread.share(parts, low=width == 2, trains_the_model=method.trains_the_model, recomputed=recomputed)
     on_the_host = device == "cuda"
     export = footprint.merging(shape, method) if merged else 0

@@ -31,6 +31,8 @@ class Parts:
     gathered: int
     moment_bytes: float = 8.0
     """Both moments of one parameter that trains."""
+    copies: int = 0
+    """Of what trains, in fp32, that stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,12 @@ class Spread:
             return self._zero(parts, copies)
         if self.strategy == "fsdp":
             own = self._sharing if trains_the_model else 1
-            weights = self._part(parts.frozen) + -(-4 * n // own)
+            weights = self._part(parts.frozen) + -(-4 * n * (1 + parts.copies) // own)
             return States(
                 weights=weights, gradients=-(-4 * n // own), moments=-(-moments // own), gathered=parts.gathered
             )
-        return States(weights=parts.frozen + 4 * n + copies, gradients=4 * n, moments=moments)
+        weights = parts.frozen + 4 * n * (1 + parts.copies) + copies
+        return States(weights=weights, gradients=4 * n, moments=moments)
 
     def snapshot(self, parts: Parts, *, trains_the_model: bool) -> int:
         """Bytes of a checkpoint's copy: weights in fp32 and moments, of all that trains, or under fsdp of a share."""

@@ -188,7 +188,7 @@ class Planner:
             merged=self.spec.output.merged,
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
-            compared=self.spec.regularization.kl_to_base is not None,
+            regularization=self.spec.regularization,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:
@@ -233,7 +233,7 @@ class Planner:
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
             most=self.tokens_of_a_step,
-            compared=self.spec.regularization.kl_to_base is not None,
+            regularization=self.spec.regularization,
         )
         return min(chosen, self.most_tokens(method, spread) or 0)
 

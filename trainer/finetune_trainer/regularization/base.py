@@ -2,14 +2,17 @@
 
 Replay           rows that a step has besides the training rows, see `replay`
 KlToBase         a term of the loss that compares a micro-batch with the base model, see `kl_to_base`
+Penalty          a term of the loss that depends on the weights alone, see `l2sp`
 Regularization   all of a run
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from finetune_trainer.data.corpus import Corpus, Numbers
 from finetune_trainer.data.order import share
@@ -31,15 +34,31 @@ class Piece:
     """Whether its rows are of general text."""
 
 
+class Penalty(Protocol):
+    """A term of the loss that depends on the weights alone: it is part of a step, and of no micro-batch."""
+
+    @property
+    def name(self) -> str:
+        """Key of the manifest."""
+
+    def value(self) -> Tensor:
+        """This rank's part of the term, (): the ranks' sum is what a step adds to the mean loss per token."""
+
+    def add_gradients(self, times: float) -> None:
+        """Add the term's gradient, `times` over, to those of what trains; over all ranks that makes it once."""
+
+
 @dataclass(frozen=True)
 class Regularization:
     replay: Replay | None = None
     kl: KlToBase | None = None
+    penalties: tuple[Penalty, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Keys of the manifest, in the order in which ranks add up their numbers."""
-        return (*(("replay",) if self.replay else ()), *(("klToBase",) if self.kl else ()))
+        named = {"replay": self.replay, "klToBase": self.kl, **{each.name: each for each in self.penalties}}
+        return tuple(name for name, term in named.items() if term is not None)
 
     def shared(self, rows: Numbers, corpus: Corpus, step: int, place: Place) -> tuple[Numbers, Numbers]:
         """(training rows, replayed rows) of this rank, out of the step's training `rows` of `corpus`."""
@@ -57,6 +76,11 @@ class Regularization:
     def divergence(self, piece: Piece) -> KlToBase | None:
         """What compares the piece with the base model, if anything does."""
         return self.kl if self.kl is not None and self.kl.replayed == piece.replayed else None
+
+    def pull(self, divisor: float) -> None:
+        """Add the gradients of the penalties to those of a step's sums, which `divisor` will divide."""
+        for penalty in self.penalties:
+            penalty.add_gradients(divisor)
 
     def weight(self, piece: Piece) -> float:
         """By which the nats of a piece are multiplied."""

@@ -34,7 +34,7 @@ class CurvePoint(ApiModel):
     gradient_norm: float | None = Field(None, description="Before clipping.")
     tokens_per_second: float | None = Field(None, description="Processed, all nodes.")
     regularization: dict[str, float] | None = Field(
-        None, description="By key of spec.regularization, of those that the step has: nats per replayed token."
+        None, description="By key of spec.regularization, of those that the step has, in the units of the terms."
     )
 
 

@@ -55,7 +55,7 @@ def fitting_strategy(
             spread=spread,
             recomputed=spec.training.activation_checkpointing,
             optimizer=spec.training.optimizer,
-            compared=spec.regularization.kl_to_base is not None,
+            regularization=spec.regularization,
         )
 
     def fits(spread: Spread) -> bool:
@@ -106,7 +106,7 @@ def fitting_layout(
         spread=spread,
         recomputed=spec.training.activation_checkpointing,
         optimizer=spec.training.optimizer,
-        compared=spec.regularization.kl_to_base is not None,
+        regularization=spec.regularization,
         most=tokens_of_a_step(
             rows=len(largest),
             processes=processes,

@@ -159,7 +159,9 @@ class Trainer:
             warmup_ratio=course.warmup_ratio,
             schedule=course.schedule,
         )
-        norm = self.weights.step(rate, divisor=max(1.0, sums.divisor), max_norm=course.max_grad_norm)
+        divisor = max(1.0, sums.divisor)
+        self.regularization.pull(divisor)
+        norm = self.weights.step(rate, divisor=divisor, max_norm=course.max_grad_norm)
         if not math.isfinite(norm):
             raise self._non_finite("gradient", step, rows)
 
@@ -195,6 +197,8 @@ class Trainer:
             found.add("replay" if piece.replayed else None, nats, piece.batch.target_count)
             found.divide_by(weight * piece.batch.target_count)
             self.reporter.alive()
+        for penalty in self.regularization.penalties:
+            found.add(penalty.name, penalty.value(), count=self.strategy.place.first)
         return found.sums()
 
     def _pieces(self, rows: Numbers, again: Numbers, step: int) -> list[Piece]:

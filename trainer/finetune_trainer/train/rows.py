@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.corpus import Corpus, Numbers, Tokens
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.padding import layout_statistics
-from finetune_trainer.methods.base import Attached, SwitchesOff
+from finetune_trainer.methods.base import Attached, SwitchesOff, UpdatesByProducts
+from finetune_trainer.parallel.base import Place
+from finetune_trainer.regularization.base import Penalty, Regularization
 from finetune_trainer.regularization.kl_to_base import KlToBase
+from finetune_trainer.regularization.l2sp import DistanceOfProducts, DistanceOfWeights
 from finetune_trainer.regularization.replay import Replay
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.transfer.evaluate import Layout
@@ -54,6 +59,19 @@ def divergence_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | No
     if replay is None or replayed is None:
         return KlToBase.on_training_rows(settings.beta, attached.as_base)
     return KlToBase.on_replay(settings.beta, attached.as_base, fraction=replayed.fraction, weight=replay.weight)
+
+
+def regularization_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | None, place: Place) -> Regularization:
+    """All terms of spec.regularization, of weights that are those of the start."""
+    return Regularization(replay, divergence_of(spec, attached, replay), tuple(_penalties(spec, attached, place)))
+
+
+def _penalties(spec: FineTuneJobSpec, attached: Attached, place: Place) -> Iterator[Penalty]:
+    if (l2sp := spec.regularization.l2sp) is not None:
+        if isinstance(attached, UpdatesByProducts):
+            yield DistanceOfProducts.of(attached.products(), strength=l2sp.strength, place=place)
+        else:
+            yield DistanceOfWeights.of(attached.trainable.values(), strength=l2sp.strength, place=place)
 
 
 def longest_row(data: Datasets) -> int:

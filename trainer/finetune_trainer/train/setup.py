@@ -26,7 +26,6 @@ from finetune_trainer.methods.needs import check_compile, check_inputs, check_re
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.positions import fitted
-from finetune_trainer.regularization.base import Regularization
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -50,7 +49,7 @@ from .optimizer import default_peak, named
 from .pinned_inputs import Inputs
 from .reporter import Reporter
 from .resolved_spec import resolve_spec
-from .rows import data_record, divergence_of, longest_row, replay_of, varied
+from .rows import data_record, longest_row, regularization_of, replay_of, varied
 
 _EVALUATIONS = 10
 """Evaluations of the validation rows in a run, where the manifest does not say."""
@@ -216,7 +215,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         prompt=prompt,
         mixture=data.mixture,
         varied=varied(data, prompt.ids if prompt else None),
-        regularization=Regularization(replay, divergence_of(spec, attached, replay)),
+        regularization=regularization_of(spec, attached, replay, strategy.place),
         skipped_step=plan.skipped_step,
     )
     spec = resolve_spec(
