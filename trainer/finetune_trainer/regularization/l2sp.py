@@ -96,5 +96,5 @@ def _own_gradient(parameter: nn.Parameter) -> Tensor:
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _total(parts: Sequence[Tensor]) -> Tensor:
+def _total(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum() if parts else torch.zeros(())
