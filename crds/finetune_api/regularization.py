@@ -56,6 +56,18 @@ class L2Sp(ApiModel):
     )
 
 
+class Ewc(ApiModel):
+    """A pull to the weights that training starts from, stronger where general text depends on them."""
+
+    strength: float = Field(
+        1.0,
+        gt=0,
+        le=1_000_000,
+        description="Weight of half the squared distance from the starting weights, each weighted by its importance, "
+        "which is added to the mean loss per token. The mean importance is 1.",
+    )
+
+
 class Regularization(ApiModel):
     replay: Replay | None = Field(
         None, description="Mixes general text into the training rows. Costs fraction / (1 - fraction) more time."
@@ -76,6 +88,24 @@ class Regularization(ApiModel):
         "of what trains. Not for soft prompts, which have no starting weights, and not for dora.",
     )
 
+    ewc: Ewc | None = Field(
+        None,
+        description="Penalizes the squared distance from the starting weights, each weighted by its importance for "
+        "general text (EWC): the text of replay, or half of data.general. Importance is the diagonal Fisher "
+        "information on 200 documents, measured before the first step; it takes as much memory as the weights in fp32. "
+        "For methods full, partial and lora, with strategy ddp.",
+    )
+
+    @property
+    def reads_general_text(self) -> bool:
+        """Whether training sees general text."""
+        return self.replay is not None or self.ewc is not None
+
+    def works_under(self, strategy: str) -> bool:
+        """Whether all terms are proved to work with weights in shards of this strategy."""
+        asked = self.to_json()
+        return all(strategy in term.sharded for term in _ALL if term.name in asked)
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (title, settings in words) of each term, for report and model card."""
         if self.replay is not None:
@@ -87,9 +117,17 @@ class Regularization(ApiModel):
         if self.l2sp is not None:
             yield TERMS["l2sp"].title, f"strength {self.l2sp.strength:g}"
 
+        if self.ewc is not None:
+            yield TERMS["ewc"].title, f"strength {self.ewc.strength:g}"
+
     def kept_copies(self, traits: Traits) -> int:
-        """Returns how many fp32 copies of what trains a method with these terms keeps."""
-        return int(self.l2sp is not None and not traits.low_rank)
+        """Returns how many fp32 copies of what trains a method with these terms keeps: for `ewc` start and importance.
+        Low-rank methods keep none, but see `weighs_matrices`."""
+        return 0 if traits.low_rank else (self.l2sp is not None) + 2 * (self.ewc is not None)
+
+    def weighs_matrices(self, traits: Traits) -> bool:
+        """Whether the importance of each weight of the adapted matrices is kept, in fp32."""
+        return traits.low_rank and self.ewc is not None
 
 
 NO_TERMS = Regularization()
@@ -119,6 +157,8 @@ _WITH_START = tuple(
     if method.steps and method.virtual is None and (method.scalable or not method.low_rank)
 )
 
+_WEIGHED = ("full", "partial", "lora")
+
 _ALL = (
     TermTraits(name="replay", title="Replayed text", unit="nats per replayed token"),
     TermTraits(
@@ -140,6 +180,15 @@ _ALL = (
         "regularization.replay",
         sharded=("fsdp",),
     ),
+    TermTraits(
+        name="ewc",
+        title="EWC",
+        unit="added to the loss",
+        methods=_WEIGHED,
+        why_not="needs the importance of each weight that training changes, and measures it for method.type "
+        f"{', '.join(_WEIGHED)}: use one of these, or regularization.l2sp",
+        sharded=(),
+    ),
 )
 
 TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
@@ -147,11 +196,11 @@ TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
 
 
 def replay_uri(spec: dict[str, Any]) -> str | None:
-    """Returns the URI that the manifest replays: its own, or that of data.general."""
-    replay = (spec.get("regularization") or {}).get("replay")
-    if replay is None:
+    """Returns the URI of the general text that training sees, if it needs any: that of replay, or of data.general."""
+    terms = spec.get("regularization") or {}
+    if terms.get("replay") is None and terms.get("ewc") is None:
         return None
-    uri = replay.get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
+    uri = (terms.get("replay") or {}).get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
     return str(uri) if uri else None
 
 
@@ -190,5 +239,18 @@ REGULARIZATION_RULES = (
         holds=lambda new, _: (
             "data" not in new or (new.get("regularization") or {}).get("replay") is None or replay_uri(new) is not None
         ),
+    ),
+    Rule(
+        cel="!has(self.regularization) || !has(self.regularization.ewc) || (has(self.regularization.replay) && "
+        "has(self.regularization.replay.uri)) || !has(self.data) || has(self.data.general)",
+        message="regularization.ewc needs general text to measure importance on: set data.general, or "
+        "regularization.replay.uri",
+        holds=lambda new, _: "data" not in new or not _asks(new, TERMS["ewc"]) or replay_uri(new) is not None,
+    ),
+    Rule(
+        cel="!has(self.regularization) || !has(self.regularization.ewc) || !has(self.training) || "
+        "!has(self.training.compile) || !self.training.compile",
+        message="regularization.ewc looks into blocks, which training.compile hides: remove one of the two",
+        holds=lambda new, _: not _asks(new, TERMS["ewc"]) or not (new.get("training") or {}).get("compile"),
     ),
 )

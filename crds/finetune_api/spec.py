@@ -311,12 +311,11 @@ class FineTuneJobSpec(ApiModel):
 
     @property
     def replay_uri(self) -> str | None:
-        """The general text that is replayed; None without replay."""
-        replay = self.regularization.replay
-        if replay is None:
+        """The general text that is replayed, or that importance is measured on; None where training needs none."""
+        if not self.regularization.reads_general_text:
             return None
-        general = self.data.general
-        return replay.uri or (general.uri if general else None)
+        replay, general = self.regularization.replay, self.data.general
+        return (replay.uri if replay else None) or (general.uri if general else None)
 
     @property
     def processes(self) -> int:

@@ -20,7 +20,7 @@ from finetune_trainer.parallel.registry import spread
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.train.model import load_network
 from tests.support import rank_processes
-from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network
+from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network, weighed
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = Method(type="lora", lora=Lora(rank=4))
@@ -30,6 +30,8 @@ SETTINGS = {
     "kl": Knobs(method=LORA, beta=2.0),
     "l2sp": Knobs(method=LORA, l2sp=50.0),
     "l2sp-full": Knobs(method=Method(type="full"), l2sp=50.0),
+    "ewc": Knobs(method=LORA),
+    "ewc-full": Knobs(method=Method(type="full")),
 }
 
 
@@ -44,6 +46,7 @@ class Case:
 
 
 TWO = [Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl", "l2sp", "l2sp-full")]
+TWO += [Case(settings, "ddp") for settings in ("ewc", "ewc-full")]
 ZERO = [Case("replay", "deepspeed")]
 
 
@@ -52,6 +55,7 @@ def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str
     frozen = not knobs.method.trains_the_model
     net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
     run = make_run(root / folder, knobs, strategy=strategy, net=net)
+    run = weighed(root / folder, run) if settings.startswith("ewc") else run
     state = run.finish()
     return {
         "losses": [point.loss for point in state.curve],
@@ -100,17 +104,29 @@ def test_replay_works_under_deepspeed(root: Path) -> None:
 
 def _compare(root: Path, case: Case) -> None:
     alone = torch.load(root / f"alone-{case.settings}.pt")
-    told = torch.load(root / f"{case.folder}.0.pt")
+    ranks = [torch.load(root / f"{case.folder}.{rank}.pt") for rank in range(2)]
+    told = ranks[0]
     assert told["losses"] == pytest.approx(alone["losses"], rel=1e-6)
     assert told["norms"] == pytest.approx(alone["norms"], rel=1e-5)
     for mine, other in zip(told["added"], alone["added"], strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-7)
     assert {key for each in told["added"] for key in each} == _keys(case)
-    weights = [{n: t for n, t in each["tensors"].items() if n.startswith("weights")} for each in (told, alone)]
-    assert largest_difference(*weights) < 5e-6
+    expected = {name: tensor for name, tensor in alone["tensors"].items() if name.startswith("weights")}
+    found = {name: _whole([each["tensors"].get(name) for each in ranks], tensor) for name, tensor in expected.items()}
+    assert largest_difference(found, expected) < 5e-6
+
+
+def _whole(rows: list[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    """Each rank has its rows, or the first one has all."""
+    first, second = rows
+    assert first is not None
+    if first.shape == like.shape:
+        return first
+    assert second is not None
+    return torch.cat([first, second])
 
 
 def _keys(case: Case) -> set[str]:
     knobs = SETTINGS[case.settings]
-    asked = {"replay": knobs.replay, "klToBase": knobs.beta, "l2sp": knobs.l2sp}
+    asked = {"replay": knobs.replay, "klToBase": knobs.beta, "l2sp": knobs.l2sp, "ewc": case.settings[:3] == "ewc"}
     return {name for name, number in asked.items() if number}

@@ -16,6 +16,8 @@ from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
+from finetune_api.regularization import Ewc
+from finetune_api.regularization import Regularization as Terms
 from finetune_api.spec import FineTuneJobSpec, ModelSource, Optimizer, Output
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.data.corpus import Choices, Corpus, corpus_of
@@ -34,6 +36,7 @@ from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.train.capabilities import probe
 from finetune_trainer.train.checkpointer import Checkpointer
+from finetune_trainer.train.importance import ewc_of
 from finetune_trainer.train.loop import Course, Trainer
 from finetune_trainer.train.loss import trained_cross_entropy
 from finetune_trainer.train.model import LanguageModel
@@ -248,6 +251,22 @@ def make_run(
     return Run(trainer, attached, net)
 
 
+def weighed(folder: Path, run: Run, *, strength: float = 50.0) -> Run:
+    """The run with regularization.ewc besides, by general documents; their importance is kept in `folder`/fisher."""
+    trainer = run.trainer
+    terms = ewc_of(
+        plan_for(folder, regularization=Terms(ewc=Ewc(strength=strength))).spec,
+        run.attached,
+        trainer.model,
+        trainer.layout,
+        documents(GENERAL_LENGTHS, seed=4, masked=0.0),
+        folder=folder / "fisher",
+        of_model="tiny",
+        reporter=trainer.reporter,
+    )
+    return replace(run, trainer=replace(trainer, regularization=trainer.regularization.and_penalties(terms)))
+
+
 def at_step(run: Run, step: int, act: Callable[[], None]) -> None:
     """`act` when step `step`, counted from 1, begins a micro-batch."""
     seed = run.trainer._seed
@@ -283,7 +302,7 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 
 
 __all__ = ["BASE", "CPU", "JOB", "LENGTHS", "Knobs", "Place", "Run", "documents", "largest_difference", "make_run"]
-__all__ += ["at_step", "interrupted", "model", "network", "plan_for", "replace", "stop_at"]
+__all__ += ["at_step", "interrupted", "model", "network", "plan_for", "replace", "stop_at", "weighed"]
 
 
 def sorted_words(rows: int, *, seed: int) -> Corpus:

@@ -93,6 +93,11 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     ("a pull to the start", {"spec.regularization": {"l2sp": {"strength": 2}}, "spec.method": {"type": "full"}}, None),
+    (
+        "importance by the text of a replay",
+        {"spec.regularization": {"ewc": {}, "replay": {"uri": "s3://corp/general.jsonl"}}},
+        None,
+    ),
     ("replay of other text", {"spec.regularization": {"replay": {"uri": "s3://corp/general.jsonl"}}}, None),
     ("ZeRO", {"spec.strategy": {"type": "deepspeed", "zeroStage": 3, "offload": "all"}}, None),
     ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),

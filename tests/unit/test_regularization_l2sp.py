@@ -60,7 +60,7 @@ def test_on_a_low_rank_update_it_shrinks_the_product_and_not_the_factors() -> No
     scale, strength = 1.5, 0.6
     target = torch.randn(5, 2, dtype=torch.float64) @ torch.randn(2, 4, dtype=torch.float64)
     a, b = (nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((2, 4), (5, 2)))
-    term = DistanceOfProducts.of([Product(a, b, scale)], strength=strength, place=ONE)
+    term = DistanceOfProducts.of([Product(a, b, scale, nn.Identity())], strength=strength, place=ONE)
     _descend([a, b], lambda: 0.5 * (scale * b @ a - target).square().sum(), term, steps=3000, rate=0.02)
     assert torch.allclose(scale * b @ a, target / (1 + strength), rtol=0, atol=1e-8)
 
@@ -72,6 +72,7 @@ def test_traces_are_the_norm_of_the_product_and_have_its_gradient() -> None:
             nn.Parameter(torch.randn(3, n, dtype=torch.float64)),
             nn.Parameter(torch.randn(m, 3, dtype=torch.float64)),
             scale,
+            nn.Identity(),
         )
         for m, n, scale in ((6, 5, 2.0), (4, 9, 0.25))
     ]

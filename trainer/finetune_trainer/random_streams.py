@@ -72,9 +72,10 @@ DROPOUT = Stream("dropout", ("step", "rank", "micro-batch"), tag=0xD209, tagged_
 AUGMENTED = Stream("rows that are augmented", ("epoch", "kind"), tag=0xA06)
 AUGMENTATION = Stream("what augmentation does to a row", ("epoch", "row", "kind"), tag=0xA06)
 REPLAYED = Stream("order of the replayed rows", ("pass",), tag=0x2E91)
+FISHER = Stream("documents that importance is measured on, and their labels", ("documents or labels",), tag=0xF15E)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
 
-STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED)
+STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED, FISHER)
 KEYS = (SAMPLE, HELD_OUT, MEASURED)

@@ -96,6 +96,8 @@ class Product:
     b: nn.Parameter
     """(out, rank)"""
     scale: float
+    layer: nn.Module
+    """Whose results have the update in them."""
 
 
 @runtime_checkable

@@ -64,7 +64,7 @@ class ScalableLora(LoraAttached):
         for module in self.adapter.get_base_model().modules():
             if hasattr(module, "lora_A"):
                 a, b = (cast(Any, factors)["default"].weight for factors in (module.lora_A, module.lora_B))
-                yield Product(a, b, cast(Any, module).scaling["default"])
+                yield Product(a, b, cast(Any, module).scaling["default"], module)
 
     def apply_at(self, scale: float) -> None:
         for module in self.adapter.get_base_model().modules():

@@ -19,6 +19,7 @@
     klToBase     six buffers of a chunk of logits (two of logits, two distributions, their difference and product), and
                  the hidden states of the base model with their gradient
     l2sp         a copy of what trains, in fp32, unless the method adds low-rank updates
+    ewc          two such copies; with low-rank updates one of the linear layers of the blocks, in fp32
     loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains; or, if
                  that is more, the gradients inside one block
 
@@ -136,8 +137,11 @@ def estimate(
             6 * min(DIVERGENCE_CHUNK_BYTES[device], 4 * shape.vocabulary * max(tokens, 1)) + 2 * h * width * tokens
         )
     inside_a_block = ((3 * f + 2 * h) * width + run_again) * tokens
+    parts = _parts(shape, method, trained, width, spread)
+    if regularization.weighs_matrices(method.traits):
+        parts = replace(parts, frozen=parts.frozen + 4 * shape.packed)
     parts = replace(
-        _parts(shape, method, trained, width, spread),
+        parts,
         moment_bytes=MOMENT_BYTES[optimizer],
         copies=regularization.kept_copies(method.traits),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Method
+from finetune_api.regularization import NO_TERMS, Regularization
 from finetune_api.strategy import SHARDABLE, Strategy
 
 from .memory import Estimate
@@ -19,7 +20,15 @@ ROOM = 0.9
 """Share of a process's memory that `auto` lets ddp plan for."""
 
 
-def choose(settings: Strategy, method: Method, *, need: Estimate | None, memory: int | None, processes: int) -> Kind:
+def choose(
+    settings: Strategy,
+    method: Method,
+    *,
+    need: Estimate | None,
+    memory: int | None,
+    processes: int,
+    terms: Regularization = NO_TERMS,
+) -> Kind:
     """`need`: of one process that holds everything; `memory`: what one process may use. None: not known."""
     if settings.type == "deepspeed":  # offloading helps one process too
         return "deepspeed"
@@ -27,7 +36,7 @@ def choose(settings: Strategy, method: Method, *, need: Estimate | None, memory:
         return "ddp"
     if settings.type != "auto":
         return settings.type
-    if method.type not in SHARDABLE["fsdp"] or need is None or memory is None:
+    if method.type not in SHARDABLE["fsdp"] or not terms.works_under("fsdp") or need is None or memory is None:
         return "ddp"
     return "ddp" if need.total <= ROOM * memory else "fsdp"
 

@@ -8,7 +8,8 @@ Regularization   all of a run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +77,9 @@ class Regularization:
     def divergence(self, piece: Piece) -> KlToBase | None:
         """What compares the piece with the base model, if anything does."""
         return self.kl if self.kl is not None and self.kl.replayed == piece.replayed else None
+
+    def and_penalties(self, more: Iterable[Penalty]) -> Regularization:
+        return replace(self, penalties=(*self.penalties, *more))
 
     def pull(self, divisor: float) -> None:
         """Add the gradients of the penalties to those of a step's sums, which `divisor` will divide."""

@@ -41,12 +41,12 @@ class DistanceOfWeights:
     def value(self) -> Tensor:
         """This rank's part of the term: ()."""
         parts = [part * (_own(each) - start).square().sum() for each, start, part in self.held]
-        return 0.5 * self.strength * _total(parts)
+        return 0.5 * self.strength * total(parts)
 
     @torch.no_grad()
     def add_gradients(self, times: float) -> None:
         for each, start, _ in self.held:
-            _own_gradient(each).add_(_own(each) - start, alpha=times * self.strength)
+            gradient_of(each).add_(_own(each) - start, alpha=times * self.strength)
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ class DistanceOfProducts:
     @torch.no_grad()
     def value(self) -> Tensor:
         parts = [each.scale**2 * ((each.b.T @ each.b) * (each.a @ each.a.T)).sum() for each in self.products]
-        return 0.5 * self.strength * _total(parts)
+        return 0.5 * self.strength * total(parts)
 
     @torch.no_grad()
     def add_gradients(self, times: float) -> None:
         """∂/∂B = s²·B·(AAᵀ), ∂/∂A = s²·(BᵀB)·A."""
         for each in self.products:
             factor = times * self.strength * each.scale**2
-            _own_gradient(each.b).addmm_(each.b, each.a @ each.a.T, alpha=factor)
-            _own_gradient(each.a).addmm_(each.b.T @ each.b, each.a, alpha=factor)
+            gradient_of(each.b).addmm_(each.b, each.a @ each.a.T, alpha=factor)
+            gradient_of(each.a).addmm_(each.b.T @ each.b, each.a, alpha=factor)
 
 
 def _part(parameter: nn.Parameter, place: Place) -> float:
@@ -89,12 +89,14 @@ def _own(parameter: nn.Parameter) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def _own_gradient(parameter: nn.Parameter) -> Tensor:
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Of what trains, this rank's shard or the whole, to be added to."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     gradient = parameter.grad
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
-def _total(parts: list[Tensor]) -> Tensor:
+def total(parts: list[Tensor]) -> Tensor:
+    """(): the sum; 0 of nothing."""
     return torch.stack(parts).sum() if parts else torch.zeros(())

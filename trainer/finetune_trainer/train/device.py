@@ -63,7 +63,14 @@ def fitting_strategy(
         return found is None or found.total <= ROOM * memory
 
     place = gang.place
-    kind = choose(spec.strategy, spec.method, need=need(WHOLE), memory=memory, processes=place.world_size)
+    kind = choose(
+        spec.strategy,
+        spec.method,
+        need=need(WHOLE),
+        memory=memory,
+        processes=place.world_size,
+        terms=spec.regularization,
+    )
     spread = of_gang(
         spec.strategy.model_copy(update={"type": kind}),
         nodes=place.world_size // place.local_world_size,

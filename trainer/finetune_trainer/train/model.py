@@ -39,6 +39,9 @@ _OfHidden = Callable[[Tensor, Tensor, Tensor], Tensor]
 _OfLogits = Callable[[Tensor, Tensor], Tensor]
 """(logits (targets, vocab) in fp32, targets)"""
 
+_DRAWN_AT_ONCE = 128
+"""Tokens whose logits are there while labels are drawn."""
+
 _OTHER_MODEL = "Its class in transformers does not do what training asks of it: use another model."
 
 
@@ -91,6 +94,20 @@ class LanguageModel:
 
         def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
             return torch.stack([logits_cross_entropy(logits, targets), kl.of_logits(logits, base, targets)])
+
+        return self._of_targets(batch, of_hidden, of_logits)
+
+    def nats_of_drawn(self, batch: MicroBatch, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Summed, of other targets at the places of the batch's: those that `draw` takes from the model's own logits,
+        (tokens, vocab) to (tokens,)."""
+
+        def of_hidden(hidden: Tensor, head: Tensor, _targets: Tensor) -> Tensor:
+            with torch.no_grad():
+                drawn = [draw((part @ head.T).float()) for part in torch.split(hidden, _DRAWN_AT_ONCE)]
+            return trained_cross_entropy(hidden, head, torch.cat(drawn))
+
+        def of_logits(logits: Tensor, _targets: Tensor) -> Tensor:
+            return logits_cross_entropy(logits, draw(logits.detach()))
 
         return self._of_targets(batch, of_hidden, of_logits)
 

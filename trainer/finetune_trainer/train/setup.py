@@ -41,6 +41,7 @@ from .capabilities import probe
 from .checkpointer import Checkpointer
 from .compilation import compile_blocks
 from .device import fitting_layout, fitting_strategy, low_precision
+from .importance import ewc_of
 from .kernel_selection import chosen
 from .loop import Course, Trainer
 from .method_support import OTHER_METHOD
@@ -166,6 +167,17 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         spread=spread,
     )
     model = replace(model, kernels=chosen(spec, model, layout, train, store=checkpointer.notes, say=reporter.say))
+    importance = ewc_of(
+        spec,
+        attached,
+        model,
+        layout,
+        data.replay,
+        folder=cache / "fisher",
+        of_model=frozen_cache.digest_of(local.path),
+        reporter=reporter,
+    )
+    terms = regularization_of(spec, attached, replay, strategy.place).and_penalties(importance)
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
@@ -215,7 +227,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         prompt=prompt,
         mixture=data.mixture,
         varied=varied(data, prompt.ids if prompt else None),
-        regularization=regularization_of(spec, attached, replay, strategy.place),
+        regularization=terms,
         skipped_step=plan.skipped_step,
     )
     spec = resolve_spec(
