@@ -49,4 +49,4 @@ exec env -i "${words[@]:-A=}" HOME=/home/fresh CI=true LANG=C.UTF-8 \
   PATH=/opt/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -c '\''cd /checkout && exec "$@"'\'' - "$@"
 '
 [ $# -gt 0 ] || set -- bash .ci/run
-unshare --mount --pid --fork --propagation private bash -c "$exec_inside" - "$@" </dev/null
+unshare --mount --pid --fork --kill-child --propagation private bash -c "$exec_inside" - "$@" </dev/null

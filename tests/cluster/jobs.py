@@ -14,6 +14,7 @@ import yaml
 
 from tests.cluster.rig import S3, Rig, apply_host_trees, host_trees, job_volumes
 from tests.cluster.rig.host_trees import IMAGE
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 CHECKOUT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache" / "finetune-operator"))
@@ -119,6 +120,39 @@ def rank_of(place: Place, pod: str) -> int:
         ):
             return int(folder.name)
     raise AssertionError(f"no rank of {pod} runs:\n{place.story(pod.rsplit('-', 2)[0])}")
+
+
+def readable(folder: Path) -> None:
+    """Lets the pods' user see a folder below pytest's, which only root may enter."""
+    for path in (folder, *folder.parents[:4]):
+        path.chmod(path.stat().st_mode | 0o055)
+
+
+def tiny_inputs(folder: Path, *, rows: int = 64) -> tuple[Path, Path]:
+    """A model and a corpus made on the spot, which pods can read."""
+    readable(folder)
+    model, corpus = tiny_model(folder / "model"), tiny_corpus(folder / "corpus", rows=rows)
+    for file in model.iterdir():
+        file.chmod(0o644)
+    return model, corpus
+
+
+def endless(name: str, *, nodes: int, every: int) -> Json:
+    """A job of the tiny corpus that trains until something ends it, with a checkpoint every so many steps."""
+    manifest = example()
+    manifest["metadata"]["name"] = name
+    manifest["spec"] |= {
+        "nodes": nodes,
+        "data": {
+            "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
+            "sequenceLength": 128,
+            "credentials": {"secretName": "corp-s3"},
+        },
+        "training": {"epochs": 1000, "batchSize": 16, "learningRate": 0.001},
+        "checkpoint": {"every": every},
+    }
+    manifest["spec"]["output"]["uri"] = f"s3://corp/models/{name}"
+    return manifest
 
 
 def example() -> Json:

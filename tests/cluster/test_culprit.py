@@ -8,41 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import Place, example, rank_of
+from tests.cluster.jobs import Place, endless, rank_of, tiny_inputs
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
-from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(1200)
 
 
 def test_the_culprit_is_named_and_not_its_victims(cluster: Rig, tmp_path: Path) -> None:
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
-    for file in tiny_model(tmp_path / "model").iterdir():
-        file.chmod(0o644)
-    tiny_corpus(tmp_path / "corpus", rows=64)
+    model, corpus = tiny_inputs(tmp_path)
     namespace = cluster.create_namespace("culprit", labels={"pod-security.kubernetes.io/enforce": "restricted"})
-    place = Place.of(cluster, cluster.s3, namespace, models=tmp_path / "model")
-    place.upload(tmp_path / "corpus", "tiny")
+    place = Place.of(cluster, cluster.s3, namespace, models=model)
+    place.upload(corpus, "tiny")
     operator = Operator.of(cluster, tmp_path)
     operator.start()
     try:
-        manifest = example()
-        manifest["metadata"]["name"] = "four"
-        manifest["spec"] |= {
-            "nodes": 4,
-            "data": {
-                "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
-                "sequenceLength": 128,
-                "credentials": {"secretName": "corp-s3"},
-            },
-            "training": {"epochs": 1000, "batchSize": 16, "learningRate": 0.001},
-            "checkpoint": {"every": 20},
-            "retry": {"maxRestarts": 0},
-        }
-        manifest["spec"]["output"]["uri"] = "s3://corp/models/four"
-        place.apply(place.on_this_rig(manifest, model=tmp_path / "model"))
+        manifest = endless("four", nodes=4, every=20)
+        manifest["spec"]["retry"] = {"maxRestarts": 0}
+        place.apply(place.on_this_rig(manifest, model=model))
         place.wait("four", lambda s: s.get("progress", {}).get("step", 0) > 0, what="training")
         pods = {p["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]: p for p in place.pods("four")}
         assert sorted(pods) == ["0", "1", "2", "3"]

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import Json, Place, example, rank_of
+from tests.cluster.jobs import Json, Place, example, rank_of, tiny_inputs
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Kueue, Rig
 from tests.support.pause_at_step import PauseAtStep
-from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -29,11 +28,7 @@ HELD = 20
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and a corpus made on the spot, readable for the pods' user."""
     folder = tmp_path_factory.mktemp("tiny")
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
-    for file in tiny_model(folder / "model").iterdir():
-        file.chmod(0o644)
-    tiny_corpus(folder / "corpus", rows=256)
+    tiny_inputs(folder, rows=256)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.jobs import CHECKOUT
+from tests.cluster.jobs import CHECKOUT, readable
 from tests.cluster.operator_process import BIN, Operator
 from tests.cluster.rig import Helm, Rig, apply_host_trees, host_trees, job_volumes
 from tests.cluster.rig.host_trees import IMAGE, pod_volumes
@@ -24,8 +24,7 @@ def claim(cluster: Rig, restricted_namespace: str, tmp_path: Path) -> Iterator[P
     """A folder of this machine as the claim `shared`, which any user may write to."""
     folder = tmp_path / "shared"
     folder.mkdir()
-    for path in (folder, *folder.parents[:4]):
-        path.chmod(path.stat().st_mode | 0o055)
+    readable(folder)
     folder.chmod(0o777)
     size, modes, name = {"storage": "1Gi"}, ["ReadWriteOnce"], f"{restricted_namespace}-shared"
     volume: dict[str, Any] = {

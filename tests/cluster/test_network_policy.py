@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from finetune_api import names
-from tests.cluster.jobs import CHECKOUT, Place, example
+from tests.cluster.jobs import CHECKOUT, Place, endless, tiny_inputs
 from tests.cluster.operator_process import ACCOUNT, SYSTEM, Operator
 from tests.cluster.rig import Rig, apply_host_trees, host_trees
 from tests.cluster.rig.host_trees import restricted_pod
 from tests.cluster.rig.machine import has_nft
 from tests.cluster.rig.network_policy import accepted, enforced
-from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
@@ -50,15 +49,11 @@ def heard(rig: Rig, namespace: str) -> str:
 
 @pytest.mark.skipif(not has_nft(), reason="nftables: nft is not installed")
 def test_another_tenant_is_refused_and_the_gang_trains(cluster: Rig, tmp_path: Path) -> None:
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
-    for file in tiny_model(tmp_path / "model").iterdir():
-        file.chmod(0o644)
-    tiny_corpus(tmp_path / "corpus", rows=64)
+    model, corpus = tiny_inputs(tmp_path)
     level = {"pod-security.kubernetes.io/enforce": "restricted"}
     home, stranger, watcher = (cluster.create_namespace(name, labels=level) for name in ("home", "stranger", "watcher"))
-    place = Place.of(cluster, cluster.s3, home, models=tmp_path / "model")
-    place.upload(tmp_path / "corpus", "tiny")
+    place = Place.of(cluster, cluster.s3, home, models=model)
+    place.upload(corpus, "tiny")
     peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": watcher}}}]
     operator = Operator.of(cluster, tmp_path, "--all-namespaces", f"--job-network-policy={json.dumps(peers)}")
     cluster.apply(CHECKOUT / "operator" / "rbac-network.yaml")
@@ -68,21 +63,9 @@ def test_another_tenant_is_refused_and_the_gang_trains(cluster: Rig, tmp_path: P
     cluster.apply({**binding, "metadata": {"name": role["name"]}, "roleRef": role, "subjects": [account]})
     operator.start()
     try:
-        manifest = example()
-        manifest["metadata"]["name"] = "closed"
-        manifest["spec"] |= {
-            "nodes": 2,
-            "data": {
-                "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
-                "sequenceLength": 128,
-                "credentials": {"secretName": "corp-s3"},
-            },
-            "training": {"epochs": 1000, "batchSize": 16, "learningRate": 0.001},
-            "checkpoint": {"every": 1000},
-        }
-        manifest["spec"]["output"]["uri"] = "s3://corp/models/closed"
+        manifest = endless("closed", nodes=2, every=1000)
         with enforced(cluster):
-            place.apply(place.on_this_rig(manifest, model=tmp_path / "model"))
+            place.apply(place.on_this_rig(manifest, model=model))
             place.wait("closed", lambda s: s.get("phase") == "Running", what="running")
             (master,) = (
                 p for p in place.pods("closed") if p["metadata"]["labels"][names.LABEL_COMPLETION_INDEX] == "0"

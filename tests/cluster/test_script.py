@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.jobs import CHECKOUT, Place
+from tests.cluster.jobs import CHECKOUT, Place, tiny_inputs
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.support.kube_client import wait_for
-from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -20,19 +19,16 @@ pytestmark = pytest.mark.timeout(900)
 def test_an_unmodified_script_trains_in_two_pods(
     cluster: Rig, operator: Operator, restricted_namespace: str, tmp_path: Path
 ) -> None:
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
-    for file in tiny_model(tmp_path / "model").iterdir():
-        file.chmod(0o644)
-    text = tiny_corpus(tmp_path / "corpus", rows=64) / "train.jsonl"
-    place = Place.of(cluster, cluster.s3, restricted_namespace, models=tmp_path / "model")
+    model, corpus = tiny_inputs(tmp_path)
+    text = corpus / "train.jsonl"
+    place = Place.of(cluster, cluster.s3, restricted_namespace, models=model)
     files = [f"--from-file={CHECKOUT / 'examples' / 'train.py'}", f"--from-file=notes.txt={text}"]
     cluster.kubectl("create", "configmap", "own-script", "-n", place.namespace, *files)
 
     job = yaml.safe_load((CHECKOUT / "examples" / "bring-your-own-script.yaml").read_text())
     script = job["spec"]["pod"]["volumes"][0]
-    command = ["python", "/script/train.py", f"--model={tmp_path / 'model'}", "--text=/script/notes.txt"]
-    job = place.on_this_rig(job, model=tmp_path / "model")
+    command = ["python", "/script/train.py", f"--model={model}", "--text=/script/notes.txt"]
+    job = place.on_this_rig(job, model=model)
     del job["spec"]["model"]
     job["spec"] |= {
         "command": [*command, "--output=/tmp/out", "--epochs=1"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
@@ -18,6 +19,19 @@ BASE: Json = {
         "output": {"uri": "s3://corp/models/cardiology"},
     },
 }
+
+
+def minimal(folder: Path, **spec: Any) -> Json:
+    """A manifest whose model, rows and artifact are in `folder`, with more fields of its spec."""
+    return BASE | {
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "model": {"uri": (folder / "model").as_uri()},
+            "data": {"train": [{"uri": (folder / "train.jsonl").as_uri()}]},
+            "output": {"uri": (folder / "out").as_uri()},
+            **spec,
+        },
+    }
 
 
 class _Missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ def _texts(count: int, *, seed: int, script: str = "latin") -> list[dict[str, ob
     return [{"text": row} for row in rows]
 
 
-def _job(folder: Path, *, general: bool = True, script: str = "latin", **spec: Any) -> str:
+def _job(
+    folder: Path, *, general: bool = True, script: str = "latin", rows: list[dict[str, object]] | None = None,
+    **spec: Any,
+) -> str:  # fmt: skip
     tiny_model(folder / "model")
     data: dict[str, Any] = {
-        "train": [{"uri": write_jsonl(folder / "train.jsonl", *_texts(30, seed=1, script=script))}],
+        "train": [{"uri": write_jsonl(folder / "train.jsonl", *(rows or _texts(30, seed=1, script=script)))}],
         "sequenceLength": 256,
     }
     if general:
@@ -69,3 +73,41 @@ def test_without_general_text_there_is_nothing_to_compare_with(
 ) -> None:
     assert _analyze(_job(tmp_path, general=False), tmp_path) != 0
     assert "Set data.general to text that the model is good at." in capsys.readouterr().err
+
+
+def _tickets(count: int, *, known: bool = True) -> list[dict[str, object]]:
+    """Two kinds of tickets that differ in their words; or, with `known` false, in nothing."""
+    chosen = random.Random(7)
+    sides = (WORDS[:5], WORDS[5:]) if known else (WORDS, WORDS)
+    return [
+        {"text": " ".join(chosen.choices(sides[row % 2], k=6)), "label": ("payment", "delivery")[row % 2]}
+        for row in range(count)
+    ]
+
+
+def test_labelled_rows_are_probed_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without general text. The labels depend on words, which the embeddings of a tiny model hold."""
+    file = _job(tmp_path, general=False, rows=_tickets(60))
+    assert _analyze(file, tmp_path, "--rows", "40", "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "bitsPerByteRatio" not in told
+    assert told["notes"] == ["The shift is not measured: data.general is not set."]
+    layers = told["layers"]
+    assert (layers["rows"], [each["layer"] for each in layers["curve"]]) == (40, [0, 1, 2])
+    assert all({"accuracy", "standardError", "selectivity", "logMe"} <= set(each) for each in layers["curve"])
+    assert layers["enough"] == 0
+    assert max(each["accuracy"] for each in layers["curve"]) > 0.9
+    assert told["ownAnswers"]["leepUninformed"] == pytest.approx(-math.log(2), abs=0.02)
+    assert told["recommendations"][0]["set"].startswith("method: {type: probe, probe: {layers: [")
+    assert any(
+        "the embeddings alone are within one standard error" in each["because"] for each in told["recommendations"]
+    )
+
+
+def test_labels_that_no_layer_knows_are_reported_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _analyze(_job(tmp_path, general=False, rows=_tickets(60, known=False)), tmp_path) == 0
+    told = capsys.readouterr().out
+    assert "layer  accuracy  ± error  selectivity" in told
+    assert "no layer predicts the labels better than chance" in " ".join(told.split())

@@ -30,6 +30,7 @@ RUN_BY = {
     r"make proof": "tests/unit/test_models_table.py",
     r"finetune validate examples/\S+": "tests/unit/test_docs.py",
     r"finetune plan job\.yaml --gpu H100": "tests/unit/test_cli_plan.py",
+    r"finetune analyze job\.yaml.*": "tests/unit/test_cli_analyze.py",
     r"finetune run job\.yaml": "tests/e2e/test_local_run.py",
     r"finetune compare s3://.*": "tests/unit/test_cli_compare.py",
     r"finetune verify s3://\S+": "tests/cluster/test_end_to_end.py",

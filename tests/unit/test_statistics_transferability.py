@@ -31,6 +31,18 @@ def test_the_evidence_is_that_of_the_normal_distribution_with_few_rows_too(rows:
     assert log_evidence(left, values**2, target, dim=dim, alpha=alpha, beta=beta) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("apart", [0.0, 1.0, 100.0])
+def test_features_that_span_all_rows_have_a_finite_evidence_and_the_label_among_them_a_higher_one(apart: float) -> None:
+    """20 rows of 40 features: every labelling can be fitted exactly."""
+    random = np.random.default_rng(1)
+    labels = np.arange(20) % 2
+    noise = random.normal(0, 1, (20, 40))
+    assert math.isfinite(log_me(noise, labels))
+    told = noise + apart * np.outer(np.where(labels == 1, 1, -1), random.normal(0, 1, 40))
+    assert math.isfinite(log_me(told, labels))
+    assert log_me(told, labels) > log_me(noise, labels) or apart == 0
+
+
 def test_leep_of_one_hot_and_of_uniform_predictions() -> None:
     """One-hot: minus the entropy of the labels given the prediction; uniform: minus the entropy of the labels."""
     predicted = np.array([0, 0, 1, 1, 1, 2])

@@ -38,17 +38,9 @@ class Alertmanager:
             "cluster.listen-address": "",
             "log.level": "warn",
         }
-        words = [f"--{name}={value}" for name, value in flags.items()]
-        server = Alertmanager(address=address, processes=Processes(state=folder))
-        program = Program(
-            name="alertmanager", argv=(str(paths.bin / "alertmanager"), *words), probe=f"http://{address}/-/ready"
-        )
-        try:
-            server.processes.start(program, wait=60)
-        except BaseException:
-            server.stop()
-            raise
-        return server
+        argv = (str(paths.bin / "alertmanager"), *(f"--{name}={value}" for name, value in flags.items()))
+        program = Program(name="alertmanager", argv=argv, probe=f"http://{address}/-/ready")
+        return Alertmanager(address=address, processes=Processes.of(program, state=folder, wait=60))
 
     def stop(self) -> None:
         self.processes.stop("alertmanager")

@@ -42,6 +42,17 @@ class Processes:
     state: Path
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    @staticmethod
+    def of(program: Program, *, state: Path, wait: float) -> Processes:
+        """A program by itself, ready. If it does not answer in `wait` seconds, it is stopped."""
+        alone = Processes(state=state)
+        try:
+            alone.start(program, wait=wait)
+        except BaseException:
+            alone.stop(program.name)
+            raise
+        return alone
+
     def start(self, program: Program, *, wait: float = 0.0) -> None:
         """Starts the program unless it runs; with `wait`, returns when its probe answers, in at most so many
         seconds."""

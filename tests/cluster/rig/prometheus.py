@@ -52,15 +52,9 @@ class Prometheus:
             "web.listen-address": url.removeprefix("http://"),
             "log.level": "warn",
         }
-        words = [f"--{name}={value}" for name, value in flags.items()]
-        server = Prometheus(url=url, processes=Processes(state=folder))
-        program = Program(name="prometheus", argv=(str(paths.bin / "prometheus"), *words), probe=f"{url}/-/ready")
-        try:
-            server.processes.start(program, wait=120)
-        except BaseException:
-            server.stop()
-            raise
-        return server
+        argv = (str(paths.bin / "prometheus"), *(f"--{name}={value}" for name, value in flags.items()))
+        program = Program(name="prometheus", argv=argv, probe=f"{url}/-/ready")
+        return Prometheus(url=url, processes=Processes.of(program, state=folder, wait=120))
 
     def stop(self) -> None:
         self.processes.stop("prometheus")

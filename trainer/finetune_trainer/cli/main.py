@@ -152,9 +152,15 @@ def parser(program: str) -> argparse.ArgumentParser:
     home_option(plan)
     plan.set_defaults(handler=_plan)
 
-    analyze = commands.add_parser("analyze", help="measure how far the training rows are from general text")
-    analyze.add_argument("file", metavar="FILE", help="manifest with one FineTuneJob and data.general")
-    analyze.add_argument("--documents", type=int, default=64, metavar="N", help="of each text (default 64)")
+    analyze = commands.add_parser("analyze", help="measure shift and layers before training, and recommend settings")
+    analyze.add_argument("file", metavar="FILE", help="manifest with one FineTuneJob")
+    analyze.add_argument(
+        "--documents", type=int, default=64, metavar="N",
+        help="of the training rows and of data.general, for the shift (default: 64)",
+    )  # fmt: skip
+    analyze.add_argument(
+        "--rows", type=int, default=800, metavar="N", help="of labelled rows, for probes of the layers (default: 800)"
+    )
     analyze.add_argument("-o", "--output", choices=("text", "json"), default="text")
     home_option(analyze)
     analyze.set_defaults(handler=_analyze)
@@ -301,10 +307,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from finetune_trainer.cli.analyze import show_analysis
+    from finetune_trainer.cli.analyze import Request, show_analysis
 
-    cache = options.home.absolute() / "cache"
-    return show_analysis(options.file, cache=cache, documents=options.documents, as_json=options.output == "json")
+    return show_analysis(
+        Request(
+            file=options.file, cache=options.home.absolute() / "cache", documents=options.documents,
+            rows=options.rows, as_json=options.output == "json",
+        )
+    )  # fmt: skip
 
 
 def _status(options: argparse.Namespace) -> int:

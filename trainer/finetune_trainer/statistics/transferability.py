@@ -18,18 +18,24 @@ from finetune_trainer.statistics.intervals import Floats
 
 Labels = NDArray[np.int64]
 
+_PRECISE = 1e12
+"""Precision from which on something counts as exact: features that span all rows may fit them without noise."""
+
 
 def log_me(features: ArrayLike, labels: ArrayLike) -> float:
     """Mean over classes of the log evidence of a Bayesian linear model of "is this class", by row. Higher is better."""
     table, gold = _checked(features, labels)
     left, values, _ = np.linalg.svd(table, full_matrices=False)
     kept = values > values.max() * max(table.shape) * np.finfo(np.float64).eps
-    left, squares = left[:, kept], values[kept] ** 2
-    classes = int(gold.max()) + 1
-    evidence = [
-        _evidence(left, squares, (gold == one).astype(np.float64), dim=table.shape[1])[0] for one in range(classes)
-    ]
-    return float(np.mean(evidence))
+    return log_me_of(left[:, kept], values[kept], gold)
+
+
+def log_me_of(left: Floats, values: Floats, labels: ArrayLike) -> float:
+    """The same for features that are known by their singular vectors (n, k) and values (k,): directions without data
+    add nothing."""
+    _, gold = _checked(left, labels)
+    squares, targets = values**2, (gold == np.arange(int(gold.max()) + 1)[:, None]).astype(np.float64)
+    return float(np.mean([_evidence(left, squares, target, dim=len(values))[0] for target in targets]))
 
 
 def _evidence(left: Floats, squares: Floats, target: Floats, *, dim: int) -> tuple[float, float, float]:
@@ -44,8 +50,11 @@ def _evidence(left: Floats, squares: Floats, target: Floats, *, dim: int) -> tup
         effective = float((seen / (alpha + seen)).sum())
         weights = float((beta**2 * squares * inside**2 / (alpha + seen) ** 2).sum())
         residual = float((alpha**2 * inside**2 / (alpha + seen) ** 2).sum()) + outside
-        last = alpha, beta
-        alpha, beta = effective / max(weights, 1e-300), (count - effective) / max(residual, 1e-300)
+        last, free = (alpha, beta), count - len(squares) + float((alpha / (alpha + seen)).sum())
+        alpha, beta = (
+            min(max(number / max(by, 1e-300), 1 / _PRECISE), _PRECISE)
+            for number, by in ((effective, weights), (free, residual))
+        )
         if max(abs(alpha / last[0] - 1), abs(beta / last[1] - 1)) < 1e-12:
             break
     return log_evidence(left, squares, target, dim=dim, alpha=alpha, beta=beta), alpha, beta
@@ -64,20 +73,22 @@ def log_evidence(left: Floats, squares: Floats, target: Floats, *, dim: int, alp
     return (total - beta * residual - alpha * weights - count * math.log(2 * math.pi)) / (2 * count)
 
 
-def h_score(features: ArrayLike, labels: ArrayLike) -> float:
-    """tr(S⁻¹ (1 - s) B): S the covariance, shrunk by s towards a multiple of the identity, B that of class means."""
+def h_score(features: ArrayLike, labels: ArrayLike, *, dim: int | None = None) -> float:
+    """tr(S⁻¹ (1 - s) B): S the covariance, shrunk by s towards a multiple of the identity, B that of class means. dim:
+    of the whole, where the features are coordinates of the subspace that has data."""
     table, gold = _checked(features, labels)
     centred = table - table.mean(axis=0)
-    count, dim = centred.shape
+    count, inside = centred.shape
+    dim = dim or inside
     means = np.zeros_like(centred)
     for one in range(int(gold.max()) + 1):
         means[gold == one] = centred[gold == one].mean(axis=0)
     sample = centred.T @ centred / count
     target = np.trace(sample) / dim
-    spread = float(((sample - target * np.eye(dim)) ** 2).sum())
-    noise = float((centred**2).T @ (centred**2) @ np.ones(dim) @ np.ones(dim)) / count - float((sample**2).sum())
+    spread = float(((sample - target * np.eye(inside)) ** 2).sum()) + (dim - inside) * float(target**2)
+    noise = float(((centred**2).sum(axis=1) ** 2).sum()) / count - float((sample**2).sum())
     share = min(1.0, max(0.0, noise / count / spread)) if spread > 0 else 1.0
-    shrunk = (1 - share) * sample + share * target * np.eye(dim)
+    shrunk = (1 - share) * sample + share * target * np.eye(inside)
     between = means.T @ means / (count - 1)  # as published: unbiased here, and not in S
     return float((1 - share) * np.trace(np.linalg.pinv(shrunk, hermitian=True) @ between))
 
@@ -102,7 +113,8 @@ def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def _rate(table: Floats, epsilon: float) -> float:
-    _, logdet = np.linalg.slogdet(np.eye(table.shape[1]) + table.T @ table / (len(table) * epsilon))
+    smaller = table if len(table) > table.shape[1] else table.T  # |I + AᵀA| = |I + AAᵀ|
+    _, logdet = np.linalg.slogdet(np.eye(smaller.shape[1]) + smaller.T @ smaller / (len(table) * epsilon))
     return 0.5 * float(logdet)
 
 

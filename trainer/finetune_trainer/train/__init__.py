@@ -22,6 +22,7 @@ checkpointer       saving and restoring for all ranks together
 checkpoint_reader  rows of a checkpoint's tensors, read from its files
 linear_probe       method probe, in place of the loop
 importance         what regularization.ewc holds to, from the cache or measured
+diagnose           what an analysis asks of a model
 scale_sweep        the scale at which an adapter is published
 artifact_commit    the artifact's files, the run's record, and the commit
 generation_config  the tokens that end a trained answer

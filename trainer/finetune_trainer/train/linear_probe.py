@@ -124,7 +124,7 @@ class ProbeRun:
         model, stopped = self.trainer.model, False
         out = np.zeros((len(corpus), len(layers), 2 * model.hidden_size), np.float32)
         model.network.eval()
-        for batch in self.trainer.layout.batches(_prompts(corpus), np.arange(len(corpus))):
+        for batch in self.trainer.layout.batches(prompts(corpus), np.arange(len(corpus))):
             out[batch.documents] = features(model.network, batch, layers)
             self.trainer.reporter.alive()
             if stopped := self.trainer.stop_requested():
@@ -184,8 +184,8 @@ def _choices(corpus: Corpus) -> Choices:
     return corpus.choices
 
 
-def _prompts(corpus: Corpus) -> Corpus:
-    """Each row up to its answer."""
+def prompts(corpus: Corpus) -> Corpus:
+    """Each row up to its answer. InvalidSpec where the rows are not a classification."""
     starts = _choices(corpus).prompts
     tokens = [corpus.row(i).tokens[: starts[i]] for i in range(len(corpus))]
     return corpus_of(tokens, [np.zeros(len(row), np.bool_) for row in tokens], [0] * len(tokens))

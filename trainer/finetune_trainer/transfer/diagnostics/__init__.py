@@ -1,0 +1,6 @@
+"""What an analysis finds, from a frozen model's states to numbers. No network here, and no manifest but in `advice`.
+
+probes     what each layer knows about the labels, and how many rows it takes to learn it
+shift      how far the training rows are from general text
+advice     recommendations for the manifest, each with the numbers that are its reason
+"""

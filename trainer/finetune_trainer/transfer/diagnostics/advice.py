@@ -1,0 +1,172 @@
+"""What follows from an analysis for the manifest: each recommendation with the numbers that are its reason.
+
+method, layers   the probes' curve; of all layers where the shift is large, since new words change the lowest ones
+replay           5 % of the rows, 25 % where the shift is large (arXiv:2403.08763)
+rows             to learn: whether the last doubling still helped; to measure: what the held-out rows cannot show
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.statistics.shift import LONGER
+
+from .probes import Curve, OwnAnswers
+from .shift import Shift
+
+FEW_ROWS = 10_000
+"""Below it adapters are recommended."""
+VISIBLE = 0.02
+"""Difference of accuracy that held-out rows should show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was measured; None where it was not, for the reason in `notes`."""
+
+    rows: int
+    """Training rows."""
+    held_out: int
+    """Documents of data.test, else of data.validation."""
+    blocks: int
+    shift: Shift | None = None
+    curve: Curve | None = None
+    answers: OwnAnswers | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Advice(NamedTuple):
+    setting: str
+    """What to write, or to do."""
+    why: str
+
+
+def recommended(found: Findings, spec: FineTuneJobSpec) -> tuple[Advice, ...]:
+    return (*_method(found, spec), *_rows(found), *_of_shift(found, spec))
+
+
+def _method(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
+    curve = found.curve
+    if curve is None:
+        if found.rows < FEW_ROWS and spec.method.trains_the_model:
+            yield Advice("method: {type: lora}", f"{found.rows:,} rows are few for training the model's own weights")
+        return
+    best = curve.best
+    if not curve.selective:
+        yield Advice(
+            "check the labels, or add rows, before anything is trained",
+            f"no layer predicts the labels better than chance: the best one is right on {_share(best.accuracy)} of the "
+            f"rows, on {_share(best.control)} with permuted labels, and {100 * curve.chance:.0f} % of the permutations "
+            "have a layer that is as good",
+        )
+        return
+    yield Advice(
+        f"method: {{type: probe, probe: {{layers: [{best.layer}]}}}}, as a baseline",
+        f"it needs no training, and is right on {_share(best.accuracy)} ± {_share(best.error)} of the rows that it has "
+        f"not seen{_against(found.answers)}: training has to exceed that",
+    )
+    yield _layers(found, curve)
+
+
+def _layers(found: Findings, curve: Curve) -> Advice:
+    choice, kind = curve.choice, "lora" if found.rows < FEW_ROWS else "partial"
+    few = f"; {found.rows:,} rows are few for training the model's own weights" if kind == "lora" else ""
+    if found.shift is not None and found.shift.band == "large":
+        return Advice(
+            "method: {type: lora}, on all layers",
+            "the shift is large: words or a script that are new to the model change its lowest layers too",
+        )
+    if choice.enough == 0:
+        return Advice(
+            "method: {type: probe}, or nothing larger than lora",
+            "the embeddings alone are within one standard error of the best layer: the labels depend on words, and "
+            "training layers has little to add",
+        )
+    if choice.rises:
+        return Advice(
+            "method: {type: lora}, on all layers",
+            f"the last layer is better than all others by more than one standard error: no layer is good enough to "
+            f"leave those below it as they are{few}",
+        )
+    return Advice(
+        f"method: {{type: {kind}, {kind}: {{layers: {choice.trained}}}}}",
+        f"layer {choice.enough} of {found.blocks} is the lowest within one standard error of the best one, layer "
+        f"{choice.best}: the blocks up to it know the labels as well as any, so only the last {choice.trained} are "
+        f"adapted{few}",
+    )
+
+
+def _against(answers: OwnAnswers | None) -> str:
+    if answers is None:
+        return ""
+    return f" (the model's own answers: {_share(answers.accuracy)}, so the probe is {_verdict(answers)})"
+
+
+def _verdict(answers: OwnAnswers) -> str:
+    verdict = str(answers.probe.verdict)
+    return "not told apart from them" if verdict == "inconclusive" else verdict
+
+
+def _rows(found: Findings) -> Iterator[Advice]:
+    curve, answers = found.curve, found.answers
+    if curve is None or not curve.selective:
+        return
+    more = curve.doubling
+    if more.low is not None and more.high is not None:
+        measured = f"the last doubling changed the accuracy by {_signed(more)}"
+        if more.low > 0:
+            yield Advice(f"more training rows: {curve.rows:,} more, then measure again", f"{measured}: rows still help")
+        elif more.high < VISIBLE:
+            yield Advice("no more training rows of this kind for the probe's sake", f"{measured}: it has levelled off")
+    detectable = answers.probe.minimum_detectable if answers is not None else None
+    if detectable is None:
+        return
+    needed = _rounded_up(curve.rows * (detectable / VISIBLE) ** 2)
+    if found.held_out < needed:
+        shown = min(1.0, detectable * math.sqrt(curve.rows / found.held_out)) if found.held_out else None
+        yield Advice(
+            f"data.test with {needed:,} rows",
+            f"with as many disagreements as between probe and model, so many show a difference of {_points(VISIBLE)}; "
+            + (f"the {found.held_out:,} held-out rows show {_points(shown)}" if shown else "no rows are held out"),
+        )
+
+
+def _of_shift(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
+    if found.shift is None:
+        return
+    shift = found.shift
+    yield Advice(
+        f"regularization.replay: {{fraction: {0.25 if shift.band == 'large' else 0.05}, uri: …}}",
+        f"the shift is {shift.band}: {shift.ratio.value:.2f} times the bits per byte of general text, "
+        f"Jensen-Shannon excess {shift.excess:.2f} bits",
+    )
+    if spec.guards.forgetting is None:
+        yield Advice("guards.forgetting: {maxBitsPerByteIncrease: 0.05}", "general text is there to measure it")
+    if shift.longer > LONGER:
+        yield Advice(
+            "a model whose tokenizer suits the text, if there is one",
+            f"a byte takes {shift.longer:.2f} times the tokens of general text, so rows cost that much more",
+        )
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f} points"
+
+
+def _signed(more: object) -> str:
+    value, low, high = (100 * getattr(more, name) for name in ("difference", "low", "high"))
+    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+
+
+def _rounded_up(value: float) -> int:
+    """To two digits."""
+    unit = int(10 ** max(0, math.floor(math.log10(max(1.0, value))) - 1))
+    return math.ceil(value / unit) * unit
