@@ -20,6 +20,7 @@ suggest    "did you mean" suggestions
 accelerators  number of processes for a pod's devices
 admin_policy  what an administrator allows jobs to ask for, and what their pods get by default
 advice     warnings about valid manifests that are probably not intended
+yaml_text  YAML of files that people write: read safely, and bounded
 manifest   YAML in, a typed job or readable problems out
 series     every metric of operator and agents, one record each
 plan       the plan of one attempt, passed to its pods

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from . import accelerators
+from . import accelerators, yaml_text
 from .fields import DNS_LABEL, DNS_NAME, ENV_NAME
 from .pod import EnvVar, NamedSource, Pod, Toleration, Volume
 from .spec import FineTuneJobSpec
@@ -146,9 +145,9 @@ class Violation:
 def read(text: str) -> AdminPolicy:
     """From YAML or JSON. ValueError with one line for each mistake."""
     try:
-        return AdminPolicy.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        return AdminPolicy.model_validate(yaml_text.document(text) or {})
+    except yaml_text.YamlError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, each['loc'])) or 'policy'}: {each['msg']}" for each in error.errors())
         raise ValueError("; ".join(lines)) from None

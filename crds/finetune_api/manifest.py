@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from . import suggest
+from . import suggest, yaml_text
 from .base import ApiModel, Rule
 from .job import FineTuneJob
 from .listmaps import duplicates, fields_of, model_in, ordered
@@ -73,9 +73,9 @@ _Loader.yaml_implicit_resolvers = {
 def parse(text: str) -> dict[str, Any]:
     """Returns the FineTuneJob in a YAML text. Raises ManifestError if there is none, or more than one."""
     try:
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except yaml.YAMLError as error:
-        raise ManifestError((Problem("", f"not valid YAML: {' '.join(str(error).split())}"),)) from error
+        documents = yaml_text.documents(text, _Loader)
+    except yaml_text.YamlError as error:
+        raise ManifestError((Problem("", f"not valid YAML: {error}"),)) from error
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
     if len(jobs) == 1:
         return jobs[0]

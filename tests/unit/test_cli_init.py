@@ -232,6 +232,8 @@ def test_a_file_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ("{}", ExitCode.CONFIG, "known are those of Kubeflow's TrainJob"),
         ("[1]", ExitCode.CONFIG, "must contain one mapping"),
+        pytest.param("a: " + "[" * 5000, ExitCode.CONFIG, "nested too deeply", id="nested"),
+        ("a: &a [*a]", ExitCode.CONFIG, "contains it"),
         ("a: [", ExitCode.CONFIG, "not valid YAML or JSON"),
         ("{model_name_or_path: a, stage: dpo}", ExitCode.CONFIG, "spec.command"),
         ("{kind: PyTorchJob, spec: {}}", ExitCode.CONFIG, "has no spec.pytorchReplicaSpecs"),

@@ -123,6 +123,11 @@ def test_special_tokens_that_only_the_configuration_names(tmp_path: Path) -> Non
 BROKEN: list[tuple[str, dict[str, str], str]] = [
     ("no tokenizer", {}, "there is no tokenizer.json"),
     ("a broken one", {"tokenizer.json": "{}"}, "cannot be read"),
+    (
+        "nested settings",
+        {"tokenizer.json": byte_level().to_str(), "tokenizer_config.json": "[" * 100_000},
+        "is not valid JSON",
+    ),
     ("broken settings", {"tokenizer.json": byte_level().to_str(), "tokenizer_config.json": "{"}, "is not valid JSON"),
     ("a broken template", {"tokenizer.json": byte_level().to_str(), "chat_template.jinja": "{% for %}"}, "is broken"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from finetune_api.spec import FineTuneJobSpec
 from tests.support.invalid_manifests import BAD, UNSEEN
 from tests.support.manifests import BASE, Bad, changed
 from tests.support.valid_manifests import GOOD
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in pairwise("abcdefghij")
+)
+"""Ten thousand million values in 500 characters."""
 
 
 def test_the_table_is_as_wide_as_promised() -> None:
@@ -52,6 +58,10 @@ def test_numbers_are_read_as_kubectl_reads_them() -> None:
         ("", "must contain exactly one FineTuneJob"),
         (yaml.safe_dump_all([BASE, BASE]), "but contains 2"),
         ("- a", "must contain exactly one FineTuneJob"),
+        pytest.param("a: " + "[" * 5000 + "]" * 5000, "nested too deeply", id="nested"),
+        pytest.param(ALIASES, "more than 100,000 values", id="aliases of aliases"),
+        ("a: &a [1, *a]", "an alias stands for something that contains it"),
+        pytest.param(f"a: {'9' * 5000}", "not valid YAML", id="a long number"),
     ],
 )
 def test_a_file_that_is_no_manifest_says_so(text: str, says: str) -> None:

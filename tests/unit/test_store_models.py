@@ -48,6 +48,7 @@ def test_a_model_on_a_claim_is_used_in_place(tmp_path: Path) -> None:
 
 
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+ELSEWHERE = json.dumps({"weight_map": {"a": "../other/model.safetensors"}}).encode()
 BERT = json.dumps({"architectures": ["BertForSequenceClassification"]}).encode()
 GPT2 = json.dumps({"architectures": ["GPT2LMHeadModel"]}).encode()
 PACKED = json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}).encode()
@@ -58,6 +59,7 @@ PACKED = json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config
     [
         ({"config.json": None}, Reason.ModelNotFound, "no readable config.json"),
         ({"config.json": b"{"}, Reason.ModelNotFound, "no readable config.json"),
+        ({"config.json": b'{"a": ' + b"[" * 100_000}, Reason.ModelNotFound, "no readable config.json"),
         ({"config.json": BERT}, Reason.ModelUnsupported, "is a BertForSequenceClassification, not a causal language"),
         ({"config.json": b"{}"}, Reason.ModelUnsupported, "of an unknown architecture"),
         ({"config.json": PACKED}, Reason.ModelUnsupported, "has its weights quantised already (gptq)"),
@@ -80,6 +82,16 @@ PACKED = json.dumps({"architectures": ["LlamaForCausalLM"], "quantization_config
             "holds two models",
         ),
         ({"model.safetensors": None, "model.safetensors.index.json": b"[]"}, Reason.ModelUnsupported, "not an index"),
+        (
+            {"model.safetensors": None, "model.safetensors.index.json": b"[" * 100_000},
+            Reason.ModelUnsupported,
+            "not an index",
+        ),
+        (
+            {"model.safetensors": None, "model.safetensors.index.json": ELSEWHERE},
+            Reason.ModelUnsupported,
+            "names '../other/model.safetensors', which is not a file next to it",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(

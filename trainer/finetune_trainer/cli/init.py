@@ -3,7 +3,6 @@ configuration of another trainer (`--from`, see `conversion`)."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api import manifest
+from finetune_api import manifest, yaml_text
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_trainer.cli.conversion import converted
 from finetune_trainer.cli.paths import resolved
@@ -149,18 +148,20 @@ def _name(text: str) -> str:
     return re.sub(r"^[^a-z]+", "", re.sub(r"[^a-z0-9]+", "-", text.lower()))[:40].strip("-") or "job"
 
 
+_GIVE = "Give the configuration file of one run, in YAML or JSON."
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        content = yaml_text.document(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise FinetuneError(Reason.NotFound, f"cannot read {file}: {error.strerror}") from error
-    try:
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        message = f"{file} is not valid YAML or JSON: {' '.join(str(error).split())}"
-        raise FinetuneError(Reason.InvalidSpec, message) from error
+    except UnicodeDecodeError as error:
+        raise FinetuneError(Reason.InvalidSpec, f"{file} is not UTF-8 text", _GIVE) from error
+    except yaml_text.YamlError as error:
+        raise FinetuneError(Reason.InvalidSpec, f"{file} is not valid YAML or JSON: {error}", _GIVE) from error
     if not isinstance(content, dict):
-        raise FinetuneError(Reason.InvalidSpec, f"{file} must contain one mapping of keys")
+        raise FinetuneError(Reason.InvalidSpec, f"{file} must contain one mapping of keys", _GIVE)
     return content
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from finetune_api import names, uris
+from finetune_api import names, uris, yaml_text
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.manifest import ManifestError
@@ -182,7 +182,7 @@ def shape_of(folder: Path) -> ModelShape:
         )
     try:
         return read_shape(folder, weightless=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FinetuneError(
             Reason.ModelUnsupported,
             f"cannot plan the model in {folder}: {error}",
@@ -193,14 +193,12 @@ def shape_of(folder: Path) -> ModelShape:
 
 def read_prices(file: Path) -> Prices:
     """Reads a price table. Raises InvalidSpec if it is not {currency, date, perGpuHour: {NAME: price}}."""
-    import yaml
-
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml_text.document(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "date" in content:
             content["date"] = str(content["date"])  # YAML makes a date of it
         return Prices.model_validate(content, strict=False)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, not YAML, not a table
         raise FinetuneError(
             Reason.InvalidSpec,
             f"{file} is not a valid price table: {str(error).splitlines()[0]}",

@@ -166,7 +166,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FinetuneError(Reason.ModelUnsupported, f"{path} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 

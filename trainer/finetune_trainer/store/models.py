@@ -149,7 +149,7 @@ def _weights(path: Path, uri: str) -> list[Path]:
         files, indexed = weight_files(path), indexed_files(path)
     except ValueError as error:
         raise FinetuneError(
-            Reason.ModelUnsupported, f"{INDEX} of {uri} is not an index of safetensors files", _AGAIN
+            Reason.ModelUnsupported, f"{INDEX} of {uri} is not an index of safetensors files: {error}", _AGAIN
         ) from error
     if not files:
         raise FinetuneError(
@@ -187,7 +187,7 @@ def _check_weights(file: Path, uri: str) -> None:
 def _json(file: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

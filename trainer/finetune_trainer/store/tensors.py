@@ -35,9 +35,12 @@ def indexed_files(folder: Path) -> list[Path]:
         return []
     try:
         named = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{INDEX} has no weight_map") from error
-    return [folder / name for name in sorted({str(name) for name in named})]
+    files = sorted({str(name) for name in named})
+    if elsewhere := [name for name in files if Path(name).name != name]:
+        raise ValueError(f"{INDEX} names {elsewhere[0]!r}, which is not a file next to it")
+    return [folder / name for name in files]
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

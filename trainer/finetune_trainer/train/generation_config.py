@@ -85,6 +85,6 @@ def _known(base: Path) -> tuple[int, ...]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
