@@ -1,144 +1,150 @@
-"""What `finetune analyze` found, as text and as JSON. docs/analyze.md explains each number."""
+"""`finetune analyze FILE`: what model and data are for each other before anything is trained, and what follows for the
+manifest. Minutes on a CPU: it reads a sample of the rows, bounded in rows and tokens.
+
+What can be measured depends on the data: the shift needs data.general, the probes of the layers need labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from finetune_trainer.cli.compare import as_json as difference_json
-from finetune_trainer.cli.text import aligned, table
-from finetune_trainer.transfer.diagnostics.advice import Advice, Findings
-from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
-from finetune_trainer.transfer.diagnostics.shift import Shift
+from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.manifest import ManifestError
+from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.cli.text import problems_text
+from finetune_trainer.cli.validate import read_manifest
 
+if TYPE_CHECKING:
+    from finetune_trainer.data.corpus import Corpus
+    from finetune_trainer.data.load import Datasets
+    from finetune_trainer.train.diagnose import Subject
+    from finetune_trainer.transfer.diagnostics.advice import Findings
+    from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
+    from finetune_trainer.transfer.diagnostics.shift import Shift
 
-def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
-    return {
-        "rows": found.rows,
-        "heldOutRows": found.held_out,
-        **(_shift_json(found.shift) if found.shift else {}),
-        **({"layers": _curve_json(found.curve)} if found.curve else {}),
-        **({"ownAnswers": _answers_json(found.answers)} if found.answers else {}),
-        "notes": list(found.notes),
-        "recommendations": [{"set": what, "because": why} for what, why in advice],
-    }
-
-
-def as_text(found: Findings, advice: Sequence[Advice]) -> str:
-    parts = [
-        _shift_text(found.shift) if found.shift else "",
-        _curve_text(found.curve) if found.curve else "",
-        _answers_text(found.answers) if found.answers else "",
-        "\n".join(found.notes),
-        "Recommended:\n" + "\n".join(_recommendations(advice)) if advice else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
+COUNTED = 4096
+"""Of each text, documents whose tokens are counted."""
+FEWEST_PROBED = 20
+"""Labelled rows."""
+TOKENS_PROBED = 60_000
+"""Of all prompts together."""
 
 
-def _recommendations(advice: Sequence[Advice]) -> Iterator[str]:
-    for what, why in advice:
-        yield f"  {what}"
-        yield aligned([("", why)])
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """documents: of each text, that the model reads; rows: labelled ones, that the probes are fitted to."""
+
+    file: str
+    cache: Path
+    documents: int
+    rows: int
+    as_json: bool
 
 
-def _shift_json(shift: Shift) -> dict[str, Any]:
-    return {
-        "texts": [
-            {
-                "name": text.name,
-                "documents": text.documents,
-                "bitsPerByte": text.bits_per_byte,
-                "tokensPerByte": text.tokens_per_byte,
-            }
-            for text in (shift.task, shift.general)
-        ],
-        "bitsPerByteRatio": {"value": shift.ratio.value, "low": shift.ratio.low, "high": shift.ratio.high},
-        "jensenShannonExcess": shift.excess,
-        "tokensPerByteRatio": shift.longer,
-        "shift": shift.band,
-    }
+def show_analysis(request: Request) -> int:
+    from finetune_trainer.cli.analysis_text import as_json, as_text
+    from finetune_trainer.transfer.diagnostics.advice import recommended
+
+    try:
+        job = read_manifest(request.file)
+    except ManifestError as error:
+        print(problems_text(request.file, error.problems), file=sys.stderr)
+        return ExitCode.CONFIG
+    found = analyze(job.spec, request)
+    advice = recommended(found, job.spec)
+    print(json.dumps(as_json(found, advice), indent=2) if request.as_json else as_text(found, advice))
+    return ExitCode.OK
 
 
-def _shift_text(shift: Shift) -> str:
-    lines = [
-        (text.name, f"{text.documents}", f"{text.bits_per_byte:.3f}", f"{text.tokens_per_byte:.3f}")
-        for text in (shift.task, shift.general)
-    ]
-    ratio = shift.ratio
-    return "\n\n".join((
-        table(("text", "documents", "bits per byte", "tokens per byte"), lines, indent=""),
-        f"bits per byte, training rows / general text: {ratio.value:.2f} (95 % interval {ratio.low:.2f} to "
-        f"{ratio.high:.2f})\nJensen-Shannon excess of their tokens: {shift.excess:.2f} bits\n"
-        f"tokens per byte, training rows / general text: {shift.longer:.2f}\nThe shift is {shift.band}.",
-    ))  # fmt: skip
+def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
+    """FinetuneError for what is wrong with model or data; InvalidSpec where nothing can be measured."""
+    from finetune_trainer.store.models import resolve_model
+    from finetune_trainer.train.diagnose import Subject
+    from finetune_trainer.transfer.diagnostics.advice import Findings
 
-
-def _curve_json(curve: Curve) -> dict[str, Any]:
-    return {
-        "rows": curve.rows,
-        "majority": curve.majority,
-        "curve": [
-            {
-                "layer": each.layer,
-                "accuracy": each.accuracy,
-                "standardError": each.error,
-                "control": each.control,
-                "selectivity": each.selectivity,
-                "logMe": each.log_me,
-                "hScore": each.h_score,
-                "transRate": each.trans_rate,
-            }
-            for each in curve.layers
-        ],
-        "best": curve.choice.best,
-        "enough": curve.choice.enough,
-        "trained": curve.choice.trained,
-        "chance": curve.chance,
-        "doubling": difference_json(curve.doubling),
-    }
-
-
-def _curve_text(curve: Curve) -> str:
-    head = ("layer", "accuracy", "± error", "selectivity", "LogME", "H-score", "TransRate")
-    lines = [
-        (
-            f"{each.layer}{_mark(each.layer, curve)}",
-            f"{each.accuracy:.3f}",
-            f"{each.error:.3f}",
-            f"{each.selectivity:+.3f}",
-            f"{each.log_me:.4f}",
-            f"{each.h_score:.3f}",
-            f"{each.trans_rate:.2f}",
+    model = resolve_model(spec.model, cache=request.cache)
+    sets = short_documents(spec, request, model.path)
+    labelled = sets.train.choices is not None and len(sets.train) >= FEWEST_PROBED
+    if sets.general is None and not labelled:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            "there is nothing to compare the training rows with: neither general text nor labels",
+            "Set data.general to text that the model is good at.",
         )
-        for each in curve.layers
-    ]
-    return (
-        f"Linear probes on each layer, {curve.rows:,} training rows, each row left out of its own fit "
-        f"(most frequent label: {curve.majority:.3f})\n{table(head, lines)}\n"
-        "  * best   = lowest within one standard error of it"
+    subject = Subject.load(model.path, pad_id=sets.pad_id)
+    curve, answers = _probed(subject, sets, rows=request.rows, seed=spec.training.seed) if labelled else (None, None)
+    held_out = sets.test if sets.test is not None else sets.validation
+    return Findings(
+        rows=sets.statistics.splits["train"].rows,
+        held_out=0 if held_out is None else len(held_out),
+        blocks=subject.blocks,
+        shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
+        curve=curve,
+        answers=answers,
+        notes=tuple(_missing(sets, labelled=labelled)),
     )
 
 
-def _mark(layer: int, curve: Curve) -> str:
-    return " *" if layer == curve.choice.best else " =" if layer == curve.choice.enough else ""
+def short_documents(spec: FineTuneJobSpec, request: Request, model: Path) -> Datasets:
+    """The data, cut to the windows of an analysis."""
+    from finetune_trainer.data.load import load_datasets
+    from finetune_trainer.train.diagnose import TOKENS
 
-
-def _answers_json(answers: OwnAnswers) -> dict[str, Any]:
-    return {
-        "accuracy": answers.accuracy,
-        "leep": answers.leep,
-        "leepUninformed": answers.uninformed,
-        "probe": difference_json(answers.probe),
-    }
-
-
-def _answers_text(answers: OwnAnswers) -> str:
-    probe = answers.probe
-    interval = (
-        "" if probe.low is None or probe.high is None else f" (95 % interval {probe.low:+.3f} to {probe.high:+.3f})"
+    data = spec.data.model_copy(
+        update={"sequence_length": min(TOKENS, spec.data.sequence_length), "overlong": "truncate"}
     )
-    change = "" if probe.difference is None else f"{probe.difference:+.3f}{interval}, {probe.verdict}"
-    return (
-        f"The model's own answers: accuracy {answers.accuracy:.3f}; the best probe against them: {change}\n"
-        f"LEEP of its answers: {answers.leep:.3f} (0 is best, {answers.uninformed:.3f} says nothing about the labels)"
-    )
+    return load_datasets(data, tokenizer_path=model, cache=request.cache, seed=spec.training.seed)
+
+
+def _missing(sets: Datasets, *, labelled: bool) -> list[str]:
+    """What was not measured, and why."""
+    missing = [] if sets.general is not None else ["The shift is not measured: data.general is not set."]
+    if not labelled:
+        why = "the training rows have no labels" if sets.train.choices is None else f"fewer than {FEWEST_PROBED} rows"
+        missing.append(f"The layers are not probed: {why}.")
+    return missing
+
+
+def _shift(subject: Subject, sets: Datasets, *, documents: int, seed: int) -> Shift | None:
+    from finetune_trainer.data.sample import drawn_part
+    from finetune_trainer.transfer.diagnostics.shift import FEWEST, between
+
+    if sets.general is None:
+        return None
+    task, general = (drawn_part(corpus, documents, seed) for corpus in (sets.train, sets.general))
+    if min(len(task), len(general)) < FEWEST:
+        raise FinetuneError(
+            Reason.InvalidSpec, f"an analysis needs at least {FEWEST} documents of each text",
+            "Add rows to data.general.",
+        )  # fmt: skip
+    counted = drawn_part(sets.train, COUNTED, seed), drawn_part(sets.general, COUNTED, seed)
+    return between((task, subject.nats(task)), (general, subject.nats(general)), counted=counted)
+
+
+def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[Curve, OwnAnswers]:
+    import numpy as np
+
+    from finetune_trainer.data.sample import drawn_part
+    from finetune_trainer.transfer.diagnostics.probes import affordable, curve, own_answers
+
+    layers, rows = affordable(subject.blocks, 2 * subject.model.hidden_size, rows)
+    part = _within(drawn_part(sets.train, rows, seed), TOKENS_PROBED, seed=seed)
+    assert part.choices is not None
+    gold = part.choices.gold.astype(np.int64)
+    groups = np.arange(len(part)) if part.marks is None else np.unique(part.marks.groups, return_inverse=True)[1]
+    found = curve(
+        subject.prompt_states(part, layers), gold, groups, layers=layers, blocks=subject.blocks, seed=seed
+    )  # fmt: skip
+    return found, own_answers(subject.label_logs(part), found, gold, groups)
+
+
+def _within(corpus: Corpus, tokens: int, *, seed: int) -> Corpus:
+    """As many documents as have about so many tokens together."""
+    from finetune_trainer.data.sample import drawn_part
+
+    most = int(len(corpus) * tokens / max(1, int(corpus.lengths.sum())))
+    return corpus if most >= len(corpus) else drawn_part(corpus, max(FEWEST_PROBED, most), seed)

@@ -1,143 +1,42 @@
-"""`finetune analyze FILE`: what model and data are for each other before anything is trained, and what follows for the
-manifest. Minutes on a CPU: it reads a sample of the rows, bounded in rows and tokens.
-
-What can be measured depends on the data: the shift needs data.general, the probes of the layers need labels.
-"""
+"""`finetune analyze FILE`: the options of the command. `analysis` measures before training, `against` after it."""
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from finetune_api.failures import ExitCode, FinetuneError, Reason
-from finetune_api.manifest import ManifestError
-from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.cli.text import problems_text
-from finetune_trainer.cli.validate import read_manifest
-
-if TYPE_CHECKING:
-    from finetune_trainer.data.corpus import Corpus
-    from finetune_trainer.data.load import Datasets
-    from finetune_trainer.train.diagnose import Subject
-    from finetune_trainer.transfer.diagnostics.advice import Findings
-    from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
-    from finetune_trainer.transfer.diagnostics.shift import Shift
-
-COUNTED = 4096
-"""Of each text, documents whose tokens are counted."""
-FEWEST_PROBED = 20
-"""Labelled rows."""
-TOKENS_PROBED = 60_000
-"""Of all prompts together."""
+import argparse
+from collections.abc import Callable
+from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """documents: of each text, that the model reads; rows: labelled ones, that the probes are fitted to."""
-
-    file: str
-    cache: Path
-    documents: int
-    rows: int
-    as_json: bool
-
-
-def show_analysis(request: Request) -> int:
-    from finetune_trainer.cli.analysis import as_json, as_text
-    from finetune_trainer.transfer.diagnostics.advice import recommended
-
-    try:
-        job = read_manifest(request.file)
-    except ManifestError as error:
-        print(problems_text(request.file, error.problems), file=sys.stderr)
-        return ExitCode.CONFIG
-    found = analyze(job.spec, request)
-    advice = recommended(found, job.spec)
-    print(json.dumps(as_json(found, advice), indent=2) if request.as_json else as_text(found, advice))
-    return ExitCode.OK
-
-
-def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
-    """FinetuneError for what is wrong with model or data; InvalidSpec where nothing can be measured."""
-    from finetune_trainer.data.load import load_datasets
-    from finetune_trainer.store.models import resolve_model
-    from finetune_trainer.train.diagnose import TOKENS, Subject
-    from finetune_trainer.transfer.diagnostics.advice import Findings
-
-    model = resolve_model(spec.model, cache=request.cache)
-    data = spec.data.model_copy(
-        update={"sequence_length": min(TOKENS, spec.data.sequence_length), "overlong": "truncate"}
-    )
-    sets = load_datasets(data, tokenizer_path=model.path, cache=request.cache, seed=spec.training.seed)
-    labelled = sets.train.choices is not None and len(sets.train) >= FEWEST_PROBED
-    if sets.general is None and not labelled:
-        raise FinetuneError(
-            Reason.InvalidSpec,
-            "there is nothing to compare the training rows with: neither general text nor labels",
-            "Set data.general to text that the model is good at.",
-        )
-    subject = Subject.load(model.path, pad_id=sets.pad_id)
-    curve, answers = _probed(subject, sets, rows=request.rows, seed=spec.training.seed) if labelled else (None, None)
-    held_out = sets.test if sets.test is not None else sets.validation
-    return Findings(
-        rows=sets.statistics.splits["train"].rows,
-        held_out=0 if held_out is None else len(held_out),
-        blocks=subject.blocks,
-        shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
-        curve=curve,
-        answers=answers,
-        notes=tuple(_missing(sets, labelled=labelled)),
-    )
-
-
-def _missing(sets: Datasets, *, labelled: bool) -> list[str]:
-    """What was not measured, and why."""
-    missing = [] if sets.general is not None else ["The shift is not measured: data.general is not set."]
-    if not labelled:
-        why = "the training rows have no labels" if sets.train.choices is None else f"fewer than {FEWEST_PROBED} rows"
-        missing.append(f"The layers are not probed: {why}.")
-    return missing
-
-
-def _shift(subject: Subject, sets: Datasets, *, documents: int, seed: int) -> Shift | None:
-    from finetune_trainer.data.sample import drawn_part
-    from finetune_trainer.transfer.diagnostics.shift import FEWEST, between
-
-    if sets.general is None:
-        return None
-    task, general = (drawn_part(corpus, documents, seed) for corpus in (sets.train, sets.general))
-    if min(len(task), len(general)) < FEWEST:
-        raise FinetuneError(
-            Reason.InvalidSpec, f"an analysis needs at least {FEWEST} documents of each text",
-            "Add rows to data.general.",
-        )  # fmt: skip
-    counted = drawn_part(sets.train, COUNTED, seed), drawn_part(sets.general, COUNTED, seed)
-    return between((task, subject.nats(task)), (general, subject.nats(general)), counted=counted)
-
-
-def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[Curve, OwnAnswers]:
-    import numpy as np
-
-    from finetune_trainer.data.sample import drawn_part
-    from finetune_trainer.transfer.diagnostics.probes import affordable, curve, own_answers
-
-    layers, rows = affordable(subject.blocks, 2 * subject.model.hidden_size, rows)
-    part = _within(drawn_part(sets.train, rows, seed), TOKENS_PROBED, seed=seed)
-    assert part.choices is not None
-    gold = part.choices.gold.astype(np.int64)
-    groups = np.arange(len(part)) if part.marks is None else np.unique(part.marks.groups, return_inverse=True)[1]
-    found = curve(
-        subject.prompt_states(part, layers), gold, groups, layers=layers, blocks=subject.blocks, seed=seed
+def add_commands(commands: Any, home_option: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Adds `analyze` to the subparsers of the program. `home_option` adds --home, which all commands share."""
+    analyze = commands.add_parser("analyze", help="measure shift and layers before training, and recommend settings")
+    analyze.add_argument("file", metavar="FILE", help="manifest with one FineTuneJob")
+    analyze.add_argument(
+        "--documents", type=int, default=64, metavar="N",
+        help="of the training rows and of data.general, for the shift (default: 64)",
     )  # fmt: skip
-    return found, own_answers(subject.label_logs(part), found, gold, groups)
+    analyze.add_argument(
+        "--rows", type=int, default=800, metavar="N", help="of labelled rows, for probes of the layers (default: 800)"
+    )
+    analyze.add_argument(
+        "--against", metavar="ARTIFACT", help="compare the base with this tuned model instead: URI, folder or job"
+    )
+    analyze.add_argument(
+        "--tokens", type=int, default=4096, metavar="N", help="of each data set, with --against (default: 4096)"
+    )
+    analyze.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    home_option(analyze)
+    analyze.set_defaults(handler=_analyze)
 
 
-def _within(corpus: Corpus, tokens: int, *, seed: int) -> Corpus:
-    """As many documents as have about so many tokens together."""
-    from finetune_trainer.data.sample import drawn_part
+def _analyze(options: argparse.Namespace) -> int:
+    from finetune_trainer.cli.against import show_change
+    from finetune_trainer.cli.analysis import Request, show_analysis
 
-    most = int(len(corpus) * tokens / max(1, int(corpus.lengths.sum())))
-    return corpus if most >= len(corpus) else drawn_part(corpus, max(FEWEST_PROBED, most), seed)
+    request = Request(
+        file=options.file, cache=options.home.absolute() / "cache", documents=options.documents, rows=options.rows,
+        as_json=options.output == "json",
+    )  # fmt: skip
+    if options.against is not None:
+        return show_change(request, artifact=options.against, tokens=options.tokens)
+    return show_analysis(request)

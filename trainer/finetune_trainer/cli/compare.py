@@ -66,6 +66,7 @@ def _side(target: str, where: Where, model: str) -> Side:
 
 
 def uri_of(target: str, where: Where) -> str:
+    """Of an artifact by its URI, its folder or the name of its job."""
     from finetune_trainer.cli.report import artifact_uri
 
     if "://" in target:

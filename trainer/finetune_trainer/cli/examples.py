@@ -18,7 +18,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune plan job.yaml --gpu H100 --all",
         "finetune plan job.yaml --gpu L40S --model examples/llama-70b --rows 2000 --tokens 600000 --longest 512",
     ),
-    "analyze": ("finetune analyze job.yaml", "finetune analyze job.yaml --documents 200 -o json"),
+    "analyze": (
+        "finetune analyze job.yaml",
+        "finetune analyze job.yaml --documents 200 -o json",
+        "finetune analyze job.yaml --against s3://corp/models/tickets",
+    ),
     "submit": ("finetune submit job.yaml", "finetune submit job.yaml -n team-a --dry-run"),
     "stop": ("finetune stop tickets", "finetune stop tickets -n team-a -o json"),
     "resume": ("finetune resume tickets",),

@@ -84,7 +84,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         prog=program, description="Fine-tune language models, on Kubernetes or on this machine.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    from finetune_trainer.cli import artifacts, data, lifecycle, shell
+    from finetune_trainer.cli import analyze, artifacts, data, lifecycle, shell
     from finetune_trainer.cli.examples import add_examples
 
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -152,19 +152,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     home_option(plan)
     plan.set_defaults(handler=_plan)
 
-    analyze = commands.add_parser("analyze", help="measure shift and layers before training, and recommend settings")
-    analyze.add_argument("file", metavar="FILE", help="manifest with one FineTuneJob")
-    analyze.add_argument(
-        "--documents", type=int, default=64, metavar="N",
-        help="of the training rows and of data.general, for the shift (default: 64)",
-    )  # fmt: skip
-    analyze.add_argument(
-        "--rows", type=int, default=800, metavar="N", help="of labelled rows, for probes of the layers (default: 800)"
-    )
-    analyze.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    home_option(analyze)
-    analyze.set_defaults(handler=_analyze)
-
+    analyze.add_commands(commands, home_option)
     status = commands.add_parser("status", help="show the status of a job: progress, scores, failures")
     status.add_argument("name", metavar="NAME")
     status.add_argument("-o", "--output", choices=("text", "json"), default="text")
@@ -302,17 +290,6 @@ def _plan(options: argparse.Namespace) -> int:
             rows=options.rows, tokens=options.tokens, longest=options.longest, network=options.network,
             exact=options.exact, as_json=options.output == "json", everything=options.all,
             cache=options.home.absolute() / "cache",
-        )
-    )  # fmt: skip
-
-
-def _analyze(options: argparse.Namespace) -> int:
-    from finetune_trainer.cli.analyze import Request, show_analysis
-
-    return show_analysis(
-        Request(
-            file=options.file, cache=options.home.absolute() / "cache", documents=options.documents,
-            rows=options.rows, as_json=options.output == "json",
         )
     )  # fmt: skip
 

@@ -10,6 +10,8 @@ calibration    whether a model's confidence is its accuracy: ECE, Brier, NLL, te
 transfer       slices on which something cheaper is better, by Holm's method
 diversity      how varied generated text is, and by how much less than before
 shift          how far a text is from another: bits per byte, tokens, tokens per byte
+similarity     how alike two representations of the same tokens are: unbiased CKA
+correlation    canonical correlations of the same: SVCCA, PWCCA
 layers         how many of the last layers to train
 transferability  how well features suit labels: LogME, H-score, TransRate, LEEP
 continual      tasks in sequence: the R-matrix with ACC, BWT, FWT and forgetting

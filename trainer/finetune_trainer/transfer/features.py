@@ -48,6 +48,20 @@ def features(network: nn.Module, batch: MicroBatch, layers: Sequence[int]) -> ND
     return out
 
 
+@torch.no_grad()
+def token_states(
+    network: nn.Module, batch: MicroBatch, layers: Sequence[int], wanted: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """(layers, wanted tokens, dim), line by line; wanted: (rows, length)."""
+    device = next(network.parameters()).device
+    tokens, positions = (torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions))
+    with _tapped(network, decoder_layers(network), layers) as seen, suppress(_Enough):
+        body_of(network)(input_ids=tokens, position_ids=positions, use_cache=False)
+    chosen = torch.from_numpy(np.flatnonzero(wanted)).to(device)
+    states = [_one_stream(network, seen[layer]).reshape(-1, _width(seen[layer]))[chosen] for layer in layers]
+    return torch.stack(states).float().cpu().numpy()
+
+
 def _one_stream(network: nn.Module, states: Tensor) -> Tensor:
     """(rows, length, dim); of blocks that carry several states of each token (Gemma 3n: (streams, rows, length, dim))
     the one that they compute with."""

@@ -2,5 +2,6 @@
 
 probes     what each layer knows about the labels, and how many rows it takes to learn it
 shift      how far the training rows are from general text
+similarity   how far tuning moved the states of each layer, from base and tuned model on the same tokens
 advice     recommendations for the manifest, each with the numbers that are its reason
 """

@@ -8,7 +8,7 @@ rows             to learn: whether the last doubling still helped; to measure: w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,9 +17,12 @@ from finetune_trainer.statistics.shift import LONGER
 
 from .probes import Curve, OwnAnswers
 from .shift import Shift
+from .similarity import Similarity
 
 FEW_ROWS = 10_000
 """Below it adapters are recommended."""
+GENERAL = "general"
+"""Name of the data set of general text."""
 VISIBLE = 0.02
 """Difference of accuracy that held-out rows should show."""
 
@@ -47,6 +50,42 @@ class Advice(NamedTuple):
 
 def recommended(found: Findings, spec: FineTuneJobSpec) -> tuple[Advice, ...]:
     return (*_method(found, spec), *_rows(found), *_of_shift(found, spec))
+
+
+def after_training(found: Sequence[Similarity], *, blocks: int, gained: bool | None, rows: int) -> tuple[Advice, ...]:
+    """What follows for the next run from what this one changed. gained: whether the tuned model is better on its test
+    rows; None where that was not measured."""
+    return tuple(_of_change(found, blocks=blocks, gained=gained, rows=rows))
+
+
+def _of_change(found: Sequence[Similarity], *, blocks: int, gained: bool | None, rows: int) -> Iterator[Advice]:
+    task = next((each for each in found if each.name != GENERAL), None)
+    general = next((each for each in found if each.name == GENERAL), None)
+    if task is not None and task.changed_from is None:
+        yield Advice(
+            "a higher training.learningRate or more epochs, if the scores ask for it",
+            f"no layer changed: the lowest CKA is {task.least.cka:.4f}, of layer {task.least.layer}",
+        )
+    elif task is not None and task.changed_from is not None:
+        if gained is False:
+            yield Advice(
+                "a lower training.learningRate, or other rows",
+                f"the states changed from layer {task.changed_from} on (layer {task.least.layer}: CKA "
+                f"{task.least.cka:.3f}), and the tuned model is not better on the test rows",
+            )
+        if 1 < task.changed_from <= blocks:
+            kind, last = "lora" if rows < FEW_ROWS else "partial", blocks - task.changed_from + 1
+            yield Advice(
+                f"method: {{type: {kind}, {kind}: {{layers: {last}}}}}",
+                f"the layers below {task.changed_from} of {blocks} hardly changed (1 - CKA at most 0.01): the next run "
+                "can leave their blocks as they are",
+            )
+    if general is not None and general.changed_from is not None:
+        yield Advice(
+            "guards.forgetting, and regularization.replay or klToBase",
+            f"the states of general text changed too, from layer {general.changed_from} on (layer "
+            f"{general.least.layer}: CKA {general.least.cka:.3f}): measure what that cost",
+        )
 
 
 def _method(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:

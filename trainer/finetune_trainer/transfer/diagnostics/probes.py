@@ -92,11 +92,11 @@ class OwnAnswers:
     probe: Difference
 
 
-def affordable(blocks: int, dim: int, rows: int) -> tuple[tuple[int, ...], int]:
+def affordable(blocks: int, dim: int, rows: int, *, fewest: int = FEWEST_ROWS) -> tuple[tuple[int, ...], int]:
     """(layers, rows) whose float32 states (rows, layers, dim) fit into MEMORY: all layers and `rows` where possible;
-    always the embeddings and the last layer."""
+    fewer layers, but the embeddings and the last one, before there are fewer than `fewest` rows."""
     step = 1
-    while (blocks // step + 2) * 4 * dim * min(rows, FEWEST_ROWS) > MEMORY and step < blocks:
+    while (blocks // step + 2) * 4 * dim * min(rows, fewest) > MEMORY and step < blocks:
         step += 1
     layers = tuple(sorted({*range(0, blocks + 1, step), blocks}))
     return layers, min(rows, MEMORY // (len(layers) * 4 * dim))
@@ -185,5 +185,6 @@ def _doubling(found: NDArray[np.float32], gold: Labels, groups: Labels, right: R
 
 
 def _error(right: Right, groups: Labels) -> float:
+    """A row's share at least: that no row is wrong does not make the accuracy certain."""
     (by_group,) = totals(groups, (right - right.mean()) / len(right))
-    return residual_error(by_group)
+    return max(residual_error(by_group), 1 / len(right))

@@ -1,0 +1,144 @@
+"""What `finetune analyze` found, as text and as JSON. docs/analyze.md explains each number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from finetune_trainer.cli.compare import as_json as difference_json
+from finetune_trainer.cli.text import aligned, table
+from finetune_trainer.transfer.diagnostics.advice import Advice, Findings
+from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
+from finetune_trainer.transfer.diagnostics.shift import Shift
+
+
+def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "heldOutRows": found.held_out,
+        **(_shift_json(found.shift) if found.shift else {}),
+        **({"layers": _curve_json(found.curve)} if found.curve else {}),
+        **({"ownAnswers": _answers_json(found.answers)} if found.answers else {}),
+        "notes": list(found.notes),
+        "recommendations": [{"set": what, "because": why} for what, why in advice],
+    }
+
+
+def as_text(found: Findings, advice: Sequence[Advice]) -> str:
+    parts = [
+        _shift_text(found.shift) if found.shift else "",
+        _curve_text(found.curve) if found.curve else "",
+        _answers_text(found.answers) if found.answers else "",
+        "\n".join(found.notes),
+        "Recommended:\n" + "\n".join(_recommendations(advice)) if advice else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _recommendations(advice: Sequence[Advice]) -> Iterator[str]:
+    for what, why in advice:
+        yield f"  {what}"
+        yield aligned([("", why)])
+
+
+def _shift_json(shift: Shift) -> dict[str, Any]:
+    return {
+        "texts": [
+            {
+                "name": text.name,
+                "documents": text.documents,
+                "bitsPerByte": text.bits_per_byte,
+                "tokensPerByte": text.tokens_per_byte,
+            }
+            for text in (shift.task, shift.general)
+        ],
+        "bitsPerByteRatio": {"value": shift.ratio.value, "low": shift.ratio.low, "high": shift.ratio.high},
+        "jensenShannonExcess": shift.excess,
+        "tokensPerByteRatio": shift.longer,
+        "shift": shift.band,
+    }
+
+
+def _shift_text(shift: Shift) -> str:
+    lines = [
+        (text.name, f"{text.documents}", f"{text.bits_per_byte:.3f}", f"{text.tokens_per_byte:.3f}")
+        for text in (shift.task, shift.general)
+    ]
+    ratio = shift.ratio
+    return "\n\n".join((
+        table(("text", "documents", "bits per byte", "tokens per byte"), lines, indent=""),
+        f"bits per byte, training rows / general text: {ratio.value:.2f} (95 % interval {ratio.low:.2f} to "
+        f"{ratio.high:.2f})\nJensen-Shannon excess of their tokens: {shift.excess:.2f} bits\n"
+        f"tokens per byte, training rows / general text: {shift.longer:.2f}\nThe shift is {shift.band}.",
+    ))  # fmt: skip
+
+
+def _curve_json(curve: Curve) -> dict[str, Any]:
+    return {
+        "rows": curve.rows,
+        "majority": curve.majority,
+        "curve": [
+            {
+                "layer": each.layer,
+                "accuracy": each.accuracy,
+                "standardError": each.error,
+                "control": each.control,
+                "selectivity": each.selectivity,
+                "logMe": each.log_me,
+                "hScore": each.h_score,
+                "transRate": each.trans_rate,
+            }
+            for each in curve.layers
+        ],
+        "best": curve.choice.best,
+        "enough": curve.choice.enough,
+        "trained": curve.choice.trained,
+        "chance": curve.chance,
+        "doubling": difference_json(curve.doubling),
+    }
+
+
+def _curve_text(curve: Curve) -> str:
+    head = ("layer", "accuracy", "± error", "selectivity", "LogME", "H-score", "TransRate")
+    lines = [
+        (
+            f"{each.layer}{_mark(each.layer, curve)}",
+            f"{each.accuracy:.3f}",
+            f"{each.error:.3f}",
+            f"{each.selectivity:+.3f}",
+            f"{each.log_me:.4f}",
+            f"{each.h_score:.3f}",
+            f"{each.trans_rate:.2f}",
+        )
+        for each in curve.layers
+    ]
+    return (
+        f"Linear probes on each layer, {curve.rows:,} training rows, each row left out of its own fit "
+        f"(most frequent label: {curve.majority:.3f})\n{table(head, lines)}\n"
+        "  * best   = lowest within one standard error of it"
+    )
+
+
+def _mark(layer: int, curve: Curve) -> str:
+    return " *" if layer == curve.choice.best else " =" if layer == curve.choice.enough else ""
+
+
+def _answers_json(answers: OwnAnswers) -> dict[str, Any]:
+    return {
+        "accuracy": answers.accuracy,
+        "leep": answers.leep,
+        "leepUninformed": answers.uninformed,
+        "probe": difference_json(answers.probe),
+    }
+
+
+def _answers_text(answers: OwnAnswers) -> str:
+    probe = answers.probe
+    interval = (
+        "" if probe.low is None or probe.high is None else f" (95 % interval {probe.low:+.3f} to {probe.high:+.3f})"
+    )
+    change = "" if probe.difference is None else f"{probe.difference:+.3f}{interval}, {probe.verdict}"
+    return (
+        f"The model's own answers: accuracy {answers.accuracy:.3f}; the best probe against them: {change}\n"
+        f"LEEP of its answers: {answers.leep:.3f} (0 is best, {answers.uninformed:.3f} says nothing about the labels)"
+    )
