@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from pydantic import Field
 
 from .base import ApiModel, Rule
+from .fields import LIST_MAP, MAP_KEYS, Name, OutputUri
+
+BASE = "base"
+"""The untouched model, as a reference of slices."""
+
+
+class Reference(ApiModel):
+    name: Name = Field(description="Name of the reference in reports and status.")
+    uri: OutputUri = Field(description="Artifact of an earlier job that measured slices of the same names and rows.")
 
 
 class EvaluationSettings(ApiModel):
@@ -28,6 +39,13 @@ class EvaluationSettings(ApiModel):
         "scale that gains most and keeps the guards. One half of the rows of data.validation, data.general and (with "
         "guards.slices) data.slices chooses, the other half is what is reported. For methods lora and qlora.",
     )
+    references: Annotated[tuple[Reference, ...], Field(max_length=8)] = Field(
+        (),
+        description="Artifacts of earlier, perhaps cheaper jobs. Slices on which one of them, or the base model, is "
+        "better than the tuned model are listed in status.evaluation.negativeTransfer. They are read with "
+        "output.credentials. Needs data.slices.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
 
 
 def _same_groups(new: dict[str, object]) -> bool:
@@ -45,4 +63,24 @@ SAME_GROUPS = Rule(
     "!has(self.data.validation.groupBy) || self.data.validation.groupBy == self.evaluation.groupBy",
     message="evaluation.groupBy and data.validation.groupBy must be equal: leave evaluation.groupBy out",
     holds=lambda new, _: _same_groups(new),
+)
+
+
+def _references(new: dict[str, Any]) -> list[Any]:
+    return list((new.get("evaluation") or {}).get("references") or ())
+
+
+_HAS_REFERENCES = "has(self.evaluation) && has(self.evaluation.references) && self.evaluation.references.size() > 0"
+
+REFERENCE_RULES = (
+    Rule(
+        cel=f"!({_HAS_REFERENCES}) || !has(self.data) || (has(self.data.slices) && self.data.slices.size() > 0)",
+        message="evaluation.references needs data.slices, which it compares: add slices, or remove it",
+        holds=lambda new, _: not _references(new) or bool((new.get("data") or {"slices": True}).get("slices")),
+    ),
+    Rule(
+        cel=f"!({_HAS_REFERENCES}) || self.evaluation.references.all(each, each.name != '{BASE}')",
+        message=f"evaluation.references: {BASE} is the untouched model, which is always compared: choose another name",
+        holds=lambda new, _: all(each.get("name") != BASE for each in _references(new)),
+    ),
 )

@@ -28,6 +28,7 @@ from .status import (
     GuardVerdict,
     Measurement,
     Metric,
+    NegativeTransfer,
     ScaleSweep,
     Verdict,
 )
@@ -57,6 +58,7 @@ _GUARDS: _Columns = {
     "verdict": get_args(GuardVerdict),
     "rows_needed": (),
 }
+_TRANSFER: _Columns = dict.fromkeys(("slice", "reference", "difference", "p_value"), ())
 
 
 def packed(evaluation: Evaluation) -> str:
@@ -66,6 +68,8 @@ def packed(evaluation: Evaluation) -> str:
         "g": _told(evaluation.guards, _GUARDS),
         "o": evaluation.omitted,
     }
+    if evaluation.negative_transfer:
+        told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
     if evaluation.calibration is not None:
         told["c"] = _short(evaluation.calibration.to_json())
     if evaluation.scale is not None:
@@ -92,10 +96,12 @@ def unpacked(text: str) -> Evaluation:
 def _evaluation(told: Any) -> Evaluation:
     data = tuple(Measurement(**row) for row in _read(told["d"], _DATA))
     guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
+    transfer = tuple(NegativeTransfer(**row) for row in _read(told.get("n"), _TRANSFER))
     calibration, scale = told.get("c"), told.get("s")
     return Evaluation(
         data=data,
         guards=guards,
+        negative_transfer=transfer,
         calibration=None if calibration is None else Calibration.model_validate_json(json.dumps(calibration)),
         scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
         omitted=told.get("o"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import accelerators, sizes
 from .base import Rule
-from .evaluation import SAME_GROUPS
+from .evaluation import REFERENCE_RULES, SAME_GROUPS
 from .guards import GUARD_RULES
 from .ladder import LADDER_RULES
 from .methods import TRAITS, Traits, type_of
@@ -227,6 +227,7 @@ SPEC_RULES = (
     MERGED_FITS,
     SCALE_FITS,
     SAME_GROUPS,
+    *REFERENCE_RULES,
     *GUARD_RULES,
     *REGULARIZATION_RULES,
     *LADDER_RULES,

@@ -176,6 +176,26 @@ class Measurement(ApiModel):
     groups: int = Field(0, description="Of rows that are independent of each other: what intervals count.")
 
 
+class NegativeTransfer(ApiModel):
+    """A slice on which something cheaper than the tuned model is better."""
+
+    slice: str = Field(max_length=63)
+    reference: str = Field(
+        max_length=63, description="base, or a name in evaluation.references: of those that are better, the best."
+    )
+    difference: float = Field(description="Tuned model minus reference, by the slice's main metric.")
+    p_value: float = Field(
+        description="One-sided, of a regression within the practical margin; adjusted for the number of slices and "
+        "references by Holm's method. Below 0.05."
+    )
+
+    def told(self) -> str:
+        """negative transfer on slice music: base is better (difference -0.11)."""
+        return (
+            f"negative transfer on slice {self.slice}: {self.reference} is better (difference {self.difference:+.4g})"
+        )
+
+
 GuardName = Literal["minGain", "forgetting", "slices", "calibration"]
 GuardVerdict = Literal["passed", "violated", "inconclusive"]
 
@@ -277,6 +297,11 @@ class Evaluation(ApiModel):
         (),
         description="Each guard that spec.guards has.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    negative_transfer: Annotated[tuple[NegativeTransfer, ...], Field(max_length=32)] = Field(
+        (),
+        description="Slices on which the base model, or one of evaluation.references, is better than the tuned model.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["slice"]},
     )
     calibration: Calibration | None = Field(
         None, description="Whether confidence matches accuracy, where rows are classifications."

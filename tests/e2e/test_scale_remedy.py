@@ -12,6 +12,7 @@ from finetune_api.failures import ExitCode
 from finetune_api.status import Phase
 from finetune_trainer.transfer.records import decode
 from tests.support.local_runs import Workspace
+from tests.support.tiny_model import numbers_as_text
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -20,10 +21,7 @@ BOUND = 0.008
 
 def manifest(workspace: Workspace, **guards: object) -> dict[str, Any]:
     """A rate that is too high, and general text that has nothing to do with what is trained."""
-    general = workspace.folder / "general.jsonl"
-    lines = [f"No. {n}: {n * n * 7919} STEMI, {n}:30 h" for n in range(2400)]
-    texts = (" ".join(lines[start : start + 10]) for start in range(0, len(lines), 10))
-    general.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    general = numbers_as_text(workspace.folder / "general.jsonl")
     made = workspace.manifest(nodes=1, guards={"forgetting": {"maxBitsPerByteIncrease": BOUND}, **guards})
     made["spec"]["data"] |= {"general": {"uri": general.as_uri()}}
     made["spec"]["training"] |= {"learningRate": 0.004, "epochs": 5}

@@ -67,3 +67,11 @@ def tiny_corpus(folder: Path, *, rows: int = 64, heldout: int = 16, seed: int = 
         lines = [json.dumps({"prompt": f"backwards {w}: ", "completion": w[::-1]}) for w in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def numbers_as_text(file: Path, *, rows: int = 240) -> Path:
+    """General text that has nothing to do with the corpus: documents of ten lines full of digits."""
+    lines = [f"No. {n}: {n * n * 7919} STEMI, {n}:30 h" for n in range(10 * rows)]
+    texts = (" ".join(lines[start : start + 10]) for start in range(0, len(lines), 10))
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return file

@@ -54,6 +54,14 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "slices that are compared with earlier artifacts",
+        {
+            "spec.evaluation": {"references": [{"name": "cheap", "uri": "s3://corp/models/cheap"}]},
+            "spec.data.slices": [{"name": "books", "uri": "s3://corp/books.jsonl"}],
+        },
+        None,
+    ),
+    (
         "a remedy by scale, and a sweep of scales",
         {
             "spec.method": {"type": "qlora"},

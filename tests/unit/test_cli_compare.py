@@ -75,6 +75,25 @@ def test_intervals_of_slices_are_adjusted_for_their_number(tmp_path: Path, capsy
     assert confidence == {"test": 0.95, "books": 0.975, "films": 0.975}
 
 
+def test_slices_on_which_the_second_is_worse_are_flagged_among_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slices(books: float) -> list[DataSet]:
+        right = {"books": books, "films": 0.7}
+        return [measured(classified(0.5), classified(each), name=n, kind="slice") for n, each in right.items()]
+
+    first, second = (artifact(tmp_path / name, *slices(books)) for name, books in (("a", 0.7), ("b", 0.6)))
+    assert main(["compare", first, second, "-o", "json"]) == ExitCode.OK
+    lines = json.loads(capsys.readouterr().out)["data"]
+    told = {(line["name"], line["metric"]): line.get("negativeTransfer") for line in lines}
+    assert told[("books", "accuracy")] is True
+    assert told[("films", "accuracy")] is False
+    assert {flag for (_, metric), flag in told.items() if metric != "accuracy"} == {None}
+    assert main(["compare", first, second]) == ExitCode.OK
+    text = capsys.readouterr().out
+    assert [line.split()[1] for line in text.splitlines() if line.endswith("worse, negative transfer")] == ["books"]
+
+
 def test_one_artifact_compares_its_base_with_its_tuned_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,11 +11,27 @@ import yaml
 
 from finetune_api import manifest as manifests
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Calibration, CalibrationScores, Evaluation, ResolvedPlan, ScalePoint, ScaleSweep
+from finetune_api.status import (
+    Calibration,
+    CalibrationScores,
+    Evaluation,
+    NegativeTransfer,
+    ResolvedPlan,
+    ScalePoint,
+    ScaleSweep,
+)
 from finetune_trainer.methods.lora import Lora
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import duration, manifest, render
-from finetune_trainer.report.record import AttemptRecord, CurvePoint, Provenance, ReliabilityPoint, RunRecord, decode
+from finetune_trainer.report.record import (
+    AttemptRecord,
+    CurvePoint,
+    Provenance,
+    ReliabilityPoint,
+    RunRecord,
+    SliceAgainst,
+    decode,
+)
 from tests.support.small_report import DIGEST, EVALUATION, change, record, spec
 
 EVIL = "<script>alert('x')</script>&\"<b>"
@@ -220,3 +236,21 @@ def test_scales_and_calibration_are_drawn_and_said() -> None:
         assert words in page
     assert "Scale of the adapter" not in render(record())
     assert "Calibration" not in render(record())
+
+
+def test_negative_transfer_is_said_first_and_shown_with_every_comparison() -> None:
+    flag = NegativeTransfer(slice="music", reference="cheap", difference=-0.11, p_value=0.002)
+    against = tuple(
+        SliceAgainst(
+            slice="music", reference=name, metric="accuracy", tuned_value=0.51, reference_value=value,
+            difference=0.51 - value, low=-0.2, high=-0.02, p_value=p_value, flagged=name == "cheap", rows=400,
+        )
+        for name, value, p_value in (("base", 0.5, 0.8), ("cheap", 0.62, 0.002))
+    )  # fmt: skip
+    judged = record(evaluation=EVALUATION.model_copy(update={"negative_transfer": (flag,)}), against=against)
+    page, sentence = render(judged), "egative transfer on slice music: cheap is better (difference -0.11)"
+    assert page.index(sentence) < page.index("What changed")
+    assert "62.0 %" in page
+    assert page.count(">negative transfer</span>") == 1
+    assert f"n{sentence}" in model_card(judged)
+    assert "egative transfer" not in render(record())

@@ -11,7 +11,16 @@ import pytest
 from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.results import DIGITS, packed, unpacked
-from finetune_api.status import Artifact, DataKind, Evaluation, Measurement, Metric, ResolvedPlan, Verdict
+from finetune_api.status import (
+    Artifact,
+    DataKind,
+    Evaluation,
+    Measurement,
+    Metric,
+    NegativeTransfer,
+    ResolvedPlan,
+    Verdict,
+)
 from finetune_operator.state.pod_reports import termination_message
 
 PLAN = ResolvedPlan(
@@ -84,6 +93,25 @@ def test_thirty_two_slices_with_the_longest_names_reach_the_operator_whole() -> 
     assert found is not None
     assert found.evaluation == rounded(largest())
     assert found.artifact == ARTIFACT
+
+
+def test_negative_transfer_on_each_of_32_slices_reaches_the_operator_whole() -> None:
+    dice = random.Random(2)
+    flags = tuple(
+        NegativeTransfer(
+            slice=each.name,
+            reference=f"cheaper-{number % 8}",
+            difference=float(f"{-dice.uniform(0.01, 1):.4g}"),
+            p_value=float(f"{dice.uniform(0, 0.05):.4g}"),
+        )
+        for number, each in enumerate(largest(length=20).data[3:])
+    )
+    text = said(largest(length=20).model_copy(update={"negative_transfer": flags})).encode()
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    found = termination_message(text)
+    assert found is not None
+    assert found.evaluation is not None
+    assert (found.evaluation.negative_transfer, found.evaluation.omitted) == (flags, None)
 
 
 def test_what_does_not_fit_is_counted_and_the_first_data_sets_stay() -> None:

@@ -79,7 +79,9 @@ PATHS = [
 def test_paths_on_this_machine(given: str, uri: str) -> None:
     spec = {**train(given), "output": {"uri": given}}
     spec["data"] |= {"test": {"uri": given}, "validation": {"uri": given}, "slices": [{"name": "a", "uri": given}]}
+    spec["evaluation"] = {"references": [{"name": "a", "uri": given}]}
     found = resolved(manifest(**spec), Path("/jobs"))["spec"]
+    assert found["evaluation"]["references"] == [{"name": "a", "uri": uri}]
     data = found["data"]
     assert {data["train"][0]["uri"], data["test"]["uri"], data["slices"][0]["uri"], found["output"]["uri"]} == {uri}
     assert data["validation"]["uri"] == uri

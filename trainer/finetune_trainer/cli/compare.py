@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.failures import ExitCode
 from finetune_trainer.cli.jobs import Where
 
 if TYPE_CHECKING:
@@ -44,25 +44,12 @@ def show_comparison(request: Request, *, where: Where) -> int:
 
 def _side(target: str, where: Where, model: str) -> Side:
     """Reads every file of records, checked against the artifact's manifest."""
-    from finetune_trainer.store.artifact import read_manifest
-    from finetune_trainer.store.folder import digest_of
     from finetune_trainer.store.opening import open_folder
     from finetune_trainer.transfer.compare import Side
-    from finetune_trainer.transfer.records import ENDING, FOLDER, decode
+    from finetune_trainer.transfer.references import read_records
 
     uri = uri_of(target, where)
-    folder = open_folder(uri, prefix=names.PREFIX_OUTPUT)
-    data = {}
-    for path, entry in read_manifest(folder).files.items():
-        if not (path.startswith(FOLDER) and path.endswith(ENDING)):
-            continue
-        content = folder.read(path)
-        if digest_of(content) != entry.digest:
-            message = f"{uri}/{path} is not the file that the artifact's manifest names"
-            raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {uri}`.")
-        read = decode(content, where=f"{uri}/{path}")
-        data[read.kind, read.name] = read
-    return Side(uri=uri, data=data, model=model)
+    return Side(uri=uri, data=read_records(open_folder(uri, prefix=names.PREFIX_OUTPUT)), model=model)
 
 
 def uri_of(target: str, where: Where) -> str:
@@ -79,9 +66,18 @@ def _plain(first: Side, second: Side, found: Comparison) -> dict[str, Any]:
     return {
         "first": {"uri": first.uri, "model": first.model},
         "second": {"uri": second.uri, "model": second.model},
-        "data": [{"name": line.name, "kind": line.kind, **as_json(line.difference)} for line in found.lines],
+        "data": [
+            {"name": line.name, "kind": line.kind, **as_json(line.difference), **_flag(line)} for line in found.lines
+        ],
         "leftOut": list(found.left_out),
     }
+
+
+def _flag(line: Line) -> dict[str, Any]:
+    """Of a slice by its main measure."""
+    if line.transfer is None:
+        return {}
+    return {"negativeTransfer": line.transfer.flagged, "adjustedPValue": line.transfer.p_value}
 
 
 def as_json(found: Difference) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def _row(line: Line) -> tuple[str, ...]:
         interval,
         _number(found.minimum_detectable),
         f"{found.rows:,}",
-        str(found.verdict),
+        str(found.verdict) + (", negative transfer" if line.transfer is not None and line.transfer.flagged else ""),
     )
 
 

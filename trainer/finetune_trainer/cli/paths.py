@@ -26,6 +26,9 @@ def resolved(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     changed = {key: _with_uri(value, base, must_exist=key == "model") for key, value in known.items()}
     if "data" in changed:
         changed["data"] = _data(changed["data"], base)
+    if isinstance(judged := spec.get("evaluation"), dict) and isinstance(judged.get("references"), list):
+        absolute = [_with_uri(entry, base) for entry in judged["references"]]
+        changed["evaluation"] = {**judged, "references": absolute}
     if isinstance(kept := spec.get("regularization"), dict) and "replay" in kept:
         changed["regularization"] = {**kept, "replay": _with_uri(kept["replay"], base)}
     return {**raw, "spec": {**spec, **changed}}

@@ -75,10 +75,11 @@ def evaluation_table(rows: Sequence[Row]) -> str:
 
 
 def guard_lines(evaluation: Evaluation | None) -> str:
-    """A line for each guard; empty where there are none."""
+    """A line for each guard and each slice with negative transfer; empty where there are none."""
     if evaluation is None:
         return ""
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
+    lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
     return "\n".join([*lines, f"  scale: {evaluation.scale.told()}"] if evaluation.scale else lines)
 
 

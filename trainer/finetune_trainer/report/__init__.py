@@ -5,5 +5,5 @@ html      one self-contained page                         judged    its parts ab
 plots     its curves as inline SVG                        forest    changes with their intervals, likewise
 xy        small charts of points as inline SVG           reliability   its parts about calibration and scale
 style     its style sheet                                 card      the artifact's README.md
-staircase the ladder that chose the method
+staircase the ladder that chose the method                transferred  its part about negative transfer
 """

@@ -65,6 +65,7 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     yield f"{_method(record)} fine-tuning of `{base}`{at}, {record.steps:,} optimizer steps.\n"
     yield from (f"- {name}: {told}" for name, told in record.spec.regularization.lines())
     yield from (f"- {sentence}" for sentence in sentences(rows))
+    yield from (f"- {each.told()}" for each in record.evaluation.negative_transfer)
     if judged := headline(rows):
         yield "\n## Before and after\n"
         metrics = [m for m in METRICS if any(r.change(m) for r in rows)]

@@ -27,6 +27,9 @@ def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
     if report.evaluation.scale is not None and report.evaluation.scale.chosen != 1:
         told = report.evaluation.scale.told()
         words = (*words, f"{told[0].upper()}{told[1:]}.")
+    for each in report.evaluation.negative_transfer:
+        told = each.told()
+        words = (*words, f"{told[0].upper()}{told[1:]}.")
     if report.refused:
         words = (*words, f"This artifact was kept back: {report.refused}.")
     style = _STYLE.get(judged.verdict or "", "same") if judged else "same"

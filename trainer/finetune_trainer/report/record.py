@@ -54,6 +54,22 @@ class ReliabilityPoint(ApiModel):
     accuracy: float
 
 
+class SliceAgainst(ApiModel):
+    """A slice against the base model or an earlier artifact, on the rows that both measured."""
+
+    slice: str
+    reference: str = Field(description="base, or a name in evaluation.references.")
+    metric: str
+    tuned_value: float | None = None
+    reference_value: float | None = None
+    difference: float | None = Field(None, description="tunedValue minus referenceValue.")
+    low: float | None = Field(None, description="Of the interval, adjusted for the number of slices and references.")
+    high: float | None = None
+    p_value: float | None = Field(None, description="One-sided, adjusted by Holm's method. None: too few rows.")
+    flagged: bool = Field(description="Negative transfer: the reference is better.")
+    rows: int = 0
+
+
 class AttemptRecord(ApiModel):
     """One attempt of the gang."""
 
@@ -103,6 +119,9 @@ class RunRecord(ApiModel):
         (), description="By all metrics; evaluation has the main one of each data set."
     )
     reliability: tuple[ReliabilityPoint, ...] = ()
+    against: tuple[SliceAgainst, ...] = Field(
+        (), description="Each slice against each reference, with evaluation.references."
+    )
     curve: tuple[CurvePoint, ...] = ()
     validation: tuple[ValidationPoint, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()

@@ -1,7 +1,8 @@
 """Negative transfer: slices on which the tuned model is worse than something cheaper.
 
-Each slice is compared with every reference (the base model, cheaper artifacts of the same job) by a one-sided paired
-test; Holm's method holds the chance of any false flag among slices and references below 5 %.
+Each slice is compared with every reference (the base model, artifacts of earlier and perhaps cheaper jobs) by a
+one-sided paired test of "worse by no more than the practical margin"; Holm's method holds the chance of any false flag
+among slices and references below 5 %.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ class Transfer:
 
 
 def negative_transfer(
-    pairs: Mapping[tuple[str, str], Paired], *, margin: float = 0.0, alpha: float = ALPHA
+    pairs: Mapping[tuple[str, str], Paired], *, margin: float | None = None, alpha: float = ALPHA
 ) -> tuple[Transfer, ...]:
     """pairs: by (slice, reference), with the reference as the base of each. margin: a loss that is tolerated, in the
-    measure's unit. In the order of the keys."""
+    measure's unit; default each measure's practical margin. In the order of the keys."""
     keys = sorted(pairs)
-    single = {key: worse_p_value(pairs[key], margin=margin) for key in keys}
+    single = {
+        key: worse_p_value(pairs[key], margin=pairs[key].measure.margin if margin is None else margin) for key in keys
+    }
     tested = [key for key in keys if single[key] is not None]
     adjusted = dict(zip(tested, holm([p for key in tested if (p := single[key]) is not None]), strict=True))
     return tuple(

@@ -29,13 +29,14 @@ from finetune_trainer.report.record import (
     Provenance,
     ReliabilityPoint,
     RunRecord,
+    SliceAgainst,
 )
 from finetune_trainer.rundir import now
 from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Climbed
 from finetune_trainer.transfer.evidence import Evidence, Subject
-from finetune_trainer.transfer.records import encode
+from finetune_trainer.transfer.records import BASE, encode
 from finetune_trainer.transfer.release import Release
 
 from .generation_config import added_stops
@@ -62,6 +63,7 @@ def record_of(setup: Setup, state: State, evidence: Evidence, release: Release) 
         evaluation=evidence.evaluation(release.results),
         measurements=evidence.measurements,
         reliability=_reliability(evidence),
+        against=tuple(_against(evidence)),
         ladder=setup.plan.publishes.ladder if setup.plan.publishes else None,
         refused=release.refusal,
         curve=state.curve,
@@ -110,6 +112,27 @@ def _reliability(evidence: Evidence) -> tuple[ReliabilityPoint, ...]:
         *(ReliabilityPoint(model="base", **vars(each)) for each in evidence.calibrated.base),
         *(ReliabilityPoint(model="tuned", **vars(each)) for each in evidence.calibrated.tuned),
     )
+
+
+def _against(evidence: Evidence) -> Iterator[SliceAgainst]:
+    """Nothing without earlier artifacts: the measurements have the base model."""
+    if all(each.reference == BASE for each in evidence.against):
+        return
+    for each in evidence.against:
+        found = each.difference
+        yield SliceAgainst(
+            slice=each.slice,
+            reference=each.reference,
+            metric=found.measure.name,
+            tuned_value=found.tuned,
+            reference_value=found.base,
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
+            p_value=each.p_value,
+            flagged=each.flagged,
+            rows=found.rows,
+        )
 
 
 def _notes(setup: Setup, state: State, evidence: Evidence) -> Iterator[str]:

@@ -142,10 +142,12 @@ def _finish(setup: Setup, state: State, found: Swept, output: Folder, kept_back:
     follows from them."""
     trainer, reporter, strategy = setup.trainer, setup.trainer.reporter, setup.trainer.strategy
     labels = setup.data.labels
-    evidence = evidence_of(found.subjects, labels, found.sweep) if strategy.place.first else Evidence()
+    evidence = Evidence()
+    if strategy.place.first:
+        evidence = evidence_of(found.subjects, labels, found.sweep, setup.references)
     release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
     reporter.evaluation = evidence.evaluation(release.results)
-    for sentence in release.sentences():
+    for sentence in (*release.sentences(), *(each.told() for each in reporter.evaluation.negative_transfer)):
         reporter.say(sentence)
     refused = release.refused
     where = f"keeping the artifact as a candidate in {kept_back.uri}" if refused else f"committing to {output.uri}"

@@ -33,6 +33,7 @@ from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
+from finetune_trainer.transfer.references import References, references_of
 
 from . import frozen_cache
 from .activation_checkpointing import recompute_blocks
@@ -69,6 +70,8 @@ class Setup:
     data_record: DataRecord
     spec: FineTuneJobSpec
     """The spec that runs, with everything resolved that the manifest leaves open; `plan.spec` is the manifest's."""
+    references: References
+    """Earlier artifacts on the slices; of rank 0."""
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -98,6 +101,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         replay=spec.replay_uri,
     )
     data, drawn_from = measured_part(data, most=spec.evaluation.max_rows, seed=training.seed)
+    references = references_of(spec.evaluation.references, data.slices) if gang.place.first else {}
     reporter.alive()
 
     low = low_precision(spec, device)
@@ -239,7 +243,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         processes_per_node=gang.place.local_world_size,
         hidden_size=model.hidden_size,
     )
-    return Setup(plan, local, data, attached, trainer, resolved, record, spec)
+    return Setup(plan, local, data, attached, trainer, resolved, record, spec, references)
 
 
 def _settle(

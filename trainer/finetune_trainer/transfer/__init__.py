@@ -6,7 +6,7 @@ features   states of a frozen network, one vector per row       probe      linea
 evidence   base and tuned model on the same rows: differences with intervals, by data set
 records    one record per row and model, next to the artifact      compare    two artifacts on rows that both have
 calibrated calibration of both models, out of the records    scale      which scale of an adapter is published
-kept       the base model's rows, for a run that resumes
+kept       the base model's rows, for a run that resumes  references  slices against earlier artifacts
 diagnostics   what an analysis finds before a run
 guards     bounds on these numbers                               release    whether the artifact may be published
 """

@@ -1,7 +1,8 @@
 """Two models that were measured on the same rows, from their records: every difference with interval and verdict.
 
-Data sets are matched by name, rows by digest. Intervals of slices are adjusted for the number of slices. A data set of
-classifications is compared by its calibration too.
+Data sets are matched by name, rows by digest. Intervals of slices are adjusted for the number of slices, and slices on
+which the second model is worse are flagged (negative transfer). A data set of classifications is compared by its
+calibration too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import DataKind
 from finetune_trainer.statistics.differences import Difference
-from finetune_trainer.statistics.paired import difference
+from finetune_trainer.statistics.paired import Paired, difference
+from finetune_trainer.statistics.transfer import Transfer, negative_transfer
 
 from .calibrated import difference as calibration_difference
 from .records import JUDGED, TUNED, DataSet, Records, matched, measures, overlap, paired
@@ -41,6 +43,8 @@ class Line:
     name: str
     kind: DataKind
     difference: Difference
+    transfer: Transfer | None = None
+    """Of a slice by its main measure: whether the first model is better there, among all slices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +69,11 @@ def compare(first: Side, second: Side, *, only: frozenset[str] = frozenset()) ->
             "Measure both models on the same data with the same evaluation.maxRows, or name the data sets that are "
             "the same with --data.",
         )
-    slices = sum(kind == "slice" for kind, _ in common)
+    slices = [key for key in common if key[0] == "slice"]
+    mains = {(key[1], "first"): _main(key, first, second) for key in slices}
+    transfers: dict[tuple[DataKind, str], Transfer] = {("slice", each.slice): each for each in negative_transfer(mains)}
     return Comparison(
-        lines=tuple(
-            line
-            for key in common
-            for line in _lines(key, first, second, comparisons=slices if key[0] == "slice" else 1)
-        ),
+        lines=tuple(line for key in common for line in _lines(key, first, second, len(slices), transfers.get(key))),
         left_out=tuple(
             f"{_shown(key)}: measured in {'the first' if key in first.measured else 'the second'} alone"
             for key in _sorted(first.measured ^ second.measured)
@@ -80,15 +82,23 @@ def compare(first: Side, second: Side, *, only: frozenset[str] = frozenset()) ->
     )
 
 
-def _lines(key: tuple[DataKind, str], first: Side, second: Side, *, comparisons: int) -> list[Line]:
+def _main(key: tuple[DataKind, str], first: Side, second: Side) -> Paired:
+    one, other = matched(first.records(key), second.records(key))
+    return paired(one, other, measures(one, other, kind=key[0])[0])
+
+
+def _lines(key: tuple[DataKind, str], first: Side, second: Side, slices: int, transfer: Transfer | None) -> list[Line]:
     kind, name = key
+    comparisons = slices if kind == "slice" else 1
     one, other = matched(first.records(key), second.records(key))
     found = [
         difference(paired(one, other, measure), comparisons=comparisons) for measure in measures(one, other, kind=kind)
     ]
     if (calibrated := _calibration(key, first, second, one, other, comparisons)) is not None:
         found.append(calibrated)
-    return [Line(name=name, kind=kind, difference=each) for each in found]
+    main, *others = found
+    lines = [Line(name=name, kind=kind, difference=main, transfer=transfer)]
+    return lines + [Line(name=name, kind=kind, difference=each) for each in others]
 
 
 def _calibration(

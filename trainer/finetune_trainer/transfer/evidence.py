@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from finetune_trainer.statistics.paired import difference
 from .calibrated import Calibrated, calibrated
 from .evaluate import Measured
 from .records import BASE, JUDGED, TUNED, DataSet, Records, matched, measures, of_rows, paired, scaled
+from .references import Against, References, against, flagged
 
 SLICE = "slice/"
 """Before the name of a slice, where data sets of all kinds go by name."""
@@ -110,22 +112,33 @@ class Evidence:
     measurements: tuple[Measurement, ...] = ()
     calibrated: Calibrated | None = None
     scale: ScaleSweep | None = None
+    against: tuple[Against, ...] = ()
+    """Each slice compared with the base model and with earlier artifacts."""
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
         return Evaluation(
             data=main_metrics(self.measurements),
             guards=guards,
+            negative_transfer=flagged(self.against),
             calibration=self.calibrated.told if self.calibrated is not None else None,
             scale=self.scale,
         )
 
 
-def evidence_of(given: tuple[Subject, ...], labels: tuple[str, ...], scale: ScaleSweep | None = None) -> Evidence:
-    """`scale`: how the adapter's scale was chosen, where it was."""
+def evidence_of(
+    given: tuple[Subject, ...],
+    labels: tuple[str, ...],
+    scale: ScaleSweep | None = None,
+    references: References = MappingProxyType({}),
+) -> Evidence:
+    """`scale`: how the adapter's scale was chosen, where it was. `references`: earlier artifacts on the slices."""
     both = [subject for subject in given if isinstance(subject.base, Measured) and subject.tuned is not None]
     sets = [subject.data_set(labels) for subject in both if subject.corpus.choices and subject.kind != "slice"]
-    return Evidence(measurements(given, labels), calibrated(sets) if labels else None, scale)
+    slices = [subject.data_set(labels) for subject in both if subject.kind == "slice"]
+    return Evidence(
+        measurements(given, labels), calibrated(sets) if labels else None, scale, against(slices, references)
+    )
 
 
 def measurements(given: tuple[Subject, ...], labels: tuple[str, ...] = ()) -> tuple[Measurement, ...]:

@@ -23,7 +23,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -230,6 +230,24 @@ def matched(first: Records, second: Records) -> tuple[Records, Records]:
     if not overlap(first, second).same:
         raise ValueError("these records are of different rows")
     return first.sorted(), second.sorted()
+
+
+def common(first: Records, second: Records) -> tuple[Records, Records]:
+    """The rows that both have, in one order; rows of the same content as often as they occur in both. Groups are those
+    of `second`, so that both count the same rows together."""
+    one, other = first.sorted(), second.sorted()
+    if np.array_equal(one.row, other.row):
+        return replace(one, group=other.group), other
+    _, here, there = np.intersect1d(_numbered(one.row), _numbered(other.row), assume_unique=True, return_indices=True)
+    one, other = one.take(here), other.take(there)
+    return replace(one, group=other.group), other
+
+
+def _numbered(sorted_rows: Strings) -> Strings:
+    """(rows,): each digest with how often it came before."""
+    starts = np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]) if len(sorted_rows) else np.zeros(0, int)
+    before = np.arange(len(sorted_rows)) - np.repeat(starts, np.diff(np.r_[starts, len(sorted_rows)]))
+    return np.array([f"{row}/{number}" for row, number in zip(sorted_rows, before.tolist(), strict=True)], np.str_)
 
 
 def _schema() -> Any:

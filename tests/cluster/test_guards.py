@@ -1,0 +1,122 @@
+"""A rate 30 times too high on the cluster: under `fail` nothing is published and the alert fires until the job is gone,
+under `remedy` the same adapter is published at a smaller scale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.jobs import Json, Place, example
+from tests.cluster.operator_process import Operator
+from tests.cluster.rig import S3, Prometheus, Rig
+from tests.support.tiny_model import numbers_as_text, tiny_corpus, tiny_model
+from tools import alerts
+
+pytestmark = pytest.mark.timeout(900)
+
+ALERT = "FineTuneJobGuardViolated"
+RATE = 0.00015
+"""At which the tiny model learns without harm to the general text."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """That a pod's user may read."""
+    for path in (tmp_path, *tmp_path.parents[:3]):
+        path.chmod(path.stat().st_mode | 0o055)
+    for file in tiny_model(tmp_path / "model").iterdir():
+        file.chmod(0o644)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def place(cluster: Rig, s3: S3, restricted_namespace: str, model: Path, tmp_path: Path) -> Place:
+    """With the corpus and general text in its bucket."""
+    place = Place.of(cluster, s3, restricted_namespace, models=model)
+    corpus = tiny_corpus(tmp_path / "corpus", rows=64)
+    numbers_as_text(corpus / "general.jsonl")
+    place.upload(corpus, "tiny")
+    return place
+
+
+def job(on_violation: str) -> Json:
+    made = example()
+    made["metadata"]["name"] = on_violation
+    made["spec"] |= {
+        "nodes": 1,
+        "data": {
+            "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
+            "test": {"uri": "s3://corp/tiny/heldout.jsonl"},
+            "general": {"uri": "s3://corp/tiny/general.jsonl"},
+            "sequenceLength": 128,
+            "credentials": {"secretName": "corp-s3"},
+        },
+        "training": {"epochs": 5, "batchSize": 16, "learningRate": 30 * RATE},
+        "guards": {"forgetting": {"maxBitsPerByteIncrease": 0.008}, "onViolation": on_violation},
+    }
+    made["spec"]["output"]["uri"] = f"s3://corp/models/{on_violation}"
+    return made
+
+
+def below(place: Place, prefix: str) -> set[str]:
+    """Paths of the bucket's files, without the prefix."""
+    found = (entry["path"] for batch in place.s3.store(place.bucket).list(prefix) for entry in batch)
+    return {path.removeprefix(prefix) for path in found}
+
+
+def test_an_adapter_that_forgets_is_held_back_or_scaled_down(
+    place: Place,
+    operator: Operator,
+    model: Path,
+    prometheus: Callable[[dict[str, Any]], Prometheus],
+    tmp_path: Path,
+) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps(alerts.group([alerts.render(alerts.load()[ALERT])])))
+    scrape = {"job_name": "operator", "static_configs": [{"targets": [operator.metrics_address]}]}
+    server = prometheus({"scrape_configs": [scrape], "rule_files": [str(rules)]})
+    for on_violation in ("fail", "remedy"):
+        place.apply(place.on_this_rig(job(on_violation), model=model))
+
+    def ended(name: str) -> Json:
+        place.rig.wait_until(
+            lambda: place.status(name).get("phase") in ("Succeeded", "Failed"), what=f"the end of {name}", seconds=400
+        )
+        return place.status(name)
+
+    failed = ended("fail")
+    assert failed["phase"] == "Failed", place.story("fail")
+    failure = failed["lastFailure"]
+    assert (failure["class"], failure["reason"], failure["exitCode"]) == ("Guard", "GuardViolated", 84)
+    assert failure["message"].startswith("guards.forgetting is violated")
+    assert "relax the bound" in failure["hint"]
+    assert failed.get("restarts", {}).get("counted", 0) == 0
+    [guard] = failed["evaluation"]["guards"]
+    assert (guard["name"], guard["verdict"]) == ("forgetting", "violated")
+    conditions = {each["type"]: (each["status"], each["reason"]) for each in failed["conditions"]}
+    assert conditions["GuardsPassed"] == ("False", "GuardViolated")
+    candidate = f"models/fail/.finetune/{place.get('fail')['metadata']['uid']}/candidate/"
+    assert failed["candidate"]["uri"].rstrip("/") == f"s3://{place.bucket}/{candidate}".rstrip("/")
+    assert {"manifest.json", "adapter_model.safetensors"} <= below(place, candidate)
+    assert "manifest.json" not in below(place, "models/fail/"), "nothing is published"
+    assert "artifact" not in failed
+
+    firing = f'ALERTS{{alertname="{ALERT}", alertstate="firing"}}'
+    [alert] = server.wait_for(firing)
+    assert (alert.labels["namespace"], alert.labels["name"]) == (place.namespace, "fail")
+    assert alert.labels["guard"] == "forgetting"
+
+    remedied = ended("remedy")
+    assert remedied["phase"] == "Succeeded", place.story("remedy")
+    assert 0 < remedied["evaluation"]["scale"]["chosen"] < 1
+    assert remedied["evaluation"]["guards"][0]["verdict"] != "violated"
+    config = json.loads((place.download("models/remedy", tmp_path / "adapter") / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == 2 * config["r"] * remedied["evaluation"]["scale"]["chosen"]
+    assert [sample.labels["name"] for sample in server.query(firing)] == ["fail"], "the remedied job raises no alert"
+
+    place.rig.kubectl("delete", "finetunejob", "fail", "-n", place.namespace)
+    server.wait_for(f"absent({firing})")
