@@ -57,6 +57,8 @@ def test_two_samples_of_one_text_have_no_shift(tmp_path: Path, capsys: pytest.Ca
     assert (told["shift"], abs(told["jensenShannonExcess"]) < 0.05) == ("small", True)
     assert told["tokensPerByteRatio"] == pytest.approx(1, abs=0.02)
     assert [text["documents"] for text in told["texts"]] == [12, 12]
+    assert [source["name"] for source in told["vocabulary"]["sources"]] == ["training rows", "general"]
+    assert all(source["fertility"] > 1 for source in told["vocabulary"]["sources"])
     assert told["recommendations"][0]["set"] == "regularization.replay: {fraction: 0.05, uri: …}"
 
 
@@ -65,6 +67,8 @@ def test_another_script_is_told_with_its_reasons(tmp_path: Path, capsys: pytest.
     told = capsys.readouterr().out
     assert "Jensen-Shannon excess of their tokens: 0." in told
     assert "method: {type: lora}" in told
+    assert "source         documents  tokens per byte  tokens per word  in 4 or more" in told
+    assert "typical words" in told
     assert "rows are few for training the model's own weights" in told
 
 

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from finetune_trainer.transfer.diagnostics.advice import Findings
     from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
     from finetune_trainer.transfer.diagnostics.shift import Shift
+    from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
 
 COUNTED = 4096
 """Of each text, documents whose tokens are counted."""
+CUT = 1000
+"""Of each source, documents whose words are counted."""
 FEWEST_PROBED = 20
 """Labelled rows."""
 TOKENS_PROBED = 60_000
@@ -82,6 +85,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
         rows=sets.statistics.splits["train"].rows,
         held_out=0 if held_out is None else len(held_out),
         blocks=subject.blocks,
+        vocabulary=_vocabulary(sets, model.path, seed=spec.training.seed),
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
         curve=curve,
         answers=answers,
@@ -107,6 +111,33 @@ def _missing(sets: Datasets, *, labelled: bool) -> list[str]:
         why = "the training rows have no labels" if sets.train.choices is None else f"fewer than {FEWEST_PROBED} rows"
         missing.append(f"The layers are not probed: {why}.")
     return missing
+
+
+def _vocabulary(sets: Datasets, model: Path, *, seed: int) -> Vocabulary:
+    from finetune_trainer.data.sample import drawn_part
+    from finetune_trainer.data.tokenizer import Tokenizer
+    from finetune_trainer.transfer.diagnostics.advice import GENERAL
+    from finetune_trainer.transfer.diagnostics.vocabulary import vocabulary
+
+    others = {GENERAL: sets.general, **{f"slice {name}": corpus for name, corpus in sets.slices.items()}}
+    return vocabulary(
+        {name: drawn_part(corpus, CUT, seed) for name, corpus in _by_source(sets).items()},
+        {name: drawn_part(corpus, CUT, seed) for name, corpus in others.items() if corpus is not None},
+        general=GENERAL,
+        tokenizer=Tokenizer.load(model),
+    )
+
+
+def _by_source(sets: Datasets) -> dict[str, Corpus]:
+    """The training rows, by source where there are several with names of their own."""
+    import numpy as np
+
+    sources = sets.statistics.sources
+    names = [source.uri.rstrip("/").rsplit("/", 1)[-1] for source in sources]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        return {"training rows": sets.train}
+    edges = np.cumsum([0, *(source.documents for source in sources)])
+    return {name: sets.train.take(np.arange(*edges[at : at + 2])) for at, name in enumerate(names)}
 
 
 def _shift(subject: Subject, sets: Datasets, *, documents: int, seed: int) -> Shift | None:

@@ -10,6 +10,7 @@ from finetune_trainer.cli.text import aligned, table
 from finetune_trainer.transfer.diagnostics.advice import Advice, Findings
 from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
 from finetune_trainer.transfer.diagnostics.shift import Shift
+from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
 
 
 def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
@@ -17,6 +18,7 @@ def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
         "rows": found.rows,
         "heldOutRows": found.held_out,
         **(_shift_json(found.shift) if found.shift else {}),
+        **({"vocabulary": _vocabulary_json(found.vocabulary)} if found.vocabulary else {}),
         **({"layers": _curve_json(found.curve)} if found.curve else {}),
         **({"ownAnswers": _answers_json(found.answers)} if found.answers else {}),
         "notes": list(found.notes),
@@ -27,6 +29,7 @@ def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
 def as_text(found: Findings, advice: Sequence[Advice]) -> str:
     parts = [
         _shift_text(found.shift) if found.shift else "",
+        _vocabulary_text(found.vocabulary) if found.vocabulary else "",
         _curve_text(found.curve) if found.curve else "",
         _answers_text(found.answers) if found.answers else "",
         "\n".join(found.notes),
@@ -71,6 +74,44 @@ def _shift_text(shift: Shift) -> str:
         f"{ratio.high:.2f})\nJensen-Shannon excess of their tokens: {shift.excess:.2f} bits\n"
         f"tokens per byte, training rows / general text: {shift.longer:.2f}\nThe shift is {shift.band}.",
     ))  # fmt: skip
+
+
+def _vocabulary_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "sources": [
+            {
+                "name": name,
+                "documents": each.documents,
+                "tokensPerByte": each.tokens_per_byte,
+                "fertility": each.fertility,
+                "fragmented": each.fragmented,
+            }
+            for name, each in vocabulary.sources.items()
+        ],
+        "terms": [
+            {"word": term.word, "z": term.z, "documents": term.documents, "pieces": term.pieces}
+            for term in vocabulary.terms
+        ],
+    }
+
+
+def _vocabulary_text(vocabulary: Vocabulary) -> str:
+    head = ("source", "documents", "tokens per byte", "tokens per word", "in 4 or more")
+    lines = [
+        (
+            name,
+            f"{each.documents:,}",
+            f"{each.tokens_per_byte:.3f}",
+            "" if each.fertility is None else f"{each.fertility:.2f}",
+            "" if each.fragmented is None else f"{100 * each.fragmented:.1f} %",
+        )
+        for name, each in vocabulary.sources.items()
+    ]
+    text = f"How the tokenizer cuts the text\n{table(head, lines)}"
+    if not vocabulary.terms:
+        return text
+    terms = ", ".join(f"{term.word} ({term.pieces:.3g})" for term in vocabulary.terms)
+    return f"{text}\n{aligned([('typical words', f'{terms} (tokens of each)')])}"
 
 
 def _curve_json(curve: Curve) -> dict[str, Any]:

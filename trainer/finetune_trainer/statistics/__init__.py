@@ -10,6 +10,7 @@ calibration    whether a model's confidence is its accuracy: ECE, Brier, NLL, te
 transfer       slices on which something cheaper is better, by Holm's method
 diversity      how varied generated text is, and by how much less than before
 shift          how far a text is from another: bits per byte, tokens, tokens per byte
+fragmentation  how a tokenizer cuts a text: fertility, fragmented words, typical terms
 similarity     how alike two representations of the same tokens are: unbiased CKA
 correlation    canonical correlations of the same: SVCCA, PWCCA
 layers         how many of the last layers to train

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.statistics.fragmentation import PIECES
 from finetune_trainer.statistics.shift import LONGER
 
 from .probes import Curve, OwnAnswers
 from .shift import Shift
 from .similarity import Similarity
+from .vocabulary import Vocabulary
 
 FEW_ROWS = 10_000
 """Below it adapters are recommended."""
 GENERAL = "general"
 """Name of the data set of general text."""
+FRAGMENTED = 0.05
+"""Share of words from which on their pieces matter."""
 VISIBLE = 0.02
 """Difference of accuracy that held-out rows should show."""
 
@@ -37,6 +41,7 @@ class Findings:
     """Documents of data.test, else of data.validation."""
     blocks: int
     shift: Shift | None = None
+    vocabulary: Vocabulary | None = None
     curve: Curve | None = None
     answers: OwnAnswers | None = None
     notes: tuple[str, ...] = ()
@@ -49,7 +54,7 @@ class Advice(NamedTuple):
 
 
 def recommended(found: Findings, spec: FineTuneJobSpec) -> tuple[Advice, ...]:
-    return (*_method(found, spec), *_rows(found), *_of_shift(found, spec))
+    return (*_method(found, spec), *_rows(found), *_of_shift(found, spec), *_words(found))
 
 
 def after_training(found: Sequence[Similarity], *, blocks: int, gained: bool | None, rows: int) -> tuple[Advice, ...]:
@@ -190,6 +195,23 @@ def _of_shift(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
             "a model whose tokenizer suits the text, if there is one",
             f"a byte takes {shift.longer:.2f} times the tokens of general text, so rows cost that much more",
         )
+
+
+def _words(found: Findings) -> Iterator[Advice]:
+    """Where words are cut into many pieces, in training rows more than in general text."""
+    if found.vocabulary is None or (found.shift is not None and found.shift.longer > LONGER):
+        return
+    worst = max(found.vocabulary.sources, key=lambda name: found.vocabulary.sources[name].fragmented or 0.0)  # type: ignore[union-attr]
+    share = found.vocabulary.sources[worst].fragmented or 0.0
+    general = found.vocabulary.sources.get(GENERAL)
+    if worst == GENERAL or share < FRAGMENTED or share < 2 * ((general and general.fragmented) or 0.0):
+        return
+    cut = [term.word for term in found.vocabulary.terms if term.pieces >= PIECES]
+    yield Advice(
+        "a model whose tokenizer knows the words, or more rows with them",
+        f"{_share(share)} of the words of {worst} are cut into {PIECES} or more tokens"
+        + (f", among them {', '.join(cut[:6])}" if cut else ""),
+    )
 
 
 def _share(value: float) -> str:
