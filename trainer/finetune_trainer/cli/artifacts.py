@@ -1,4 +1,4 @@
-"""Options of the commands that use an artifact: `serve-manifest`."""
+"""Options of the commands that use an artifact: `chat` and `serve-manifest`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ def add_commands(commands: Any, cluster_options: Callable[[argparse.ArgumentPars
     serve.add_argument("--merged", action="store_true", help="serve the merged model rather than the adapter")
     cluster_options(serve)
     serve.set_defaults(handler=_serve)
+    chat = commands.add_parser("chat", help="compare the answers of base and tuned model to a prompt")
+    chat.add_argument("artifact", metavar="ARTIFACT", help="URI, folder or name of a job")
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this prompt, and exit (default: read prompts)")
+    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="length of an answer (default: 256)")
+    chat.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0: always the most probable token (default: 0)"
+    )
+    chat.add_argument("--seed", type=int, default=1, metavar="N", help="seed for a temperature above 0 (default: 1)")
+    chat.add_argument("--raw", action="store_true", help="use the prompt as it is, without a chat template")
+    chat.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    cluster_options(chat)
+    chat.set_defaults(handler=_chat)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -25,3 +37,15 @@ def _serve(options: argparse.Namespace) -> int:
 
     where = Where(home=options.home, namespace=options.namespace, context=options.context)
     return serve_manifest(options.artifact, where, server=options.server, whole=options.merged)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from finetune_trainer.cli.chat import Wish, chat
+    from finetune_trainer.cli.jobs import Where
+
+    wish = Wish(
+        prompt=options.prompt, max_new_tokens=options.max_new_tokens, temperature=options.temperature,
+        seed=options.seed, raw=options.raw, as_json=options.output == "json",
+    )  # fmt: skip
+    where = Where(home=options.home, namespace=options.namespace, context=options.context)
+    return chat(options.artifact, where, wish)

@@ -42,6 +42,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune compare tickets",
         "finetune compare s3://corp/models/first s3://corp/models/second --data test",
     ),
+    "chat": (
+        "finetune chat tuned/",
+        "finetune chat s3://corp/models/tickets --prompt 'Where is my parcel?' --max-new-tokens 64",
+    ),
     "serve-manifest": (
         "finetune serve-manifest s3://corp/models/tickets --for vllm > vllm.yaml",
         "finetune serve-manifest tickets --for kserve",
