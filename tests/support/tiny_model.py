@@ -75,3 +75,15 @@ def numbers_as_text(file: Path, *, rows: int = 240) -> Path:
     texts = (" ".join(lines[start : start + 10]) for start in range(0, len(lines), 10))
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     return file
+
+
+WORDS = ("river", "stone", "window", "paper", "winter", "garden", "letter", "silver", "morning", "bridge")
+
+
+def worded(count: int, *, seed: int, script: str = "latin") -> list[dict[str, object]]:
+    """Rows of 20 of ten words. greek: each letter replaced by one that takes two bytes."""
+    chosen = random.Random(seed)
+    rows = [" ".join(chosen.choices(WORDS, k=20)) for _ in range(count)]
+    if script == "greek":
+        rows = [row.translate({ord("a") + i: 0x3B1 + i for i in range(26)}) for row in rows]
+    return [{"text": row} for row in rows]

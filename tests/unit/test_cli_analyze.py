@@ -11,18 +11,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.cli.main import main
-from tests.support.tiny_model import tiny_model
+from tests.support.tiny_model import WORDS, tiny_model, worded
 from tests.support.tokenizers import write_jsonl
-
-WORDS = ("river", "stone", "window", "paper", "winter", "garden", "letter", "silver", "morning", "bridge")
-
-
-def _texts(count: int, *, seed: int, script: str = "latin") -> list[dict[str, object]]:
-    chosen = random.Random(seed)
-    rows = [" ".join(chosen.choices(WORDS, k=20)) for _ in range(count)]
-    if script == "greek":
-        rows = [row.translate({ord("a") + i: 0x3B1 + i for i in range(26)}) for row in rows]
-    return [{"text": row} for row in rows]
 
 
 def _job(
@@ -31,11 +21,11 @@ def _job(
 ) -> str:  # fmt: skip
     tiny_model(folder / "model")
     data: dict[str, Any] = {
-        "train": [{"uri": write_jsonl(folder / "train.jsonl", *(rows or _texts(30, seed=1, script=script)))}],
+        "train": [{"uri": write_jsonl(folder / "train.jsonl", *(rows or worded(30, seed=1, script=script)))}],
         "sequenceLength": 256,
     }
     if general:
-        data["general"] = {"uri": write_jsonl(folder / "general.jsonl", *_texts(30, seed=2))}
+        data["general"] = {"uri": write_jsonl(folder / "general.jsonl", *worded(30, seed=2))}
     output = {"uri": f"file://{folder}/output"}
     manifest = {"model": {"uri": f"file://{folder}/model"}, "data": data, "output": output, **spec}
     file = folder / "job.json"
@@ -59,7 +49,7 @@ def test_two_samples_of_one_text_have_no_shift(tmp_path: Path, capsys: pytest.Ca
     assert [text["documents"] for text in told["texts"]] == [12, 12]
     assert [source["name"] for source in told["vocabulary"]["sources"]] == ["training rows", "general"]
     assert all(source["fertility"] > 1 for source in told["vocabulary"]["sources"])
-    assert told["recommendations"][0]["set"] == "regularization.replay: {fraction: 0.05, uri: …}"
+    assert told["recommendations"][0]["set"] == "regularization.replay: {fraction: 0.01, uri: …}"
 
 
 def test_another_script_is_told_with_its_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,6 +283,16 @@ def grouped(rows: list[Row], advice: Advice, method: str) -> tuple[list[Row], li
     return shown, [row for row in rows if row not in shown]
 
 
+def _replayed(spec: FineTuneJobSpec) -> str:
+    replay = spec.regularization.replay
+    if replay is None or replay.fraction is not None:
+        return ""
+    return (
+        "\nregularization.replay.fraction: decided by the shift before the first step, planned with the largest, "
+        f"{replay.planned:g}; finetune analyze measures it now"
+    )
+
+
 def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Planner, *, all_rows: bool) -> str:
     spec, shape = planner.spec, planner.shape
     load = planner.workload
@@ -299,6 +309,7 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
         + (f", {planner.steps:,} steps" if planner.steps else "")
         + f"; memory is planned for rows of up to {planner.longest_row:,} tokens"
         + ("" if load.longest else " (data.sequenceLength; set --longest if they are shorter)")
+        + _replayed(spec)
     )
     paid = content["currency"] if planner.hourly is not None else None
     columns = ("method, strategy", "trainable", "states", "activations", "loss", "peak", "fits", "tokens/s", "time")

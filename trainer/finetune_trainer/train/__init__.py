@@ -7,6 +7,7 @@ device             precision, strategy and micro-batch, as the device decides
 pinned_inputs      the same model and data on every node and in every attempt
 check_weights      a process that reports what a model's files lack, for the preflight
 auto_layers        how many layers `partial` trains, where the manifest says auto
+auto_replay        how much `replay` replays, where the manifest does not say
 resolved_spec      the spec that runs, with nothing left open
 rows               the training rows as a step sees them
 model              micro-batches in, summed nats out

@@ -58,7 +58,7 @@ def divergence_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | No
         )
     if replay is None or replayed is None:
         return KlToBase.on_training_rows(settings.beta, attached.as_base)
-    return KlToBase.on_replay(settings.beta, attached.as_base, fraction=replayed.fraction, weight=replay.weight)
+    return KlToBase.on_replay(settings.beta, attached.as_base, fraction=replayed.planned, weight=replay.weight)
 
 
 def regularization_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | None, place: Place) -> Regularization:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from finetune_trainer.transfer.references import References, references_of
 from . import frozen_cache
 from .activation_checkpointing import recompute_blocks
 from .auto_layers import resolve_layers
+from .auto_replay import settle_replay
 from .capabilities import probe
 from .checkpointer import Checkpointer
 from .compilation import compile_blocks
@@ -157,6 +159,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     model = LanguageModel(network, device, autocast, capabilities, strategy, below)
 
     train = data.train.after(prompt.ids) if prompt else data.train
+    with prompt.off() if prompt else nullcontext():
+        spec = settle_replay(spec, model, data, store=checkpointer.notes, reporter=reporter)
     replay = replay_of(spec, data, prompt.ids if prompt else None)
     layout = fitting_layout(
         spec,

@@ -1,7 +1,7 @@
 """What follows from an analysis for the manifest: each recommendation with the numbers that are its reason.
 
 method, layers   the probes' curve; of all layers where the shift is large, since new words change the lowest ones
-replay           5 % of the rows, 25 % where the shift is large (arXiv:2403.08763)
+replay           1, 5 or 25 % of the rows by the shift (see `finetune_api.regularization.FRACTIONS`)
 rows             to learn: whether the last doubling still helped; to measure: what the held-out rows cannot show
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from finetune_api.regularization import FRACTIONS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.statistics.fragmentation import PIECES
 from finetune_trainer.statistics.shift import LONGER
@@ -184,7 +185,7 @@ def _of_shift(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
         return
     shift = found.shift
     yield Advice(
-        f"regularization.replay: {{fraction: {0.25 if shift.band == 'large' else 0.05}, uri: …}}",
+        f"regularization.replay: {{fraction: {FRACTIONS[shift.band]:g}, uri: …}}",
         f"the shift is {shift.band}: {shift.ratio.value:.2f} times the bits per byte of general text, "
         f"Jensen-Shannon excess {shift.excess:.2f} bits",
     )
