@@ -59,14 +59,26 @@ def test_another_script_is_told_with_its_reasons(tmp_path: Path, capsys: pytest.
     assert "method: {type: lora}" in told
     assert "source         documents  tokens per byte  tokens per word  in 4 or more" in told
     assert "typical words" in told
+    assert "block  gradient / weights  from here on" in told
     assert "rows are few for training the model's own weights" in told
 
 
-def test_without_general_text_there_is_nothing_to_compare_with(
+def test_without_general_text_and_labels_gradients_show_which_layers_would_move(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _analyze(_job(tmp_path, general=False), tmp_path) != 0
-    assert "Set data.general to text that the model is good at." in capsys.readouterr().err
+    assert _analyze(_job(tmp_path, general=False), tmp_path, "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["notes"] == [
+        "The shift is not measured: data.general is not set.",
+        "The layers are not probed: the training rows have no labels.",
+    ]
+    gradients = told["gradients"]
+    held, trained = gradients["heldFromHere"], gradients["trained"]
+    assert len(held) == len(gradients["relative"]) == 2
+    assert held[0] == pytest.approx(1)
+    assert held[2 - trained] >= 0.8
+    assert trained == 2 or held[3 - trained] < 0.8
+    assert "bitsPerByteRatio" not in told
 
 
 def _tickets(count: int, *, known: bool = True) -> list[dict[str, object]]:

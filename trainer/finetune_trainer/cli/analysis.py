@@ -1,7 +1,8 @@
 """`finetune analyze FILE`: what model and data are for each other before anything is trained, and what follows for the
 manifest. Minutes on a CPU: it reads a sample of the rows, bounded in rows and tokens.
 
-What can be measured depends on the data: the shift needs data.general, the probes of the layers need labels.
+What can be measured depends on the data: the shift needs data.general, and the probes of the layers need labels;
+without labels, gradients show which layers would move.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from finetune_trainer.data.corpus import Corpus
     from finetune_trainer.data.load import Datasets
     from finetune_trainer.train.diagnose import Subject
-    from finetune_trainer.transfer.diagnostics.advice import Findings
+    from finetune_trainer.transfer.diagnostics.advice import Findings, Gradients
     from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
     from finetune_trainer.transfer.diagnostics.shift import Shift
     from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
@@ -64,7 +65,7 @@ def show_analysis(request: Request) -> int:
 
 
 def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
-    """FinetuneError for what is wrong with model or data; InvalidSpec where nothing can be measured."""
+    """FinetuneError for what is wrong with model or data."""
     from finetune_trainer.store.models import resolve_model
     from finetune_trainer.train.diagnose import Subject
     from finetune_trainer.transfer.diagnostics.advice import Findings
@@ -72,12 +73,6 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
     model = resolve_model(spec.model, cache=request.cache)
     sets = short_documents(spec, request, model.path)
     labelled = sets.train.choices is not None and len(sets.train) >= FEWEST_PROBED
-    if sets.general is None and not labelled:
-        raise FinetuneError(
-            Reason.InvalidSpec,
-            "there is nothing to compare the training rows with: neither general text nor labels",
-            "Set data.general to text that the model is good at.",
-        )
     subject = Subject.load(model.path, pad_id=sets.pad_id)
     curve, answers = _probed(subject, sets, rows=request.rows, seed=spec.training.seed) if labelled else (None, None)
     held_out = sets.test if sets.test is not None else sets.validation
@@ -89,6 +84,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
         curve=curve,
         answers=answers,
+        gradients=None if labelled else _gradients(subject, sets, spec),
         notes=tuple(_missing(sets, labelled=labelled)),
     )
 
@@ -171,6 +167,15 @@ def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[
         subject.prompt_states(part, layers), gold, groups, layers=layers, blocks=subject.blocks, seed=seed
     )  # fmt: skip
     return found, own_answers(subject.label_logs(part), found, gold, groups)
+
+
+def _gradients(subject: Subject, sets: Datasets, spec: FineTuneJobSpec) -> Gradients:
+    """What `partial` measures where it trains as many layers as the data asks for."""
+    from finetune_trainer.methods.partial import last_layers
+    from finetune_trainer.transfer.diagnostics.advice import Gradients
+
+    found = subject.layer_gradients(sets.train, seed=spec.training.seed, batch_size=spec.training.batch_size)
+    return Gradients(relative=tuple(found), trained=last_layers(found))
 
 
 def _within(corpus: Corpus, tokens: int, *, seed: int) -> Corpus:

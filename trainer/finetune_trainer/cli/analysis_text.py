@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_trainer.cli.compare import as_json as difference_json
 from finetune_trainer.cli.text import aligned, table
-from finetune_trainer.transfer.diagnostics.advice import Advice, Findings
+from finetune_trainer.transfer.diagnostics.advice import Advice, Findings, Gradients
 from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
 from finetune_trainer.transfer.diagnostics.shift import Shift
 from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
@@ -20,6 +20,7 @@ def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
         **(_shift_json(found.shift) if found.shift else {}),
         **({"vocabulary": _vocabulary_json(found.vocabulary)} if found.vocabulary else {}),
         **({"layers": _curve_json(found.curve)} if found.curve else {}),
+        **({"gradients": _gradients_json(found.gradients)} if found.gradients else {}),
         **({"ownAnswers": _answers_json(found.answers)} if found.answers else {}),
         "notes": list(found.notes),
         "recommendations": [{"set": what, "because": why} for what, why in advice],
@@ -31,6 +32,7 @@ def as_text(found: Findings, advice: Sequence[Advice]) -> str:
         _shift_text(found.shift) if found.shift else "",
         _vocabulary_text(found.vocabulary) if found.vocabulary else "",
         _curve_text(found.curve) if found.curve else "",
+        _gradients_text(found.gradients) if found.gradients else "",
         _answers_text(found.answers) if found.answers else "",
         "\n".join(found.notes),
         "Recommended:\n" + "\n".join(_recommendations(advice)) if advice else "",
@@ -157,6 +159,27 @@ def _curve_text(curve: Curve) -> str:
         f"Linear probes on each layer, {curve.rows:,} training rows, each row left out of its own fit "
         f"(most frequent label: {curve.majority:.3f})\n{table(head, lines)}\n"
         "  * best   = lowest within one standard error of it"
+    )
+
+
+def _gradients_json(gradients: Gradients) -> dict[str, Any]:
+    return {
+        "relative": list(gradients.relative),
+        "heldFromHere": list(gradients.held),
+        "trained": gradients.trained,
+    }
+
+
+def _gradients_text(gradients: Gradients) -> str:
+    first = len(gradients.relative) - gradients.trained
+    lines = [
+        (f"{at + 1}{' =' if at == first else ''}", f"{value:.3e}", f"{100 * held:.0f} %")
+        for at, (value, held) in enumerate(zip(gradients.relative, gradients.held, strict=True))
+    ]
+    return (
+        f"How strongly the first steps would move each block\n"
+        f"{table(('block', 'gradient / weights', 'from here on'), lines)}\n"
+        "  = the fewest last blocks with 80 % of the squares begin here"
     )
 
 

@@ -45,11 +45,20 @@ def resolve_layers(
     """`method` with numbers in place of auto. Collective; `store` is rank 0's."""
     layers = gang.broadcast_json(store.noted(_NOTE) if store is not None else None)
     if layers is None:
-        losses = _losses(model, train, layout=layout, seed=seed, batch_size=batch_size, alive=alive)
-        layers = gang.broadcast_json(last_layers(relative_gradients(model.network, losses)))
+        found = layer_gradients(model, train, layout=layout, seed=seed, batch_size=batch_size, alive=alive)
+        layers = gang.broadcast_json(last_layers(found))
         if store is not None:
             store.note(_NOTE, layers)
     return method.settled(layers)
+
+
+def layer_gradients(
+    model: LanguageModel, train: Corpus, *, layout: Layout, seed: int, batch_size: int, alive: Callable[[], None]
+) -> list[float]:
+    """(blocks,): how strongly each would move in the first steps, see `relative_gradients`. Afterwards no parameter
+    requires gradients."""
+    losses = _losses(model, train, layout=layout, seed=seed, batch_size=batch_size, alive=alive)
+    return relative_gradients(model.network, losses)
 
 
 def _losses(

@@ -29,6 +29,7 @@ from finetune_trainer.transfer.evaluate import Layout, choice_nats, evaluate
 from finetune_trainer.transfer.features import features, token_states
 from finetune_trainer.transfer.probe import log_softmax
 
+from .auto_layers import layer_gradients
 from .capabilities import probe
 from .linear_probe import prompts
 from .model import LanguageModel, load_network
@@ -99,6 +100,12 @@ class Subject:
         for batch in self.layout.batches(prompts(corpus), np.arange(len(corpus))):
             out[batch.documents] = features(self.model.network, batch, layers)
         return out
+
+    def layer_gradients(self, corpus: Corpus, *, seed: int, batch_size: int) -> list[float]:
+        """(blocks,): how strongly the first steps of a training on these rows would move each block."""
+        return layer_gradients(
+            self.model, corpus, layout=self.layout, seed=seed, batch_size=batch_size, alive=lambda: None
+        )
 
     def token_states(self, sample: TokenSample, layers: tuple[int, ...]) -> NDArray[np.float32]:
         """(layers, tokens, dim)"""

@@ -28,8 +28,26 @@ GENERAL = "general"
 """Name of the data set of general text."""
 FRAGMENTED = 0.05
 """Share of words from which on their pieces matter."""
+MOST = 0.75
+"""Share of the blocks up to which leaving the others out is recommended."""
 VISIBLE = 0.02
 """Difference of accuracy that held-out rows should show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """How strongly the first steps would move each block."""
+
+    relative: tuple[float, ...]
+    """(blocks,): norm of the gradient by norm of the weights."""
+    trained: int
+    """The fewest last blocks that hold most of the squares."""
+
+    @property
+    def held(self) -> tuple[float, ...]:
+        """(blocks,): share of the squares in this block and those above it."""
+        squares = [value * value for value in self.relative]
+        return tuple(sum(squares[at:]) / (sum(squares) or 1.0) for at in range(len(squares)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +63,8 @@ class Findings:
     vocabulary: Vocabulary | None = None
     curve: Curve | None = None
     answers: OwnAnswers | None = None
+    gradients: Gradients | None = None
+    """Of rows without labels, in place of the curve."""
     notes: tuple[str, ...] = ()
 
 
@@ -97,8 +117,7 @@ def _of_change(found: Sequence[Similarity], *, blocks: int, gained: bool | None,
 def _method(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
     curve = found.curve
     if curve is None:
-        if found.rows < FEW_ROWS and spec.method.trains_the_model:
-            yield Advice("method: {type: lora}", f"{found.rows:,} rows are few for training the model's own weights")
+        yield from _without_labels(found, spec)
         return
     best = curve.best
     if not curve.selective:
@@ -115,6 +134,21 @@ def _method(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
         f"not seen{_against(found.answers)}: training has to exceed that",
     )
     yield _layers(found, curve)
+
+
+def _without_labels(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
+    few, why = found.rows < FEW_ROWS, f"{found.rows:,} rows are few for training the model's own weights"
+    found_large = found.shift is not None and found.shift.band == "large"
+    if found.gradients is None or found_large or found.gradients.trained > MOST * found.blocks:
+        if few and spec.method.trains_the_model:
+            yield Advice("method: {type: lora}", why)
+        return
+    kind, last = "lora" if few else "partial", found.gradients.trained
+    yield Advice(
+        f"method: {{type: {kind}, {kind}: {{layers: {last}}}}}",
+        f"the last {last} of {found.blocks} blocks hold {_share(found.gradients.held[-last])} of the squared relative "
+        f"gradients: training moves the others little{f'; {why}' if few else ''}",
+    )
 
 
 def _layers(found: Findings, curve: Curve) -> Advice:
