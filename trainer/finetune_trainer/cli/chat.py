@@ -21,7 +21,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.failures import ExitCode, FinetuneError, Reason
-from finetune_api.methods import TRAITS
+from finetune_api.methods import TRAITS, Traits
 from finetune_api.spec import ModelSource
 from finetune_api.text import printable
 from finetune_trainer.cli.compare import uri_of
@@ -147,22 +147,22 @@ def load(uri: str, *, cache: Path) -> Pair:
     folder = open_folder(uri, prefix=names.PREFIX_OUTPUT)
     manifest, record = read_manifest(folder), read_record(folder)
     method = record.plan.method or record.spec.method.type
-    if method == "probe":
+    traits = TRAITS.get(method)
+    if traits is not None and traits.labels_only:
         hint = "Its model card shows how to use it; `finetune compare` shows how often it is right."
         raise FinetuneError(Reason.ModelUnsupported, f"{uri} is a classifier, which writes no text", hint)
     top = [re.sub(r"([*?[])", r"[\1]", name) for name in manifest.files if "/" not in name]
     own = fetch_folder(uri, prefix=names.PREFIX_OUTPUT, cache=cache, patterns=top)
     source = ModelSource(uri=record.provenance.base_model or record.spec.model.uri, revision=record.provenance.revision)
     base = resolve_model(source, cache=cache).path
-    return _pair(method, record, base, own)
+    return _pair(traits, record, base, own)
 
 
-def _pair(method: str, record: RunRecord, base: Path, own: Path) -> Pair:
+def _pair(traits: Traits | None, record: RunRecord, base: Path, own: Path) -> Pair:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    traits = TRAITS.get(method)
     library = traits.library if traits is not None else "transformers"
     untouched, off = _network(record, base), nullcontext
     if library == "peft":
@@ -170,7 +170,8 @@ def _pair(method: str, record: RunRecord, base: Path, own: Path) -> Pair:
     elif library == "transformers":
         tuned = _network(record, own)
     else:
-        tuned = importlib.import_module(f"finetune_trainer.methods.{method}").load(_network(record, base), own)
+        assert traits is not None
+        tuned = importlib.import_module(f"finetune_trainer.methods.{traits.name}").load(_network(record, base), own)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(own)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
