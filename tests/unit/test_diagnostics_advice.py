@@ -109,7 +109,7 @@ def test_nothing_else_is_recommended_where_no_layer_knows_the_labels() -> None:
 
 @pytest.mark.parametrize(
     ("doubled", "expected"),
-    [(40, "more training rows: 800 more"), (0, "no more training rows of this kind"), (4, None)],
+    [(40, "more training rows: 800 more"), (0, "no more training rows of this kind"), (3, None)],
     ids=["still helps", "has levelled off", "cannot be told"],
 )
 def test_rows_to_learn_from_follow_from_the_last_doubling(doubled: int, expected: str | None) -> None:
