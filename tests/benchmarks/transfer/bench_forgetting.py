@@ -32,6 +32,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
+from packages import cache_root  # noqa: E402
+
 DEB = "debian-reference-de"
 ROWS = {"train": 240, "test": 20, "measured": 40, "replayed": 80}
 LETTERS = 140
@@ -81,10 +83,8 @@ def main() -> int:
 class Results:
     """Of all runs with these settings; each is on disk once it is measured."""
 
-    def __init__(self, settings: list[Any]) -> None:
-        from packages import cache_root
-
-        self._file = cache_root() / "forgetting" / "results.jsonl"
+    def __init__(self, settings: list[Any], file: Path | None = None) -> None:
+        self._file = file or cache_root() / "forgetting" / "results.jsonl"
         self._settings = json.loads(json.dumps(settings))
         lines = self._file.read_text().splitlines() if self._file.exists() else []
         self._rows = [row for row in map(json.loads, lines) if row["settings"] == self._settings]
@@ -112,13 +112,14 @@ class Results:
 
     def relative(self) -> dict[str, tuple[float, float]]:
         """By remedy: (part of the forgetting that it saved, part of the gain that it cost), means over the seeds that
-        were also run without one."""
+        were also run without one, and in which that forgot something on average. More than 1 of the forgetting: English
+        got better than it was."""
         runs = self.by_name()
         plain = {row["seed"]: row["scores"] for row in runs.pop("none", [])}
         parts = {}
         for name, rows in runs.items():
             both = [(row["scores"], plain[row["seed"]]) for row in rows if row["seed"] in plain]
-            if both:
+            if sum(without["English"] for _, without in both) > 0:
                 parts[name] = (_lost(both, "English"), _lost(both, "German"))
         return parts
 
