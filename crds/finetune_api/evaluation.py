@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import ApiModel, Rule
 from .fields import LIST_MAP, MAP_KEYS, Name, OutputUri
+from .generation import Generate
 
 BASE = "base"
 """The untouched model, as a reference of slices."""
@@ -45,6 +46,11 @@ class EvaluationSettings(ApiModel):
         "better than the tuned model are listed in status.evaluation.negativeTransfer. They are read with "
         "output.credentials. Needs data.slices.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    generate: Generate | None = Field(
+        None,
+        description="Let base and tuned model answer held-out prompts, score the answers, and check that the tuned "
+        "model does not repeat itself. Default: only if guards.collapse or guards.generation needs it.",
     )
 
 

@@ -3,11 +3,12 @@ written."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import ApiModel, Rule
+from .generation import GENERATION_GUARDS, GenerationMetric
 from .status import GuardName
 
 
@@ -33,6 +34,33 @@ class CalibrationIncrease(ApiModel):
     )
 
 
+class CollapseDrop(ApiModel):
+    max_drop: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="The largest relative drop of the variety of generated text: 0.2 is one fifth fewer different "
+        "n-grams.",
+    )
+
+
+class GenerationShares(ApiModel):
+    min_stops: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="The least share of greedy answers that end by themselves."
+    )
+    min_json_valid: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="The least share of greedy answers that are valid JSON."
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.minStops) || has(self.minJsonValid)",
+            message="guards.generation needs minStops or minJsonValid: set one, or remove the guard",
+            holds=lambda new, _: "minStops" in new or "minJsonValid" in new,
+        ),
+    )
+
+
 class Guards(ApiModel):
     min_gain: Annotated[float, Field(ge=-100, le=100)] | None = Field(
         None,
@@ -45,6 +73,12 @@ class Guards(ApiModel):
         None,
         description="Bounds the increase of the calibration error on classification rows of data.test, else of "
         "data.validation, at temperature 1.",
+    )
+    collapse: CollapseDrop | None = Field(
+        None, description="Bounds the loss of variety in generated text. See evaluation.generate."
+    )
+    generation: GenerationShares | None = Field(
+        None, description="Bounds shares of the tuned model's answers. See evaluation.generate."
     )
     on_violation: Literal["fail", "warn", "remedy"] = Field(
         "fail",
@@ -71,7 +105,26 @@ class Guards(ApiModel):
             found["slices"] = self.slices.max_regression
         if self.calibration is not None:
             found["calibration"] = self.calibration.max_increase
+        if self.collapse is not None:
+            found["collapse"] = self.collapse.max_drop
+        if self.generation is not None:
+            found["generation"] = max(self.shares.values())
         return found
+
+    @property
+    def shares(self) -> dict[GenerationMetric, float]:
+        """Returns the bound of each share of generated texts that is written."""
+        if self.generation is None:
+            return {}
+        given: dict[GenerationMetric, float | None] = {
+            "stops": self.generation.min_stops, "jsonValid": self.generation.min_json_valid,
+        }  # fmt: skip
+        return {metric: bound for metric, bound in given.items() if bound is not None}
+
+    @property
+    def of_rows(self) -> Guards:
+        """Returns the guards that judge measured rows, without those that judge generated text."""
+        return self.model_copy(update=dict.fromkeys(GENERATION_GUARDS))
 
 
 def _needs(guard: str, field: str) -> Rule:

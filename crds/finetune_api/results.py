@@ -19,6 +19,8 @@ from typing import Any, NoReturn, get_args
 from pydantic import ValidationError
 
 from .base import ApiModel
+from .generated_text import Collapse, CollapseFigure, Ending, Figure, Generation, GenerationScore, Mode
+from .generation import GenerationMetric
 from .status import (
     Calibration,
     DataKind,
@@ -59,6 +61,20 @@ _GUARDS: _Columns = {
     "rows_needed": (),
 }
 _TRANSFER: _Columns = dict.fromkeys(("slice", "reference", "difference", "p_value"), ())
+_SCORES: _Columns = {
+    "metric": get_args(GenerationMetric),
+    **dict.fromkeys(("base", "tuned", "difference", "low", "high", "minimum_detectable"), ()),
+    "verdict": get_args(Verdict),
+}
+_FIGURES: _Columns = {
+    "name": get_args(Figure),
+    "mode": get_args(Mode),
+    **dict.fromkeys(("base", "tuned", "drop", "low", "high"), ()),
+}
+_ENDINGS: _Columns = {
+    "mode": get_args(Mode),
+    **dict.fromkeys(("base_length", "tuned_length", "base_stops", "tuned_stops"), ()),
+}
 
 
 def packed(evaluation: Evaluation) -> str:
@@ -72,6 +88,12 @@ def packed(evaluation: Evaluation) -> str:
         told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
     if evaluation.calibration is not None:
         told["c"] = _short(evaluation.calibration.to_json())
+    if evaluation.generation is not None:
+        told["t"] = [*_short([evaluation.generation.name, evaluation.generation.rows, evaluation.generation.groups])]
+        told["t"] += [_told(evaluation.generation.scores, _SCORES)]
+    if (collapse := evaluation.collapse) is not None:
+        told["l"] = [*_short([collapse.verdict, collapse.bound, collapse.rows])]
+        told["l"] += [_told(collapse.figures, _FIGURES), _told(collapse.endings, _ENDINGS)]
     if evaluation.scale is not None:
         told["s"] = _short(evaluation.scale.to_json())
     text = json.dumps(told, separators=(",", ":"), allow_nan=False)
@@ -98,14 +120,28 @@ def _evaluation(told: Any) -> Evaluation:
     guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
     transfer = tuple(NegativeTransfer(**row) for row in _read(told.get("n"), _TRANSFER))
     calibration, scale = told.get("c"), told.get("s")
+    generation, collapse = told.get("t"), told.get("l")
     return Evaluation(
         data=data,
         guards=guards,
         negative_transfer=transfer,
         calibration=None if calibration is None else Calibration.model_validate_json(json.dumps(calibration)),
         scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
+        generation=None if generation is None else _generation(*generation),
+        collapse=None if collapse is None else _collapse(*collapse),
         omitted=told.get("o"),
     )
+
+
+def _generation(name: Any, rows: Any, groups: Any, scores: Any) -> Generation:
+    given = (GenerationScore(**row) for row in _read(scores, _SCORES))
+    return Generation(name=name, rows=rows, groups=groups, scores=tuple(given))
+
+
+def _collapse(verdict: Any, bound: Any, rows: Any, figures: Any, endings: Any) -> Collapse:
+    given = tuple(CollapseFigure(**row) for row in _read(figures, _FIGURES))
+    ends = tuple(Ending(**row) for row in _read(endings, _ENDINGS))
+    return Collapse(verdict=verdict, bound=bound, rows=rows, figures=given, endings=ends)
 
 
 def _told(rows: Sequence[ApiModel], columns: _Columns) -> list[list[Any]]:

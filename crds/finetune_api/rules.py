@@ -8,6 +8,7 @@ from typing import Any
 from . import accelerators, sizes
 from .base import Rule
 from .evaluation import REFERENCE_RULES, SAME_GROUPS
+from .generation import GENERATION_RULES
 from .guards import GUARD_RULES
 from .ladder import LADDER_RULES
 from .methods import TRAITS, Traits, type_of
@@ -229,6 +230,7 @@ SPEC_RULES = (
     SAME_GROUPS,
     *REFERENCE_RULES,
     *GUARD_RULES,
+    *GENERATION_RULES,
     *REGULARIZATION_RULES,
     *LADDER_RULES,
     *map(_takes_each_row_once, _FITTED),

@@ -81,6 +81,9 @@ class Series:
         return self.name.removesuffix("_total")
 
 
+GUARDS: Values = tuple(name for name in get_args(GuardName) if name != "collapse")
+"""A job has three series for each. The two on generated text are one, `generation`: the worse of them."""
+
 # For each job
 JOB_INFO = Series(
     name="finetune_job_info", help="What the job is.", scope=Scope.JOB, unit=Unit.ONE,
@@ -166,17 +169,17 @@ JOB_ARTIFACT_BYTES = Series(
 JOB_GUARD_VALUE = Series(
     name="finetune_job_guard_value",
     help="What a guard measured, in the unit of its bound: a gain, an increase of bits per byte, the worst regression.",
-    scope=Scope.JOB, labels={"guard": get_args(GuardName)}, each=len(get_args(GuardName)),
+    scope=Scope.JOB, labels={"guard": GUARDS}, each=len(GUARDS),
 )  # fmt: skip
 JOB_GUARD_BOUND = Series(
     name="finetune_job_guard_bound", help="The bound of a guard, as in spec.guards.", scope=Scope.JOB,
-    labels={"guard": get_args(GuardName)}, each=len(get_args(GuardName)),
+    labels={"guard": GUARDS}, each=len(GUARDS),
 )  # fmt: skip
 JOB_GUARD_STATE = Series(
     name="finetune_job_guard_state",
     help="The verdict of a guard; none for inconclusive under guards.onInconclusive: pass.", scope=Scope.JOB,
-    unit=Unit.ONE, labels={"guard": get_args(GuardName), "state": get_args(GuardVerdict)},
-    each=len(get_args(GuardName)),
+    unit=Unit.ONE, labels={"guard": GUARDS, "state": get_args(GuardVerdict)},
+    each=len(GUARDS),
 )  # fmt: skip
 
 # Of the operator

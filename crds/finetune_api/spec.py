@@ -17,6 +17,7 @@ from .data import Credentials, Data
 from .evaluation import EvaluationSettings
 from .failures import FinetuneError, Reason
 from .fields import LIST_MAP, ControllerName, Duration, Name, OutputUri
+from .generation import Generate
 from .guards import Guards
 from .ladder import Ladder
 from .methods import Method
@@ -308,6 +309,16 @@ class FineTuneJobSpec(ApiModel):
     @property
     def output(self) -> Output:
         return _given(self.given_output, "output")
+
+    @property
+    def generates(self) -> Generate | None:
+        """What is generated with base and tuned model; None without evaluation.generate and guards that need it. With
+        the metrics of guards.generation."""
+        asked = self.evaluation.generate
+        if asked is None and not (self.guards.collapse or self.guards.generation):
+            return None
+        asked = asked or Generate()
+        return asked.model_copy(update={"metrics": tuple(dict.fromkeys((*asked.metrics, *self.guards.shares)))})
 
     @property
     def replay_uri(self) -> str | None:

@@ -8,10 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .base import ApiModel
+from .calibration import Calibration as Calibration  # noqa: PLC0414
+from .calibration import CalibrationScores as CalibrationScores  # noqa: PLC0414
+from .calibration import ScalePoint as ScalePoint  # noqa: PLC0414
+from .calibration import ScaleSweep as ScaleSweep  # noqa: PLC0414
 from .fields import LIST_MAP, MAP_KEYS
+from .generated_text import Collapse, Generation
 from .ladder import LadderStatus
 from .reasons import FailureClass as FailureClass  # noqa: PLC0414  # a type of the status
 from .restarts import BUDGETS, Budget
+from .verdicts import GuardVerdict as GuardVerdict  # noqa: PLC0414
+from .verdicts import Verdict as Verdict  # noqa: PLC0414
 
 Text = Annotated[str, Field(max_length=4096)]
 
@@ -140,7 +147,6 @@ class Scores(ApiModel):
 
 DataKind = Literal["validation", "test", "slice", "general"]
 Metric = Literal["accuracy", "loss", "bitsPerByte"]
-Verdict = Literal["better", "worse", "equivalent", "inconclusive"]
 
 HIGHER_IS_BETTER: dict[Metric, bool] = {"accuracy": True, "loss": False, "bitsPerByte": False}
 
@@ -196,8 +202,7 @@ class NegativeTransfer(ApiModel):
         )
 
 
-GuardName = Literal["minGain", "forgetting", "slices", "calibration"]
-GuardVerdict = Literal["passed", "violated", "inconclusive"]
+GuardName = Literal["minGain", "forgetting", "slices", "calibration", "collapse", "generation"]
 
 
 class GuardResult(ApiModel):
@@ -206,7 +211,9 @@ class GuardResult(ApiModel):
     name: GuardName = Field(description="As in spec.guards.")
     bound: float = Field(description="As in spec.guards.")
     value: float | None = Field(
-        None, description="The gain, or the increase or regression: of slices the one that comes nearest to the bound."
+        None,
+        description="The gain, the increase, the drop or the share; of slices and of figures of generated text the one "
+        "that comes nearest to the bound.",
     )
     low: float | None = Field(None, description="Of the interval of value.")
     high: float | None = Field(None, description="Of the interval of value.")
@@ -222,67 +229,8 @@ class GuardResult(ApiModel):
         between = "" if self.low is None or self.high is None else f" [{self.low:+.4g}, {self.high:+.4g}]"
         value = "not measured" if self.value is None else f"{self.value:+.4g}{between}"
         more = f"; about {self.rows_needed:,} rows would decide" if self.rows_needed else ""
-        least = "at least" if self.name == "minGain" else "at most"
+        least = "at least" if self.name in ("minGain", "generation") else "at most"
         return f"{self.name} is {self.verdict}: {value}, {least} {self.bound:g} is allowed{more}"
-
-
-class CalibrationScores(ApiModel):
-    """Calibration of one model, at temperature 1."""
-
-    error: float = Field(
-        description="Adaptive calibration error: mean distance of accuracy from confidence, over 15 bins of equal size."
-    )
-    floor: float = Field(description="The error that a perfectly calibrated model would show on this number of rows.")
-    brier: float = Field(description="Mean squared distance of the label probabilities from the truth, 0 to 2.")
-    nll: float = Field(description="Negative log-likelihood of the right label, in nats.")
-
-
-class Calibration(ApiModel):
-    """Calibration of base and tuned model on classification rows."""
-
-    name: Literal["test", "validation"] = Field(description="Data set: data.test, else data.validation.")
-    base: CalibrationScores
-    tuned: CalibrationScores
-    difference: float | None = Field(
-        None, description="Increase of the calibration error from base to tuned model, without what noise adds."
-    )
-    low: float | None = Field(None, description="Lower limit of the 95 % interval of difference.")
-    high: float | None = Field(None, description="Upper limit of the 95 % interval of difference.")
-    verdict: Verdict | None = Field(None, description="See data.")
-    rows: int = 0
-    temperature: float | None = Field(
-        None,
-        description="Divisor of the tuned model's scores that minimizes the loss on data.validation, 0.25 to 4. Above "
-        "1: overconfident. It is recorded in the artifact's manifest.json and applied by nothing.",
-    )
-
-
-class ScalePoint(ApiModel):
-    """The adapter at one scale, on the half of the rows that chooses the scale."""
-
-    scale: float = Field(description="0: the base model. 1: as trained.")
-    gain: float | None = Field(None, description="Gain of data.validation by its main metric, compared with the base.")
-    forgetting: float | None = Field(None, description="Increase of bits per byte on data.general.")
-    verdict: GuardVerdict | None = Field(None, description="The worst verdict of the guards on these rows.")
-
-
-class ScaleSweep(ApiModel):
-    """Scales at which the adapter was measured, and the scale of the artifact."""
-
-    chosen: float | None = Field(
-        None, description="Scale of the artifact. Unset if no scale keeps the guards: then the artifact is as trained."
-    )
-    curve: Annotated[tuple[ScalePoint, ...], Field(max_length=8)] = Field(
-        (), description="Each scale that was measured.", json_schema_extra={LIST_MAP: "atomic"}
-    )
-
-    def told(self) -> str:
-        """the adapter is published at 0.5 of its trained scale."""
-        if self.chosen is None:
-            return "no scale of the adapter keeps the guards"
-        if self.chosen == 1:
-            return "the adapter is published at its trained scale"
-        return f"the adapter is published at {self.chosen:g} of its trained scale"
 
 
 class Evaluation(ApiModel):
@@ -308,6 +256,10 @@ class Evaluation(ApiModel):
     )
     scale: ScaleSweep | None = Field(
         None, description="With evaluation.scaleSweep, or guards.onViolation: remedy and a violated guard."
+    )
+    generation: Generation | None = Field(None, description="With evaluation.generate: scores of generated answers.")
+    collapse: Collapse | None = Field(
+        None, description="With evaluation.generate: whether the tuned model repeats itself."
     )
     omitted: int | None = Field(
         None, description="Data sets that did not fit into the termination message; run.json in the artifact has them."

@@ -19,7 +19,7 @@ from finetune_api.budget import recent
 from finetune_api.methods import type_of
 from finetune_api.series import Scope, Series
 from finetune_api.spec import Checkpoint, Deadlines, Retry
-from finetune_api.status import Phase, Restarts
+from finetune_api.status import GuardResult, Phase, Restarts
 from finetune_api.text import redact
 
 from . import __version__
@@ -29,6 +29,8 @@ from .kube.workqueue import WorkQueue
 from .state.cache import Cache
 from .state.view_store import Store
 from .state.views import JobView, parse_time
+
+_WORST_FIRST = ("violated", "inconclusive", "passed")
 
 Sample = tuple[Series, tuple[str, ...], float]
 """A series, the values of its labels, and its value."""
@@ -169,12 +171,20 @@ def _of_job(job: JobView, now: datetime) -> Iterator[Sample]:
 def _of_guards(job: JobView) -> Iterator[Sample]:
     guards = job.raw_spec.get("guards")
     tolerated = isinstance(guards, dict) and guards.get("onInconclusive") == "pass"
-    for guard in job.status.evaluation.guards if job.status.evaluation else ():
+    for name, guard in _by_label(job.status.evaluation.guards if job.status.evaluation else ()).items():
         if guard.value is not None:
-            yield series.JOB_GUARD_VALUE, (guard.name,), guard.value
-        yield series.JOB_GUARD_BOUND, (guard.name,), guard.bound
+            yield series.JOB_GUARD_VALUE, (name,), guard.value
+        yield series.JOB_GUARD_BOUND, (name,), guard.bound
         if guard.verdict != "inconclusive" or not tolerated:
-            yield series.JOB_GUARD_STATE, (guard.name, guard.verdict), 1
+            yield series.JOB_GUARD_STATE, (name, guard.verdict), 1
+
+
+def _by_label(guards: tuple[GuardResult, ...]) -> dict[str, GuardResult]:
+    """Of the guards on generated text the worse one, see `series.GUARDS`."""
+    found: dict[str, GuardResult] = {}
+    for guard in sorted(guards, key=lambda each: _WORST_FIRST.index(each.verdict)):
+        found.setdefault(guard.name if guard.name in series.GUARDS else "generation", guard)
+    return found
 
 
 def _of_spec(job: JobView, restarts: Restarts, now: datetime) -> Iterator[Sample]:

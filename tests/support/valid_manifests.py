@@ -71,6 +71,22 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "generated text by all metrics, and its guards",
+        {
+            "spec.evaluation": {
+                "generate": {
+                    "metrics": ["exactMatch", "rougeL", "jsonValid", "jsonSchema", "regex", "stops", "length"],
+                    "schema": {"type": "object", "properties": {"code": {"enum": ["a", 1, None]}}, "x-any": [{}]},
+                    "pattern": "^[A-Z]",
+                    "samples": 0,
+                }
+            },
+            "spec.guards": {"collapse": {}, "generation": {"minJsonValid": 0.99}},
+            "spec.strategy": {"type": "fsdp"},
+        },
+        None,
+    ),
+    (
         "guards of all kinds",
         {
             "spec.guards": {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from finetune_trainer.statistics.calibration import calibration_difference
+from finetune_trainer.statistics.diversity import relative_drops
 from finetune_trainer.statistics.paired import Paired, difference
 from finetune_trainer.transfer.guards import GUARDS, Compared, Facts, Guard, Judgement, Outcome, Share, judge_all
 
@@ -106,12 +107,15 @@ def test_collapse_finds_a_model_that_loops_and_passes_one_that_does_not() -> Non
     texts = [random.integers(0, 500, 60).tolist() for _ in range(40)]
     others = [random.integers(0, 500, 30).tolist() for _ in range(40)]
     loops = [text[:8] * 8 for text in texts]
-    looping = one("collapse.maxDrop", 0.2, Facts(generated=tuple(zip(texts, loops, strict=True))))
-    assert (looping.verdict, looping.on) == (VIOLATED, "distinct-2")
-    fine = one("collapse.maxDrop", 0.2, Facts(generated=tuple(zip(texts, others, strict=True))))
-    assert fine.verdict is PASSED
-    few = one("collapse.maxDrop", 0.2, Facts(generated=tuple(zip(texts[:5], loops[:5], strict=True))))
-    assert (few.verdict, few.reason) == (INCONCLUSIVE, "generated texts: fewer than 20 rows")
+
+    def judged(tuned: list[list[int]]) -> Judgement:
+        drops = relative_drops(list(zip(texts, tuned, strict=True)))
+        return one("collapse.maxDrop", 0.2, Facts(drops=drops, prompts=40))
+
+    assert (judged(loops).verdict, judged(loops).on) == (VIOLATED, "distinct-2")
+    assert judged(others).verdict is PASSED
+    few = one("collapse.maxDrop", 0.2, Facts(prompts=5))
+    assert (few.verdict, few.reason) == (INCONCLUSIVE, "5 generated texts are too few")
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,10 @@ AUGMENTATION = Stream("what augmentation does to a row", ("epoch", "row", "kind"
 REPLAYED = Stream("order of the replayed rows", ("pass",), tag=0x2E91)
 FISHER = Stream("documents that importance is measured on, and their labels", ("documents or labels",), tag=0xF15E)
 PERMUTED = Stream("what an analysis permutes to see chance", ("permutation",), tag=0x9E4)
+ANSWERED = Stream("generated answers", ("batch",), tag=0x6E4A)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
 
-STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED, FISHER, PERMUTED)
+STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED, FISHER, PERMUTED, ANSWERED)
 KEYS = (SAMPLE, HELD_OUT, MEASURED)

@@ -97,6 +97,12 @@ class Traits:
         return self.trains != "nothing"
 
     @property
+    def generates(self) -> bool:
+        """Whether the model can write text while it is in training: a classifier has none to write, and learned keys
+        and values take the place of the cache."""
+        return self.steps and self.virtual != "cache"
+
+    @property
     def trains_the_model(self) -> bool:
         """Whether weights of the model itself train, and so keep full precision."""
         return self.trains in ("model", "blocks")

@@ -51,7 +51,10 @@ def _text(uri: str) -> str:
         raise NotFound(f"there is no {RECORD_FILE} at {uri}", "Check the URI: the folder of a finished run.") from None
     measured = record.measurements or record.evaluation.data
     rows = compare(measured)
-    parts = ["\n".join(sentences(rows)) or "Nothing was measured.", evaluation_table(rows)]
+    parts = [
+        "\n".join(sentences(rows)) or "Nothing was measured.",
+        evaluation_table(rows, record.evaluation.generation),
+    ]
     if guards := guard_lines(record.evaluation):
         parts.append(guards)
     if missed := aligned(unseen(rows)):

@@ -300,8 +300,8 @@ def _outcome(job: FineTuneJob) -> str:
     parts = []
     if job.status.ladder is not None:
         parts.append(ladder_text(job.status.ladder))
-    if job.status.evaluation is not None and (scores := evaluation_table(compare(job.status.evaluation.data))):
-        parts.append(scores)
+    if (found := job.status.evaluation) is not None:
+        parts += [scores] if (scores := evaluation_table(compare(found.data), found.generation)) else []
     if guards := guard_lines(job.status.evaluation):
         parts.append(guards)
     if job.status.artifact is not None:

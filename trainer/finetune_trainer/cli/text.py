@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from finetune_api.generated_text import Generation
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.manifest import Problem
 from finetune_api.progress_text import progress_line
@@ -19,6 +20,7 @@ from finetune_api.status import (
     Restarts,
     Usage,
 )
+from finetune_trainer.report import generated
 from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval, number
 
 WIDTH = 100
@@ -67,10 +69,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str = "
     return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in rows)])
 
 
-def evaluation_table(rows: Sequence[Row]) -> str:
-    """Before and after on the same rows, a line for each data set; empty text when nothing was measured."""
+def evaluation_table(rows: Sequence[Row], generation: Generation | None = None) -> str:
+    """Before and after on the same rows, a line for each data set and each metric of generated text; empty text when
+    nothing was measured."""
     head = ("", "rows", "metric", "base", "tuned", "change", "95 % interval", "verdict")
     lines = [_measured_line(row, change) for row in rows for change in row.changes]
+    lines += [
+        (f"{generation.name}, generated", f"{generation.rows:,}", each.metric, each.base, each.tuned, each.change,
+         each.interval, each.verdict)
+        for each in generated.lines(generation) if generation is not None
+    ]  # fmt: skip
     return table(head, lines) if lines else ""
 
 
@@ -80,7 +88,8 @@ def guard_lines(evaluation: Evaluation | None) -> str:
         return ""
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
-    return "\n".join([*lines, f"  scale: {evaluation.scale.told()}"] if evaluation.scale else lines)
+    lines += [f"  scale: {evaluation.scale.told()}"] if evaluation.scale else []
+    return "\n".join([*lines, f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else lines)
 
 
 def _measured_line(row: Row, change: Measurement) -> tuple[str, ...]:
@@ -200,7 +209,7 @@ def status_text(name: str, status: FineTuneJobStatus, *, logs: str = "") -> str:
         ))  # fmt: skip
     if status.ladder is not None:
         text.append(ladder_text(status.ladder))
-    if status.evaluation is not None and (scores := evaluation_table(compare(status.evaluation.data))):
+    if (found := status.evaluation) is not None and (scores := evaluation_table(compare(found.data), found.generation)):
         text.append(scores)
     if guards := guard_lines(status.evaluation):
         text.append(guards)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from finetune_api import manifest
+from finetune_api.generation import GENERATION_GUARDS
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
 from finetune_api.methods import TRAITS
@@ -34,7 +35,11 @@ def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
     """A rung writes an artifact into a folder of its own, with its records. ManifestError where it would not be valid,
     such as a probe for rows without labels."""
     spec = _of_method(job, method)
-    guards = {name: settings for name, settings in spec.pop("guards", {}).items() if name in _GATES}
+    silent = not TRAITS[method].generates  # stays invalid where text is to be generated
+    if "evaluation" in spec and not silent:
+        spec["evaluation"].pop("generate", None)
+    kept = (*_GATES, *GENERATION_GUARDS) if silent else _GATES
+    guards = {name: settings for name, settings in spec.pop("guards", {}).items() if name in kept}
     if guards:
         spec["guards"] = {**guards, "onViolation": "warn", "onInconclusive": "pass"}
     uri = rung_uri(job.spec.output.uri, job.metadata.uid, method)

@@ -4,6 +4,7 @@ record    RunRecord: run.json in the artifact            compare   base against 
 html      one self-contained page                         judged    its parts about what tuning changed
 plots     its curves as inline SVG                        forest    changes with their intervals, likewise
 xy        small charts of points as inline SVG           reliability   its parts about calibration and scale
+generated its part about generated text
 style     its style sheet                                 card      the artifact's README.md
 staircase the ladder that chose the method                transferred  its part about negative transfer
 """

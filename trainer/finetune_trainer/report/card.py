@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from finetune_api.methods import TRAITS
-from finetune_api.status import Metric
+from finetune_api.status import Evaluation, Metric
 
+from . import generated
 from .compare import METRICS, WORDS, Row, difference, headline, interval, number, sentences
 from .judged import rows_of
 from .record import REPORT_FILE, RunRecord
@@ -75,6 +76,9 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
         yield from (_table_row(row, metrics) for row in rows)
         yield f"\nThe verdict is based on the {judged.name} rows; both models used the same rows. See `{REPORT_FILE}` "
         "for curves."
+    if record.evaluation.generation is not None:
+        yield "\n## Generated text\n"
+        yield from _generated(record.evaluation)
     if record.evaluation.guards:
         yield "\n## Guards\n"
         yield from (f"- {each.told()}" for each in record.evaluation.guards)
@@ -93,6 +97,15 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     if origin.versions:
         yield "- " + ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))
     yield "- `manifest.json` lists the sha256 of every file; `finetune verify URI` checks them"
+
+
+def _generated(evaluation: Evaluation) -> Iterator[str]:
+    yield "| metric | base | tuned | change | 95 % interval | verdict |"
+    yield "|---|---|---|---|---|---|"
+    for line in generated.lines(evaluation.generation):
+        yield f"| {line.metric} | {line.base} | {line.tuned} | {line.change} | {line.interval} | {line.verdict} |"
+    rows = evaluation.generation.rows if evaluation.generation is not None else 0
+    yield f"\nGreedy answers to {rows:,} held-out prompts. {generated.sentence(evaluation.collapse)}"
 
 
 def _table_row(row: Row, metrics: list[Metric]) -> str:

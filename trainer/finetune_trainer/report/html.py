@@ -14,7 +14,7 @@ import yaml
 from finetune_api.names import API_VERSION, KIND
 from finetune_api.regularization import TERMS
 
-from . import judged, reliability, staircase, transferred
+from . import generated, judged, reliability, staircase, transferred
 from .compare import Row
 from .plots import Axis, Point, Series, plot, smooth
 from .record import CurvePoint, RunRecord
@@ -32,6 +32,7 @@ def render(report: RunRecord) -> str:
         _section("Before and after", judged.comparison(rows)),
         _section("Guards", judged.guarded(report)),
         _section("Negative transfer", transferred.section(report)),
+        _section("Generated text", generated.section(report)),
         _section("Scale of the adapter", reliability.scaled(report)),
         _section("Calibration", reliability.calibrated(report)),
         _section("What could not be seen", judged.not_seen(rows)),

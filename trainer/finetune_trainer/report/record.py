@@ -70,6 +70,20 @@ class SliceAgainst(ApiModel):
     rows: int = 0
 
 
+class AnswerSample(ApiModel):
+    """Greedy answers of both models to one held-out prompt; long texts are cut."""
+
+    why: Literal["sample", "gained", "lost"] = Field(
+        description="gained, lost: the score by metric rose or fell. sample: taken without a look at the answers."
+    )
+    metric: str | None = Field(None, description="Of gained and lost rows.")
+    row: str = Field("", description="Digest of the row, as in the records.")
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+
+
 class AttemptRecord(ApiModel):
     """One attempt of the gang."""
 
@@ -122,6 +136,7 @@ class RunRecord(ApiModel):
     against: tuple[SliceAgainst, ...] = Field(
         (), description="Each slice against each reference, with evaluation.references."
     )
+    answers: tuple[AnswerSample, ...] = Field((), description="With evaluation.generate: some of the answers.")
     curve: tuple[CurvePoint, ...] = ()
     validation: tuple[ValidationPoint, ...] = ()
     attempts: tuple[AttemptRecord, ...] = ()

@@ -39,6 +39,8 @@ td.name{font-weight:600;white-space:normal;min-width:8em}td.name small{display:b
 td.base{color:var(--soft)}
 .group{border-left:1px solid var(--line)}th[colspan]{text-align:center}
 thead tr:first-child th{border-bottom:0;padding-bottom:0}
+.answers td{white-space:pre-wrap;text-align:left;vertical-align:top;min-width:11em;overflow-wrap:anywhere}
+.answers th{text-align:left}
 .chip{display:inline-block;white-space:nowrap;border-radius:99px;padding:1px 9px;font-size:13px;font-weight:600;
 background:var(--same-bg);color:var(--same)}
 .chip.better{background:var(--good-bg);color:var(--good)}.chip.worse{background:var(--bad-bg);color:var(--bad)}

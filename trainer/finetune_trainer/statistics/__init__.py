@@ -9,6 +9,7 @@ multiplicity   several comparisons at once: Bonferroni and Holm
 calibration    whether a model's confidence is its accuracy: ECE, Brier, NLL, temperature, the paired difference
 transfer       slices on which something cheaper is better, by Holm's method
 diversity      how varied generated text is, and by how much less than before
+text_scores    scores of one generated text: exact match, ROUGE-L, valid JSON
 shift          how far a text is from another: bits per byte, tokens, tokens per byte
 fragmentation  how a tokenizer cuts a text: fertility, fragmented words, typical terms
 similarity     how alike two representations of the same tokens are: unbiased CKA

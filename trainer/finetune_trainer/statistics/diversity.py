@@ -47,9 +47,12 @@ def figures(tokens: Sequence[int]) -> tuple[float, ...]:
     return *(distinct(tokens, n) for n in (1, 2, 4)), entropy(tokens)
 
 
-def relative_drops(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, alpha: float = ALPHA) -> tuple[Drop, ...]:
-    """Of each figure, from (base, tuned) texts of the same prompts, at least two. The intervals hold together."""
-    rows = sorted(_row(base, tuned) for base, tuned in pairs)
+def relative_drops(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, alpha: float = ALPHA, cut: bool = True
+) -> tuple[Drop, ...]:
+    """Of each figure, from (base, tuned) texts of the same prompts, at least two. The intervals hold together. cut:
+    both texts of a prompt to the length of the shorter one."""
+    rows = sorted(_row(base, tuned, cut=cut) for base, tuned in pairs)
     table = np.array(rows, np.float64).reshape(len(rows), 2, len(FIGURES))
     return tuple(
         _drop(name, table[:, 0, at], table[:, 1, at], alpha=bonferroni(alpha, len(FIGURES)))
@@ -57,8 +60,8 @@ def relative_drops(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, alph
     )
 
 
-def _row(base: Sequence[int], tuned: Sequence[int]) -> tuple[float, ...]:
-    shorter = min(len(base), len(tuned))
+def _row(base: Sequence[int], tuned: Sequence[int], *, cut: bool) -> tuple[float, ...]:
+    shorter = min(len(base), len(tuned)) if cut else None
     return *figures(base[:shorter]), *figures(tuned[:shorter])
 
 

@@ -24,6 +24,7 @@ checkpoint_reader  rows of a checkpoint's tensors, read from its files
 linear_probe       method probe, in place of the loop
 importance         what regularization.ewc holds to, from the cache or measured
 diagnose           what an analysis asks of a model
+answering          what both models answer to held-out prompts
 scale_sweep        the scale at which an adapter is published
 artifact_commit    the artifact's files, the run's record, and the commit
 generation_config  the tokens that end a trained answer

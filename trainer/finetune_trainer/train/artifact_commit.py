@@ -36,6 +36,8 @@ from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Climbed
 from finetune_trainer.transfer.evidence import Evidence, Subject
+from finetune_trainer.transfer.generated.evidence import Generated
+from finetune_trainer.transfer.generated.files import answer_files
 from finetune_trainer.transfer.records import BASE, encode
 from finetune_trainer.transfer.release import Release
 
@@ -53,7 +55,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def record_of(setup: Setup, state: State, evidence: Evidence, release: Release) -> RunRecord:
+def record_of(
+    setup: Setup, state: State, evidence: Evidence, release: Release, generated: Generated | None = None
+) -> RunRecord:
     last = state.best.step if state.best else state.step
     return RunRecord(
         job=setup.plan.job,
@@ -64,6 +68,7 @@ def record_of(setup: Setup, state: State, evidence: Evidence, release: Release) 
         measurements=evidence.measurements,
         reliability=_reliability(evidence),
         against=tuple(_against(evidence)),
+        answers=generated.samples if generated is not None else (),
         ladder=setup.plan.publishes.ladder if setup.plan.publishes else None,
         refused=release.refusal,
         curve=state.curve,
@@ -171,7 +176,13 @@ def tokenizer_of(base: Path) -> dict[str, Path]:
     return {str(file.relative_to(base)): file for file in found}
 
 
-def commit(setup: Setup, record: RunRecord, measured: tuple[Subject, ...], output: Folder) -> Artifact:
+def commit(
+    setup: Setup,
+    record: RunRecord,
+    measured: tuple[Subject, ...],
+    output: Folder,
+    generated: Generated | None = None,
+) -> Artifact:
     """Export, describe, upload: of rank 0 alone."""
     with tempfile.TemporaryDirectory(prefix="finetune-artifact-") as temporary:
         folder = Path(temporary)
@@ -198,6 +209,7 @@ def commit(setup: Setup, record: RunRecord, measured: tuple[Subject, ...], outpu
         files |= {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
         sets = [subject.data_set(setup.data.labels) for subject in measured]
         files |= {data.path: encode(data) for data in sets}
+        files |= answer_files(generated.written) if generated is not None else {}
         files |= {
             RECORD_FILE: record.encode().encode(),
             REPORT_FILE: render(record).encode(),

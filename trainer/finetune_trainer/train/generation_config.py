@@ -52,6 +52,11 @@ def added_stops(train: Corpus, base: Path) -> AddedStops | None:
     return AddedStops(tuple(new), tuple(new.values()), (*known, *new)) if new else None
 
 
+def stop_tokens(train: Corpus, base: Path) -> frozenset[int]:
+    """What generation stops at once the model is tuned: the base model's end tokens, and those of trained answers."""
+    return frozenset((*_known(base), *end_tokens(train, Tokenizer.load(base))))
+
+
 def end_tokens(train: Corpus, tokenizer: Tokenizer) -> dict[int, str]:
     """Token to text, of the tokens that may end a turn and that end trained passages, the most frequent first."""
     last = np.flatnonzero(train.trained & ~np.append(train.trained[1:], False) | _row_ends(train))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
@@ -28,8 +29,10 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer import kept
 from finetune_trainer.transfer.evaluate import Measured, Stopped
 from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
+from finetune_trainer.transfer.generated.evidence import Generated
 from finetune_trainer.transfer.release import Release, judge
 
+from .answering import Answering
 from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
 from .linear_probe import ProbeRun, probed
 from .reporter import Reporter
@@ -37,6 +40,8 @@ from .scale_sweep import Swept, swept
 from .setup import Setup, choose_device, prepare
 from .state import State
 from .without_triton import disable_triton
+
+T = TypeVar("T")
 
 _BASE = "base-rows"
 """The note that has the base model's measurements by row."""
@@ -74,7 +79,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         return _probe(setup, setup.attached, output, kept_back)
     trainer, reporter = setup.trainer, setup.trainer.reporter
     corpora = dict(_held_out(setup))
-    untouched = _of_untouched(setup, corpora)
+    answering = Answering.of(setup, corpora)
+    untouched = _of_untouched(setup, corpora, answering)
     state = trainer.checkpointer.resume(trainer.weights)
     if untouched is not None:
         state = state.update(base={name: each.scores for name, each in untouched.items()})
@@ -89,12 +95,15 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     elif state.base is None:
         reporter.phase("evaluating", "measuring the base model")
         base = _measure(setup, state, trainer.measure_base, corpora)
+        _stoppable(setup, state, answering.measure_base)
         state = state.update(base={name: each.scores for name, each in base.items()})
         if trainer.checkpointer.notes is not None:
             trainer.checkpointer.notes.note(_BASE, kept.to_json(base, corpora))
+            answering.keep_base()
     else:
         told = trainer.checkpointer.notes.noted(_BASE) if trainer.checkpointer.notes is not None else None
         base = kept.of_json(told, corpora)
+        answering.recall_base()
     before: dict[str, Measured | Scores] = {**(state.base or {}), **base}
     reporter.evaluation = evidence_of(subjects(corpora, before, {}), setup.data.labels).evaluation()
     reporter.phase("training")
@@ -109,15 +118,16 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     found = swept(
         setup, subjects(corpora, before, after), lambda part: _measure(setup, state, trainer.measure, dict(part))
     )
-    return _finish(setup, state, found, output, kept_back)
+    return _finish(setup, state, found, output, kept_back, _stoppable(setup, state, answering.judged))
 
 
-def _of_untouched(setup: Setup, corpora: Mapping[str, Corpus]) -> dict[str, Measured] | None:
+def _of_untouched(setup: Setup, corpora: Mapping[str, Corpus], answering: Answering) -> dict[str, Measured] | None:
     """For the run that publishes the best rung of a ladder, and is the first to measure all held-out rows: the base
     model, while its weights are what they were."""
     if setup.plan.publishes is None:
         return None
     setup.trainer.reporter.phase("evaluating", "measuring the base model on all held-out rows")
+    _stoppable(setup, State(), answering.measure_base)
     return _measure(setup, State(), setup.trainer.measure_base, corpora)
 
 
@@ -137,7 +147,9 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
     return _finish(setup, state, Swept(subjects(corpora, base, tuned)), output, kept_back)
 
 
-def _finish(setup: Setup, state: State, found: Swept, output: Folder, kept_back: Kept) -> TerminationMessage:
+def _finish(
+    setup: Setup, state: State, found: Swept, output: Folder, kept_back: Kept, generated: Generated | None = None
+) -> TerminationMessage:
     """Describe and commit what is there now, or keep it back. Rank 0 alone knows the base model's rows, and what
     follows from them."""
     trainer, reporter, strategy = setup.trainer, setup.trainer.reporter, setup.trainer.strategy
@@ -145,6 +157,9 @@ def _finish(setup: Setup, state: State, found: Swept, output: Folder, kept_back:
     evidence = Evidence()
     if strategy.place.first:
         evidence = evidence_of(found.subjects, labels, found.sweep, setup.references)
+    if generated is not None:
+        evidence = replace(evidence, generation=generated.told, collapse=generated.collapse)
+        reporter.say(generated.collapse.told())
     release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
     reporter.evaluation = evidence.evaluation(release.results)
     for sentence in (*release.sentences(), *(each.told() for each in reporter.evaluation.negative_transfer)):
@@ -152,14 +167,15 @@ def _finish(setup: Setup, state: State, found: Swept, output: Folder, kept_back:
     refused = release.refused
     where = f"keeping the artifact as a candidate in {kept_back.uri}" if refused else f"committing to {output.uri}"
     reporter.phase("saving", where)
-    record = record_of(setup, state.ended("held back by a guard" if refused else "finished"), evidence, release)
+    ended = state.ended("held back by a guard" if refused else "finished")
+    record = record_of(setup, ended, evidence, release, generated)
     trainer.checkpointer.wait()
     words = None
     strategy.collect(trainer.model.network, everything=setup.attached.kind == "model")
     if strategy.place.first:
-        artifact = commit(setup, record, found.subjects, kept_back.folder if refused else output)
-        ended = refused_words(record, artifact, refused) if refused else termination_message(record, artifact)
-        words = ended.model_dump_json(by_alias=True, exclude_none=True)
+        artifact = commit(setup, record, found.subjects, kept_back.folder if refused else output, generated)
+        said = refused_words(record, artifact, refused) if refused else termination_message(record, artifact)
+        words = said.model_dump_json(by_alias=True, exclude_none=True)
         if setup.plan.rung is None:  # the run that publishes it continues from them
             trainer.checkpointer.clear()
     done = TerminationMessage.model_validate_json(strategy.broadcast_json(words))
@@ -171,8 +187,13 @@ def _measure(
     setup: Setup, state: State, measure: Callable[[Corpus], Measured], corpora: Mapping[str, Corpus]
 ) -> dict[str, Measured]:
     """Each data set, by name. Interrupted when a rank was asked to stop."""
+    return _stoppable(setup, state, lambda: {name: measure(corpus) for name, corpus in corpora.items()})
+
+
+def _stoppable(setup: Setup, state: State, work: Callable[[], T]) -> T:
+    """Interrupted when a rank was asked to stop."""
     try:
-        return {name: measure(corpus) for name, corpus in corpora.items()}
+        return work()
     except Stopped:
         setup.trainer.checkpointer.wait()
         setup.trainer.strategy.barrier()  # none must end before all have saved

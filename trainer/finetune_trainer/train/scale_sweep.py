@@ -72,7 +72,7 @@ def _asked(setup: Setup, measured: tuple[Subject, ...], splits: Mapping[str, Spl
     """Nothing can be chosen without rows, or where a run of an older version left none of the base model."""
     if not splits or not all(isinstance(measured[int(name)].base, Measured) for name in splits):
         return _Asked()
-    release = judge(setup.spec.guards, evidence_of(measured, setup.data.labels).evaluation())
+    release = judge(setup.spec.guards.of_rows, evidence_of(measured, setup.data.labels).evaluation())
     return _Asked(wanted=setup.spec.evaluation.scale_sweep or release.violated, violated=release.violated)
 
 
@@ -89,7 +89,7 @@ def _chosen(
             scale,
             [part.choosing.subject(measured[int(name)], at_scale[name]) for name, part in splits.items()],
             labels=setup.data.labels,
-            guards=setup.spec.guards,
+            guards=setup.spec.guards.of_rows,
         )
         for scale, at_scale in points.items()
     ]

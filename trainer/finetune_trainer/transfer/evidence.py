@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from finetune_api.generated_text import Collapse, Generation
 from finetune_api.status import DataKind, Evaluation, GuardResult, Measurement, Metric, ScaleSweep, Scores
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.statistics.differences import Difference
@@ -88,7 +89,7 @@ def subjects(
 
 def records_of(corpus: Corpus, measured: Measured, labels: tuple[str, ...]) -> Records:
     """One for each row of the corpus. Bytes are 0 where nats are not of text."""
-    rows, groups = _digests(corpus)
+    rows, groups = digests(corpus)
     choices, nats = corpus.choices, measured.labels
     sized = measured.scores.bits_per_byte is not None
     likeliest = None if choices is None or nats is None else nats.argmin(axis=1)
@@ -114,6 +115,8 @@ class Evidence:
     scale: ScaleSweep | None = None
     against: tuple[Against, ...] = ()
     """Each slice compared with the base model and with earlier artifacts."""
+    generation: Generation | None = None
+    collapse: Collapse | None = None
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
@@ -123,6 +126,8 @@ class Evidence:
             negative_transfer=flagged(self.against),
             calibration=self.calibrated.told if self.calibrated is not None else None,
             scale=self.scale,
+            generation=self.generation,
+            collapse=self.collapse,
         )
 
 
@@ -169,7 +174,7 @@ def _measured(subject: Subject, labels: tuple[str, ...], *, comparisons: int) ->
                 difference(paired(base, tuned, measure), comparisons=comparisons), subject.name, subject.kind
             )
         return
-    groups = len(set(_digests(subject.corpus)[1]))
+    groups = len(set(digests(subject.corpus)[1]))
     for metric in subject.metrics:
         before, after = _value(subject.scores, metric), _value(subject.tuned.scores if subject.tuned else None, metric)
         yield Measurement(
@@ -205,7 +210,7 @@ def of_difference(found: Difference, name: str, kind: DataKind) -> Measurement:
     )
 
 
-def _digests(corpus: Corpus) -> tuple[list[str], list[str]]:
+def digests(corpus: Corpus) -> tuple[list[str], list[str]]:
     """(of rows, of their groups); rows that were read from nowhere go by their number."""
     if corpus.marks is None:
         numbers = [f"{number:016x}" for number in range(len(corpus))]

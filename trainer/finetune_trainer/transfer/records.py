@@ -35,6 +35,8 @@ from finetune_trainer.statistics.differences import Measure
 from finetune_trainer.statistics.paired import ACCURACY, BITS_PER_BYTE, LOSS, SCORE, Paired
 
 FOLDER = "evaluation/"
+ANSWERS = f"{FOLDER}generated/"
+"""Records of generated text, see `generated.files`."""
 ENDING = ".parquet"
 VERSION = 1
 _METADATA = b"finetune.dev/records"

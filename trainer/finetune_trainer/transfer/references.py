@@ -28,7 +28,7 @@ from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, digest_of
 from finetune_trainer.store.opening import open_folder
 
-from .records import BASE, ENDING, FOLDER, TUNED, DataSet, Records, common, decode, measures, paired
+from .records import ANSWERS, BASE, ENDING, FOLDER, TUNED, DataSet, Records, common, decode, measures, paired
 
 References = Mapping[str, Mapping[str, Records]]
 """By name of the reference and of the slice: the tuned model of an earlier artifact."""
@@ -52,7 +52,7 @@ def read_records(folder: Folder) -> dict[tuple[DataKind, str], DataSet]:
     that it names."""
     found = {}
     for path, entry in read_manifest(folder).files.items():
-        if not (path.startswith(FOLDER) and path.endswith(ENDING)):
+        if not (path.startswith(FOLDER) and path.endswith(ENDING)) or path.startswith(ANSWERS):
             continue
         content = folder.read(path)
         if digest_of(content) != entry.digest:

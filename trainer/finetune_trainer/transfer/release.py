@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from finetune_api.generated_text import Collapse, Generation
+from finetune_api.generation import GenerationMetric
 from finetune_api.guards import Guards
 from finetune_api.reasons import Reason
 from finetune_api.status import (
@@ -20,15 +22,21 @@ from finetune_api.status import (
     GuardVerdict,
     Measurement,
 )
+from finetune_trainer.statistics.diversity import Drop
 
-from .guards import Compared, Facts, Judgement, Outcome, judge_all
+from .guards import Compared, Facts, Guard, Judgement, Outcome, Share, judge_all
 from .guards.calibration import KEY as CALIBRATION
+from .guards.collapse import KEY as COLLAPSE
 from .guards.forgetting import KEY as FORGETTING
 from .guards.gain import KEY as GAIN
+from .guards.generation import JSON_VALID, STOPS
 from .guards.slices import KEY as SLICES
 
 _NO_INTERVAL = "too few rows or groups for an interval"
 _WORST_FIRST: tuple[GuardVerdict, ...] = ("violated", "inconclusive", "passed")
+
+
+_SHARES: Mapping[GenerationMetric, Guard] = {"stops": STOPS, "jsonValid": JSON_VALID}
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,11 @@ class Release:
 
     @property
     def results(self) -> tuple[GuardResult, ...]:
-        """As status shows them."""
-        return tuple(map(_result, self.judgements))
+        """As status shows them: of a guard with several bounds the one that is kept least."""
+        worst: dict[str, GuardResult] = {}
+        for judgement in sorted(self.judgements, key=_badness):
+            worst.setdefault(_name(judgement.name), _result(judgement))
+        return tuple(worst[name] for name in dict.fromkeys(_name(each.name) for each in self.judgements))
 
     @property
     def violated(self) -> bool:
@@ -67,8 +78,7 @@ class Release:
 
     def sentences(self) -> Iterator[str]:
         """The worst first."""
-        order = sorted(self.judgements, key=lambda each: _WORST_FIRST.index(each.verdict.value))
-        yield from map(sentence, order)
+        yield from map(sentence, sorted(self.judgements, key=_badness))
 
 
 def judge(guards: Guards, evaluation: Evaluation) -> Release:
@@ -83,8 +93,9 @@ def sentence(judgement: Judgement) -> str:
 
 
 def _bounds(guards: Guards) -> dict[str, float]:
-    keys = {_name(key): key for key in (GAIN, FORGETTING, SLICES, CALIBRATION)}
-    return {keys[name]: bound for name, bound in guards.bounds.items()}
+    keys = {_name(key): key for key in (GAIN, FORGETTING, SLICES, CALIBRATION, COLLAPSE)}
+    found = {keys[name]: bound for name, bound in guards.bounds.items() if name in keys}
+    return found | {_SHARES[metric].key: bound for metric, bound in guards.shares.items()}
 
 
 def _facts(evaluation: Evaluation) -> Facts:
@@ -101,7 +112,27 @@ def _facts(evaluation: Evaluation) -> Facts:
         general=_compared(sized) if sized is not None else None,
         slices=tuple(_compared(each) for each in data if each.kind == "slice"),
         calibration=_calibration(evaluation.calibration) if evaluation.calibration is not None else None,
+        drops=_drops(evaluation.collapse) if evaluation.collapse is not None else (),
+        prompts=evaluation.collapse.rows if evaluation.collapse is not None else 0,
+        stops=_share(evaluation.generation, "stops"),
+        json_valid=_share(evaluation.generation, "jsonValid"),
     )
+
+
+def _drops(told: Collapse) -> tuple[Drop, ...]:
+    return tuple(
+        Drop(
+            name=f"{each.mode} {each.name}", base=each.base, tuned=each.tuned, value=each.drop, low=each.low,
+            high=each.high,
+        )
+        for each in told.figures
+    )  # fmt: skip
+
+
+def _share(told: Generation | None, metric: GenerationMetric) -> Share | None:
+    scores = told.scores if told is not None else ()
+    found = next((each.tuned for each in scores if each.metric == metric), None)
+    return None if told is None or found is None else Share(hits=round(found * told.rows), rows=told.rows)
 
 
 def _compared(told: Measurement) -> Compared:
@@ -141,6 +172,10 @@ def _result(judgement: Judgement) -> GuardResult:
         verdict=judgement.verdict.value,
         rows_needed=judgement.rows_needed,
     )
+
+
+def _badness(judgement: Judgement) -> int:
+    return _WORST_FIRST.index(judgement.verdict.value)
 
 
 def _name(key: str) -> GuardName:

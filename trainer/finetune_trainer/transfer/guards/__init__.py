@@ -9,7 +9,7 @@ gain          minGain: improvement of the main score
 forgetting    forgetting.maxBitsPerByteIncrease: on the general text
 slices        slices.maxRegression: the worst slice, adjusted for their number
 calibration   calibration.maxIncrease: of the paired, debiased calibration error
-collapse      collapse.maxDrop: relative drop of the variety of generated text
+collapse      collapse.maxDrop: relative drop of the variety of generated text; also what the run's check uses
 generation    generation.minStops, generation.minJsonValid: shares of generated texts
 """
 

@@ -26,6 +26,7 @@ def _judge(key: str, share: Share | None, bound: float) -> Judgement:
         verdict=outcome,
         rows=share.rows,
         rows_needed=_needed(share, bound) if outcome is Outcome.inconclusive else None,
+        on=key.partition(".")[2],
         within=share.hits / share.rows >= bound,
     )
 
