@@ -35,6 +35,8 @@ CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache" / "finetune
 REPORTS = CACHE / "reports"
 SKIPS = ROOT / "tests" / "skips.toml"
 
+EXTERNAL = os.environ.get("FINETUNE_TEST_CLUSTER") == "external"
+
 STATIC = (
     ("lint", ["ruff", "check", "-q", "."]),
     ("format", ["ruff", "format", "--check", "-q", "."]),
@@ -48,8 +50,8 @@ SUITES: dict[str, tuple[str, ...]] = {  # each suite, and the programs without w
     "integration": build.CONTROL_PLANE + build.S3 + build.KUEUE + build.HELM + build.MONITORING,
     "cluster": build.EVERYTHING,
 }
-TWO_AT_A_TIME = {"unit": "loadgroup", "e2e": "loadfile"}
-"""Suites that run with two workers, and what stays on one of them. The others share a cluster, and mostly wait."""
+TWO_AT_A_TIME = {"unit": "loadgroup", "e2e": "loadfile", "integration": "loadfile"}
+"""Suites that run with two workers, and what stays on one of them. The cluster's node is one."""
 
 PYTEST = """
 import atexit, os, sys, pytest
@@ -128,7 +130,7 @@ class Preparation:
         """Starts what the suites need, in the order in which they need it, and says what and how long."""
         log = REPORTS / "prepare.log"
         needed = tuple(dict.fromkeys(program for name in suites for program in SUITES[name]))
-        if not needed or os.environ.get("FINETUNE_TEST_CLUSTER") == "external":
+        if not needed or EXTERNAL:
             return Preparation(None, log)
         if "cluster" in suites:
             machine.install_debian_packages()
@@ -184,7 +186,7 @@ def suite(name: str, *, quick: bool = False) -> Outcome:
     command = [BIN / "python", "-c", PYTEST, folder, f"--junitxml={file}", "--durations=8", "--durations-min=5"]
     if quick:
         command.append("--quick")
-    if name in TWO_AT_A_TIME:
+    if name in TWO_AT_A_TIME and not (name == "integration" and EXTERNAL):
         command += ["-n", "2", "--dist", TWO_AT_A_TIME[name]]
     if name != "unit":
         command += ["-p", "no:hypothesispytest"]  # only unit tests draw examples

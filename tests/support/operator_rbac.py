@@ -71,6 +71,22 @@ NEVER_SEEN = frozenset({("finetunejobs/finalizers", "update")})
 """Granted for an admission plugin that the rig's API server does not run."""
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of two processes, each tells what its rig saw."""
+    output, rights = getattr(session.config, "workeroutput", None), session.config.stash.get(RIGHTS, None)
+    if output is not None and rights is not None:
+        output["rights"] = [[list(each) for each in pairs] for pairs in (rights.granted, rights.used)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes has ended."""
+    if told := getattr(node, "workeroutput", {}).get("rights"):
+        granted, used = (frozenset((resource, verb) for resource, verb in pairs) for pairs in told)
+        before = node.config.stash.get(RIGHTS, None)
+        node.config.stash[RIGHTS] = Rights(granted, used | (before.used if before else frozenset()), frozenset())
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """A right that the whole session did not use is named: is it needed, or is a test missing?"""
     rights = config.stash.get(RIGHTS, None)

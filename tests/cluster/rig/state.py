@@ -47,6 +47,10 @@ class NotOursError(RigError):
     """Asked of an external cluster what only a rig of our own can do; tests that ask are skipped."""
 
 
+PORT_RANGE = range(20000, 32000)
+"""Of servers on loopback."""
+
+
 def cache_dir() -> Path:
     """The project's cache: FINETUNE_CACHE, else ~/.cache/finetune-operator."""
     return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator").absolute()
@@ -144,12 +148,13 @@ class State:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, outside the range from which the kernel hands out clients' ports.
 
-    A port from the kernel's own range could be some client's by the time that its server is restarted.
+    A port from the kernel's own range could be some client's by the time that its server is restarted. Rigs that start
+    at the same time could choose the same: FINETUNE_RIG_PORTS=20000-25999 gives one a part of the ports.
     """
-    low, high = 20000, 32000
+    first, _, last = os.environ.get("FINETUNE_RIG_PORTS", f"{PORT_RANGE.start}-{PORT_RANGE.stop - 1}").partition("-")
     found: list[int] = []
     while len(found) < count:
-        port = low + secrets.randbelow(high - low)
+        port = secrets.choice(range(int(first), int(last) + 1))
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             if port not in found:
