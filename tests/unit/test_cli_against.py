@@ -125,7 +125,9 @@ def test_the_table_has_a_line_for_each_layer_and_what_the_columns_are(
     file = _job(tmp_path, {"type": "lora"})
     against = _artifact(tmp_path, file, by=0)
     capsys.readouterr()
-    assert main(["analyze", str(file), "--home", str(tmp_path / "home"), "--against", against, "--tokens", "1100"]) == 0
+    assert main(["analyze", str(file), "--home", str(tmp_path / "home"), "--against", against, "--tokens", "1100",
+                 "--save", str(tmp_path / "page.html")]) == 0  # fmt: skip
+    assert (tmp_path / "page.html").read_text().count("<svg") == 2
     told = capsys.readouterr().out.splitlines()
     [head, *_] = [line.split() for line in told if line.strip().startswith("layer")]
     assert head == ["layer", "CKA", "±", "error", "null", "raw", "CKA", "SVCCA", "null", "PWCCA", "null"]

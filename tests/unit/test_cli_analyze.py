@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,13 @@ def test_labelled_rows_are_probed_layer_by_layer(tmp_path: Path, capsys: pytest.
 def test_labels_that_no_layer_knows_are_reported_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _analyze(_job(tmp_path, general=False, rows=_tickets(60, known=False)), tmp_path) == 0
+    page = tmp_path / "page.html"
+    file = _job(tmp_path, general=False, rows=_tickets(60, known=False))
+    assert _analyze(file, tmp_path, "--save", str(page)) == 0
+    html = ET.fromstring(page.read_text().removeprefix("<!DOCTYPE html>"))
+    assert [title.text for title in html.iter("h3")] == ["Left-out rows"]
+    assert len([*html.iter("svg")]) == 1
+    assert "no layer predicts the labels better than chance" in " ".join(" ".join(html.itertext()).split())
     told = capsys.readouterr().out
     assert "layer  accuracy  ± error  selectivity" in told
     assert "no layer predicts the labels better than chance" in " ".join(told.split())

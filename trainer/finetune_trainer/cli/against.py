@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune_trainer.cli.analysis import Request
     from finetune_trainer.data.corpus import Corpus
     from finetune_trainer.data.load import Datasets
+    from finetune_trainer.report.layer_curves import Curves
     from finetune_trainer.report.record import RunRecord
     from finetune_trainer.statistics.correlation import Canonical
     from finetune_trainer.transfer.diagnostics.advice import Advice
@@ -39,6 +40,7 @@ class Change:
 
 def show_change(request: Request, *, artifact: str, tokens: int) -> int:
     """artifact: URI, folder or name of a job; tokens: of each data set, whose states are compared."""
+    from finetune_trainer.cli.analysis import save_page
     from finetune_trainer.transfer.diagnostics.advice import after_training
 
     try:
@@ -49,7 +51,26 @@ def show_change(request: Request, *, artifact: str, tokens: int) -> int:
     found, rows = _compare(job.spec, request, artifact=artifact, wanted=tokens)
     advice = after_training(found.data, blocks=found.blocks, gained=found.gained, rows=rows)
     print(json.dumps(_as_json(found, advice), indent=2) if request.as_json else _as_text(found, advice))
+    if request.save is not None:
+        lead = f"{job.spec.model.uri} and {found.artifact}, layer by layer"
+        curves = [_curves(each) for each in found.data]
+        save_page(request.save, job, lead=lead, curves=curves, text=_as_text(found, advice))
     return ExitCode.OK
+
+
+def _curves(each: Similarity) -> Curves:
+    from finetune_trainer.report.layer_curves import Curves
+    from finetune_trainer.report.plots import Point
+    from finetune_trainer.report.xy import Line
+
+    lines = (
+        Line(name="CKA", points=tuple(Point(layer.layer, layer.cka) for layer in each.layers)),
+        Line(
+            name="documents permuted", role="dots",
+            points=tuple(Point(layer.layer, layer.null) for layer in each.layers),
+        ),
+    )  # fmt: skip
+    return Curves(title=each.name, up="unbiased CKA", show=lambda value: f"{value:.2g}", lines=lines)
 
 
 def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: int) -> tuple[Change, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.cli.text import problems_text
@@ -22,6 +23,7 @@ from finetune_trainer.cli.validate import read_manifest
 if TYPE_CHECKING:
     from finetune_trainer.data.corpus import Corpus
     from finetune_trainer.data.load import Datasets
+    from finetune_trainer.report.layer_curves import Curves
     from finetune_trainer.train.diagnose import Subject
     from finetune_trainer.transfer.diagnostics.advice import Findings, Gradients
     from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
@@ -47,10 +49,12 @@ class Request:
     documents: int
     rows: int
     as_json: bool
+    save: Path | None = None
+    """Where to write the page with curves over the layers."""
 
 
 def show_analysis(request: Request) -> int:
-    from finetune_trainer.cli.analysis_text import as_json, as_text
+    from finetune_trainer.cli.analysis_text import as_json, as_text, curves_of
     from finetune_trainer.transfer.diagnostics.advice import recommended
 
     try:
@@ -61,7 +65,17 @@ def show_analysis(request: Request) -> int:
     found = analyze(job.spec, request)
     advice = recommended(found, job.spec)
     print(json.dumps(as_json(found, advice), indent=2) if request.as_json else as_text(found, advice))
+    if request.save is not None:
+        lead = f"{job.spec.model.uri} and its training rows, before training"
+        save_page(request.save, job, lead=lead, curves=curves_of(found), text=as_text(found, advice))
     return ExitCode.OK
+
+
+def save_page(path: Path, job: FineTuneJob, *, lead: str, curves: list[Curves], text: str) -> None:
+    from finetune_trainer.report.layer_curves import page
+
+    path.write_text(page(title=job.metadata.name or "job", lead=lead, curves=curves, text=text), "utf-8")
+    print(f"saved {path}", file=sys.stderr)
 
 
 def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:

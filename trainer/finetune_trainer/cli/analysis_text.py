@@ -7,6 +7,9 @@ from typing import Any
 
 from finetune_trainer.cli.compare import as_json as difference_json
 from finetune_trainer.cli.text import aligned, table
+from finetune_trainer.report.layer_curves import Curves
+from finetune_trainer.report.plots import Point
+from finetune_trainer.report.xy import Line
 from finetune_trainer.transfer.diagnostics.advice import Advice, Findings, Gradients
 from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
 from finetune_trainer.transfer.diagnostics.shift import Shift
@@ -38,6 +41,26 @@ def as_text(found: Findings, advice: Sequence[Advice]) -> str:
         "Recommended:\n" + "\n".join(_recommendations(advice)) if advice else "",
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def curves_of(found: Findings) -> list[Curves]:
+    """The charts of the page."""
+    if found.gradients is not None:
+        held = tuple(Point(at + 1, value) for at, value in enumerate(found.gradients.held))
+        share = Line(name="this block and those above it", points=held)
+        return [Curves(title="Squared relative gradients", up="share", show=_percent, lines=(share,))]
+    if found.curve is None:
+        return []
+    layers = found.curve.layers
+    accuracy = Line(name="accuracy", points=tuple(Point(each.layer, each.accuracy) for each in layers))
+    control = Line(
+        name="with permuted labels", role="dots", points=tuple(Point(each.layer, each.control) for each in layers)
+    )
+    return [Curves(title="Left-out rows", up="share of rows", show=_percent, lines=(accuracy, control))]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _recommendations(advice: Sequence[Advice]) -> Iterator[str]:

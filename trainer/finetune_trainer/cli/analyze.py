@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -24,6 +25,7 @@ def add_commands(commands: Any, home_option: Callable[[argparse.ArgumentParser],
     analyze.add_argument(
         "--tokens", type=int, default=4096, metavar="N", help="of each data set, with --against (default: 4096)"
     )
+    analyze.add_argument("--save", type=Path, metavar="FILE", help="also write a page with curves over the layers")
     analyze.add_argument("-o", "--output", choices=("text", "json"), default="text")
     home_option(analyze)
     analyze.set_defaults(handler=_analyze)
@@ -35,7 +37,7 @@ def _analyze(options: argparse.Namespace) -> int:
 
     request = Request(
         file=options.file, cache=options.home.absolute() / "cache", documents=options.documents, rows=options.rows,
-        as_json=options.output == "json",
+        as_json=options.output == "json", save=options.save,
     )  # fmt: skip
     if options.against is not None:
         return show_change(request, artifact=options.against, tokens=options.tokens)

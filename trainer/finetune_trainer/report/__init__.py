@@ -6,5 +6,6 @@ plots     its curves as inline SVG                        forest    changes with
 xy        small charts of points as inline SVG           reliability   its parts about calibration and scale
 generated its part about generated text
 style     its style sheet                                 card      the artifact's README.md
+layer_curves   the page of an analysis, with curves over the layers
 staircase the ladder that chose the method                transferred  its part about negative transfer
 """
