@@ -120,6 +120,16 @@ def test_a_merged_model_is_told_with_its_size(model: Path, tmp_path: Path, capsy
     assert planned(capsys, file, "--gpu", "L40S")["mergedBytes"] == 100
 
 
+def test_a_replay_that_the_run_decides_is_planned_with_the_most(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general = {"uri": "s3://corp/general.jsonl"}
+    for replay, told in (({}, True), ({"fraction": 0.25}, False)):
+        file = write(tmp_path, regularization={"replay": {**replay, **general}})
+        assert main(["plan", file, "--gpu", "L40S"]) == ExitCode.OK
+        assert ("planned with the largest, 0.25" in capsys.readouterr().out) == told
+
+
 def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prices = tmp_path / "prices.yaml"
     prices.write_text("currency: EUR\ndate: 2026-11-01\nperGpuHour: {l40s: 1.0}\n")

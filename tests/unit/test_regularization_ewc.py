@@ -188,6 +188,12 @@ def test_importance_is_measured_once_and_a_resumed_run_is_the_same(method: Metho
     assert len(list((tmp_path / "cut" / "fisher").iterdir())) == 2
 
 
+def test_without_a_disk_it_is_measured_each_time(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Knobs())
+    (tmp_path / "fisher").write_text("a file where the cache would be")
+    assert weighed(tmp_path, run).trainer.regularization.names == ("ewc",)
+
+
 def test_a_run_stays_nearer_to_its_start(tmp_path: Path) -> None:
     ends = []
     for strength in (1e-9, 100.0):

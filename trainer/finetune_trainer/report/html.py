@@ -150,8 +150,6 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     if plan.trained_layers:
         yield "trained layers", f"the last {plan.trained_layers}"
     yield from report.spec.regularization.lines()
-    if (replay := report.manifest.regularization.replay) is not None and replay.fraction is None:
-        yield "replay fraction", "by the shift of the training rows, measured before the first step"
     yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
     yield "precision", plan.precision or training.precision
     asked, length = report.manifest.data.sequence_length, report.spec.data.sequence_length

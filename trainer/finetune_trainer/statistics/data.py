@@ -152,6 +152,7 @@ class DataRecord(ApiModel):
     drawn_from: dict[str, int] = Field(
         default_factory=dict, description="Documents of each held-out data set that has more than maxRows."
     )
+    replayed: str = Field("", description="Why so many rows are replayed, where the manifest leaves it open.")
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(data set or topic, sentence)."""
@@ -164,6 +165,8 @@ class DataRecord(ApiModel):
                     yield source.uri, source.unused
         for name, documents in self.drawn_from.items():
             yield name, f"{self.max_rows:,} of {documents:,} documents are measured, drawn by evaluation.maxRows"
+        if self.replayed:
+            yield "replay", self.replayed
         yield from ((uri, f"weight {weight:g} in each epoch") for uri, weight in self.weights.items())
         if self.layout is not None:
             yield "layout", self.layout.line()

@@ -37,25 +37,26 @@ def settle_replay(
     *,
     store: CheckpointStore | None,
     reporter: Reporter,
-) -> FineTuneJobSpec:
-    """`spec` with a number in place of an automatic fraction. The network is the untouched model. Collective; `store`
-    is rank 0's."""
+) -> tuple[FineTuneJobSpec, str]:
+    """(`spec` with a number in place of an automatic fraction, what it follows from in words). The network is the
+    untouched model. Collective; `store` is rank 0's."""
     replay = spec.regularization.replay
     if replay is None or replay.fraction is not None or data.replay is None:
-        return spec
+        return spec, ""
     gang = model.strategy
-    fraction = gang.broadcast_json(store.noted(_NOTE) if store is not None else None)
-    if fraction is None:
+    noted = gang.broadcast_json(store.noted(_NOTE) if store is not None else None)
+    if noted is None:
         found = _measured(
             model, data.train, data.replay, pad_id=data.pad_id, seed=spec.training.seed, reporter=reporter
         )
-        fraction = gang.broadcast_json(FRACTIONS["medium" if found is None else found.band])
+        fraction = FRACTIONS["medium" if found is None else found.band]
         why = f"there are fewer than {FEWEST} documents to measure a shift on" if found is None else _told(found)
-        reporter.say(f"regularization.replay: {100 * fraction:g} % of the rows of a step are replayed, since {why}")
+        noted = gang.broadcast_json([fraction, f"{100 * fraction:g} % of the rows of a step are replayed, since {why}"])
         if store is not None:
-            store.note(_NOTE, fraction)
+            store.note(_NOTE, noted)
+    fraction, told = noted
     terms = spec.regularization.model_copy(update={"replay": replay.model_copy(update={"fraction": fraction})})
-    return spec.model_copy(update={"regularization": terms})
+    return spec.model_copy(update={"regularization": terms}), told
 
 
 def _measured(

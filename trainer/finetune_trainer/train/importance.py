@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -122,10 +123,14 @@ class Importance:
 
 
 def _write(file: Path, found: list[Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Nothing where the disk is full: the next attempt measures again."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({str(at): each.cpu() for at, each in enumerate(found)}, beside)
-    beside.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({str(at): each.cpu() for at, each in enumerate(found)}, beside)
+        beside.replace(file)
+    except (OSError, SafetensorError):
+        beside.unlink(missing_ok=True)
 
 
 def _read(file: Path, device: torch.device) -> list[Tensor]:

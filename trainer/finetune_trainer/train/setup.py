@@ -160,7 +160,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
 
     train = data.train.after(prompt.ids) if prompt else data.train
     with prompt.off() if prompt else nullcontext():
-        spec = settle_replay(spec, model, data, store=checkpointer.notes, reporter=reporter)
+        spec, replayed = settle_replay(spec, model, data, store=checkpointer.notes, reporter=reporter)
     replay = replay_of(spec, data, prompt.ids if prompt else None)
     layout = fitting_layout(
         spec,
@@ -212,7 +212,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
-    record = record.model_copy(update={"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows})
+    record = record.model_copy(
+        update={"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows, "replayed": replayed}
+    )
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
     validation = data.validation if data.validation is not None and len(data.validation) else None
