@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
 from tests.support.tiny_model import WORDS, tiny_model, worded
 from tests.support.tokenizers import write_jsonl
@@ -124,3 +125,11 @@ def test_labels_that_no_layer_knows_are_reported_before_anything_is_trained(
     told = capsys.readouterr().out
     assert "layer  accuracy  ± error  selectivity" in told
     assert "no layer predicts the labels better than chance" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("wrong", [("--rows", "5"), ("--documents", "0"), ("--tokens", "many")])
+def test_samples_that_are_too_small_are_a_usage_error(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", "job.yaml", *wrong]) == ExitCode.USAGE
+    assert "is not an integer of at least" in capsys.readouterr().err

@@ -101,6 +101,11 @@ def test_the_method_follows_from_what_the_layers_know(found: Findings, setting: 
     assert setting in [advice.setting for advice in recommended(found, SPEC)]
 
 
+def test_a_ladder_that_chooses_the_method_is_not_given_another() -> None:
+    ladder = SPEC.model_copy(update={"method": SPEC.method.model_copy(update={"type": "auto"})})
+    assert recommended(Findings(rows=900, held_out=0, blocks=4), ladder) == ()
+
+
 def test_nothing_else_is_recommended_where_no_layer_knows_the_labels() -> None:
     found = replace(LABELLED, curve=_curve(enough=5, chance=0.4))
     [only] = recommended(found, SPEC)

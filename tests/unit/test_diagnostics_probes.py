@@ -102,6 +102,12 @@ def test_scores_of_coordinates_are_those_of_the_standardised_features_also_with_
     assert score.log_me == pytest.approx(log_me(with_constant, gold), rel=1e-9)
 
 
+def test_a_label_that_no_sampled_row_has_changes_nothing() -> None:
+    found, gold = _states(3)
+    with_gap = curve(found, 2 * gold, np.arange(ROWS), layers=range(BLOCKS + 1), blocks=BLOCKS, seed=1)
+    assert with_gap.layers == _curve(3).layers
+
+
 def test_the_last_doubling_helps_where_rows_are_few_for_the_features_and_not_where_they_are_many() -> None:
     chosen = np.random.default_rng(5)
 

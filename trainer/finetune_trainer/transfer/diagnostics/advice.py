@@ -140,7 +140,7 @@ def _without_labels(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
     few, why = found.rows < FEW_ROWS, f"{found.rows:,} rows are few for training the model's own weights"
     found_large = found.shift is not None and found.shift.band == "large"
     if found.gradients is None or found_large or found.gradients.trained > MOST * found.blocks:
-        if few and spec.method.trains_the_model:
+        if few and not spec.method.is_auto and spec.method.trains_the_model:
             yield Advice("method: {type: lora}", why)
         return
     kind, last = "lora" if few else "partial", found.gradients.trained

@@ -107,6 +107,7 @@ def curve(
 ) -> Curve:
     """found: (rows, layers, dim) states; gold: (rows,) labels from 0; groups: (rows,) from 0, equal for rows that are
     not independent. Needs four rows and two labels."""
+    gold = np.unique(gold, return_inverse=True)[1]  # a label may be in none of these rows
     classes = int(gold.max()) + 1
     permuted = [gold[np.argsort(PERMUTED.raw(len(gold), seed, number))] for number in range(CONTROLS)]
     scores, right_by_layer, lucky = [], {}, np.zeros(CONTROLS)
@@ -185,6 +186,6 @@ def _doubling(found: NDArray[np.float32], gold: Labels, groups: Labels, right: R
 
 
 def _error(right: Right, groups: Labels) -> float:
-    """A row's share at least: that no row is wrong does not make the accuracy certain."""
+    """A row's share at least: that no row is wrong does not make the accuracy certain. 1 for a single group."""
     (by_group,) = totals(groups, (right - right.mean()) / len(right))
-    return max(residual_error(by_group), 1 / len(right))
+    return min(max(residual_error(by_group), 1 / len(right)), 1.0)
