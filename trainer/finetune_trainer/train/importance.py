@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,8 @@ def _write(file: Path, found: list[Tensor]) -> None:
         save_file({str(at): each.cpu() for at, each in enumerate(found)}, beside)
         beside.replace(file)
     except (OSError, SafetensorError):
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def _read(file: Path, device: torch.device) -> list[Tensor]:

@@ -176,15 +176,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     )
     model = replace(model, kernels=chosen(spec, model, layout, train, store=checkpointer.notes, say=reporter.say))
     importance = ewc_of(
-        spec,
-        attached,
-        model,
-        layout,
-        data.replay,
-        folder=cache / "fisher",
-        of_model=frozen_cache.digest_of(local.path),
-        reporter=reporter,
-    )
+        spec, attached, model, layout, data.replay, folder=cache / "fisher",
+        of_model=frozen_cache.digest_of(local.path), reporter=reporter,
+    )  # fmt: skip
     terms = regularization_of(spec, attached, replay, strategy.place).and_penalties(importance)
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
@@ -212,9 +206,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
-    record = record.model_copy(
-        update={"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows, "replayed": replayed}
-    )
+    more = {"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows, "replayed": replayed}
+    record = record.model_copy(update=more)
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
     validation = data.validation if data.validation is not None and len(data.validation) else None
