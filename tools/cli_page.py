@@ -37,7 +37,8 @@ and `delete` print one object:
 """
 
 
-WATCH = """`watch` prints an object a line, one for each change; the last one is that of the finished job:
+WATCH = """`chat` prints an object a prompt, with `prompt`, `base` and `tuned`.
+`watch` prints an object a line, one for each change; the last one is that of the finished job:
 
 | field | type | meaning |
 |---|---|---|

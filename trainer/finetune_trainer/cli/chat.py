@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from finetune_api.spec import ModelSource
 from finetune_api.text import printable
 from finetune_trainer.cli.compare import uri_of
 from finetune_trainer.cli.jobs import Where
+from finetune_trainer.methods.lean import lean_peft
 from finetune_trainer.report.record import RunRecord, read_record
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.fetch import fetch_folder
@@ -155,7 +157,9 @@ def load(uri: str, *, cache: Path) -> Pair:
     own = fetch_folder(uri, prefix=names.PREFIX_OUTPUT, cache=cache, patterns=top)
     source = ModelSource(uri=record.provenance.base_model or record.spec.model.uri, revision=record.provenance.revision)
     base = resolve_model(source, cache=cache).path
-    return _pair(traits, record, base, own)
+    with lean_peft(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between PEFT and transformers
+        return _pair(traits, record, base, own)
 
 
 def _pair(traits: Traits | None, record: RunRecord, base: Path, own: Path) -> Pair:
@@ -179,11 +183,9 @@ def _pair(traits: Traits | None, record: RunRecord, base: Path, own: Path) -> Pa
 
 
 def _with_peft(record: RunRecord, untouched: Any, base: Path, own: Path) -> tuple[Any, Any]:
-    from finetune_trainer.methods.lean import lean_peft
-    from finetune_trainer.methods.peft_layout import switched_off
+    from peft import PeftConfig, PeftModel
 
-    with lean_peft():
-        from peft import PeftConfig, PeftModel
+    from finetune_trainer.methods.peft_layout import switched_off
 
     if PeftConfig.from_pretrained(own).is_prompt_learning:  # its network cannot be the untouched one at the same time
         return PeftModel.from_pretrained(_network(record, base), own).eval(), nullcontext
