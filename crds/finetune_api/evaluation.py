@@ -9,6 +9,7 @@ from pydantic import Field
 from .base import ApiModel, Rule
 from .fields import LIST_MAP, MAP_KEYS, Name, OutputUri
 from .generation import Generate
+from .methods import TRAITS, type_of
 
 BASE = "base"
 """The untouched model, as a reference of slices."""
@@ -39,6 +40,12 @@ class EvaluationSettings(ApiModel):
         description="Measure the trained adapter at 0.25, 0.5 and 0.75 of its scale as well, and publish it at the "
         "scale that gains most and keeps the guards. One half of the rows of data.validation, data.general and (with "
         "guards.slices) data.slices chooses, the other half is what is reported. For methods lora and qlora.",
+    )
+    kl_to_base: bool = Field(
+        False,
+        description="Measure how far the tuned model's next-token distributions are from the base model's on the test "
+        "rows (without data.test, the validation rows), in nats per token. It predicts forgetting without general "
+        "text. Costs two passes over these rows. For methods with an adapter that can be switched off.",
     )
     references: Annotated[tuple[Reference, ...], Field(max_length=8)] = Field(
         (),
@@ -88,5 +95,27 @@ REFERENCE_RULES = (
         cel=f"!({_HAS_REFERENCES}) || self.evaluation.references.all(each, each.name != '{BASE}')",
         message=f"evaluation.references: {BASE} is the untouched model, which is always compared: choose another name",
         holds=lambda new, _: all(each.get("name") != BASE for each in _references(new)),
+    ),
+)
+
+_SWITCHED = tuple(method.name for method in TRAITS.values() if method.switches_off)
+_ASKS = "has(self.evaluation) && has(self.evaluation.klToBase) && self.evaluation.klToBase"
+
+
+def _asks_for_divergence(new: dict[str, Any]) -> bool:
+    return bool((new.get("evaluation") or {}).get("klToBase"))
+
+
+DIVERGENCE_RULES = (
+    Rule(
+        cel=f"!({_ASKS}) || !has(self.method) || !has(self.method.type) || self.method.type in {list(_SWITCHED)}",
+        message=f"evaluation.klToBase compares with the base model, and only method.type {', '.join(_SWITCHED)} can "
+        "switch back to it without a second copy: use one of these, or remove it",
+        holds=lambda new, _: not _asks_for_divergence(new) or type_of(new) in _SWITCHED,
+    ),
+    Rule(
+        cel=f"!({_ASKS}) || !has(self.strategy) || !has(self.strategy.type) || self.strategy.type != 'deepspeed'",
+        message="evaluation.klToBase is not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp",
+        holds=lambda new, _: not _asks_for_divergence(new) or (new.get("strategy") or {}).get("type") != "deepspeed",
     ),
 )

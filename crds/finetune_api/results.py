@@ -24,6 +24,7 @@ from .generation import GenerationMetric
 from .status import (
     Calibration,
     DataKind,
+    Divergence,
     Evaluation,
     GuardName,
     GuardResult,
@@ -86,6 +87,8 @@ def packed(evaluation: Evaluation) -> str:
     }
     if evaluation.negative_transfer:
         told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
+    if evaluation.kl_to_base is not None:
+        told["k"] = _short(evaluation.kl_to_base.to_json())
     if evaluation.calibration is not None:
         told["c"] = _short(evaluation.calibration.to_json())
     if evaluation.generation is not None:
@@ -119,12 +122,13 @@ def _evaluation(told: Any) -> Evaluation:
     data = tuple(Measurement(**row) for row in _read(told["d"], _DATA))
     guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
     transfer = tuple(NegativeTransfer(**row) for row in _read(told.get("n"), _TRANSFER))
-    calibration, scale = told.get("c"), told.get("s")
+    calibration, scale, divergence = told.get("c"), told.get("s"), told.get("k")
     generation, collapse = told.get("t"), told.get("l")
     return Evaluation(
         data=data,
         guards=guards,
         negative_transfer=transfer,
+        kl_to_base=None if divergence is None else Divergence.model_validate_json(json.dumps(divergence)),
         calibration=None if calibration is None else Calibration.model_validate_json(json.dumps(calibration)),
         scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
         generation=None if generation is None else _generation(*generation),

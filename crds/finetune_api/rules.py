@@ -7,7 +7,7 @@ from typing import Any
 
 from . import accelerators, sizes
 from .base import Rule
-from .evaluation import REFERENCE_RULES, SAME_GROUPS
+from .evaluation import DIVERGENCE_RULES, REFERENCE_RULES, SAME_GROUPS
 from .generation import GENERATION_RULES
 from .guards import GUARD_RULES
 from .ladder import LADDER_RULES
@@ -229,6 +229,7 @@ SPEC_RULES = (
     SCALE_FITS,
     SAME_GROUPS,
     *REFERENCE_RULES,
+    *DIVERGENCE_RULES,
     *GUARD_RULES,
     *GENERATION_RULES,
     *REGULARIZATION_RULES,

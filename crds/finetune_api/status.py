@@ -182,6 +182,22 @@ class Measurement(ApiModel):
     groups: int = Field(0, description="Of rows that are independent of each other: what intervals count.")
 
 
+class Divergence(ApiModel):
+    """Mean KL(base || tuned) of the next-token distributions on rows of the task, in nats per token."""
+
+    name: Literal["test", "validation"] = Field(description="Data set: data.test, else data.validation.")
+    value: float = Field(description="0: the distributions are the same.")
+    low: float | None = Field(None, description="Lower limit of the 95 % interval of value.")
+    high: float | None = Field(None, description="Upper limit of the 95 % interval of value.")
+    rows: int = 0
+    groups: int = Field(0, description="See data.")
+
+    def told(self) -> str:
+        """KL to the base on test rows: 0.12 nats per token [0.1, 0.14]."""
+        between = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"KL to the base on {self.name} rows: {self.value:.3g} nats per token{between}"
+
+
 class NegativeTransfer(ApiModel):
     """A slice on which something cheaper than the tuned model is better."""
 
@@ -251,6 +267,7 @@ class Evaluation(ApiModel):
         description="Slices on which the base model, or one of evaluation.references, is better than the tuned model.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["slice"]},
     )
+    kl_to_base: Divergence | None = Field(None, description="With evaluation.klToBase.")
     calibration: Calibration | None = Field(
         None, description="Whether confidence matches accuracy, where rows are classifications."
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.jobs import Json, Place, example
+from tests.cluster.jobs import Json, Place, endless, tiny_inputs
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import S3, Prometheus, Rig
-from tests.support.tiny_model import numbers_as_text, tiny_corpus, tiny_model
+from tests.support.tiny_model import numbers_as_text
 from tools import alerts
 
 pytestmark = pytest.mark.timeout(900)
@@ -24,41 +24,29 @@ RATE = 0.00015
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """That a pod's user may read."""
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
-    for file in tiny_model(tmp_path / "model").iterdir():
-        file.chmod(0o644)
-    return tmp_path / "model"
+def inputs(tmp_path: Path) -> tuple[Path, Path]:
+    """Model and corpus, with general text."""
+    model, corpus = tiny_inputs(tmp_path)
+    numbers_as_text(corpus / "general.jsonl")
+    return model, corpus
 
 
 @pytest.fixture
-def place(cluster: Rig, s3: S3, restricted_namespace: str, model: Path, tmp_path: Path) -> Place:
-    """With the corpus and general text in its bucket."""
+def place(cluster: Rig, s3: S3, restricted_namespace: str, inputs: tuple[Path, Path]) -> Place:
+    model, corpus = inputs
     place = Place.of(cluster, s3, restricted_namespace, models=model)
-    corpus = tiny_corpus(tmp_path / "corpus", rows=64)
-    numbers_as_text(corpus / "general.jsonl")
     place.upload(corpus, "tiny")
     return place
 
 
 def job(on_violation: str) -> Json:
-    made = example()
-    made["metadata"]["name"] = on_violation
-    made["spec"] |= {
-        "nodes": 1,
-        "data": {
-            "train": [{"uri": "s3://corp/tiny/train.jsonl"}],
-            "test": {"uri": "s3://corp/tiny/heldout.jsonl"},
-            "general": {"uri": "s3://corp/tiny/general.jsonl"},
-            "sequenceLength": 128,
-            "credentials": {"secretName": "corp-s3"},
-        },
-        "training": {"epochs": 5, "batchSize": 16, "learningRate": 30 * RATE},
-        "guards": {"forgetting": {"maxBitsPerByteIncrease": 0.008}, "onViolation": on_violation},
+    made = endless(on_violation, nodes=1, every=20)
+    made["spec"]["data"] |= {
+        "test": {"uri": "s3://corp/tiny/heldout.jsonl"},
+        "general": {"uri": "s3://corp/tiny/general.jsonl"},
     }
-    made["spec"]["output"]["uri"] = f"s3://corp/models/{on_violation}"
+    made["spec"]["training"] |= {"epochs": 5, "learningRate": 30 * RATE}
+    made["spec"]["guards"] = {"forgetting": {"maxBitsPerByteIncrease": 0.008}, "onViolation": on_violation}
     return made
 
 
@@ -71,7 +59,7 @@ def below(place: Place, prefix: str) -> set[str]:
 def test_an_adapter_that_forgets_is_held_back_or_scaled_down(
     place: Place,
     operator: Operator,
-    model: Path,
+    inputs: tuple[Path, Path],
     prometheus: Callable[[dict[str, Any]], Prometheus],
     tmp_path: Path,
 ) -> None:
@@ -80,7 +68,7 @@ def test_an_adapter_that_forgets_is_held_back_or_scaled_down(
     scrape = {"job_name": "operator", "static_configs": [{"targets": [operator.metrics_address]}]}
     server = prometheus({"scrape_configs": [scrape], "rule_files": [str(rules)]})
     for on_violation in ("fail", "remedy"):
-        place.apply(place.on_this_rig(job(on_violation), model=model))
+        place.apply(place.on_this_rig(job(on_violation), model=inputs[0]))
 
     def ended(name: str) -> Json:
         place.rig.wait_until(

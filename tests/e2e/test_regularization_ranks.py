@@ -13,14 +13,29 @@ import pytest
 import torch
 
 from finetune_api.methods import Lora, Method
+from finetune_api.status import Scores
 from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.registry import spread
 from finetune_trainer.parallel.single import Single
+from finetune_trainer.train.divergence import divergence
 from finetune_trainer.train.model import load_network
+from finetune_trainer.transfer.evidence import Subject
 from tests.support import rank_processes
-from tests.support.training import CPU, Knobs, Place, largest_difference, make_run, network, weighed
+from tests.support.training import (
+    CPU,
+    LENGTHS,
+    Knobs,
+    Place,
+    Run,
+    disturb,
+    documents,
+    largest_difference,
+    make_run,
+    network,
+    weighed,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = Method(type="lora", lora=Lora(rank=4))
@@ -62,7 +77,16 @@ def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str
         "added": [point.regularization or {} for point in state.curve],
         "norms": [point.gradient_norm for point in state.curve],
         "tensors": run.tensors(),
+        "apart": _divergence(run) if knobs.beta else None,
     }
+
+
+def _divergence(run: Run) -> float:
+    """From the base model, on held-out rows; of weights that are far enough from it."""
+    disturb(run.attached)
+    corpus = documents(LENGTHS, seed=3)
+    subject = Subject("test", "test", corpus, base=Scores(loss=1.0), tuned=None)
+    return divergence(run.trainer, run.attached, subject).value
 
 
 def _rank(rank: int, world_size: int, port: int, root: str, cases: list[Case], library: str | None) -> None:
@@ -111,6 +135,8 @@ def _compare(root: Path, case: Case) -> None:
     for mine, other in zip(told["added"], alone["added"], strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-7)
     assert {key for each in told["added"] for key in each} == _keys(case)
+    assert told["apart"] == ranks[1]["apart"] == (alone["apart"] and pytest.approx(alone["apart"], rel=1e-4))
+    assert alone["apart"] is None or alone["apart"] > 0.001
     expected = {name: tensor for name, tensor in alone["tensors"].items() if name.startswith("weights")}
     found = {name: _whole([each["tensors"].get(name) for each in ranks], tensor) for name, tensor in expected.items()}
     assert largest_difference(found, expected) < 5e-6

@@ -56,7 +56,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     (
         "slices that are compared with earlier artifacts",
         {
-            "spec.evaluation": {"references": [{"name": "cheap", "uri": "s3://corp/models/cheap"}]},
+            "spec.evaluation": {"klToBase": True, "references": [{"name": "cheap", "uri": "s3://corp/models/cheap"}]},
             "spec.data.slices": [{"name": "books", "uri": "s3://corp/books.jsonl"}],
         },
         None,

@@ -83,11 +83,12 @@ def evaluation_table(rows: Sequence[Row], generation: Generation | None = None) 
 
 
 def guard_lines(evaluation: Evaluation | None) -> str:
-    """A line for each guard and each slice with negative transfer; empty where there are none."""
+    """A line for each guard, slice with negative transfer, KL to the base and scale; empty where there are none."""
     if evaluation is None:
         return ""
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
+    lines += [f"  {evaluation.kl_to_base.told()}"] if evaluation.kl_to_base else []
     lines += [f"  scale: {evaluation.scale.told()}"] if evaluation.scale else []
     return "\n".join([*lines, f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else lines)
 

@@ -52,7 +52,7 @@ class KlToBase:
     def divergence(self, hidden: Tensor, base: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         """Summed over tokens, in nats. hidden, base: (tokens, dim); head: (vocab, dim), which does not train;
         targets: (tokens,)."""
-        rows = max(16, CHUNK_BYTES.get(hidden.device.type, 32 << 20) // (4 * head.shape[0]))
+        rows = _chunk(hidden, head)
         left_out = None if self.replayed else targets
         summed = _Divergence.apply(hidden, base, head, left_out, rows)  # type: ignore[no-untyped-call]
         return cast(Tensor, summed)
@@ -62,6 +62,28 @@ class KlToBase:
         left_out = None if self.replayed else targets
         tuned, reference = _log_probabilities(logits, left_out), _log_probabilities(base, left_out)
         return (reference.exp() * (reference - tuned)).sum()
+
+
+@torch.no_grad()
+def token_divergences(hidden: Tensor, base: Tensor, head: Tensor) -> Tensor:
+    """(tokens,): KL(base ‖ tuned) of each next-token distribution, in nats. hidden, base: (tokens, dim); head:
+    (vocab, dim). Of logits there are two chunks at a time."""
+    dtype, rows = _compute_dtype(hidden), _chunk(hidden, head)
+    weight = head.to(dtype).T
+    chunks = (slice(start, start + rows) for start in range(0, len(hidden), rows))
+    found = [logit_divergences(*(_mm(states[here].to(dtype), weight) for states in (hidden, base))) for here in chunks]
+    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def logit_divergences(logits: Tensor, base: Tensor) -> Tensor:
+    """The same from logits (tokens, vocab)."""
+    tuned, reference = _log_probabilities(logits, None), _log_probabilities(base, None)
+    return (reference.exp() * (reference - tuned)).sum(dim=1)
+
+
+def _chunk(hidden: Tensor, head: Tensor) -> int:
+    """Tokens whose logits are computed at once."""
+    return max(16, CHUNK_BYTES.get(hidden.device.type, 32 << 20) // (4 * head.shape[0]))
 
 
 class _Divergence(torch.autograd.Function):

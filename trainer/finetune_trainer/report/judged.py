@@ -27,6 +27,8 @@ def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
     if report.evaluation.scale is not None and report.evaluation.scale.chosen != 1:
         told = report.evaluation.scale.told()
         words = (*words, f"{told[0].upper()}{told[1:]}.")
+    if report.evaluation.kl_to_base is not None:
+        words = (*words, f"{report.evaluation.kl_to_base.told()}.")
     for each in report.evaluation.negative_transfer:
         told = each.told()
         words = (*words, f"{told[0].upper()}{told[1:]}.")

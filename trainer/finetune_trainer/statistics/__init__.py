@@ -7,6 +7,7 @@ differences    what a comparison says: `Difference` with interval, smallest visi
 paired         two models on the same rows: `Paired` in, `Difference` out
 multiplicity   several comparisons at once: Bonferroni and Holm
 calibration    whether a model's confidence is its accuracy: ECE, Brier, NLL, temperature, the paired difference
+divergence     KL of the tuned from the base model, per token
 transfer       slices on which something cheaper is better, by Holm's method
 diversity      how varied generated text is, and by how much less than before
 text_scores    scores of one generated text: exact match, ROUGE-L, valid JSON

@@ -25,6 +25,7 @@ linear_probe       method probe, in place of the loop
 importance         what regularization.ewc holds to, from the cache or measured
 diagnose           what an analysis asks of a model
 answering          what both models answer to held-out prompts
+divergence         KL to the base on rows of the task
 scale_sweep        the scale at which an adapter is published
 artifact_commit    the artifact's files, the run's record, and the commit
 generation_config  the tokens that end a trained answer

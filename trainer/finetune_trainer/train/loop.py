@@ -132,7 +132,7 @@ class Trainer:
         self.model.network.eval()
         try:
             with torch.no_grad():
-                return evaluate(self.model, corpus, layout=self.layout, strategy=self.strategy, going_on=self._going_on)
+                return evaluate(self.model, corpus, layout=self.layout, strategy=self.strategy, going_on=self.going_on)
         finally:
             self.model.network.train()
 
@@ -262,7 +262,8 @@ class Trainer:
         self.reporter.phase("training")
         return state, False
 
-    def _going_on(self) -> bool:
+    def going_on(self) -> bool:
+        """Whether this rank was not asked to stop; asking is a sign of life."""
         self.reporter.alive()
         return not self.stop_requested()
 

@@ -26,7 +26,7 @@ from finetune_trainer.methods import fault
 from finetune_trainer.parallel.base import Packed, Strategy
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.parallel.weight_names import account, class_of
-from finetune_trainer.regularization.kl_to_base import KlToBase
+from finetune_trainer.regularization.kl_to_base import KlToBase, logit_divergences, token_divergences
 
 from .capabilities import Capabilities, hidden_states
 from .frozen_layers import FrozenLayers
@@ -115,6 +115,17 @@ class LanguageModel:
     def target_nats(self, batch: MicroBatch) -> Array:
         """(targets,): of each target of the batch, line by line. It costs what their sum costs."""
         each = self._of_targets(batch, token_nats, partial(nn.functional.cross_entropy, reduction="none"))
+        return each.float().cpu().numpy()
+
+    @torch.no_grad()
+    def target_divergences(self, batch: MicroBatch, base: Tensor) -> Array:
+        """(targets,): KL(base ‖ this model) of each target's distribution, in nats; base: the `outputs` of the base
+        model."""
+        each = self._of_targets(
+            batch,
+            lambda hidden, head, _targets: token_divergences(hidden, base, head),
+            lambda logits, _targets: logit_divergences(logits, base.float()),
+        )
         return each.float().cpu().numpy()
 
     def _of_targets(self, batch: MicroBatch, of_hidden: _OfHidden, of_logits: _OfLogits) -> Tensor:

@@ -34,6 +34,7 @@ from finetune_trainer.transfer.release import Release, judge
 
 from .answering import Answering
 from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
+from .divergence import divergence, rows_of_the_task
 from .linear_probe import ProbeRun, probed
 from .reporter import Reporter
 from .scale_sweep import Swept, swept
@@ -118,6 +119,10 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     found = swept(
         setup, subjects(corpora, before, after), lambda part: _measure(setup, state, trainer.measure, dict(part))
     )
+    if setup.spec.evaluation.kl_to_base and (task := rows_of_the_task(found.subjects)) is not None:
+        reporter.phase("evaluating", "measuring KL to the base")
+        apart = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
+        found = replace(found, divergence=apart)
     return _finish(setup, state, found, output, kept_back, _stoppable(setup, state, answering.judged))
 
 
@@ -157,6 +162,7 @@ def _finish(
     evidence = Evidence()
     if strategy.place.first:
         evidence = evidence_of(found.subjects, labels, found.sweep, setup.references)
+        evidence = replace(evidence, divergence=found.divergence)
     if generated is not None:
         evidence = replace(evidence, generation=generated.told, collapse=generated.collapse)
         reporter.say(generated.collapse.told())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,14 @@ Array = np.ndarray[Any, Any]
 Floats = NDArray[np.float64]
 
 
-class Scorer(Protocol):
+class OfTargets(Protocol):
+    """A number for each target, of a model that is frozen for the moment."""
+
+    def target_nats(self, batch: MicroBatch) -> Array:
+        """(targets,): of each target of the batch, line by line."""
+
+
+class Scorer(OfTargets, Protocol):
     """A model, frozen for the moment."""
 
     @property
@@ -38,9 +45,6 @@ class Scorer(Protocol):
     def shared_within(self) -> int | None:
         """Tokens of a prompt and its longest answer up to which one mask is right for all layers: beyond it some see
         less than the mask allows. None: any number."""
-
-    def target_nats(self, batch: MicroBatch) -> Array:
-        """(targets,): of each target of the batch, line by line."""
 
     def token_nats(self, tokens: Array, positions: Array, targets: Array, mask: Array | None = None) -> Array:
         """Of each token, 0 without a target; mask: (rows, length, length), True = sees."""
@@ -66,6 +70,10 @@ class Layout:
         )
 
 
+Part = Callable[[], None]
+"""A piece of work, one pass through the model, which writes down what it finds."""
+
+
 class Stopped(Exception):
     """Some rank was asked to stop: there is no result."""
 
@@ -88,14 +96,35 @@ def evaluate(
 ) -> Measured:
     """Collective: all ranks call it and get the same numbers. `going_on` is asked between micro-batches; when it says
     no on any rank, every rank raises Stopped."""
-    mine = share(np.arange(len(corpus)), corpus.lengths, rank=strategy.place.rank, world_size=strategy.place.world_size)
-    rows, stopped = _Rows.of(corpus), False
-    parts = list(_parts(scorer, corpus, mine, layout, rows))
-    for part in strategy.in_step(parts, _loss_part(scorer, idle(), rows)):
-        if stopped := strategy.agreed(not going_on()):
-            break
-        part()
+    rows = _Rows.of(corpus)
+    parts = list(_parts(scorer, corpus, _share(corpus, strategy), layout, rows))
+    stopped = _stopped(parts, _loss_part(scorer, idle(), rows), strategy, going_on)
     return gathered(corpus, rows.nats, rows.labels, stopped=stopped, strategy=strategy)
+
+
+def summed_by_row(
+    scorer: OfTargets, corpus: Corpus, *, layout: Layout, strategy: Strategy, going_on: Callable[[], bool]
+) -> Floats:
+    """(rows,): the numbers of each row's targets, summed. Collective, as `evaluate` is."""
+    plain = replace(corpus, choices=None)
+    rows = _Rows.of(plain)
+    parts = [_loss_part(scorer, batch, rows) for batch in layout.batches(plain, _share(plain, strategy))]
+    stopped = _stopped(parts, _loss_part(scorer, idle(), rows), strategy, going_on)
+    return gathered(plain, rows.nats, None, stopped=stopped, strategy=strategy).nats
+
+
+def _share(corpus: Corpus, strategy: Strategy) -> Numbers:
+    place = strategy.place
+    return share(np.arange(len(corpus)), corpus.lengths, rank=place.rank, world_size=place.world_size)
+
+
+def _stopped(parts: list[Part], spare: Part, strategy: Strategy, going_on: Callable[[], bool]) -> bool:
+    """Does the parts, as many as every other rank. Returns whether a rank was asked to stop before all were done."""
+    for part in strategy.in_step(parts, spare):
+        if strategy.agreed(not going_on()):
+            return True
+        part()
+    return False
 
 
 def gathered(corpus: Corpus, nats: Floats, labels: Floats | None, *, stopped: bool, strategy: Strategy) -> Measured:
@@ -130,9 +159,6 @@ _ROWS_AT_ONCE = 64
 _AT_ONCE = 1 << 16
 """Numbers that ranks sum at once."""
 
-Part = Callable[[], None]
-"""A piece of work, one pass through the model, which writes down what it finds."""
-
 
 @dataclass(frozen=True)
 class _Rows:
@@ -160,14 +186,14 @@ def _parts(scorer: Scorer, corpus: Corpus, mine: Numbers, layout: Layout, rows: 
         yield from _separate_parts(scorer, corpus, mine, layout, rows)
 
 
-def _loss_part(scorer: Scorer, batch: MicroBatch, rows: _Rows) -> Part:
+def _loss_part(scorer: OfTargets, batch: MicroBatch, rows: _Rows) -> Part:
     def work() -> None:
         rows.nats[batch.documents] = _by_document(scorer, batch)
 
     return work
 
 
-def _by_document(scorer: Scorer, batch: MicroBatch) -> Floats:
+def _by_document(scorer: OfTargets, batch: MicroBatch) -> Floats:
     """(documents,): nats of each."""
     segments = batch.segments[batch.targets != IGNORED]
     found = np.bincount(segments, weights=scorer.target_nats(batch), minlength=len(batch.documents))

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from finetune_api.generated_text import Collapse, Generation
-from finetune_api.status import DataKind, Evaluation, GuardResult, Measurement, Metric, ScaleSweep, Scores
+from finetune_api.status import DataKind, Divergence, Evaluation, GuardResult, Measurement, Metric, ScaleSweep, Scores
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.paired import difference
@@ -117,6 +117,7 @@ class Evidence:
     """Each slice compared with the base model and with earlier artifacts."""
     generation: Generation | None = None
     collapse: Collapse | None = None
+    divergence: Divergence | None = None
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
@@ -124,6 +125,7 @@ class Evidence:
             data=main_metrics(self.measurements),
             guards=guards,
             negative_transfer=flagged(self.against),
+            kl_to_base=self.divergence,
             calibration=self.calibrated.told if self.calibrated is not None else None,
             scale=self.scale,
             generation=self.generation,
