@@ -19,6 +19,7 @@ from tests.support.tokenizers import write_jsonl
 
 def _job(
     folder: Path, *, general: bool = True, script: str = "latin", rows: list[dict[str, object]] | None = None,
+    slice_rows: list[dict[str, object]] | None = None,
     **spec: Any,
 ) -> str:  # fmt: skip
     tiny_model(folder / "model")
@@ -28,6 +29,8 @@ def _job(
     }
     if general:
         data["general"] = {"uri": write_jsonl(folder / "general.jsonl", *worded(30, seed=2))}
+    if slice_rows:
+        data["slices"] = [{"name": "returns", "uri": write_jsonl(folder / "returns.jsonl", *slice_rows)}]
     output = {"uri": f"file://{folder}/output"}
     manifest = {"model": {"uri": f"file://{folder}/model"}, "data": data, "output": output, **spec}
     file = folder / "job.json"
@@ -83,9 +86,9 @@ def test_without_general_text_and_labels_gradients_show_which_layers_would_move(
     assert "bitsPerByteRatio" not in told
 
 
-def _tickets(count: int, *, known: bool = True) -> list[dict[str, object]]:
+def _tickets(count: int, *, known: bool = True, seed: int = 7) -> list[dict[str, object]]:
     """Two kinds of tickets that differ in their words; or, with `known` false, in nothing."""
-    chosen = random.Random(7)
+    chosen = random.Random(seed)
     sides = (WORDS[:5], WORDS[5:]) if known else (WORDS, WORDS)
     return [
         {"text": " ".join(chosen.choices(sides[row % 2], k=6)), "label": ("payment", "delivery")[row % 2]}
@@ -95,12 +98,13 @@ def _tickets(count: int, *, known: bool = True) -> list[dict[str, object]]:
 
 def test_labelled_rows_are_probed_layer_by_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without general text. The labels depend on words, which the embeddings of a tiny model hold."""
-    file = _job(tmp_path, general=False, rows=_tickets(60))
+    file = _job(tmp_path, general=False, rows=_tickets(60), slice_rows=_tickets(24, seed=8))
     assert _analyze(file, tmp_path, "--rows", "40", "-o", "json") == 0
     told = json.loads(capsys.readouterr().out)
     assert "bitsPerByteRatio" not in told
     assert told["notes"] == ["The shift is not measured: data.general is not set."]
     layers = told["layers"]
+    assert all(set(each["slices"]) == {"returns"} for each in layers["curve"])
     assert (layers["rows"], [each["layer"] for each in layers["curve"]]) == (40, [0, 1, 2])
     assert all({"accuracy", "standardError", "selectivity", "logMe"} <= set(each) for each in layers["curve"])
     assert layers["enough"] == 0

@@ -49,6 +49,7 @@ def _curve(*, enough: int, rises: bool = False, chance: float = 0.05, doubled: i
         majority=0.5,
         choice=Choice(best=6, enough=enough, trained=max(2, BLOCKS - enough), rises=rises),
         chance=chance,
+        elsewhere={},
         right=np.arange(800) < 640,
         doubling=difference(Paired.scores(base=before, tuned=half)),
     )

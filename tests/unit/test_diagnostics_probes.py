@@ -102,6 +102,26 @@ def test_scores_of_coordinates_are_those_of_the_standardised_features_also_with_
     assert score.log_me == pytest.approx(log_me(with_constant, gold), rel=1e-9)
 
 
+def test_slices_decide_where_there_are_some() -> None:
+    """The label is in one direction from layer 2 on, which other domains turn around, and in another one from layer 5
+    on, which holds everywhere: the training rows ask for layer 2 and the slice for layer 5."""
+    found, gold = _states(2)
+    other, other_gold = _states(2, seed=8)
+    other[:, 2:, 0] *= -1
+    for states, labels in ((found, gold), (other, other_gold)):
+        states[:, 5:, 1] += 9 * np.where(labels == 1, 1, -1)[:, None]
+    layers = range(BLOCKS + 1)
+    alone = curve(found, gold, np.arange(ROWS), layers=layers, blocks=BLOCKS, seed=1)
+    assert (alone.choice.enough, alone.elsewhere) in ((2, {}), (5, {}))
+    both = curve(
+        found, gold, np.arange(ROWS), layers=layers, blocks=BLOCKS, seed=1, slices={"books": (other, other_gold)}
+    )
+    assert (both.choice.enough, both.choice.trained) == (5, BLOCKS - 5)
+    assert both.layers == alone.layers
+    books = both.elsewhere["books"]
+    assert max(books[2:5]) < 0.3 < 0.9 < min(books[5:])
+
+
 def test_a_label_that_no_sampled_row_has_changes_nothing() -> None:
     found, gold = _states(3)
     with_gap = curve(found, 2 * gold, np.arange(ROWS), layers=range(BLOCKS + 1), blocks=BLOCKS, seed=1)

@@ -36,6 +36,8 @@ CUT = 1000
 """Of each source, documents whose words are counted."""
 FEWEST_PROBED = 20
 """Labelled rows."""
+SLICE_ROWS = 300
+"""Of each slice, on which the probes are tried."""
 TOKENS_PROBED = 60_000
 """Of all prompts together."""
 
@@ -172,13 +174,22 @@ def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[
     from finetune_trainer.data.sample import drawn_part
     from finetune_trainer.transfer.diagnostics.probes import affordable, curve, own_answers
 
-    layers, rows = affordable(subject.blocks, 2 * subject.model.hidden_size, rows)
+    domains = {name: corpus for name, corpus in sets.slices.items() if corpus.choices and len(corpus) >= FEWEST_PROBED}
+    sides = 2 if domains else 1  # of the memory
+    layers, rows = affordable(subject.blocks, 2 * sides * subject.model.hidden_size, rows)
     part = _within(drawn_part(sets.train, rows, seed), TOKENS_PROBED, seed=seed)
     assert part.choices is not None
     gold = part.choices.gold.astype(np.int64)
     groups = np.arange(len(part)) if part.marks is None else np.unique(part.marks.groups, return_inverse=True)[1]
+    slices = {}
+    for name, corpus in domains.items():
+        most = max(FEWEST_PROBED, min(SLICE_ROWS, rows // len(domains)))
+        held = _within(drawn_part(corpus, most, seed), TOKENS_PROBED // len(domains), seed=seed)
+        assert held.choices is not None
+        slices[name] = subject.prompt_states(held, layers), held.choices.gold.astype(np.int64)
     found = curve(
-        subject.prompt_states(part, layers), gold, groups, layers=layers, blocks=subject.blocks, seed=seed
+        subject.prompt_states(part, layers), gold, groups, layers=layers, blocks=subject.blocks, seed=seed,
+        slices=slices,
     )  # fmt: skip
     return found, own_answers(subject.label_logs(part), found, gold, groups)
 

@@ -153,8 +153,9 @@ def _curve_json(curve: Curve) -> dict[str, Any]:
                 "logMe": each.log_me,
                 "hScore": each.h_score,
                 "transRate": each.trans_rate,
+                **({"slices": {name: of[at] for name, of in curve.elsewhere.items()}} if curve.elsewhere else {}),
             }
-            for each in curve.layers
+            for at, each in enumerate(curve.layers)
         ],
         "best": curve.choice.best,
         "enough": curve.choice.enough,
@@ -165,7 +166,8 @@ def _curve_json(curve: Curve) -> dict[str, Any]:
 
 
 def _curve_text(curve: Curve) -> str:
-    head = ("layer", "accuracy", "± error", "selectivity", "LogME", "H-score", "TransRate")
+    slices = [name[:12] for name in curve.elsewhere]
+    head = ("layer", "accuracy", "± error", "selectivity", "LogME", "H-score", "TransRate", *slices)
     lines = [
         (
             f"{each.layer}{_mark(each.layer, curve)}",
@@ -175,13 +177,14 @@ def _curve_text(curve: Curve) -> str:
             f"{each.log_me:.4f}",
             f"{each.h_score:.3f}",
             f"{each.trans_rate:.2f}",
+            *(f"{values[at]:.3f}" for values in curve.elsewhere.values()),
         )
-        for each in curve.layers
+        for at, each in enumerate(curve.layers)
     ]
     return (
         f"Linear probes on each layer, {curve.rows:,} training rows, each row left out of its own fit "
         f"(most frequent label: {curve.majority:.3f})\n{table(head, lines)}\n"
-        "  * best   = lowest within one standard error of it"
+        f"  * best{' on the slices' if slices else ''}   = lowest within one standard error of it"
     )
 
 

@@ -173,8 +173,9 @@ def _layers(found: Findings, curve: Curve) -> Advice:
         )
     return Advice(
         f"method: {{type: {kind}, {kind}: {{layers: {choice.trained}}}}}",
-        f"layer {choice.enough} of {found.blocks} is the lowest within one standard error of the best one, layer "
-        f"{choice.best}: the blocks up to it know the labels as well as any, so only the last {choice.trained} are "
+        f"layer {choice.enough} of {found.blocks} is the lowest within one standard error of the best one"
+        f"{' on the slices' if curve.elsewhere else ''}, layer {choice.best}: the blocks up to it know the labels as "
+        f"well as any, so only the last {choice.trained} are "
         f"adapted{few}",
     )
 

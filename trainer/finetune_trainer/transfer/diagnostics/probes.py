@@ -12,7 +12,7 @@ the best layer of each permutation, which is what the labels have to beat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from finetune_trainer.statistics.intervals import residual_error, totals
 from finetune_trainer.statistics.layers import Choice, one_standard_error
 from finetune_trainer.statistics.paired import Paired, difference
 from finetune_trainer.statistics.transferability import h_score, leep, log_me_of, trans_rate
-from finetune_trainer.transfer.probe import PENALTIES, Array, Labels, Spectrum, stratified
+from finetune_trainer.transfer.probe import PENALTIES, Array, Labels, Spectrum, fit, stratified
 
 CONTROLS = 19
 """Permutations: labels that beat all of them are beyond chance at 5 %."""
@@ -35,6 +35,7 @@ FEWEST_ROWS = 400
 """Below it, layers are left out to save memory, and not rows."""
 
 Right = NDArray[np.bool_]
+States = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class Curve:
     choice: Choice
     chance: float
     """Share of the labels and their permutations whose best layer is as good as that of the labels: a p-value."""
+    elsewhere: Mapping[str, tuple[float, ...]]
+    """By slice: accuracy of each layer's probe on rows of another domain. Where there are slices, they decide: the
+    layer that is best on the training rows is often not the one that carries over."""
     right: Right
     """(rows,): whether the best layer's probe is right about a row that it has not seen."""
     doubling: Difference
@@ -103,12 +107,19 @@ def affordable(blocks: int, dim: int, rows: int, *, fewest: int = FEWEST_ROWS) -
 
 
 def curve(
-    found: NDArray[np.float32], gold: Labels, groups: Labels, *, layers: Sequence[int], blocks: int, seed: int
+    found: States,
+    gold: Labels,
+    groups: Labels,
+    *,
+    layers: Sequence[int],
+    blocks: int,
+    seed: int,
+    slices: Mapping[str, tuple[States, Labels]] | None = None,
 ) -> Curve:
     """found: (rows, layers, dim) states; gold: (rows,) labels from 0; groups: (rows,) from 0, equal for rows that are
-    not independent. Needs four rows and two labels."""
-    gold = np.unique(gold, return_inverse=True)[1]  # a label may be in none of these rows
-    classes = int(gold.max()) + 1
+    not independent; slices: states and labels of other rows. Needs four rows and two labels."""
+    names, gold = np.unique(gold, return_inverse=True)  # a label may be in none of these rows
+    classes = len(names)
     permuted = [gold[np.argsort(PERMUTED.raw(len(gold), seed, number))] for number in range(CONTROLS)]
     scores, right_by_layer, lucky = [], {}, np.zeros(CONTROLS)
     for index, layer in enumerate(layers):
@@ -127,15 +138,46 @@ def curve(
             )
         )
     best = max(scores, key=lambda score: (score.accuracy, -score.layer))
-    choice = one_standard_error({each.layer: each.accuracy for each in scores}, error=best.error, blocks=blocks)
+    elsewhere = _elsewhere(found, gold, names, layers, slices or {})
+    choice = _choice(scores, elsewhere, {name: len(part[1]) for name, part in (slices or {}).items()}, blocks=blocks)
     return Curve(
         layers=tuple(scores),
         rows=len(gold),
         majority=float(np.bincount(gold).max() / len(gold)),
         choice=choice,
         chance=(1 + int((lucky >= best.accuracy).sum())) / (1 + CONTROLS),
+        elsewhere=elsewhere,
         right=right_by_layer[choice.best],
         doubling=_doubling(found[:, list(layers).index(choice.best)], gold, groups, right_by_layer[choice.best]),
+    )
+
+
+def _elsewhere(
+    found: States, gold: Labels, names: Labels, layers: Sequence[int], slices: Mapping[str, tuple[States, Labels]]
+) -> dict[str, tuple[float, ...]]:
+    """Of the ridge that all training rows are fitted with."""
+    out: dict[str, list[float]] = {name: [] for name in slices}
+    for index, layer in enumerate(layers if slices else ()):
+        probe = fit(found[:, index], gold, tuple(map(str, names)), layer=layer, kind="ridge")
+        for name, (states, wanted) in slices.items():
+            answers = names[probe.log_probabilities(states[:, index]).argmax(axis=1)]
+            out[name].append(float((answers == wanted).mean()))
+    return {name: tuple(values) for name, values in out.items()}
+
+
+def _choice(
+    scores: Sequence[LayerScore], elsewhere: Mapping[str, tuple[float, ...]], rows: Mapping[str, int], *, blocks: int
+) -> Choice:
+    """By the mean over slices where there are some, each as important as the others; else by the left-out rows."""
+    layers = [each.layer for each in scores]
+    if not elsewhere:
+        best = max(scores, key=lambda score: (score.accuracy, -score.layer))
+        return one_standard_error({each.layer: each.accuracy for each in scores}, error=best.error, blocks=blocks)
+    means = [float(np.mean(values)) for values in zip(*elsewhere.values(), strict=True)]
+    top = int(np.argmax(means))
+    variances = [values[top] * (1 - values[top]) / rows[name] for name, values in elsewhere.items()]
+    return one_standard_error(
+        dict(zip(layers, means, strict=True)), error=float(np.sqrt(sum(variances)) / len(variances)), blocks=blocks
     )
 
 
@@ -179,7 +221,7 @@ def _without_fit(spectrum: Spectrum, gold: Labels, *, dim: int) -> dict[str, flo
     }  # fmt: skip
 
 
-def _doubling(found: NDArray[np.float32], gold: Labels, groups: Labels, right: Right) -> Difference:
+def _doubling(found: States, gold: Labels, groups: Labels, right: Right) -> Difference:
     half = np.flatnonzero(stratified(gold, 2) == 0)
     [before] = left_out_right(Spectrum.of(found[half]), [gold[half]], int(gold.max()) + 1)
     return difference(Paired.scores(base=before, tuned=right[half], groups=groups[half].tolist()))
