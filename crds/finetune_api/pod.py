@@ -28,6 +28,7 @@ APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 """Prefix of annotations that replace a container's AppArmor profile."""
 
 SHM = "/dev/shm"
+OWN_VOLUMES = "finetune-"
 
 Id = Annotated[int, Field(ge=1, le=2147483647)]
 
@@ -104,6 +105,11 @@ class Volume(ApiModel):
             message=f"pod.volumes: {PLAN_DIR} and {SHM} are mounted already: choose another mountPath "
             f"(pod.shmSize sets the size of {SHM})",
             holds=lambda new, _: new.get("mountPath") not in (PLAN_DIR, SHM),
+        ),
+        Rule(
+            cel=f"!self.name.startsWith('{OWN_VOLUMES}')",
+            message=f"pod.volumes: names that begin with {OWN_VOLUMES} are the operator's own",
+            holds=lambda new, _: not str(new.get("name", "")).startswith(OWN_VOLUMES),
         ),
     )
 

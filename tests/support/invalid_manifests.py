@@ -234,6 +234,8 @@ BAD = (
         "spec.pod.volumes[0]", "pod.volumes needs exactly one of"),
     Bad("a volume at the plan's path", {"spec.pod": {"volumes": [{"name": "v", "mountPath": "/etc/finetune", "emptyDir": {}}]}},
         "spec.pod.volumes[0]", "/etc/finetune and /dev/shm are mounted already"),
+    Bad("a volume with a name of the operator's", {"spec.pod": {"volumes": [{"name": "finetune-run", "mountPath": "/v", "emptyDir": {}}]}},
+        "spec.pod.volumes[0]", "names that begin with finetune- are the operator's own"),
     Bad("two volumes at one path", {"spec.pod": {"volumes": [{"name": n, "mountPath": "/v", "emptyDir": {}} for n in "vw"]}},
         "spec.pod", "two volumes have the same mountPath"),
     Bad("pods without AppArmor", {"spec.pod": {"annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"}}},

@@ -24,6 +24,8 @@ CONSTANT = {"kernels/correctness.py", "train/capabilities.py", "train/frozen_lay
 """Probes with a seed of their own: nothing that is learned depends on them."""
 INITIAL = {"methods/lora.py", "methods/ptuning.py", "methods/adapter.py", "methods/soft.py"}
 """One of them is in a run: initial values by torch's generator, seeded with training.seed."""
+ANSWERS = {"cli/chat.py"}
+"""Answers to a person, who gives the seed."""
 WAITS = {"store/retries.py", "store/checkpoint_parts.py"}
 """How long to wait for a store."""
 
@@ -55,7 +57,7 @@ def test_chance_is_used_under_a_name_alone() -> None:
     drawing = re.compile(r"SeedSequence|default_rng|PCG64|manual_seed\(|random\.Random|np\.random\.[a-z]|random\.seed")
     found = {str(path.relative_to(root)) for path in root.rglob("*.py") if drawing.search(path.read_text())}
     named = {"random_streams.py", "train/loop.py", "train/importance.py", "train/answering.py", "data/augment.py"}
-    assert found == named | CONSTANT | INITIAL | WAITS
+    assert found == named | CONSTANT | INITIAL | ANSWERS | WAITS
 
 
 def test_rows_that_an_epoch_sees_twice_are_spread_over_all_of_it() -> None:
