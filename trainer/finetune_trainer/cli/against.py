@@ -101,10 +101,12 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
     model = resolve_model(spec.model, cache=request.cache)
     sets = short_documents(spec, request, model.path)
     subject = Subject.load(model.path, pad_id=sets.pad_id)
-    layers, tokens = affordable(subject.blocks, 2 * subject.model.hidden_size, wanted, fewest=FEWEST)
+    held = _held_out(sets)
+    sides = 1 + len(held)  # the base's states of all data sets, and the tuned model's of one
+    layers, tokens = affordable(subject.blocks, sides * subject.model.hidden_size, wanted, fewest=FEWEST)
     drawn = {
-        name: TokenSample.of(corpus, tokens=tokens, seed=spec.training.seed) for name, corpus in _held_out(sets).items()
-    }
+        name: TokenSample.of(corpus, tokens=tokens, seed=spec.training.seed) for name, corpus in held.items()
+    }  # fmt: skip
     short = {name: lacking(len(each.documents), len(each.corpus)) for name, each in drawn.items()}
     samples = {name: each for name, each in drawn.items() if not short[name]}
     notes = [f"{name} is not compared: it has {why}." for name, why in short.items() if why]

@@ -60,9 +60,9 @@ class TokenSample:
 
     @classmethod
     def of(cls, corpus: Corpus, *, tokens: int, seed: int) -> TokenSample:
-        """About so many, of as few documents as have them; all where there are fewer."""
+        """About so many, a few more rather than fewer, of as few documents as have them; all where there are fewer."""
         counts = np.minimum(np.maximum(corpus.lengths - 1, 0), EACH)
-        drawn = drawn_part(corpus, max(1, math.ceil(tokens / max(1e-9, float(counts.mean())))), seed)
+        drawn = drawn_part(corpus, max(1, math.ceil(1.1 * tokens / max(1e-9, float(counts.mean())))), seed)
         places = np.full((len(drawn), int(drawn.lengths.max())), -1, np.int64)
         owners: list[int] = []
         for document, length in enumerate(drawn.lengths.tolist()):
