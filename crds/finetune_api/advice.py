@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -33,6 +34,29 @@ def advice(spec: FineTuneJobSpec) -> tuple[str, ...]:
         "each process, so name the script itself, such as [python, train.py]"
         for name in found
     )
+
+
+def undecidable(spec: FineTuneJobSpec) -> tuple[str, ...]:
+    """Returns one sentence per guard that no answers can pass, for `finetune validate`: the lower limit of a share of n
+    out of n answers is .025^(1/n) (Clopper and Pearson)."""
+    asked = spec.generates
+    if asked is None:
+        return ()
+    keys = {"stops": "minStops", "jsonValid": "minJsonValid"}
+    return tuple(
+        f"guards.generation.{keys[metric]} {bound:g} cannot be passed with {asked.max_rows} prompts: "
+        + ("a share of 1 is proved by no number of them" if needed is None else f"it takes at least {needed}, all of "
+           "them right; set evaluation.generate.maxRows")
+        for metric, bound in spec.guards.shares.items()
+        if (needed := _proving(bound)) is None or needed > asked.max_rows
+    )  # fmt: skip
+
+
+def _proving(share: float) -> int | None:
+    """Returns the smallest n whose lower limit is the share, if all n are hits; None if there is none."""
+    if share in (0, 1):
+        return None if share else 0
+    return math.ceil(math.log(0.025) / math.log(share))
 
 
 def _launcher(argv: list[str]) -> str:

@@ -80,7 +80,7 @@ class Collapse(ApiModel):
 
     def told(self) -> str:
         """the variety of generated text drops by +0.62 [+0.55, +0.69] (greedy distinct2): violated at 0.2."""
-        worst = max(self.figures, key=lambda each: each.low, default=None)
+        worst = max(self.figures, key=lambda each: (each.low > self.bound, each.high), default=None)
         if worst is None:
             return f"the variety of generated text was not judged on {self.rows} prompts: {self.verdict}"
         return (

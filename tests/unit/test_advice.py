@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from finetune_api.accelerators import count
-from finetune_api.advice import advice
+from finetune_api.advice import advice, undecidable
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.decide import decide
 from finetune_operator.state.status import find
@@ -99,3 +100,26 @@ def test_a_condition_says_so() -> None:
 )
 def test_auto_counts_devices(limits: dict[str, int | str], processes: int) -> None:
     assert count(limits) == processes
+
+
+@pytest.mark.parametrize(
+    ("guards", "generate", "says"),
+    [
+        ({"minStops": 0.95}, {}, ""),
+        (
+            {"minStops": 0.99},
+            {},
+            "guards.generation.minStops 0.99 cannot be passed with 128 prompts: it takes at least 368",
+        ),
+        ({"minJsonValid": 0.99}, {"maxRows": 368}, ""),
+        ({"minJsonValid": 1}, {"maxRows": 2000}, "a share of 1 is proved by no number of them"),
+        ({"minStops": 0}, {"maxRows": 20}, ""),
+    ],
+)
+def test_a_guard_that_no_answers_can_pass_is_told(
+    guards: dict[str, float], generate: dict[str, int], says: str
+) -> None:
+    raw = changed(BASE, {"spec.guards": {"generation": guards}, "spec.evaluation": {"generate": generate}})
+    told = undecidable(FineTuneJobSpec.model_validate_json(json.dumps(raw["spec"])))
+    assert len(told) == bool(says)
+    assert says in "".join(told)

@@ -14,6 +14,7 @@ import pytest
 from finetune_api import manifest
 from finetune_api.failures import Reason, TerminationMessage, class_of
 from finetune_api.job import FineTuneJob
+from finetune_api.manifest import ManifestError
 from finetune_api.plan import JobIdentity, Publishes
 from finetune_api.status import Artifact
 from finetune_trainer.agent.home import Home
@@ -221,6 +222,16 @@ def test_a_rung_keeps_gates_and_leaves_the_output_alone(tmp_path: Path) -> None:
     assert best.spec.guards.min_gain == 0.1
     assert best.spec.output.uri == made.spec.output.uri
     assert len({probe.metadata.uid, lora.metadata.uid, best.metadata.uid}) == 3
+
+
+def test_a_rung_generates_nothing_and_one_that_could_not_be_published_is_refused(tmp_path: Path) -> None:
+    made = job(tmp_path, evaluation={"generate": {}, "maxRows": 50}, guards={"collapse": {}})
+    lora, best = of_rung(made, "lora"), of_best(made, "lora")
+    assert lora.spec.generates is None
+    assert lora.spec.evaluation.max_rows == 50
+    assert best.spec.generates is not None
+    with pytest.raises(ManifestError, match="not supported by method"):
+        of_rung(made, "probe")
 
 
 def test_halves_are_halves_and_keep_groups_together() -> None:

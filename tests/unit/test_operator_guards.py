@@ -159,3 +159,19 @@ def test_metrics_have_value_bound_and_verdict_of_each_guard(tolerated: str, stat
         for guard, state in (("minGain", "passed"), ("forgetting", "inconclusive"), ("forgetting", "passed"))
     ]
     assert found == [1, 1 if states == 2 else None, None]
+
+
+def test_the_guards_on_generated_text_are_one_in_the_metrics_the_worse() -> None:
+    cache = Cache()
+    guards = tuple(
+        GuardResult(name=name, bound=bound, value=0.5, verdict=verdict)
+        for name, bound, verdict in (("collapse", 0.2, "violated"), ("generation", 0.9, "passed"))
+    )
+    told = {"phase": "Failed", "evaluation": Evaluation(guards=guards).to_json()}
+    cache.feed(FINETUNEJOBS, None, raw_job(status=told))
+    registry: CollectorRegistry = Counters().registry
+    registry.register(State(cache, WorkQueue(), Ages()))  # type: ignore[arg-type]
+    labels = {"namespace": "ml", "name": "a", "guard": "generation"}
+    assert registry.get_sample_value("finetune_job_guard_bound", labels) == 0.2
+    assert registry.get_sample_value("finetune_job_guard_state", labels | {"state": "violated"}) == 1
+    assert registry.get_sample_value("finetune_job_guard_bound", labels | {"guard": "collapse"}) is None

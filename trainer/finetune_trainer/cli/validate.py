@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from finetune_api.advice import advice
+from finetune_api.advice import advice, undecidable
 from finetune_api.failures import ExitCode
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError, Problem, load
@@ -51,6 +51,6 @@ def validate_files(files: list[str]) -> int:
                 fields = ", ".join(problem.path for problem in relative)
                 print(f"{file}: valid on this machine only: {fields}: relative path; pods need a URI such as "
                       "s3://bucket/path or pvc://claim/path", file=sys.stderr)  # fmt: skip
-            for warning in advice(spec):
+            for warning in (*advice(spec), *undecidable(spec)):
                 print(f"{file}: warning: {warning}", file=sys.stderr)
     return ExitCode.OK if good else ExitCode.CONFIG

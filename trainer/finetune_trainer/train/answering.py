@@ -76,7 +76,14 @@ class Answering:
             context=None if known is None else known - setup.spec.method.virtual_tokens,
             new=settings.max_new_tokens,
         )
-        return cls(setup, settings, prompts if prompts is not None and len(prompts) else None, stops)
+        count = 0 if prompts is None else len(prompts)
+        gathering = ", for each token of which all weights are gathered" if _sharded(setup.trainer.strategy) else ""
+        left_out = f"; {prompts.left_out} rows have no space for an answer" if prompts and prompts.left_out else ""
+        every, most = 2 * len(MODES) * count, settings.max_new_tokens
+        setup.trainer.reporter.say(
+            f"evaluation.generate: {count} prompts, {every} answers of at most {most} tokens{gathering}{left_out}"
+        )
+        return cls(setup, settings, prompts if count else None, stops)
 
     def measure_base(self) -> None:
         """With the untouched model."""
@@ -221,8 +228,6 @@ def _generate(
     settings = GenerationConfig(
         max_new_tokens=new, use_cache=True, eos_token_id=sorted(stops) or None, pad_token_id=pad, **drawn
     )
-    strategy = model.strategy
-    together = strategy.name in SHARDED and strategy.place.world_size > 1
     with (
         cheap_products(model.device, model.autocast),
         fault.of_model(model.network, "cannot generate text", hint=_HINT),
@@ -232,9 +237,14 @@ def _generate(
             attention_mask=torch.from_numpy(mask).to(model.device),
             generation_config=settings,
             stopping_criteria=[go_on],
-            synced_gpus=together,
+            synced_gpus=_sharded(model.strategy),
         )
     return cast(Tensor, found)[:, longest:].cpu().numpy()
+
+
+def _sharded(strategy: Strategy) -> bool:
+    """Whether passes are collective."""
+    return strategy.name in SHARDED and strategy.place.world_size > 1
 
 
 @contextmanager
