@@ -21,6 +21,7 @@ from .classes import (
     exit_code_of,
     hint_of,
 )
+from .ladder import LadderStatus
 from .names import TERMINATION_LIMIT
 from .reasons import ExitCode, FailureClass, Reason
 from .results import packed, unpacked
@@ -89,12 +90,13 @@ class TerminationMessage(ApiModel):
     """The evaluation where it does not fit as it is; see results."""
     artifact: Artifact | None = None
     candidate: Candidate | None = None
+    ladder: LadderStatus | None = None
 
     def encode(self) -> str:
         """Returns JSON that fits into a termination message: packs the evaluation, drops the plan (the last progress
-        report has it), shortens texts, then drops as many data sets as it must."""
+        report has it), shortens texts and the ladder, then drops as many data sets as it must, and the ladder last."""
         words = self
-        for shorter in (_as_is, _packed, _without_plan, _with_short_text, _with_fewer_results):
+        for shorter in _SHORTER:
             words = shorter(words)
             text = words.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
             if len(text.encode()) <= TERMINATION_LIMIT:
@@ -127,6 +129,14 @@ def _with_short_text(words: TerminationMessage) -> TerminationMessage:
     return words.model_copy(update={"message": message.encode("ascii", "replace").decode(), "hint": words.hint[:200]})
 
 
+def _with_short_ladder(words: TerminationMessage) -> TerminationMessage:
+    return words if words.ladder is None else words.model_copy(update={"ladder": words.ladder.short()})
+
+
+def _without_ladder(words: TerminationMessage) -> TerminationMessage:
+    return words.model_copy(update={"ladder": None})
+
+
 def _with_fewer_results(words: TerminationMessage) -> TerminationMessage:
     """As many data sets as fit, and how many do not: those that are judged first stay."""
     if words.results is None:
@@ -139,3 +149,8 @@ def _with_fewer_results(words: TerminationMessage) -> TerminationMessage:
         if len(fewer) <= left:
             return words.model_copy(update={"results": fewer})
     return bare
+
+
+_SHORTER = (
+    _as_is, _packed, _without_plan, _with_short_ladder, _with_short_text, _with_fewer_results, _without_ladder,
+)  # fmt: skip

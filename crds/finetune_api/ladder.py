@@ -83,6 +83,25 @@ class LadderStatus(ApiModel):
     stop_reason: LadderStop | None = None
     story: Sentence = Field("", description="Why the ladder stopped where it did, in words.")
 
+    def short(self) -> LadderStatus:
+        """Without the reasons of the rungs, which the story has too, and with its beginning and its end only."""
+        rungs = tuple(rung.model_copy(update={"reason": ""}) for rung in self.rungs)
+        story = self.story if len(self.story) <= 400 else f"{self.story[:150]} ... {self.story[-240:]}"
+        return self.model_copy(update={"rungs": rungs, "rule_reason": "", "story": story})
+
+
+def refused_on_cluster(*, nodes: int, skips: bool) -> str:
+    """Why the operator does not run such a ladder, and what to do; empty if it does. nodes: the most that spec.nodes
+    allows. skips: training.skipBadBatch."""
+    if nodes > 1:
+        return (
+            f"a ladder runs in one pod, and spec.nodes asks for {nodes}: set spec.nodes to 1, with "
+            "spec.processesPerNode for several GPUs"
+        )
+    if skips:
+        return "the number of a step is another batch in each rung: remove spec.training.skipBadBatch"
+    return ""
+
 
 def _is_auto(new: dict[str, Any]) -> bool:
     return type_of(new) == AUTO

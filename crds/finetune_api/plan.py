@@ -93,5 +93,6 @@ class ProgressReport(ApiModel):
     evaluation: Evaluation | None = None
     artifact: Artifact | None = None
     candidate: Candidate | None = None
+    ladder: LadderStatus | None = Field(None, description="For method.type auto.")
     uid: str | None = Field(None, description="UID of the agent's job.")
     nonce: str | None = Field(None, description="Nonce of the agent's plan.")

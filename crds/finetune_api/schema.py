@@ -54,6 +54,7 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Restarts", "integer", ".status.restarts.counted", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Method", "string", ".status.plan.method", 1),
+    ("Best", "string", ".status.ladder.best", 1),
     ("Loss", "number", ".status.progress.loss", 1),
     ("ETA", "integer", ".status.progress.etaSeconds", 1),
     ("Guards", "string", ".status.conditions[?(@.type=='GuardsPassed')].status", 1),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from finetune_api import names
 from finetune_api.failures import Reason
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import RunPlan
 from finetune_api.status import (
     FineTuneJobStatus,
@@ -14,9 +16,10 @@ from finetune_api.status import (
     Restarts,
 )
 from finetune_operator.decide import decide
-from finetune_operator.kube.resources import JOBS
+from finetune_operator.kube.resources import JOBS, Raw
 from finetune_operator.state.observe import read_spec
 from finetune_operator.state.status import find
+from tests.support.documents import ROOT
 from tests.support.operator_objects import (
     NOW,
     SPEC,
@@ -95,14 +98,40 @@ def test_an_invalid_spec_says_what_to_correct() -> None:
     assert "finetune validate" in failed.message
 
 
-def test_a_ladder_is_rejected_before_any_pod_with_what_to_do_instead() -> None:
-    spec_of_ladder = {**SPEC, "method": {"type": "auto"}}
+@pytest.mark.parametrize("changes", [{"nodes": 2}, {"nodes": 1, "training": {"skipBadBatch": True}}])
+def test_a_ladder_that_needs_more_than_one_pod_is_rejected_before_any_with_what_to_do(changes: Raw) -> None:
+    spec_of_ladder = {**SPEC, "method": {"type": "auto"}, **changes}
     for thoroughly in (True, False):
         found, problem = read_spec(job(raw_spec=spec_of_ladder), thoroughly=thoroughly)
         assert found is None
         assert "finetune run" in problem
+        assert "spec.nodes to 1" in problem or "remove spec.training.skipBadBatch" in problem
     after = decide(seen(job(), spec=None, problem=problem), NOW)
     assert after.create == ()
     failed = find(after.status, "Failed")
     assert failed is not None
     assert (failed.reason, failed.status) == ("InvalidSpec", "True")
+
+
+def test_a_ladder_in_one_pod_gets_a_job_whose_plan_has_it() -> None:
+    asked = {**SPEC, "method": {"type": "auto"}, "nodes": 1, "ladder": {"rungs": ["probe", "lora"]}}
+    found, problem = read_spec(job(raw_spec=asked), thoroughly=True)
+    assert (problem, found is None) == ("", False)
+    (made,) = (c.body for c in decide(seen(job(raw_spec=asked), spec=found), NOW).create if c.resource is JOBS)
+    plan = RunPlan.model_validate_json(made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert plan.spec.ladder.rungs == ("probe", "lora")
+    assert plan.spec.method.is_auto
+
+
+def test_a_ladder_without_a_gain_fails_with_what_was_tried() -> None:
+    tried = LadderStatus(rule="x", rungs=(RungStatus(name="probe", state="done"),), best="base", stop_reason="noGain")
+    told = words(Reason.NoGain).model_copy(update={"ladder": tried})
+    pods = (pod(0, "Failed", ended=ended(84, words=told)), pod(1, "Running"))
+    after = decide(seen(job(status(Phase.Running)), children=(child(),), pods=pods), NOW).status
+    assert (after.phase, after.ladder) == (Phase.Failed, tried)
+
+
+def test_the_example_of_a_ladder_is_one_that_the_operator_runs() -> None:
+    example = yaml.safe_load((ROOT / "examples" / "ladder.yaml").read_text())
+    found, problem = read_spec(job(raw_spec=example["spec"]), thoroughly=True)
+    assert (problem, found is not None and found.method.is_auto) == ("", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.failures import TerminationMessage
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import ProgressReport
 from finetune_api.status import (
     Artifact,
@@ -41,3 +42,15 @@ def test_what_the_termination_message_lack_comes_from_the_last_report() -> None:
     assert after.evaluation == scores(1.0)
     assert after.progress is not None
     assert (after.progress.step, after.progress.percent) == (9, 100)
+
+
+def test_the_ladder_of_the_termination_message_gets_its_sentences_from_the_last_report() -> None:
+    rung = RungStatus(name="lora", state="done", decision="taken", reason="gains +0.1")
+    whole = LadderStatus(rule="x", rungs=(rung,), best="lora", stop_reason="topRung", story="w" * 600)
+    earlier = whole.model_copy(update={"stop_reason": None, "story": ""})
+    for reported, expected in ((whole, whole), (earlier, whole.short()), (None, whole.short())):
+        last = TerminationMessage(step=9, artifact=ARTIFACT, ladder=whole.short())
+        pods = (pod(0, "Succeeded", ended=ended(words=last)), pod(1, "Succeeded"))
+        told = ProgressReport(attempt=1, phase="done", ladder=reported)
+        after = decide(seen(job(status(Phase.Running)), children=(child(),), pods=pods, report=told), NOW).status
+        assert after.ladder == expected

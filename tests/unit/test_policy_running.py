@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import ProgressReport
 from finetune_api.status import (
     FineTuneJobStatus,
@@ -60,3 +61,16 @@ def test_a_loss_that_is_no_number_does_not_reach_the_status() -> None:
     progress = progressed(running, report(1, loss=float("nan")), 0).status.progress
     assert progress is not None
     assert progress.loss is None
+
+
+def test_a_rung_that_is_done_is_written_even_if_no_step_was_made() -> None:
+    running = decide(seen(job(status(Phase.Pending)), children=(child(),), pods=RUNNING), NOW).status
+    first = progressed(running, report(1), 0).status
+    ladder = LadderStatus(rule="x", rungs=(RungStatus(name="probe", state="done", score=0.9),))
+    told = report(1).model_copy(update={"ladder": ladder})
+    after = progressed(first, told, 15).status
+    assert after.ladder == ladder
+    assert progressed(after, told, 60).status == after
+    assert progressed(after, report(2), 60).status.ladder == ladder, "an agent that has just started knows none yet"
+    broken = ladder.model_copy(update={"spent": float("nan")})
+    assert progressed(after, report(2).model_copy(update={"ladder": broken}), 60).status.ladder == ladder

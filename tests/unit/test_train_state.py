@@ -49,3 +49,11 @@ def test_a_state_survives_json() -> None:
     state = state.begun(AttemptRecord(attempt=2, start_time="2026-01-01T00:00:00Z")).ended("interrupted")
     assert State.model_validate(state.to_json(), strict=False) == state
     assert state.attempts[0].last_step == 2
+
+
+def test_an_attempt_that_was_open_in_the_checkpoint_came_as_far_as_it() -> None:
+    """A killed attempt, or the rung that a ladder's last run continues: it does not say steps 0 to 0."""
+    open_one = _after([3, 2]).begun(AttemptRecord(attempt=1))
+    first, second = open_one.begun(AttemptRecord(attempt=2, first_step=2)).ended("finished").attempts
+    assert (first.first_step, first.last_step, first.outcome) == (0, 2, "continued after step 2")
+    assert (second.first_step, second.last_step, second.outcome) == (2, 2, "finished")

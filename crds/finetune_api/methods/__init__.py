@@ -86,7 +86,7 @@ class Method(ApiModel):
         DEFAULT,
         description=" ".join(f"{traits.name}: {traits.summary}." for traits in TRAITS.values())
         + " auto: starts with a cheap method and steps up only if a test on validation rows shows that it pays (see "
-        "ladder); for finetune run.",
+        "ladder).",
     )
     partial: Partial | None = _settings_of(PARTIAL)
     lora: Lora | None = _settings_of(LORA)

@@ -10,7 +10,7 @@ from finetune_operator.decision import Decision, Event
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.pod_reports import below
 from finetune_operator.state.status import Stamp, change, condition, finite, rfc3339, settled, sound, terminal
-from finetune_operator.transitions.results import guarded, measured, output_of
+from finetune_operator.transitions.results import climbed, guarded, measured, output_of
 
 
 def already(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
@@ -47,6 +47,7 @@ def _finished(seen: Observed, words: TerminationMessage, now: datetime) -> Decis
         progress=_final(finite(report.progress) if report else status.progress, words),
         plan=sound(words.plan) or (sound(report.plan) if report else None) or status.plan,
         evaluation=measured(seen, words),
+        ladder=climbed(seen),
         artifact=artifact,
     )
     stamp = Stamp(seen.job.generation, now)

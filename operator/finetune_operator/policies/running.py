@@ -19,6 +19,8 @@ SETTLED = timedelta(seconds=5)
 MUTE = 300.0
 """Seconds of silence (see agent_contact) that are worth a word."""
 
+_RESULTS = ("plan", "evaluation", "ladder")
+
 PROGRESS_INTERVAL = 15.0
 """Seconds between two writes of progress, at least."""
 
@@ -93,6 +95,7 @@ def _with_progress(status: FineTuneJobStatus, report: ProgressReport | None, now
         progress=finite(report.progress).model_copy(update={"last_update_time": rfc3339(now)}),
         plan=sound(report.plan) or status.plan,
         evaluation=sound(report.evaluation) or status.evaluation,
+        ladder=sound(report.ladder) or status.ladder,
     )
     return Decision(status=status)
 
@@ -101,5 +104,5 @@ def _news(status: FineTuneJobStatus, report: ProgressReport) -> bool:
     """Rates and estimates move at every look: they are written along with something else, not for themselves."""
     old, new = status.progress or Progress(), finite(report.progress)
     moved = (old.step, old.total_steps, old.eval_loss) != (new.step, new.total_steps, new.eval_loss)
-    learned = sound(report.plan) not in (None, status.plan) or sound(report.evaluation) not in (None, status.evaluation)
+    learned = any(sound(getattr(report, name)) not in (None, getattr(status, name)) for name in _RESULTS)
     return moved or learned

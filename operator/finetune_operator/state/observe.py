@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api import manifest, names
 from finetune_api.admin_policy import AdminPolicy, Violation, violations, with_defaults
+from finetune_api.ladder import refused_on_cluster
 from finetune_api.plan import ProgressReport
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase
@@ -231,12 +232,6 @@ def _spec_of(cache: Cache, job: JobView, *, thoroughly: bool) -> tuple[FineTuneJ
     return read
 
 
-NO_LADDERS = (
-    "spec.method.type: auto is not supported by the operator, which runs one method in a job: run this manifest with "
-    "`finetune run FILE`, or set spec.method.type to the method that `finetune plan FILE` lists first"
-)
-
-
 def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None, str]:
     """The spec, or why it cannot be used. The API server has checked it; this is for what slipped through.
 
@@ -250,8 +245,9 @@ def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None
         return None, "; ".join(map(str, problems)) or "the spec cannot be read"
     except ValueError as error:
         return None, f"spec.processesPerNode: {error}"
-    if spec.method.is_auto:
-        return None, NO_LADDERS
+    refused = refused_on_cluster(nodes=spec.max_nodes, skips=spec.training.skip_bad_batch)
+    if spec.method.is_auto and refused:
+        return None, f"spec.method.type: auto: {refused}, or use `finetune run FILE`"
     if thoroughly:
         known = spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
         if problems := manifest.validate(head | {"spec": known}):

@@ -18,7 +18,7 @@ from finetune_operator.state.observe import Observed
 from finetune_operator.state.status import Stamp, change, condition, failure_of, rfc3339, settled
 
 from .gang import describe_gang
-from .results import held_back
+from .results import climbed, held_back
 from .size import size_after
 
 
@@ -58,7 +58,9 @@ def restart_or_end(seen: Observed, spec: FineTuneJobSpec, failure: LastFailure, 
 
 def end(seen: Observed, failure: LastFailure, *, reason: Reason, message: str, now: datetime) -> Decision:
     """Where a pod failed the Job stays, with its logs; its controller ends the pods that still run. Else see decide."""
-    status = change(seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure)
+    status = change(
+        seen.status, phase=Phase.Failed, completion_time=rfc3339(now), last_failure=failure, ladder=climbed(seen)
+    )
     message = f"{message} ({failure.hint})" if failure.hint else message
     stamp = Stamp(seen.job.generation, now)
     status = settled(status, stamp)

@@ -9,6 +9,7 @@ GuardsPassed   True       every guard that the manifest has is passed
 from __future__ import annotations
 
 from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.ladder import LadderStatus
 from finetune_api.plan import ProgressReport
 from finetune_api.status import Candidate, Evaluation, FineTuneJobStatus, GuardResult
 from finetune_operator.state.observe import Observed
@@ -23,6 +24,16 @@ def measured(seen: Observed, words: TerminationMessage | None) -> Evaluation | N
     told = (sound(words.evaluation) if words else None, sound(report.evaluation) if report else None)
     given = [each for each in (*told, seen.status.evaluation) if each is not None]
     return max(given, key=lambda each: sum(data.tuned is not None for data in each.data), default=None)
+
+
+def climbed(seen: Observed) -> LadderStatus | None:
+    """The ladder as its pod last reported it. A termination message may have it without its sentences; an earlier
+    report of the same ladder has them."""
+    words, report = _first_words(seen), seen.report
+    last = sound(words.ladder) if words else None
+    whole = (sound(report.ladder) if report else None, seen.status.ladder)
+    same = (each for each in whole if each is not None and (last is None or each.short() == last.short()))
+    return next(same, last)
 
 
 def guarded(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
@@ -42,12 +53,17 @@ def guarded(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTune
 
 def held_back(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
     """Of a job that a guard ended: what it measured, and where its candidate is."""
-    pods = (*seen.gang, *seen.gone)
-    words = next((pod.ended.words for pod in pods if pod.ended and pod.ended.words and pod.index == 0), None)
+    words = _first_words(seen)
     candidate = _candidate(words) or _candidate(seen.report)
     ours = candidate if below(candidate, output_of(seen)) else None
     status = change(status, evaluation=measured(seen, words), candidate=ours or status.candidate)
     return guarded(seen, status, stamp)
+
+
+def _first_words(seen: Observed) -> TerminationMessage | None:
+    """Of node 0."""
+    pods = (*seen.gang, *seen.gone)
+    return next((pod.ended.words for pod in pods if pod.ended and pod.ended.words and pod.index == 0), None)
 
 
 def output_of(seen: Observed) -> str | None:

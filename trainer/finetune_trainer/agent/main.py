@@ -6,6 +6,7 @@ code is the process's.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_api import durations, names
 from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.ladder import LadderStatus
 from finetune_api.plan import RunPlan
 from finetune_trainer.agent import children, script, waiting
 from finetune_trainer.agent.callback import listening
@@ -34,6 +36,8 @@ from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 
 PREFLIGHT_FILE = "preflight.json"
+FORECAST_FILE = "forecast.json"
+RUNG_FILE = "rung.json"
 TERMINATION_MESSAGE_FILE = "termination-message.json"
 CULPRIT_SECONDS = 5.0
 """Seconds that a node that only lost a peer waits before it exits, so that the pod with the cause fails first."""
@@ -95,6 +99,9 @@ class Agent:
     stop: Stop
     phase: str = "preflight"
     said: list[str] = field(default_factory=list)
+    ladder: LadderStatus | None = None
+    rung: Agent | None = None
+    """Of a ladder: the agent of the run that is under way."""
 
     @property
     def run_dir(self) -> RunDir:
@@ -107,7 +114,10 @@ class Agent:
         from finetune_trainer.agent.serve import serving
 
         host, port = self.options.listen
-        answers = serving(host, port, plan=self.plan, run_dir=self.run_dir, phase=lambda: self.phase)
+        answers = serving(
+            host, port, plan=self.plan, run_dir=self.run_dir, phase=lambda: (self.rung or self).phase,
+            ladder=lambda: self.ladder,
+        )  # fmt: skip
         self.log(f"listening on {host}:{stack.enter_context(answers)}")
 
     def attend(self) -> TerminationMessage:
@@ -115,17 +125,42 @@ class Agent:
         node, plan = self.options.node, self.plan
         self._clear()
         self.log(f"node {node} of {plan.nodes}, attempt {plan.attempt}, {plan.processes_per_node} process(es)")
-        if self.options.preflight and (words := self._preflight()) is not None:
+        if (self.options.preflight or plan.spec.method.is_auto) and (words := self._preflight()) is not None:
             return words
         if node > 0 and (words := self._wait_for_master()) is not None:
             return words
+        if plan.spec.method.is_auto:
+            return self._climb()
         if plan.spec.command is not None:
             return self._run_script()
         return self._run(Trainer(self.run_dir), phase="loading")
 
+    def _climb(self) -> TerminationMessage:
+        """Runs the rungs of a ladder, each as an agent of its own in the same run directory."""
+        from finetune_trainer.agent.climb import climb
+        from finetune_trainer.planning.forecast import Forecast
+
+        foreseen = Forecast.of_json(json.loads((self.run_dir.path / FORECAST_FILE).read_bytes()))
+        return climb(self.plan, foreseen=foreseen, run=self._run_rung, tell=self.log, show=self._show)
+
+    def _run_rung(self, plan: RunPlan) -> TerminationMessage:
+        file = self.options.run_dir / RUNG_FILE
+        write_atomic(file, plan.model_dump_json(by_alias=True, exclude_none=True))
+        self.phase = "evaluating"  # the rungs, between two of them
+        self.rung = replace(self, options=replace(self.options, plan=file), plan=plan, phase="preflight")
+        words = self.rung.attend()
+        self.rung = None
+        if words.failure_class is None:
+            self.run_dir.clear()  # its report is not the next run's
+        return words
+
+    def _show(self, ladder: LadderStatus) -> None:
+        self.ladder = ladder
+
     def _preflight(self) -> TerminationMessage | None:
         self.phase = "preflight"
-        process = self._start("finetune_trainer.agent.preflight", "--words", str(self.run_dir.path / PREFLIGHT_FILE))
+        files = ("--words", self.run_dir.path / PREFLIGHT_FILE, "--forecast", self.run_dir.path / FORECAST_FILE)
+        process = self._start("finetune_trainer.agent.preflight", *map(str, files))
         while process.poll() is None:
             children.reap([process])
             if self.stop.requested:
@@ -215,7 +250,7 @@ class Agent:
     def _clear(self) -> None:
         self.run_dir.path.mkdir(parents=True, exist_ok=True)
         self.run_dir.clear()
-        for name in (PREFLIGHT_FILE, LAUNCH_FILE, TERMINATION_MESSAGE_FILE):
+        for name in (PREFLIGHT_FILE, FORECAST_FILE, LAUNCH_FILE, TERMINATION_MESSAGE_FILE):
             (self.run_dir.path / name).unlink(missing_ok=True)
         for log in (self.run_dir.path / "logs").glob("*"):
             log.unlink()

@@ -4,6 +4,9 @@ It is a separate process, because it reads tokenizers and data that the agent sh
 order of cost: the output is writable and unused, the model exists and is a causal LM, there is enough memory, the data
 is readable and trainable (which also tokenizes it into the cache that the ranks map). It exits with the code of the
 failure class, and writes the termination message to FILE.
+
+Of a ladder it checks what all rungs have in common, and writes the forecast next to FILE. Each rung has a preflight of
+its own.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from finetune_trainer.methods.needs import check_compile, check_format, check_in
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.advice import smallest_change
 from finetune_trainer.planning.devices import nameless
+from finetune_trainer.planning.forecast import Forecast, forecast, here, with_method
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, find_shape
 from finetune_trainer.planning.positions import fitted
@@ -45,7 +49,9 @@ from finetune_trainer.rundir import now, write_atomic
 from finetune_trainer.train.process_exit import exit_process
 
 if TYPE_CHECKING:
+    from finetune_api.data import Data
     from finetune_trainer.data.load import Datasets
+    from finetune_trainer.store.models import LocalModel
 
 BENEFIT_OF_THE_DOUBT = {"cpu": 0.8, "cuda": 0.9}
 """Tolerance of the estimate: a run is rejected only if it exceeds its memory by more. For a GPU,
@@ -61,11 +67,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--words", type=Path, required=True)
+    parser.add_argument("--forecast", type=Path, help="where to write the forecast of a ladder")
     options = parser.parse_args(argv)
     plan = RunPlan.model_validate_json(options.plan.read_bytes())
     _log.set(plan.log(os.environ))
     try:
-        check(plan, cache=Path(os.environ.get(names.ENV_CACHE, names.CACHE_DIR)))
+        cache = Path(os.environ.get(names.ENV_CACHE, names.CACHE_DIR))
+        if plan.spec.method.is_auto:
+            found = foresee(plan, cache=cache)
+            write_atomic(options.forecast, json.dumps(found.to_json()))
+        else:
+            check(plan, cache=cache)
     except FinetuneError as error:
         return _leave(say(error.reason, error.message, hint=error.hint, time=now()), options.words)
     except Exception as error:
@@ -83,22 +95,12 @@ def _leave(words: TerminationMessage, target: Path) -> int:
 def check(plan: RunPlan, *, cache: Path) -> None:
     """FinetuneError for the first thing that is wrong."""
     from finetune_trainer.data.embedding_check import check_embedded
-    from finetune_trainer.data.load import load_datasets
-    from finetune_trainer.store.artifact import check_output
-    from finetune_trainer.store.models import resolve_model
-    from finetune_trainer.store.opening import open_folder
 
     spec = plan.spec
     if spec.command is not None:
         _check_script(plan)
         return
-    output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
-    check_output(output, plan.job, overwrite=spec.output.overwrite)
-    output.check_writable()
-    model = resolve_model(spec.model, cache=cache)
-    _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
-    for line in check_weights(model.path):
-        _tell(line)
+    model = _output_and_model(plan, cache=cache)
     shape = find_shape(model.path)
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
@@ -115,17 +117,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_memory(plan, shape)
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
-    data = fitted(spec.data, model.path, spec.method)
-    if data != spec.data:
-        _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
-    datasets = load_datasets(
-        data,
-        tokenizer_path=model.path,
-        cache=cache,
-        seed=spec.training.seed,
-        group_by=spec.evaluation.group_by,
-        replay=spec.replay_uri,
-    )
+    data, datasets = _rows(spec, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
     if spec.training.early_stopping and datasets.validation is None:
         raise FinetuneError(
@@ -139,6 +131,53 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_embedded(datasets, embeddings=shape.vocabulary, tokenizer_path=model.path)
     for line in datasets.statistics.lines():
         _tell(f"data: {line}")
+
+
+def foresee(plan: RunPlan, *, cache: Path) -> Forecast:
+    """Which rungs a ladder has for these rows, and what each may cost here. FinetuneError for what all rungs lack."""
+    spec = with_method(plan.spec)
+    model = _output_and_model(plan, cache=cache)
+    shape = find_shape(model.path)
+    check_installed(spec.strategy)
+    data, datasets = _rows(spec, model, cache=cache)
+    workload, labelled = workload_of(datasets), datasets.statistics.format == "classification"
+    if shape is None:
+        return forecast(spec, None, workload, labelled=labelled)
+    return here(spec.model_copy(update={"given_data": data}), shape, workload, labelled=labelled)
+
+
+def _output_and_model(plan: RunPlan, *, cache: Path) -> LocalModel:
+    from finetune_trainer.store.artifact import check_output
+    from finetune_trainer.store.models import resolve_model
+    from finetune_trainer.store.opening import open_folder
+
+    spec = plan.spec
+    output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
+    check_output(output, plan.job, overwrite=spec.output.overwrite)
+    output.check_writable()
+    model = resolve_model(spec.model, cache=cache)
+    _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
+    for line in check_weights(model.path):
+        _tell(line)
+    return model
+
+
+def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path) -> tuple[Data, Datasets]:
+    """The rows, and the data with the sequence length that the model allows."""
+    from finetune_trainer.data.load import load_datasets
+
+    data = fitted(spec.data, model.path, spec.method)
+    if data != spec.data:
+        _tell(f"data: sequences of up to {data.sequence_length} tokens, as the model allows")
+    datasets = load_datasets(
+        data,
+        tokenizer_path=model.path,
+        cache=cache,
+        seed=spec.training.seed,
+        group_by=spec.evaluation.group_by,
+        replay=spec.replay_uri,
+    )
+    return data, datasets
 
 
 def _check_script(plan: RunPlan) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from finetune_api import pages, series
+from finetune_api.ladder import LadderStatus
 from finetune_api.pages import TEXT, Limits, Page, Route
 from finetune_api.plan import PHASES, ProgressReport, RunPlan
 from finetune_api.series import Scope, Series
@@ -58,20 +59,30 @@ def _family(of: Series) -> GaugeMetricFamily:
     return GaugeMetricFamily(of.name, of.text, labels=(*of.scope.labels, *of.labels))
 
 
-def progress(plan: RunPlan, run_dir: RunDir, phase: str) -> ProgressReport:
-    """What rank 0 reported; before it could, and once it is gone, the agent's own phase."""
+def progress(plan: RunPlan, run_dir: RunDir, phase: str, ladder: LadderStatus | None = None) -> ProgressReport:
+    """What rank 0 reported; before it could, and once it is gone, the agent's own phase. Results of rungs are in
+    `ladder`; the job's are those of the run that publishes, after the ladder has stopped."""
     report = run_dir.report()
-    who = ProgressReport(attempt=plan.attempt, phase=phase, uid=plan.job.uid, nonce=plan.nonce)
+    who = ProgressReport(attempt=plan.attempt, phase=phase, uid=plan.job.uid, nonce=plan.nonce, ladder=ladder)
     if report is None:
         return who
-    told = {name: getattr(report, name) for name in ("progress", "plan", "evaluation", "artifact")}
+    climbing = plan.spec.method.is_auto and (ladder is None or ladder.stop_reason is None)
+    shown = ("progress", "plan") if climbing else ("progress", "plan", "evaluation", "artifact")
+    told = {name: getattr(report, name) for name in shown}
     own = phase if phase in ("done", "failed") else report.phase
     return who.model_copy(update={**told, "phase": own})
 
 
 @contextmanager
 def serving(
-    address: str, port: int, *, plan: RunPlan, run_dir: RunDir, phase: Callable[[], str], limits: Limits | None = None
+    address: str,
+    port: int,
+    *,
+    plan: RunPlan,
+    run_dir: RunDir,
+    phase: Callable[[], str],
+    ladder: Callable[[], LadderStatus | None] = lambda: None,
+    limits: Limits | None = None,
 ) -> Iterator[int]:
     """Answers in the background while the block runs; yields the port. OSError if the port is taken.
 
@@ -80,7 +91,7 @@ def serving(
     registry.register(RunCollector(plan=plan, run_dir=run_dir, phase=phase))
 
     def report() -> Page:
-        text = progress(plan, run_dir, phase()).model_dump_json(by_alias=True, exclude_none=True)
+        text = progress(plan, run_dir, phase(), ladder()).model_dump_json(by_alias=True, exclude_none=True)
         return Page("application/json", text.encode())
 
     token = plan.token

@@ -17,7 +17,7 @@ chat      base and tuned model side by side
 watch     follows a job               watch_view    what it shows
 
 paths   relative paths              top     the running jobs of a cluster
-ladder  runs the rungs of method.type auto          ladder_plan    which rungs, and what each may cost
+ladder  what a ladder may cost on this machine      ladder_plan    a ladder as finetune plan shows it
 
 validate, status, logs, report, compare, promote, verify: one command each. The command `agent` is in the package
 `agent`.

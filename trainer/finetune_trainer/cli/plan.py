@@ -18,13 +18,14 @@ from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer.cli.ladder_plan import forecast, with_method
+from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.cli.workload import workload_of
 from finetune_trainer.methods.needs import check_inputs
 from finetune_trainer.planning.advice import Advice, recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, this_machine
+from finetune_trainer.planning.forecast import forecast, with_method
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, check_tensors, read_shape
 from finetune_trainer.planning.positions import fitted
@@ -89,7 +90,7 @@ def show_plan(wish: Wish) -> int:
     planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)
-    ladder = forecast(spec, planner, planner.workload) if auto else None
+    ladder = forecast(spec, planner, planner.workload, labelled=is_labelled(spec)) if auto else None
     prices = read_prices(wish.prices) if wish.prices else None
     content: dict[str, Any] = {
         "job": job.metadata.name,
@@ -116,7 +117,7 @@ def show_plan(wish: Wish) -> int:
         "ladder": ladder.to_json() if ladder else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
-    text += f"\n\n{ladder.text()}" if ladder else ""
+    text += f"\n\n{forecast_text(ladder, spec)}" if ladder else ""
     print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK
 

@@ -24,8 +24,9 @@ from finetune_api.plan import Publishes
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.local import Gang, local_plan, run_uid
+from finetune_trainer.agent.rungs import LadderRun
 from finetune_trainer.agent.stopping import Stop
-from finetune_trainer.cli.ladder import LadderRun
+from finetune_trainer.cli.ladder import foresee
 from finetune_trainer.cli.live import View, view_of
 from finetune_trainer.cli.text import (
     aligned,
@@ -84,12 +85,15 @@ def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
 
     def run_one(
         rung_job: FineTuneJob,
-        where: Home,
         *,
         rung: str | None = None,
         publishes: Publishes | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> tuple[FineTuneJob, TerminationMessage]:
+        where = home
+        if rung is not None:
+            where = Home(home.run(job.metadata.name) / "rungs" / rung)
+            view.say(f"logs of the rung in {where.run(job.metadata.name)}")
         one = Run(
             job=rung_job, home=where, stop=stop, view=view, rung=rung, publishes=publishes, tick=tick, cache=home.cache
         ).to_the_end()
@@ -100,7 +104,10 @@ def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
             one.noted(one.words)
         return one.job, one.words
 
-    ended, words = LadderRun(job=job, home=home, stop=stop, view=view, run_one=run_one).to_the_end()
+    ladder = LadderRun(
+        job=job, foresee=lambda: foresee(job, home), run_one=run_one, say=view.say, save=home.save
+    )  # fmt: skip
+    ended, words = ladder.to_the_end()
     return Run(job=ended, home=home, stop=stop, view=view, words=words, logs=logs)
 
 

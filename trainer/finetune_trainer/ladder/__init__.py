@@ -9,6 +9,6 @@
     evidence    what the committed artifact of a rung shows, from its records
     story       the ladder as status, log and report show it
 
-These are functions of frozen data, without torch; evidence also reads the store. `finetune run` executes the rungs
-(cli/ladder.py).
+These are functions of frozen data, without torch; evidence also reads the store. The agent executes the rungs
+(agent/rungs.py).
 """

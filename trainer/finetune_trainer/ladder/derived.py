@@ -53,7 +53,10 @@ def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
 
 
 def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
-    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    # Without defaults, which a plan spells out: the rules would take them for what the manifest asks for.
+    spec = job.spec.model_dump(
+        mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True, exclude_none=True
+    )  # fmt: skip
     spec.pop("ladder", None)
     spec["method"] = {"type": method}
     if not TRAITS[method].steps:  # each row once and unchanged

@@ -44,8 +44,12 @@ class State(ApiModel):
         return self.model_copy(update=changes)
 
     def begun(self, attempt: AttemptRecord) -> State:
-        """With an attempt more."""
-        return self.update(attempts=(*self.attempts, attempt), start_time=self.start_time or attempt.start_time)
+        """With an attempt more. One before it that was still open in the checkpoint came at least this far."""
+        before = tuple(each if each.outcome else self._continued(each) for each in self.attempts)
+        return self.update(attempts=(*before, attempt), start_time=self.start_time or attempt.start_time)
+
+    def _continued(self, attempt: AttemptRecord) -> AttemptRecord:
+        return attempt.model_copy(update={"last_step": self.step, "outcome": f"continued after step {self.step}"})
 
     def ended(self, outcome: str) -> State:
         """With the end of the present attempt noted."""

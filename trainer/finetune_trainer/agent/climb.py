@@ -1,0 +1,109 @@
+"""A ladder in a pod: the agent runs its rungs one after the other, as `finetune run` does.
+
+The pod has one node, so its agent alone decides. All that outlives the pod is in the store (see rungs), so the next
+attempt continues where this one ended: committed rungs do not run again, and a rung that was interrupted resumes from
+its checkpoint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from finetune_api.budget import Enough, next_attempt
+from finetune_api.failures import FinetuneError, Reason, TerminationMessage
+from finetune_api.job import FineTuneJob, Metadata
+from finetune_api.ladder import LadderStatus
+from finetune_api.manifest import ManifestError
+from finetune_api.plan import Publishes, RunPlan
+from finetune_api.status import Restarts
+from finetune_trainer.agent.rungs import LadderRun
+from finetune_trainer.agent.verdict import say
+from finetune_trainer.planning.forecast import Forecast
+from finetune_trainer.rundir import now
+
+PATIENCE_SECONDS = 300.0
+"""How long a decision waits for a store that is unavailable."""
+
+TICK_SECONDS = 1.0
+
+
+def climb(
+    plan: RunPlan,
+    *,
+    foreseen: Forecast,
+    run: Callable[[RunPlan], TerminationMessage],
+    tell: Callable[[str], None],
+    show: Callable[[LadderStatus], None],
+) -> TerminationMessage:
+    """Returns the termination message of the pod. `run` runs the plan of a rung to its end; `show` gets each change of
+    the ladder's status."""
+    job = FineTuneJob(
+        metadata=Metadata(name=plan.job.name, namespace=plan.job.namespace, uid=plan.job.uid), spec=plan.spec
+    )
+    told: list[LadderStatus] = []
+
+    def save(changed: FineTuneJob) -> None:
+        if changed.status.ladder is not None:
+            told.append(changed.status.ladder)
+            show(changed.status.ladder)
+
+    def run_one(
+        made: FineTuneJob,
+        *,
+        rung: str | None = None,
+        publishes: Publishes | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> tuple[FineTuneJob, TerminationMessage]:
+        identity = plan.job.model_copy(update={"uid": made.metadata.uid})
+        changes = {"job": identity, "spec": made.spec, "rung": rung, "publishes": publishes}
+        with _ticking(tick):
+            words = run(plan.model_copy(update=changes))
+        return made, words if publishes else _of_rung(words)
+
+    ladder = LadderRun(
+        job=job, foresee=lambda: foreseen, run_one=run_one, say=tell, save=save,
+        final=lambda words: _final(plan, words), patience=PATIENCE_SECONDS,
+    )  # fmt: skip
+    try:
+        _, words = ladder.to_the_end()
+    except ManifestError as error:
+        words = say(Reason.InvalidSpec, "; ".join(map(str, error.problems)), time=now())
+    except FinetuneError as error:
+        words = say(error.reason, error.message, hint=error.hint, time=now())
+    return words.model_copy(update={"ladder": told[-1] if told else None})
+
+
+def _of_rung(words: TerminationMessage) -> TerminationMessage:
+    """Results of a rung are in the ladder: the job's are those of the run that publishes."""
+    return words.model_copy(update={"evaluation": None, "artifact": None, "candidate": None})
+
+
+def _final(plan: RunPlan, words: TerminationMessage) -> bool:
+    """Whether the operator would not try again with a smaller micro-batch."""
+    assert words.failure_class is not None
+    verdict = next_attempt(
+        words.failure_class, Restarts(), max_restarts=plan.spec.retry.max_restarts, plan=words.plan,
+        micro_batch_tokens=plan.micro_batch_tokens,
+    )  # fmt: skip
+    return isinstance(verdict, Enough)
+
+
+@contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls it in a thread, so that a store that is unavailable does not keep the agent from watching its ranks."""
+    over = threading.Event()
+
+    def loop() -> None:
+        while not over.wait(TICK_SECONDS):
+            with suppress(FinetuneError, OSError):
+                tick()
+
+    thread = threading.Thread(target=loop, name="costs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,217 @@
+"""`method.type: auto`: runs the rungs of the ladder one after the other, and publishes the best. `finetune run` and the
+agent of a pod do it alike: see cli.run and climb.
+
+    <output>/.finetune/<uid>/rungs/ladder.json    what each rung has cost so far
+    <output>/.finetune/<uid>/rungs/<method>/      the artifact of a rung, with its records and its checkpoints
+
+Decisions are functions of the records in the store. A run that was killed reads them again, continues the rung that was
+interrupted from its checkpoint, and adds to the cost that was noted; no rung that is committed runs twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from finetune_api import names
+from finetune_api.failures import ExitCode, Reason, TerminationMessage, class_of, hint_of
+from finetune_api.job import FineTuneJob
+from finetune_api.ladder import LadderStatus
+from finetune_api.plan import Publishes
+from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
+from finetune_trainer.ladder import evidence, story
+from finetune_trainer.ladder.climb import Climb, Done, Step
+from finetune_trainer.ladder.climb import Run as RunRung
+from finetune_trainer.ladder.derived import folder_uri, of_best, of_rung, rung_uid, rung_uri
+from finetune_trainer.ladder.evidence import Committed, Finding
+from finetune_trainer.ladder.rungs import BASE, Rung
+from finetune_trainer.planning.forecast import Forecast
+from finetune_trainer.rundir import now
+from finetune_trainer.store.checkpoints import CheckpointStore
+from finetune_trainer.store.folder import Folder, NotFound
+from finetune_trainer.store.opening import open_folder
+
+COSTS = "ladder.json"
+NOTED_SECONDS = 10.0
+"""How often the cost of a running rung is noted: as much may be forgotten when this program is killed."""
+
+_MEMORY = (FailureClass.OutOfMemory,)
+_MEMORY_REASONS = (Reason.InsufficientMemory, Reason.OutOfMemory)
+
+RunOne = Callable[..., tuple[FineTuneJob, TerminationMessage]]
+"""(job, rung=…, publishes=…, tick=…): runs it to the end, and returns it with its status."""
+
+
+@dataclass(kw_only=True)
+class Costs:
+    """What rungs have cost so far, in GPU hours, and which of them ran out of memory; kept in the store."""
+
+    folder: Folder
+    hours: dict[str, float] = field(default_factory=dict)
+    too_large: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Folder) -> Costs:
+        try:
+            told = json.loads(folder.read(COSTS))
+        except NotFound:
+            return cls(folder=folder)
+        return cls(folder=folder, hours=dict(told["hours"]), too_large=list(told["tooLarge"]))
+
+    def write(self) -> None:
+        content = {"hours": self.hours, "tooLarge": self.too_large}
+        self.folder.put(COSTS, json.dumps(content, sort_keys=True).encode())
+
+    @contextmanager
+    def noting(self, method: str, *, processes: int) -> Iterator[Callable[[], None]]:
+        """Adds the time spent inside to the cost of the rung; yields what has to be called now and then."""
+        before, began = self.hours.get(method, 0.0), time.monotonic()
+        noted = began
+
+        def note() -> None:
+            nonlocal noted
+            noted = time.monotonic()
+            self.hours[method] = before + (noted - began) * processes / 3600
+            self.write()
+
+        def tick() -> None:
+            if time.monotonic() - noted >= NOTED_SECONDS:
+                note()
+
+        try:
+            yield tick
+        finally:
+            note()
+
+
+@dataclass(kw_only=True)
+class LadderRun:
+    """All rungs of one job, and the run that publishes the best of them."""
+
+    job: FineTuneJob
+    foresee: Callable[[], Forecast]
+    run_one: RunOne
+    say: Callable[[str], None]
+    save: Callable[[FineTuneJob], None]
+    """Called with the job whenever its status.ladder has changed."""
+    final: Callable[[TerminationMessage], bool] = lambda _: True
+    """Whether nothing else can be done about a run that ran out of memory."""
+    patience: float = 0.0
+    """Seconds to wait for a store that is unavailable."""
+    known: dict[str, Committed] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
+
+    def to_the_end(self) -> tuple[FineTuneJob, TerminationMessage]:
+        """The job with its final status, and the termination message of the run that ended it."""
+        foreseen = self.foresee()
+        for rung in foreseen.choice.rungs:
+            of_rung(self.job, rung.method)  # before anything is paid
+        ladder = self.job.spec.ladder
+        budget = ladder.budget.gpu_hours if ladder.budget else None
+        climb = Climb.of(foreseen.choice, foreseen.estimates, min_gain=ladder.min_gain, budget=budget)
+        costs = Costs.read(self._open(folder_uri(self.job.spec.output.uri, self.job.metadata.uid)))
+        self.say(f"ladder: {foreseen.choice.reason}; rungs: {', '.join(r.method for r in climb.rungs)}")
+        while isinstance(step := climb.next(), RunRung):
+            climb = climb.started(step.rung)
+            self._tell(foreseen, climb, step)
+            done, words = self._rung(climb, step.rung, costs)
+            if done is None:
+                return self.job, words
+            climb = climb.ended(done)
+            if (finding := self.findings.get(step.rung.method)) is not None:
+                if len(climb.done) == 1:
+                    climb = replace(climb, base_reaches_target=finding.best_reaches_target)
+                self.say(story.sentence(step.rung.method, finding))
+        told = self._tell(foreseen, climb, step)
+        self.say(f"ladder: {told.story}")
+        return self._publish(climb, told)
+
+    def _rung(self, climb: Climb, rung: Rung, costs: Costs) -> tuple[Done | None, TerminationMessage]:
+        """Runs it unless it is committed; None with the failure if it ended otherwise than by running out of memory."""
+        method, words = rung.method, TerminationMessage()
+        committed = self._committed(method)
+        if committed is None and method not in costs.too_large:
+            job = of_rung(self.job, method)
+            self.say(f"rung {method}: {rung.why}")
+            with costs.noting(method, processes=job.spec.world_size) as tick:
+                ended, words = self.run_one(job, rung=method, tick=tick)
+            if _lacks_memory(words) and self.final(words):
+                costs.too_large.append(method)
+                costs.write()
+            elif words.failure_class is not None:
+                self._fail(ended.status)
+                return None, words
+            committed = self._committed(method)
+        cost = costs.hours.get(method, 0.0)
+        if committed is None:
+            return Done(rung=rung, cost=cost, decision=None), words
+        self.known[method] = committed
+        finding = self._find(climb, committed)
+        self.findings[method] = finding
+        return Done(rung=rung, cost=cost, decision=finding.decision, reaches_target=finding.reaches_target), words
+
+    def _find(self, climb: Climb, committed: Committed) -> Finding:
+        ladder = self.job.spec.ladder
+        return evidence.find(
+            committed,
+            self.known.get(climb.best),
+            rungs=climb.comparisons,
+            min_gain=ladder.min_gain,
+            target=ladder.target,
+            strict=self.job.spec.guards.on_inconclusive == "fail",
+        )
+
+    def _publish(self, climb: Climb, told: LadderStatus) -> tuple[FineTuneJob, TerminationMessage]:
+        uid, output = self.job.metadata.uid, self.job.spec.output.uri
+        if climb.best == BASE:
+            words = _no_gain(told)
+            return self.job, words
+        self.say(f"measuring all held-out rows with the rung {climb.best}, and publishing it")
+        source = Publishes(uri=rung_uri(output, uid, climb.best), uid=rung_uid(uid, climb.best), ladder=told)
+        best = of_best(self.job, climb.best).model_copy(update={"status": self.job.status})
+        ended, words = self.run_one(best, publishes=source)
+        self.job = self.job.model_copy(update={"status": ended.status})
+        if words.failure_class is None:
+            for method in self.known:
+                folder = self._open(rung_uri(output, uid, method))
+                identity = self.known[method].record.job
+                CheckpointStore(folder, identity).clear()
+        return self.job, words
+
+    def _committed(self, method: str) -> Committed | None:
+        uid = self.job.metadata.uid
+        folder = self._open(rung_uri(self.job.spec.output.uri, uid, method))
+        return evidence.read(folder, uid=rung_uid(uid, method))
+
+    def _open(self, uri: str) -> Folder:
+        return open_folder(uri, prefix=names.PREFIX_OUTPUT, patience=self.patience)
+
+    def _tell(self, foreseen: Forecast, climb: Climb, step: Step) -> LadderStatus:
+        rates = {method: each.record.plan.learning_rate for method, each in self.known.items()}
+        told = story.status(foreseen.choice, climb, step, self.findings, rates)
+        status = self.job.status.model_copy(update={"ladder": told, "phase": Phase.Running})
+        self.job = self.job.model_copy(update={"status": status})
+        self.save(self.job)
+        return told
+
+    def _fail(self, status: FineTuneJobStatus) -> None:
+        known = {"attempt": status.attempt, "restarts": status.restarts, "last_failure": status.last_failure}
+        self.job = self.job.model_copy(update={"status": self.job.status.model_copy(update=known)})
+
+
+def _lacks_memory(words: TerminationMessage) -> bool:
+    return words.reason in _MEMORY_REASONS or words.failure_class in _MEMORY
+
+
+def _no_gain(told: LadderStatus) -> TerminationMessage:
+    return TerminationMessage(
+        failure_class=class_of(Reason.NoGain),
+        reason=Reason.NoGain,
+        message=f"no rung is better than the base model, so nothing was published. {told.story}",
+        hint=hint_of(Reason.NoGain),
+        exit_code=ExitCode.GUARD,
+        time=now(),
+    )
