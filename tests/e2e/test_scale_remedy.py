@@ -1,4 +1,4 @@
-"""An adapter that hurts general text: published at a smaller scale under onViolation: remedy, held back under fail."""
+"""An adapter that hurts general text, trained by two ranks with shards: published at a scale that does not hurt it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BOUND = 0.008
 def manifest(workspace: Workspace, **guards: object) -> dict[str, Any]:
     """A rate that is too high, and general text that has nothing to do with what is trained."""
     general = numbers_as_text(workspace.folder / "general.jsonl")
-    made = workspace.manifest(nodes=1, guards={"forgetting": {"maxBitsPerByteIncrease": BOUND}, **guards})
+    sharded = {"nodes": 2, "strategy": {"type": "fsdp"}}
+    made = workspace.manifest(guards={"forgetting": {"maxBitsPerByteIncrease": BOUND}, **guards}, **sharded)
     made["spec"]["data"] |= {"general": {"uri": general.as_uri()}}
     made["spec"]["training"] |= {"learningRate": 0.004, "epochs": 5}
     return made
