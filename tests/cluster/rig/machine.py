@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from .state import Paths
 
 Missing = list[str]
 DEBIAN_PACKAGES = {  # what is looked for -> the package that has it
-    "g++": "g++",  # for tests of training.compile
+    "Python.h": "python3-dev",  # training.compile compiles against it, by g++
+    "g++": "g++",
     "gcc": "gcc",
     "ip": "iproute2",
     "libseccomp": "libseccomp-dev",
@@ -105,7 +107,11 @@ def _commands(*names: str) -> Missing:
 
 
 def _present(name: str) -> bool:
-    return _has_libseccomp() if name == "libseccomp" else bool(shutil.which(name, path=bare_environment()["PATH"]))
+    if name == "libseccomp":
+        return _has_libseccomp()
+    if name == "Python.h":  # of the interpreter that runs the tests
+        return (Path(sysconfig.get_path("include")) / name).exists()
+    return bool(shutil.which(name, path=bare_environment()["PATH"]))
 
 
 def _install(name: str) -> str:
