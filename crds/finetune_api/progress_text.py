@@ -12,15 +12,22 @@ def progress_line(phase: str, progress: Progress) -> str:
         parts.append(f"step {progress.step}/{progress.total_steps} ({percent(progress)} %)")
     elif progress.percent is not None:
         parts.append(f"{progress.percent} %")
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4f}")
-    if progress.eval_loss is not None:
-        parts.append(f"eval {progress.eval_loss:.4f}")
-    if progress.tokens_per_second:
-        parts.append(f"{progress.tokens_per_second:,.0f} tok/s")
+    parts += measurements(progress)
     if progress.eta_seconds is not None and phase == "training":
         parts.append(f"{span(progress.eta_seconds)} left")
     return "  ".join(parts)
+
+
+def measurements(progress: Progress) -> list[str]:
+    """Losses and rate, as far as they are known."""
+    found = []
+    if progress.loss is not None:
+        found.append(f"loss {progress.loss:.4f}")
+    if progress.eval_loss is not None:
+        found.append(f"eval {progress.eval_loss:.4f}")
+    if progress.tokens_per_second:
+        found.append(f"{progress.tokens_per_second:,.0f} tok/s")
+    return found
 
 
 def percent(progress: Progress) -> int:

@@ -100,11 +100,14 @@ def test_a_failed_job_is_created_again_from_its_manifest(cluster: FakeCluster) -
     assert "--cascade=foreground" in cluster.calls[2], "no pod of the old job is left"
 
 
-def test_a_job_is_not_deleted_when_it_could_not_be_created_again(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize(("verb", "why"), [("create", "exceeded quota: q"), ("delete", "user u cannot delete")])
+def test_a_job_stays_that_could_not_be_created_again_or_not_be_deleted(
+    verb: str, why: str, cluster: FakeCluster
+) -> None:
     jobs = with_job(cluster, "Failed", lastFailure=CRASH)
-    cluster.refusals["create"] = ["Error from server (Forbidden): exceeded quota: q"]
+    cluster.refusals[verb] = [f"Error from server (Forbidden): {why}"]
 
-    with pytest.raises(FinetuneError, match="exceeded quota"):
+    with pytest.raises(FinetuneError, match=why):
         jobs.retry("tickets")
     assert "tickets" in cluster.jobs
 
@@ -121,15 +124,6 @@ def test_the_manifest_of_a_job_is_kept_if_it_cannot_be_created_after_all(fails: 
         assert jobs.submit(file).name == "tickets"
     finally:
         Path(file).unlink()
-
-
-def test_a_job_that_may_not_be_deleted_stays(cluster: FakeCluster) -> None:
-    jobs = with_job(cluster, "Failed", lastFailure=CRASH)
-    cluster.refusals["delete"] = ['Error from server (Forbidden): user "u" cannot delete']
-
-    with pytest.raises(FinetuneError, match="cannot delete"):
-        jobs.retry("tickets")
-    assert "tickets" in cluster.jobs
 
 
 REFUSED = [

@@ -11,7 +11,7 @@ from pydantic import Field
 from finetune_api.base import ApiModel
 from finetune_api.client import Event
 from finetune_api.failures import FailureClass
-from finetune_api.progress_text import percent, progress_line, span
+from finetune_api.progress_text import measurements, percent, progress_line, span
 from finetune_api.status import Phase, Progress
 from finetune_api.text import printable
 
@@ -104,14 +104,7 @@ def _progress(now: Snapshot) -> Iterator[str]:
         filled = BAR * percent(done) // 100
         step = f"step {done.step}/{done.total_steps} ({percent(done)} %)"
         yield f"{'█' * filled}{'░' * (BAR - filled)}  {step}{_left(now)}"
-    facts = []
-    if done.loss is not None:
-        facts.append(f"loss {done.loss:.4f}")
-    if done.eval_loss is not None:
-        facts.append(f"eval {done.eval_loss:.4f}")
-    if done.tokens_per_second:
-        facts.append(f"{done.tokens_per_second:,.0f} tok/s")
-    if facts:
+    if facts := measurements(done):
         yield "  ".join(facts)
 
 
