@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.jobs import Json, Place, example, rank_of
+from tests.cluster.jobs import Json, Place, example, rank_of, readable
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.support.pause_at_step import PauseAtStep
@@ -26,8 +26,7 @@ SIZES = {"train": 100, "validation": 200, "test": 60}
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and rows whose label is their first letter, readable for the pods' user."""
     folder = tmp_path_factory.mktemp("tiny")
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
+    readable(folder)
     for file in tiny_model(folder / "model").iterdir():
         file.chmod(0o644)
     (folder / "rows").mkdir()
