@@ -87,4 +87,4 @@ def test_the_short_name_and_the_columns_are_there(contract: tuple[Rig, str]) -> 
     header = rig.kubectl("get", "ftj", "-o", "wide", "-n", namespace).splitlines()[0].split()
 
     shown = ["NAME", "PHASE", "PROGRESS", "NODES", "RESTARTS", "AGE"]
-    assert header == [*shown, "METHOD", "LOSS", "ETA", "GUARDS", "ARTIFACT"]
+    assert header == [*shown, "METHOD", "BEST", "LOSS", "ETA", "GUARDS", "ARTIFACT"]

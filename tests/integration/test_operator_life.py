@@ -261,9 +261,11 @@ def test_a_taken_name_is_told_and_not_taken_over(start: Start, kube: Kube) -> No
 
 def test_a_spec_that_makes_an_impossible_pod_is_told(start: Start, kube: Kube) -> None:
     start()
-    kube.create(manifest("a", pod={"volumes": [{"name": "finetune-tmp", "mountPath": "/x", "emptyDir": {}}]}))
+    terms = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": []}]}]
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    kube.create(manifest("a", pod={"affinity": affinity}))
     wait_for(lambda: kube.phase("a") == "Failed", what="told")
-    assert "Duplicate" in kube.condition("a", "Failed")["message"]
+    assert "must be specified when `operator` is 'In'" in kube.condition("a", "Failed")["message"]
     assert kube.status("a")["lastFailure"]["class"] == "Config"
 
 
