@@ -2,7 +2,7 @@
 # What CI does, on a machine that has nothing: a minimal Debian in a folder of its own, a new HOME, an empty cache, a fresh
 # clone of what is committed. Only the kernel, the network, Go and the trusted certificates are this machine's.
 #
-#   tools/pristine.sh                     bash .ci/run with CI=true; about 80 minutes and 25 GB
+#   tools/pristine.sh                     bash .ci/run with CI=true; about 50 minutes on two cores and 25 GB
 #   tools/pristine.sh COMMAND [WORD...]   another command in the clone
 #   FINETUNE_PRISTINE=FOLDER              keep the tree there, and start from it again (default: a folder that is removed)
 #
