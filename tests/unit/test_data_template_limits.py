@@ -18,6 +18,13 @@ HOSTILE = {
     "a long list": "{{ [0] * 99999999999 }}",
     "a large number": "{{ 9 ** 99999999999 }}",
     "a wide format": "{{ '%99999999999d' % 1 }}",
+    "a width among the values": "{{ '%*d' % (99999999999, 1) }}",
+    "a wide format by the filter": "{{ '%99999999999d' | format(1) }}",
+    "a wide format by the method": "{{ '{:99999999999d}'.format(1) }}",
+    "a width among the method's values": "{{ '{:{}d}'.format(1, 99999999999) }}",
+    "a long line": "{{ 'x'.ljust(99999999999) }}",
+    "a centred line": "{{ 'x' | center(99999999999) }}",
+    "a list that is filled up": "{{ [1] | batch(99999999999, 0) | list }}",
     "doubling by ~": "{% set n = namespace(t='x') %}{% for a in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
     "doubling by +": "{% set n = namespace(t='x') %}{% for a in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}",
     "lists that double": "{% set n = namespace(t=[0]) %}{% for a in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}",
@@ -29,6 +36,13 @@ CONVERSATION = [{"role": "user", "content": "a"}, {"role": "assistant", "content
 def test_it_is_refused(source: str) -> None:
     with pytest.raises((jinja2.TemplateRuntimeError, RecursionError)):
         ChatTemplate(source, {}).render(CONVERSATION)
+
+
+def test_digits_of_a_text_are_no_widths() -> None:
+    source = (
+        "{{ 'call 99999999999: %s %5.1f%%' % ('a', 1) }} {{ '99999999999 {} {:>3}'.format('b', 2) }}{{ 7 | string }}"
+    )
+    assert ChatTemplate(source, {}).render([]).text == "call 99999999999: a   1.0% 99999999999 b   27"
 
 
 def test_each_rendering_has_a_budget_of_its_own() -> None:

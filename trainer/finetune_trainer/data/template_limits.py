@@ -7,11 +7,14 @@ numbers of ranges) and one of size (of what +, ~, *, ** and % make); a template 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.filters import do_format
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -21,6 +24,12 @@ STEPS = 1_000_000
 
 SIZE = 64 * 2**20
 """Characters, entries or bits of any value that a template computes."""
+
+WIDE = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
+"""Filters that make as much as a number says."""
+
+_AFTER_COLON, _NESTED = re.compile(r":[^{}]*?(\d+)"), re.compile(r"\{[^{}]*:[^{}]*\{")
+_WIDTHS = re.compile(r"%[-+ #0]*((?:\d+|\*)?(?:\.(?:\d+|\*))?)[a-zA-Z]")
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -32,7 +41,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self._left = STEPS
         self.globals["range"] = self._range
-        self.filters |= {_COUNTED: self._counted, _SIZED: _sized}
+        self.filters |= {name: _bounded(self.filters[name]) for name in WIDE}
+        self.filters |= {_COUNTED: self._counted, _SIZED: _sized, "format": _format}
 
     def restart(self) -> None:
         self._left = STEPS
@@ -44,6 +54,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _check(_size_of(operator, left, right))
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, obj: Any, /, *arguments: Any, **named: Any) -> Any:
+        """Of a text's methods too, such as ljust."""
+        if isinstance(getattr(obj, "__self__", None), str):
+            _check(_largest(arguments, named))
+        return super().call(context, obj, *arguments, **named)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        return None if wrapped is None else functools.partial(_formatted, wrapped, value.__self__)
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)
@@ -101,7 +121,7 @@ def _sized(value: Any) -> Any:
 def _size_of(operator: str, left: Any, right: Any) -> int:
     """At least, of what the operator makes: in characters, entries, or bits of a number."""
     if operator == "%" and isinstance(left, str):
-        return sum(int(digits) for digits in _numbers(left))
+        return _width(left, right if isinstance(right, tuple) else (right,))
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length()
         return bits * max(right, 0) if operator == "**" else bits + right.bit_length()
@@ -110,10 +130,40 @@ def _size_of(operator: str, left: Any, right: Any) -> int:
     return sum(sizes) * (times[0] if operator == "*" and times else 1)
 
 
-def _numbers(text: str) -> Iterator[str]:
-    """Widths in a format."""
-    digits = "".join(each if each in "0123456789" else " " for each in text)
-    return iter(digits.split())
+def _width(form: str, values: Iterable[Any]) -> int:
+    """Of what `%` makes: the widths and precisions of the format, and those that it takes from the values (`*`)."""
+    found = _WIDTHS.findall(form)
+    given = sum(abs(each) for each in values if isinstance(each, int)) if any("*" in each for each in found) else 0
+    return given + sum(int(digits) for each in found for digits in re.findall(r"\d+", each))
+
+
+def _formatted(method: Callable[..., str], form: str, *values: Any, **named: Any) -> str:
+    """str.format, whose widths are in the format or, where braces are nested, among the values."""
+    written = max(map(int, _AFTER_COLON.findall(form)), default=0)
+    _check(max(written, _largest(values, named) if _NESTED.search(form) else 0))
+    return method(*values, **named)
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose numbers are widths or counts."""
+
+    @functools.wraps(function)  # with the marks by which jinja2 knows what to pass first
+    def bounded(*arguments: Any, **named: Any) -> Any:
+        _check(_largest(arguments, named))
+        return function(*arguments, **named)
+
+    return bounded
+
+
+def _largest(arguments: Iterable[Any], named: Mapping[str, Any]) -> int:
+    """Of the numbers among them; 0 of none."""
+    return max((each for each in (*arguments, *named.values()) if isinstance(each, int)), default=0)
+
+
+def _format(form: Any, *values: Any, **named: Any) -> str:
+    """jinja2's filter, by the operator that is bounded."""
+    _check(_width(str(form), named.values() if named else values))
+    return do_format(form, *values, **named)
 
 
 def _check(size: int) -> None:
