@@ -35,6 +35,14 @@ def with_job(cluster: FakeCluster, phase: str, *, suspend: bool | None = None, *
     return FineTuneJobs(namespace="team")
 
 
+@pytest.mark.parametrize("name", ["--all", "--selector=a", "-A", "", "a b", "a\n", "pods/a"])
+def test_what_is_no_name_never_reaches_kubectl(name: str, cluster: FakeCluster) -> None:
+    for verb in (FineTuneJobs().get, FineTuneJobs().delete, FineTuneJobs().retry, FineTuneJobs().stop):
+        with pytest.raises(FinetuneError, match="no FineTuneJob can be named"):
+            verb(name)
+    assert cluster.calls == []
+
+
 def test_a_manifest_becomes_a_job(cluster: FakeCluster) -> None:
     done = FineTuneJobs().submit(raw_job())
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_api.failures import FailureClass, FinetuneError, Reason
+from finetune_api.fields import DNS_NAME
 from finetune_api.names import MAX_NAME_LENGTH
 from finetune_api.status import Phase
 
@@ -22,6 +24,9 @@ EVENTS = 20
 
 
 def get(name: str) -> Steps[Job]:
+    """NotFound also for what cannot be a name: kubectl would take `--all` for an option."""
+    if not re.fullmatch(DNS_NAME, name):
+        raise FinetuneError(Reason.NotFound, f"no FineTuneJob can be named {name!r}", "Give the name of one job.")
     answer = yield Call(("get", RESOURCE, name, "--output", "json"))
     return Job.read(_object(answer, name))
 
