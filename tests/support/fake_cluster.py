@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.client import FineTuneJobs
 from finetune_api.client.kubectl import Answer, Call, Cluster, Pause
 
 Raw = dict[str, Any]
@@ -96,3 +97,9 @@ class FakeCluster:
         if name not in self.jobs:
             return Answer(1, "", f'Error from server (NotFound): finetunejobs.finetune.dev "{name}" not found')
         return Answer(0, json.dumps(self.jobs[name]))
+
+
+def with_job(cluster: FakeCluster, phase: str, *, suspend: bool | None = None, **status: Any) -> FineTuneJobs:
+    spec = {} if suspend is None else {"suspend": suspend}
+    cluster.jobs["tickets"] = raw_job("tickets", phase, spec=spec, **status)
+    return FineTuneJobs(namespace="team")
