@@ -13,6 +13,7 @@ status     FineTuneJob.status        job       the two together
 generation what models answer to held-out prompts; generated_text: the same in figures, for the status
 verdicts   the words in which a result is judged; calibration: that of both models, and the scale of an adapter
 evaluation how models are measured   guards    what keeps an artifact from being published
+diagnostics  what is measured inside the model, layer by layer
 regularization  what keeps a model from forgetting while it learns
 ladder     method.type auto: its settings and status
 results    an evaluation in as few bytes as it takes, for a termination message

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import accelerators, sizes
 from .base import Rule
+from .diagnostics import DIAGNOSTICS_RULES
 from .evaluation import DIVERGENCE_RULES, REFERENCE_RULES, SAME_GROUPS
 from .generation import GENERATION_RULES
 from .guards import GUARD_RULES
@@ -18,14 +19,14 @@ from .strategy import METHODS_FIT
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
 DECIDED_BY_COMMAND = (
-    "model", "data", "method", "training", "evaluation", "guards", "regularization", "strategy", "checkpoint",
+    "model", "data", "method", "training", "evaluation", "guards", "regularization", "diagnostics", "strategy",
+    "checkpoint",
 )  # fmt: skip
 """Fields that do not apply to a custom script, which decides these things itself."""
 
 IMMUTABLE = (
-    "model", "data", "output", "command", "method", "training", "evaluation", "guards", "regularization", "ladder",
-    "checkpoint",
-    "managedBy",
+    "model", "data", "output", "command", "method", "training", "evaluation", "guards", "regularization", "diagnostics",
+    "ladder", "checkpoint", "managedBy",
 )  # fmt: skip
 """Fields that define the run: a different run needs a new job."""
 
@@ -194,8 +195,8 @@ COMMAND_RULES = (
     ),
     Rule(
         cel=f"!has(self.command) || !({' || '.join(f'has(self.{field})' for field in DECIDED_BY_COMMAND)})",
-        message="model, data, method, training, evaluation, guards, regularization, strategy and checkpoint do not "
-        "apply to a command: remove them, and pass arguments to the script instead",
+        message="model, data, method, training, evaluation, guards, regularization, diagnostics, strategy and "
+        "checkpoint do not apply to a command: remove them, and pass arguments to the script instead",
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
@@ -230,6 +231,7 @@ SPEC_RULES = (
     SAME_GROUPS,
     *REFERENCE_RULES,
     *DIVERGENCE_RULES,
+    *DIAGNOSTICS_RULES,
     *GUARD_RULES,
     *GENERATION_RULES,
     *REGULARIZATION_RULES,

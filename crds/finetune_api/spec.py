@@ -14,6 +14,7 @@ from pydantic import Field
 from . import accelerators, durations, names, uris
 from .base import ApiModel, Rule
 from .data import Credentials, Data
+from .diagnostics import Diagnostics
 from .evaluation import EvaluationSettings
 from .failures import FinetuneError, Reason
 from .fields import LIST_MAP, ControllerName, Duration, Name, OutputUri
@@ -256,6 +257,10 @@ class FineTuneJobSpec(ApiModel):
     regularization: Regularization = Field(
         default_factory=Regularization,
         description="What keeps the model from forgetting while it learns. See [pitfalls](pitfalls.md).",
+    )
+    diagnostics: Diagnostics = Field(
+        default_factory=Diagnostics,
+        description="What is measured inside the model before and after training. See [analyze](analyze.md).",
     )
     ladder: Ladder = Field(default_factory=Ladder, description="Settings of method.type auto.")
     nodes: Annotated[int, Field(ge=1, le=1024)] | NodeRange = Field(

@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.manifests import MISSING, SCRIPT, Bad
 
 NEEDED = "model, data and output are required, or command to run a custom script"
-SCRIPT_DECIDES = "model, data, method, training, evaluation, guards, regularization, strategy and checkpoint do not apply to a command"
+SCRIPT_DECIDES = "model, data, method, training, evaluation, guards, regularization, diagnostics, strategy and checkpoint do not apply to a command"
 
 STEPPED: dict[str, Any] = {
     "epochs": 3, "maxSteps": 9, "batchSize": 8, "learningRate": 1e-3, "schedule": "linear", "warmupRatio": 0.1,
@@ -28,7 +28,7 @@ BAD = (
     Bad("a command beside data", {"spec.command": ["train.py"], "spec.model": MISSING}, "spec", SCRIPT_DECIDES),
     *(
         Bad(f"a command with {field}", {**SCRIPT, f"spec.{field}": {}}, "spec", SCRIPT_DECIDES)
-        for field in ("method", "training", "evaluation", "guards", "regularization", "strategy", "checkpoint")
+        for field in ("method", "training", "evaluation", "guards", "regularization", "diagnostics", "strategy", "checkpoint")
     ),
     Bad("a command with a merged artifact", {**SCRIPT, "spec.output.merged": True}, "spec", "a job with a command writes no artifact"),
     Bad("groups of two kinds", {"spec.data.validation": {"fraction": 0.1, "groupBy": "patient"}, "spec.evaluation": {"groupBy": "ward"}},
@@ -37,6 +37,11 @@ BAD = (
         "evaluation.klToBase compares with the base model"),
     Bad("divergence under deepspeed", {"spec.evaluation": {"klToBase": True}, "spec.strategy": {"type": "deepspeed"}}, "spec",
         "evaluation.klToBase is not supported by strategy.type deepspeed"),
+    Bad("layers of a model that stays as it is", {"spec.diagnostics": {"similarity": "cka"}, "spec.method": {"type": "prompt"}}, "spec",
+        "diagnostics compare the layers of base and tuned model, and only method.type"),
+    Bad("layers under deepspeed", {"spec.diagnostics": {"similarity": "cka"}, "spec.strategy": {"type": "deepspeed"}}, "spec",
+        "diagnostics are not supported by strategy.type deepspeed"),
+    Bad("an unknown similarity", {"spec.diagnostics": {"similarity": "cosine"}}, "spec.diagnostics.similarity", "cka"),
     Bad("earlier artifacts without slices", {"spec.evaluation": {"references": [{"name": "a", "uri": "s3://corp/a"}]}},
         "spec", "evaluation.references needs data.slices"),
     Bad("an earlier artifact by the base model's name", {"spec.evaluation": {"references": [{"name": "base", "uri": "s3://corp/a"}]},

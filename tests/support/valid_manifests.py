@@ -62,6 +62,15 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "a comparison of the layers, of a sharded model",
+        {
+            "spec.diagnostics": {"similarity": "cka"},
+            "spec.method": {"type": "full"},
+            "spec.strategy": {"type": "fsdp"},
+        },
+        None,
+    ),
+    (
         "a remedy by scale, and a sweep of scales",
         {
             "spec.method": {"type": "qlora"},

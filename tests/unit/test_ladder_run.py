@@ -127,6 +127,13 @@ def test_a_rung_generates_nothing_and_one_that_could_not_be_published_is_refused
         of_rung(made, "probe")
 
 
+def test_only_the_run_that_publishes_looks_inside_the_model_and_only_if_its_method_changes_it(tmp_path: Path) -> None:
+    made = job(tmp_path, diagnostics={"similarity": "cka"})
+    assert of_rung(made, "lora").spec.diagnostics.similarity is None
+    assert of_best(made, "lora").spec.diagnostics.similarity == "cka"
+    assert of_best(made, "probe").spec.diagnostics.similarity is None
+
+
 def test_halves_are_halves_and_keep_groups_together() -> None:
     groups = np.arange(10_000, dtype=np.uint64)
     share = selects(groups).mean()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from finetune_trainer.data.corpus import corpus_of
-from finetune_trainer.train.diagnose import EACH, Subject, TokenSample
+from finetune_trainer.data.token_sample import EACH, TokenSample
+from finetune_trainer.train.diagnose import Subject
 from finetune_trainer.transfer.evaluate import Layout
 from tests.support.training import documents, model, network
 

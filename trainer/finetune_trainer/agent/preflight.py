@@ -95,6 +95,7 @@ def _leave(words: TerminationMessage, target: Path) -> int:
 def check(plan: RunPlan, *, cache: Path) -> None:
     """FinetuneError for the first thing that is wrong."""
     from finetune_trainer.data.embedding_check import check_embedded
+    from finetune_trainer.transfer.diagnostics.similarity import check_comparable
 
     spec = plan.spec
     if spec.command is not None:
@@ -125,6 +126,8 @@ def check(plan: RunPlan, *, cache: Path) -> None:
             "training.earlyStopping needs validation rows, and none could be held out of a single training row",
             "Set data.validation.uri, or remove training.earlyStopping.",
         )
+    if spec.diagnostics.similarity:
+        check_comparable({"test": datasets.test, "validation": datasets.validation, "general": datasets.general})
     if shape is not None:
         read = plan.model_copy(update={"spec": spec.model_copy(update={"given_data": data})})
         check_memory(read, shape, workload_of(datasets))

@@ -19,11 +19,7 @@ from finetune_trainer.cli.validate import read_manifest
 
 if TYPE_CHECKING:
     from finetune_trainer.cli.analysis import Request
-    from finetune_trainer.data.corpus import Corpus
-    from finetune_trainer.data.load import Datasets
-    from finetune_trainer.report.layer_curves import Curves
     from finetune_trainer.report.record import RunRecord
-    from finetune_trainer.statistics.correlation import Canonical
     from finetune_trainer.transfer.diagnostics.advice import Advice
     from finetune_trainer.transfer.diagnostics.similarity import Similarity
 
@@ -42,6 +38,7 @@ def show_change(request: Request, *, artifact: str, tokens: int) -> int:
     """artifact: URI, folder or name of a job; tokens: of each data set, whose states are compared."""
     from finetune_trainer.cli.analysis import save_page
     from finetune_trainer.transfer.diagnostics.advice import after_training
+    from finetune_trainer.transfer.diagnostics.inside import changed
 
     try:
         job = read_manifest(request.file)
@@ -53,24 +50,9 @@ def show_change(request: Request, *, artifact: str, tokens: int) -> int:
     print(json.dumps(_as_json(found, advice), indent=2) if request.as_json else _as_text(found, advice))
     if request.save is not None:
         lead = f"{job.spec.model.uri} and {found.artifact}, layer by layer"
-        curves = [_curves(each) for each in found.data]
+        curves = [changed(each).curves for each in found.data]
         save_page(request.save, job, lead=lead, curves=curves, text=_as_text(found, advice))
     return ExitCode.OK
-
-
-def _curves(each: Similarity) -> Curves:
-    from finetune_trainer.report.layer_curves import Curves
-    from finetune_trainer.report.plots import Point
-    from finetune_trainer.report.xy import Line
-
-    lines = (
-        Line(name="CKA", points=tuple(Point(layer.layer, layer.cka) for layer in each.layers)),
-        Line(
-            name="documents permuted", role="dots",
-            points=tuple(Point(layer.layer, layer.null) for layer in each.layers),
-        ),
-    )  # fmt: skip
-    return Curves(title=each.name, up="unbiased CKA", show=lambda value: f"{value:.2g}", lines=lines)
 
 
 def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: int) -> tuple[Change, int]:
@@ -78,6 +60,7 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
     compared."""
     from finetune_trainer.cli.analysis import short_documents
     from finetune_trainer.cli.compare import uri_of
+    from finetune_trainer.data.token_sample import TokenSample
     from finetune_trainer.report.record import read_record
     from finetune_trainer.statistics.similarity import FEWEST
     from finetune_trainer.store.artifact import read_manifest as read_artifact
@@ -85,9 +68,10 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
     from finetune_trainer.store.folder import NotFound
     from finetune_trainer.store.models import resolve_model
     from finetune_trainer.store.opening import open_folder
-    from finetune_trainer.train.diagnose import Subject, TokenSample
+    from finetune_trainer.train.diagnose import Subject
+    from finetune_trainer.transfer.diagnostics.advice import better
     from finetune_trainer.transfer.diagnostics.probes import affordable
-    from finetune_trainer.transfer.diagnostics.similarity import lacking, similarity
+    from finetune_trainer.transfer.diagnostics.similarity import held_out, lacking, similarity
 
     uri = uri_of(artifact, Where(home=request.cache.parent))
     folder = open_folder(uri, prefix=names.PREFIX_OUTPUT)
@@ -101,7 +85,7 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
     model = resolve_model(spec.model, cache=request.cache)
     sets = short_documents(spec, request, model.path)
     subject = Subject.load(model.path, pad_id=sets.pad_id)
-    held = _held_out(sets)
+    held = held_out({"test": sets.test, "validation": sets.validation, "general": sets.general})
     sides = 1 + len(held)  # the base's states of all data sets, and the tuned model's of one
     layers, tokens = affordable(subject.blocks, sides * subject.model.hidden_size, wanted, fewest=FEWEST)
     drawn = {
@@ -132,7 +116,9 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
         for each in found
         if each.needed > each.tokens
     ]
-    change = Change(artifact=uri, blocks=subject.blocks, data=found, notes=tuple(notes), gained=_gained(record))
+    change = Change(
+        artifact=uri, blocks=subject.blocks, data=found, notes=tuple(notes), gained=better(record.evaluation)
+    )
     return change, sets.statistics.splits["train"].rows
 
 
@@ -149,50 +135,15 @@ def _comparable(record: RunRecord) -> Any:
     return method.settled(record.plan.trained_layers) if method.is_open and record.plan.trained_layers else method
 
 
-def _held_out(sets: Datasets) -> dict[str, Corpus]:
-    named = {"test": sets.test} if sets.test is not None else {"validation": sets.validation}
-    return {name: corpus for name, corpus in {**named, "general": sets.general}.items() if corpus is not None}
-
-
-def _gained(record: RunRecord) -> bool | None:
-    verdicts = {each.kind: each.verdict for each in record.evaluation.data}
-    verdict = verdicts.get("test") or verdicts.get("validation")
-    return None if verdict is None else verdict == "better"
-
-
 def _as_json(found: Change, advice: Sequence[Advice]) -> dict[str, Any]:
+    from finetune_trainer.transfer.diagnostics.inside import changed
+
     return {
         "artifact": found.artifact,
-        "data": [
-            {
-                "name": each.name,
-                "documents": each.documents,
-                "tokens": each.tokens,
-                "tokensForCanonicalCorrelations": each.needed,
-                "changedFrom": each.changed_from,
-                "layers": [
-                    {
-                        "layer": layer.layer,
-                        "cka": layer.cka,
-                        "standardError": layer.error,
-                        "rawCka": layer.raw,
-                        "nullCka": layer.null,
-                        **_canonical_json("", layer.canonical),
-                        **_canonical_json("null", layer.canonical_null),
-                    }
-                    for layer in each.layers
-                ],
-            }
-            for each in found.data
-        ],
+        "data": [{**changed(each).to_json(), "changedFrom": each.changed_from} for each in found.data],
         "notes": list(found.notes),
         "recommendations": [{"set": what, "because": why} for what, why in advice],
     }
-
-
-def _canonical_json(prefix: str, found: Canonical | None) -> dict[str, float]:
-    named = ("svcca", "pwcca") if not prefix else (f"{prefix}Svcca", f"{prefix}Pwcca")
-    return {} if found is None else dict(zip(named, (found.svcca, found.pwcca), strict=True))
 
 
 def _as_text(found: Change, advice: Sequence[Advice]) -> str:

@@ -108,7 +108,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
 def short_documents(spec: FineTuneJobSpec, request: Request, model: Path) -> Datasets:
     """The data, cut to the windows of an analysis."""
     from finetune_trainer.data.load import load_datasets
-    from finetune_trainer.train.diagnose import TOKENS
+    from finetune_trainer.data.token_sample import TOKENS
 
     data = spec.data.model_copy(
         update={"sequence_length": min(TOKENS, spec.data.sequence_length), "overlong": "truncate"}

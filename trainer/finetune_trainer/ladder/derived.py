@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from finetune_api import manifest
+from finetune_api.diagnostics import without_diagnostics
 from finetune_api.generation import GENERATION_GUARDS
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
@@ -34,7 +35,7 @@ def folder_uri(output: str, uid: str) -> str:
 def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
     """A rung writes an artifact into a folder of its own, with its records. ManifestError where it would not be valid,
     such as a probe for rows without labels."""
-    spec = _of_method(job, method)
+    spec = without_diagnostics(_of_method(job, method), method, published=False)
     silent = not TRAITS[method].generates  # stays invalid where text is to be generated
     if "evaluation" in spec and not silent:
         spec["evaluation"].pop("generate", None)
@@ -49,7 +50,8 @@ def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
 
 def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
     """The run that measures all held-out rows with the best rung's weights, and publishes them."""
-    return _job(job, _of_method(job, method), uid=job.metadata.uid)
+    spec = without_diagnostics(_of_method(job, method), method, published=True)
+    return _job(job, spec, uid=job.metadata.uid)
 
 
 def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:

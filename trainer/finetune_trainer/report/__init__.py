@@ -6,6 +6,7 @@ plots     its curves as inline SVG                        forest    changes with
 xy        small charts of points as inline SVG           reliability   its parts about calibration and scale
 generated its part about generated text
 style     its style sheet                                 card      the artifact's README.md
+layers    what a run found inside the model, and its part of the page
 layer_curves   the page of an analysis, with curves over the layers
 staircase the ladder that chose the method                transferred  its part about negative transfer
 """

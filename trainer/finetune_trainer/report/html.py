@@ -14,7 +14,7 @@ import yaml
 from finetune_api.names import API_VERSION, KIND
 from finetune_api.regularization import TERMS
 
-from . import generated, judged, reliability, staircase, transferred
+from . import generated, judged, layers, reliability, staircase, transferred
 from .compare import Row
 from .plots import Axis, Point, Series, plot, smooth
 from .record import CurvePoint, RunRecord
@@ -35,6 +35,7 @@ def render(report: RunRecord) -> str:
         _section("Generated text", generated.section(report)),
         _section("Scale of the adapter", reliability.scaled(report)),
         _section("Calibration", reliability.calibrated(report)),
+        _section("Layers", layers.section(report.inside)),
         _section("What could not be seen", judged.not_seen(rows)),
         _section("Curves", _curves(report)),
         _section("Plan", _panel(_pairs(_plan(report)))),

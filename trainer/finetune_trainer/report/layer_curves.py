@@ -22,7 +22,7 @@ class Curves:
 
 def page(*, title: str, lead: str, curves: Sequence[Curves], text: str) -> str:
     """The page's HTML; text: as on a terminal."""
-    panels = "".join(_panel(each) for each in curves)
+    panels = "".join(panel(each) for each in curves)
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -34,7 +34,8 @@ def page(*, title: str, lead: str, curves: Sequence[Curves], text: str) -> str:
     )
 
 
-def _panel(curves: Curves) -> str:
+def panel(curves: Curves) -> str:
+    """The chart, with its title and legend."""
     legend = "".join(f'<span><i class="key {line.role}"></i>{escape(line.name)}</span>' for line in curves.lines)
     drawn = chart(curves.lines, across="layer", up=curves.up, show=curves.show)
     return f'<div class="panel"><h3>{escape(curves.title)}</h3><p class="legend">{legend}</p>{drawn}</div>'

@@ -20,6 +20,8 @@ from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.folder import Folder
 
+from .layers import Inside
+
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
 CARD_FILE = "README.md"
@@ -152,6 +154,7 @@ class RunRecord(ApiModel):
     eos_token_ids: tuple[int, ...] = Field(
         (), description="What generation stops at, where trained ends were added to the base model's."
     )
+    inside: Inside | None = Field(None, description="With spec.diagnostics: what changed inside the model.")
     ladder: LadderStatus | None = Field(None, description="The ladder that chose this method.")
     refused: str = Field("", description="Why a guard kept the artifact back, in words; empty where none did.")
     servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")

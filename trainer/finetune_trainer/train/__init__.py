@@ -24,6 +24,8 @@ checkpoint_reader  rows of a checkpoint's tensors, read from its files
 linear_probe       method probe, in place of the loop
 importance         what regularization.ewc holds to, from the cache or measured
 diagnose           what an analysis asks of a model
+diagnosing         what spec.diagnostics asks of a run
+token_states       states of chosen tokens in every layer, by one process or a gang
 answering          what both models answer to held-out prompts
 divergence         KL to the base on rows of the task
 scale_sweep        the scale at which an adapter is published

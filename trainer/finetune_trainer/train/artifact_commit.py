@@ -21,6 +21,7 @@ from finetune_trainer.methods.base import Merges, without_adapter
 from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
+from finetune_trainer.report.layers import Inside
 from finetune_trainer.report.record import (
     CARD_FILE,
     RECORD_FILE,
@@ -56,7 +57,12 @@ _PACKAGES = (
 
 
 def record_of(
-    setup: Setup, state: State, evidence: Evidence, release: Release, generated: Generated | None = None
+    setup: Setup,
+    state: State,
+    evidence: Evidence,
+    release: Release,
+    generated: Generated | None = None,
+    inside: Inside | None = None,
 ) -> RunRecord:
     last = state.best.step if state.best else state.step
     return RunRecord(
@@ -69,6 +75,7 @@ def record_of(
         reliability=_reliability(evidence),
         against=tuple(_against(evidence)),
         answers=generated.samples if generated is not None else (),
+        inside=inside,
         ladder=setup.plan.publishes.ladder if setup.plan.publishes else None,
         refused=release.refusal,
         curve=state.curve,

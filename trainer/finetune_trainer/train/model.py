@@ -6,12 +6,12 @@ logits are more than hidden states times one matrix, the slower way that is righ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ from finetune_trainer.parallel.base import Packed, Strategy
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.parallel.weight_names import account, class_of
 from finetune_trainer.regularization.kl_to_base import KlToBase, logit_divergences, token_divergences
+from finetune_trainer.transfer.features import token_states
 
 from .capabilities import Capabilities, hidden_states
 from .frozen_layers import FrozenLayers
 from .loss import logits_cross_entropy, token_nats, trained_cross_entropy
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 _OfHidden = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden states (targets, dim), head (vocab, dim), targets)"""
@@ -182,6 +184,11 @@ class LanguageModel:
             raise ValueError("no layers are known that could run alone")
         return self._inside(lambda: below.states(tokens, positions, self._bounds(batch.positions)))
 
+    @torch.no_grad()
+    def layer_states(self, batch: MicroBatch, layers: Sequence[int], wanted: Array) -> Array:
+        """(layers, wanted tokens, dim), see `transfer.features`; wanted: (rows, length). The batch has no states."""
+        return self._inside(lambda: token_states(self.network, batch, layers, wanted))
+
     def _begun(self, batch: MicroBatch) -> AbstractContextManager[None]:
         """Inside, the network begins where the batch's states end."""
         if batch.states is None or self.below is None:
@@ -211,8 +218,8 @@ class LanguageModel:
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
-    def _inside(self, work: Callable[[], Tensor]) -> Tensor:
-        def cheaply() -> Tensor:
+    def _inside(self, work: Callable[[], T]) -> T:
+        def cheaply() -> T:
             with cheap_products(self.device, self.autocast):
                 return work()
 

@@ -27,6 +27,8 @@ from finetune_trainer.store.artifact import describe, read_manifest
 from finetune_trainer.store.folder import Folder, NotFound
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer import kept
+from finetune_trainer.transfer.diagnostics.inside import inside
+from finetune_trainer.transfer.diagnostics.similarity import Layerwise
 from finetune_trainer.transfer.evaluate import Measured, Stopped
 from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
 from finetune_trainer.transfer.generated.evidence import Generated
@@ -34,6 +36,7 @@ from finetune_trainer.transfer.release import Release, judge
 
 from .answering import Answering
 from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
+from .diagnosing import Diagnosing
 from .divergence import divergence, rows_of_the_task
 from .linear_probe import ProbeRun, probed
 from .reporter import Reporter
@@ -82,6 +85,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     corpora = dict(_held_out(setup))
     answering = Answering.of(setup, corpora)
     untouched = _of_untouched(setup, corpora, answering)
+    diagnosing = Diagnosing.of(setup, corpora)
+    _stoppable(setup, State(), diagnosing.measure_base)
     state = trainer.checkpointer.resume(trainer.weights)
     if untouched is not None:
         state = state.update(base={name: each.scores for name, each in untouched.items()})
@@ -123,7 +128,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         reporter.phase("evaluating", "measuring KL to the base")
         apart = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
         found = replace(found, divergence=apart)
-    return _finish(setup, state, found, output, kept_back, _stoppable(setup, state, answering.judged))
+    answers = _stoppable(setup, state, answering.judged)
+    return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
 
 
 def _of_untouched(setup: Setup, corpora: Mapping[str, Corpus], answering: Answering) -> dict[str, Measured] | None:
@@ -153,7 +159,13 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
 
 
 def _finish(
-    setup: Setup, state: State, found: Swept, output: Folder, kept_back: Kept, generated: Generated | None = None
+    setup: Setup,
+    state: State,
+    found: Swept,
+    output: Folder,
+    kept_back: Kept,
+    generated: Generated | None = None,
+    layerwise: Layerwise | None = None,
 ) -> TerminationMessage:
     """Describe and commit what is there now, or keep it back. Rank 0 alone knows the base model's rows, and what
     follows from them."""
@@ -166,15 +178,17 @@ def _finish(
     if generated is not None:
         evidence = replace(evidence, generation=generated.told, collapse=generated.collapse)
         reporter.say(generated.collapse.told())
+    found_inside = inside(layerwise, evidence.evaluation(), rows=len(setup.data.train)) if layerwise else None
     release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
     reporter.evaluation = evidence.evaluation(release.results)
-    for sentence in (*release.sentences(), *(each.told() for each in reporter.evaluation.negative_transfer)):
+    more = found_inside.sentences() if found_inside else ()
+    for sentence in (*release.sentences(), *(each.told() for each in reporter.evaluation.negative_transfer), *more):
         reporter.say(sentence)
     refused = release.refused
     where = f"keeping the artifact as a candidate in {kept_back.uri}" if refused else f"committing to {output.uri}"
     reporter.phase("saving", where)
     ended = state.ended("held back by a guard" if refused else "finished")
-    record = record_of(setup, ended, evidence, release, generated)
+    record = record_of(setup, ended, evidence, release, generated, found_inside)
     trainer.checkpointer.wait()
     words = None
     strategy.collect(trainer.model.network, everything=setup.attached.kind == "model")

@@ -75,7 +75,8 @@ def _width(states: Tensor) -> int:
 
 
 class _Enough(Exception):
-    """No wanted layer is higher: no further one needs to run."""
+    """No wanted layer is higher: no further one needs to run. Where the last one is wanted the body ends by itself, as
+    bodies with sharded weights have to."""
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def _tapped(network: nn.Module, blocks: Layers, layers: Sequence[int]) -> Iterat
 
     def keep(layer: int, output: Any) -> None:
         seen[layer] = output[0] if isinstance(output, tuple) else output
-        if layer == max(layers):
+        if layer == max(layers) < blocks.count:
             raise _Enough
 
     for layer in layers:

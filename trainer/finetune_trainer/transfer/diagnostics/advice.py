@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from finetune_api.regularization import FRACTIONS
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import Evaluation
 from finetune_trainer.statistics.fragmentation import PIECES
 from finetune_trainer.statistics.shift import LONGER
 
@@ -82,6 +83,14 @@ def after_training(found: Sequence[Similarity], *, blocks: int, gained: bool | N
     """What follows for the next run from what this one changed. gained: whether the tuned model is better on its test
     rows; None where that was not measured."""
     return tuple(_of_change(found, blocks=blocks, gained=gained, rows=rows))
+
+
+def better(evaluation: Evaluation) -> bool | None:
+    """Whether the tuned model is better on the test rows, or without these on the validation rows; None where that was
+    not measured."""
+    verdicts = {each.kind: each.verdict for each in evaluation.data}
+    verdict = verdicts.get("test") or verdicts.get("validation")
+    return None if verdict is None else verdict == "better"
 
 
 def _of_change(found: Sequence[Similarity], *, blocks: int, gained: bool | None, rows: int) -> Iterator[Advice]:

@@ -7,12 +7,15 @@ nothing changed, and the null that no relation is left. `error` is by leaving ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api.failures import FinetuneError, Reason
+from finetune_trainer.data.corpus import Corpus
+from finetune_trainer.data.token_sample import EACH, sampled
 from finetune_trainer.random_streams import PERMUTED
 from finetune_trainer.statistics.correlation import Bases, Canonical, null
 from finetune_trainer.statistics.intervals import Floats
@@ -67,6 +70,36 @@ class Similarity:
         return min(self.layers, key=lambda each: each.cka)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """Of one run."""
+
+    blocks: int
+    similarity: tuple[Similarity, ...]
+    notes: tuple[str, ...] = ()
+    """What was not compared, and why."""
+
+
+def held_out(corpora: Mapping[str, Corpus | None]) -> dict[str, Corpus]:
+    """What is compared: the test rows, or without these the validation rows; and general text."""
+    task = "test" if corpora.get("test") is not None else "validation"
+    found = {name: corpora.get(name) for name in (task, "general")}
+    return {name: corpus for name, corpus in found.items() if corpus is not None}
+
+
+def check_comparable(corpora: Mapping[str, Corpus | None]) -> None:
+    """InvalidSpec where no data set has enough tokens."""
+    reasons = {name: lacking(int(sampled(each).sum()), len(each)) for name, each in held_out(corpora).items()}
+    if all(reasons.values()):
+        told = "; ".join(f"{name} has {why}" for name, why in reasons.items()) or "no rows are held out"
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            f"diagnostics.similarity has no rows to compare the models on: {told}",
+            f"Set data.test or data.general to rows with at least {FEWEST:,} tokens, of which {EACH} of each document "
+            "count, or remove diagnostics.similarity.",
+        )
+
+
 def lacking(tokens: int, documents: int) -> str:
     """Why a data set cannot be compared; empty where it can."""
     if tokens < FEWEST:
@@ -75,20 +108,27 @@ def lacking(tokens: int, documents: int) -> str:
 
 
 def similarity(
-    name: str, before: States, after: States, documents: NDArray[np.int64], *, layers: Sequence[int], seed: int
+    name: str,
+    before: Iterable[States],
+    after: Iterable[States],
+    documents: NDArray[np.int64],
+    *,
+    layers: Sequence[int],
+    seed: int,
+    canonical: bool = True,
 ) -> Similarity:
-    """before, after: (layers, tokens, dim) of base and tuned model; documents: (tokens,) from 0, in one piece each.
-    ValueError where there are too few tokens."""
+    """before, after: (tokens, dim) of each layer, of base and tuned model; documents: (tokens,) from 0, in one piece
+    each. `canonical`: also by canonical correlations, which takes a decomposition of each side. ValueError where there
+    are too few tokens."""
     count = int(documents.max()) + 1
     if why := lacking(len(documents), count):
         raise ValueError(why)
     groups = [np.flatnonzero(np.isin(documents, part)) for part in np.array_split(np.arange(count), min(GROUPS, count))]
-    orders = [_order(documents, number, seed) for number in range(PERMUTATIONS)]
     found, needed = [], 0
     for layer, x, y in zip(layers, before, after, strict=True):
-        basis = Bases.of(_scaled(x), _scaled(y))
-        needed = max(needed, basis.needed)
         value, error = with_error(_parts(_scaled(x), _scaled(y), groups))
+        correlations = _canonical(x, y, documents, seed) if canonical else None
+        needed = max(needed, correlations.needed if correlations else 0)
         found.append(
             LayerSimilarity(
                 layer=layer,
@@ -96,11 +136,26 @@ def similarity(
                 error=error,
                 raw=with_error(_parts(x.astype(np.float64), y.astype(np.float64), groups))[0],
                 null=_null(_scaled(x), _scaled(y), documents, seed),
-                canonical=basis.correlations() if basis.enough else None,
-                canonical_null=null(basis, orders) if basis.enough else None,
+                canonical=correlations.found if correlations else None,
+                canonical_null=correlations.null if correlations else None,
             )
         )
     return Similarity(name=name, documents=count, tokens=len(documents), layers=tuple(found), needed=needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Canonical:
+    needed: int
+    found: Canonical | None = None
+    null: Canonical | None = None
+
+
+def _canonical(x: States, y: States, documents: NDArray[np.int64], seed: int) -> _Canonical:
+    basis = Bases.of(_scaled(x), _scaled(y))
+    if not basis.enough:
+        return _Canonical(needed=basis.needed)
+    orders = [_order(documents, number, seed) for number in range(PERMUTATIONS)]
+    return _Canonical(needed=basis.needed, found=basis.correlations(), null=null(basis, orders))
 
 
 def _scaled(states: States) -> Floats:

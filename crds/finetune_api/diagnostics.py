@@ -1,0 +1,46 @@
+"""FineTuneJob.spec.diagnostics: what is measured inside the model, layer by layer, before and after training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from .base import ApiModel, Rule
+from .methods import AUTO, TRAITS, type_of
+
+
+class Diagnostics(ApiModel):
+    similarity: Literal["cka"] | None = Field(
+        None,
+        description="cka: compare the states of each layer in base and tuned model on the test rows (without "
+        "data.test, the validation rows) and on data.general, by unbiased CKA. Costs a pass over at most 4,096 tokens "
+        "of each at the start of every attempt, and one at the end.",
+    )
+
+
+_COMPARED = tuple(method.name for method in TRAITS.values() if method.steps and method.virtual is None)
+"""Methods that change what the model makes of its own tokens."""
+
+DIAGNOSTICS_RULES = (
+    Rule(
+        cel="!has(self.diagnostics) || !has(self.method) || !has(self.method.type) || self.method.type in "
+        f"{[*_COMPARED, AUTO]}",
+        message="diagnostics compare the layers of base and tuned model, and only method.type "
+        f"{', '.join(_COMPARED)} change them: use one of these, or remove diagnostics",
+        holds=lambda new, _: "diagnostics" not in new or type_of(new) in (*_COMPARED, AUTO),
+    ),
+    Rule(
+        cel="!has(self.diagnostics) || !has(self.strategy) || !has(self.strategy.type) || "
+        "self.strategy.type != 'deepspeed'",
+        message="diagnostics are not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp",
+        holds=lambda new, _: "diagnostics" not in new or (new.get("strategy") or {}).get("type") != "deepspeed",
+    ),
+)
+
+
+def without_diagnostics(spec: dict[str, Any], method: str, *, published: bool) -> dict[str, Any]:
+    """Of a ladder: rungs measure nothing inside the model, and the run that publishes one does if its method can."""
+    if published and method in _COMPARED:
+        return spec
+    return {name: value for name, value in spec.items() if name != "diagnostics"}
