@@ -77,7 +77,12 @@ def test_a_stricter_policy_ends_no_attempt_and_holds_the_next_one() -> None:
 def test_a_job_that_is_resumed_is_judged_too() -> None:
     suspended = {"phase": "Suspended", "attempt": 1, "nodes": 2}
 
-    assert decide(observed(STRICT, suspended, pods="Succeeded"), NOW).create == ()
+    held = decide(observed(STRICT, suspended), NOW)
+    assert held.create == ()
+    assert held.status.last_failure is not None
+
+    freed = decide(observed(policy(), held.status.to_json()), later(60))
+    assert (len(freed.create), freed.status.attempt, freed.status.last_failure) == (2, 2, None)
 
 
 def test_the_pods_have_the_defaults_of_their_namespace() -> None:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from finetune_api import names
 from finetune_api.advice import advice
 from finetune_api.budget import pause_seconds
-from finetune_api.failures import CLASSES, Reason
+from finetune_api.failures import CLASSES, HELD, Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, LastFailure, Phase, Restarts
 from finetune_operator.decision import Create, Decision, Event
@@ -90,6 +90,8 @@ def _numbered(
     number = seen.attempt + 1 if again else max(seen.attempt, 1)
     restarts = status.restarts or Restarts()
     nodes = seen.child.nodes if seen.child is not None and not again else spec.max_nodes
+    if status.last_failure is not None and status.last_failure.reason in HELD:
+        status = change(status, last_failure=None)  # told of the attempt before: nothing else would take it back
     status = change(
         status,
         phase=Phase.Pending,
