@@ -47,7 +47,7 @@ STATIC = (
 SUITES: dict[str, tuple[str, ...]] = {  # each suite, and the programs without which it cannot begin
     "unit": (),
     "e2e": build.S3,
-    "integration": build.CONTROL_PLANE + build.S3 + build.KUEUE + build.HELM + build.MONITORING,
+    "integration": build.CONTROL_PLANE + build.S3 + build.KUEUE + build.HELM + build.HELM3 + build.MONITORING,
     "cluster": build.EVERYTHING,
 }
 TWO_AT_A_TIME = {"unit": "loadgroup", "e2e": "loadfile", "integration": "loadfile"}

@@ -17,6 +17,12 @@ FLEET = '{namespace=~"$namespace"}'
 RUN = '{namespace="$namespace",name="$name"}'
 ALERTS = 'ALERTS{alertname=~"FineTune.+",alertstate="firing"'
 JOB = "{{namespace}}/{{name}}"
+GPUS = f"""\
+label_replace(label_replace(label_replace(
+DCGM_FI_DEV_GPU_UTIL or 100 * DCGM_FI_PROF_GR_ENGINE_ACTIVE,
+"namespace", "$1", "exported_namespace", "(.+)"), "pod", "$1", "exported_pod", "(.+)"),
+"name", "$1", "pod", "(.+)-[0-9]+-[0-9]+-[a-z0-9]+") and on (namespace, name) {s.JOB_PHASE}{RUN}"""
+"""GPUs of the chosen run, as charts/finetune-operator/rules/FineTuneJobGPUUnused.yaml finds them."""
 WAITING = "|".join((Phase.Pending, Phase.Starting, Phase.Restarting, Phase.Queued))
 
 
@@ -306,6 +312,14 @@ HEALTH = Row(
         Panel(
             title="What the nodes do", about=s.AGENT_PHASE, alerts=("FineTuneJobGPUIdle",),
             queries=one(f"sum by (phase) ({s.AGENT_PHASE}{RUN}) > 0", "{{phase}}"),
+        ),
+        Panel(
+            title="GPU utilisation (dcgm-exporter)", about=s.JOB_PHASE, alerts=("FineTuneJobGPUUnused",),
+            unit="percent",
+            queries=(
+                Query(expr=f"min ({GPUS})", legend="the least used GPU"),
+                Query(expr=f"max ({GPUS})", legend="the most used GPU"),
+            ),
         ),
         Panel(
             title="Pods and ranks", about=s.AGENT_UP, alerts=("FineTuneMetricsMissing",), unit="none",

@@ -19,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.support.cluster_fixtures")
     config.pluginmanager.import_plugin("tests.support.operator_rbac")
     config.pluginmanager.import_plugin("tests.support.operator_harness")
+    config.pluginmanager.import_plugin("tests.support.chart_release")
 
 
 def _rig_of_its_own(worker: str, workers: int) -> None:

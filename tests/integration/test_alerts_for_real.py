@@ -125,7 +125,7 @@ WITHOUT_DATA = {
     "Firing alerts", "Jobs finished in this time range", "Failed attempts by reason", "Time since the last failure",
     "Jobs whose pods do not all run", "Guards that are not passed", "Guards: value and bound", "Guards: verdict",
     "Jobs that succeeded and have no artifact", "Artifact", "GPU hours", "GPU hours without result",
-    "GPU hours of the jobs that exist",
+    "GPU hours of the jobs that exist", "GPU utilisation (dcgm-exporter)",
 }  # fmt: skip
 """Panels that show nothing while a job trains and has had no failure."""
 

@@ -3,14 +3,9 @@ the cluster. Pods are made and do not run."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +14,15 @@ import yaml
 
 from finetune_api import names
 from finetune_operator.kube.resources import FINETUNEJOBS
-from tests.cluster.rig import Helm, NotOursError, Rig, RigError
-from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
-from tests.cluster.rig.state import free_ports
+from tests.cluster.rig import Helm, Rig, RigError
+from tests.support.chart_release import CHART, CRD, CRD_FILE, acting
 from tests.support.documents import DOCUMENTS, commands
 from tests.support.kube_client import Kube, manifest, wait_for
 from tests.support.operator_rbac import ROOT
 from tests.support.operator_scenarios import finish
 
-CHART = ROOT / "charts" / "finetune-operator"
-CRD = f"{names.PLURAL}.{names.GROUP}"
 RELEASED = Path(__file__).parent / "charts" / "finetune-operator-0.1.0.tgz"
 """The chart of 0.1.0 as `helm package` made it: never made again."""
-CRD_FILE = ROOT / "crds" / f"{CRD}.yaml"
 JOB = {
     "apiVersion": f"{names.GROUP}/{names.VERSION}",
     "kind": names.KIND,
@@ -42,42 +33,6 @@ JOB = {
         "output": {"uri": "s3://corp/models/kept"},
     },
 }
-
-
-@pytest.fixture
-def admin(helm: Helm, control_plane: Rig, tmp_path: Path) -> Helm:
-    return Helm.at(tmp_path / "helm", kubeconfig=control_plane.kubeconfig)
-
-
-@pytest.fixture
-def without_crd(control_plane: Rig) -> Iterator[Rig]:
-    """A cluster that never saw the operator. The CRD of other tests is put back."""
-    if control_plane.external:
-        raise NotOursError("a test that deletes the CRD, and all FineTuneJobs with it, wants a rig of our own")
-    control_plane.kubectl("delete", "crd", CRD, "--ignore-not-found")
-    yield control_plane
-    control_plane.kubectl("delete", "crd", CRD, "--ignore-not-found")
-    control_plane.install_crd(CRD_FILE)
-
-
-@pytest.fixture
-def home(control_plane: Rig) -> Iterator[str]:
-    """The release's namespace, under Pod Security's strictest level."""
-    labels = {FAKE_PODS_LABEL: "fake", "pod-security.kubernetes.io/enforce": "restricted"}
-    name = control_plane.create_namespace("chart", labels=labels)
-    control_plane.kubectl(
-        "label", "namespace", name, "--overwrite", *(f"{key}={value}" for key, value in labels.items())
-    )
-    yield name
-    control_plane.delete_namespace(name)
-
-
-@pytest.fixture
-def teams(control_plane: Rig) -> Iterator[tuple[str, str]]:
-    first, second = (control_plane.create_namespace("team", labels={FAKE_PODS_LABEL: "fake"}) for _ in range(2))
-    yield first, second
-    for name in (first, second):
-        control_plane.delete_namespace(name)
 
 
 def there(rig: Rig, *words: str) -> bool:
@@ -222,34 +177,6 @@ def test_a_team_installs_it_without_rights_on_the_cluster(
         team_lead("uninstall", release, "-n", home)
     assert not there(control_plane, "roles", "finetune-operator", "-n", first)
     assert there(control_plane, "crd", CRD)
-
-
-@contextlib.contextmanager
-def acting(rig: Rig, home: str) -> Iterator[None]:
-    """The operator as the release's Deployment and account run it, but for its port; inside the block it leads."""
-    deployment = rig.get("deployment", "finetune-operator", "-n", home)
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    kubeconfig = rig.service_account_kubeconfig(home, deployment["spec"]["template"]["spec"]["serviceAccountName"])
-    instead = [f"--listen=127.0.0.1:{free_ports(1)[0]}", f"--lease-namespace={home}", f"--kubeconfig={kubeconfig}"]
-    holder = (
-        "get",
-        "lease",
-        "finetune-operator",
-        "-n",
-        home,
-        "--ignore-not-found",
-        "-o",
-        "jsonpath={.spec.holderIdentity}",
-    )
-    before = rig.kubectl(*holder)
-    argv = [sys.executable, "-m", "finetune_operator", *container["args"], *instead]
-    process = subprocess.Popen(argv, env=dict(os.environ))
-    try:
-        wait_for(lambda: rig.kubectl(*holder) not in ("", before), what="the release's operator leads")
-        yield
-    finally:
-        process.terminate()
-        assert process.wait(120) == 0
 
 
 def test_an_upgrade_and_a_rollback_leave_running_and_finished_jobs_alone(

@@ -1,4 +1,5 @@
-"""What Helm makes of the chart, for each values file of charts/finetune-operator/ci. Needs no cluster."""
+"""What Helm makes of the chart, for each values file of charts/finetune-operator/ci: single values, whole snapshots,
+and the same from Helm 3 as from Helm 4. Needs no cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import yaml
 from finetune_api.admin_policy import AdminPolicy, read
 from finetune_operator import main
 from tests.cluster.rig import Helm, RigError
+from tests.cluster.rig.build import BINARIES
 from tests.cluster.rig.helm import Objects
+from tests.support import chart_snapshots as snapshots
 from tests.support.chart_cases import ABSENT, CASES, CHART, GANGS, LEADER, NAME, NETWORK, RIGHTS, ROOT, Expected
 
 
@@ -48,6 +51,36 @@ def test_what_values_make(rendered: dict[str, Objects], name: str, expected: Exp
     where, path, value = expected
 
     assert found(rendered[name], where, path) == value
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_is_what_reviewers_have_seen(rendered: dict[str, Objects], name: str) -> None:
+    found = snapshots.lines(rendered[name])
+    shown = found if name == snapshots.DEFAULT else snapshots.difference(found, snapshots.read(snapshots.DEFAULT))
+
+    assert shown == snapshots.read(name), "python -m tests.support.chart_snapshots writes it again"
+
+
+def test_every_snapshot_is_of_a_values_file() -> None:
+    assert {path.stem for path in snapshots.FOLDER.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_helm_3_renders_the_same(helm3: Helm, rendered: dict[str, Objects], name: str) -> None:
+    assert helm3.render(CHART, "-f", values(name)) == rendered[name]
+
+
+def test_the_readme_names_the_versions_of_helm() -> None:
+    of_helm = [BINARIES[name].version.removeprefix("v").rpartition(".")[0] for name in ("helm", "helm3")]
+
+    assert "render it with\nHelm {} and Helm {}, which".format(*of_helm) in (CHART / "README.md").read_text()
+
+
+def test_helm_3_refuses_unknown_values_and_finds_nothing_to_complain_about(helm3: Helm) -> None:
+    assert helm3("version", "--short").startswith("v3.")
+    with pytest.raises(RigError, match=r"[Aa]dditional propert[a-z]+ '?replicaCount'? (is )?not allowed"):
+        helm3("template", NAME, CHART, "--set", "replicaCount=3")
+    assert "0 chart(s) failed" in helm3("lint", "--strict", CHART)
 
 
 def test_every_values_file_is_in_the_table() -> None:

@@ -11,7 +11,7 @@ A folder's conftest.py makes them known with two lines:
     restricted_namespace  function  a fresh namespace (Pod Security `restricted`) whose pods run
     s3                    function  `S3`: endpoint, keys, `bucket()`, `store(bucket)`
     kueue                 session   `Kueue`: a real one beside the control plane, for namespaces that it manages
-    helm                  session   `Helm` without a cluster: what a chart renders
+    helm, helm3           session   `Helm` without a cluster: what a chart renders with Helm 4, and with Helm 3
     promtool              function  nothing; promtool is there, for tests of rules
     alertmanager          function  the same for Alertmanager: its configuration in
     prometheus            function  a factory: `prometheus({"scrape_configs": [...]})` gives a real server to query
@@ -42,6 +42,7 @@ NEEDS = {  # fixture -> what the machine may lack for it, and what it builds
     "s3": (machine.missing_for_s3, build.S3),
     "kueue": (machine.missing_for_kueue, build.KUEUE),
     "helm": (machine.missing_for_helm, build.HELM),
+    "helm3": (machine.missing_for_helm3, build.HELM3),
     "prometheus": (machine.missing_for_monitoring, build.MONITORING),
     "alertmanager": (machine.missing_for_monitoring, build.MONITORING),
     "promtool": (machine.missing_for_monitoring, build.MONITORING),
@@ -143,6 +144,13 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """The real Helm, without a cluster."""
     _skip_without("helm")
     return Helm.at(tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="session")
+def helm3(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Helm 3, without a cluster."""
+    _skip_without("helm3")
+    return Helm.at(tmp_path_factory.mktemp("helm3"), program="helm3")
 
 
 @pytest.fixture

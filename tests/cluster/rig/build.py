@@ -57,6 +57,14 @@ def _kube_version() -> str:
     return " ".join(f"-X {package}.{name}={value}" for name, value in values.items())
 
 
+def _helm3() -> str:
+    """What its releases are built with: without this it takes itself for a Helm of Kubernetes 1.20."""
+    _, minor, _ = KUBERNETES.split(".")
+    values = {f"{package}.k8sVersion{part}": number for package in ("pkg/chartutil", "pkg/lint/rules")
+              for part, number in (("Major", "1"), ("Minor", minor))}  # fmt: skip
+    return " ".join(f"-X helm.sh/helm/v3/{name}={value}" for name, value in values.items())
+
+
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CNI = "github.com/containernetworking/plugins/plugins"
 _PROMETHEUS = "github.com/prometheus/prometheus/cmd"
@@ -85,7 +93,8 @@ TABLE: tuple[Binary, ...] = (
     Binary(name="alertmanager", package="github.com/prometheus/alertmanager/cmd/alertmanager", version="v0.31.1"),
     Binary(name="kwok", package="sigs.k8s.io/kwok/cmd/kwok", version="v0.7.0"),
     Binary(name="kueue", package="sigs.k8s.io/kueue/cmd/kueue", version="v0.19.0", files="config/components"),
-    Binary(name="helm", package="helm.sh/helm/v4/cmd/helm", version="v4.2.4"),
+    Binary(name="helm", package="helm.sh/helm/v4/cmd/helm", version="v4.2.4", module="helm"),
+    Binary(name="helm3", package="helm.sh/helm/v3/cmd/helm", version="v3.20.2", module="helm", ldflags=_helm3()),
     Binary(name="trainer", package="github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager", version="v2.3.0"),
     Binary(name="jobset", package="sigs.k8s.io/jobset", version="v0.12.0"),
 )  # fmt: skip
@@ -100,10 +109,13 @@ CONTROL_PLANE = ("etcd", "kube")
 S3 = ("minio",)
 KUEUE = ("kueue",)
 HELM = ("helm",)
+HELM3 = ("helm3",)
 MONITORING = ("prometheus", "promtool", "alertmanager")
 NODE = ("pause", "runc", "containerd", "containerd-shim-runc-v2", "ctr", "cni/bridge", "cni/loopback", "cni/host-local",
         "coredns")  # fmt: skip
-EVERYTHING = CONTROL_PLANE + NODE + S3 + KUEUE + HELM + MONITORING  # the rest of the table is built when somebody asks
+EVERYTHING = (
+    CONTROL_PLANE + NODE + S3 + KUEUE + HELM + HELM3 + MONITORING
+)  # the rest of the table is built when somebody asks
 FAKE_NODES = ("kwok",)
 RIVAL = ("trainer", "jobset")  # Kubeflow Trainer and JobSet, which tests/benchmarks/operator runs beside ours
 

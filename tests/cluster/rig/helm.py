@@ -1,4 +1,4 @@
-"""The real Helm, for the chart: what it renders, and what it installs."""
+"""The real Helm, for the chart: what it renders, and what it installs. Helm 4, and Helm 3 to compare with."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Helm:
     kubeconfig: Path | None = None
 
     @staticmethod
-    def at(home: Path, *, kubeconfig: Path | None = None) -> Helm:
-        return Helm(binary=Paths().bin / "helm", home=home, kubeconfig=kubeconfig)
+    def at(home: Path, *, kubeconfig: Path | None = None, program: str = "helm") -> Helm:
+        return Helm(binary=Paths().bin / program, home=home, kubeconfig=kubeconfig)
 
     def __call__(self, *words: str | Path) -> str:
         """What it printed; RigError with its error output when it fails."""

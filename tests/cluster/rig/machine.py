@@ -45,6 +45,10 @@ def missing_for_helm(paths: Paths) -> Missing:
     return _binaries(build.HELM, paths)
 
 
+def missing_for_helm3(paths: Paths) -> Missing:
+    return _binaries(build.HELM3, paths)
+
+
 def missing_for_monitoring(paths: Paths) -> Missing:
     return _binaries(build.MONITORING, paths)
 
