@@ -78,6 +78,8 @@ def _list(steps: tuple[str, ...], at: str = "object.spec", depth: int = 0) -> st
         return f"[{at}]"
     key, *rest = steps
     here = f"{at}.{key}"
+    if rest == ["*"]:
+        return f"(has({here}) ? {here} : [])"
     if rest and rest[0] == "*":
         each = f"each{depth}"
         if not rest[2:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from . import accelerators, sizes
@@ -15,6 +16,7 @@ from .ladder import LADDER_RULES
 from .methods import TRAITS, Traits, type_of
 from .regularization import REGULARIZATION_RULES
 from .strategy import METHODS_FIT
+from .switching import SWITCH_RULES
 
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
@@ -157,7 +159,7 @@ def _merged_fits(new: dict[str, Any]) -> bool:
     return not (new.get("output") or {}).get("merged") or type_of(new) in (*_MERGEABLE, *_WHOLE)
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -186,6 +188,9 @@ SCALE_FITS = Rule(
     holds=lambda new, _: type_of(new) in _SCALABLE or not _asks_for_scales(new),
 )
 
+_OF_ARTIFACTS = ("merged", "overwrite", "switchTest")
+"""Fields of output that are about the artifact."""
+
 COMMAND_RULES = (
     sizes.COMMAND,
     Rule(
@@ -200,9 +205,11 @@ COMMAND_RULES = (
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
-        cel="!has(self.command) || !has(self.output) || !(has(self.output.merged) || has(self.output.overwrite))",
-        message="a job with a command writes no artifact: remove output.merged and output.overwrite",
-        holds=lambda new, _: "command" not in new or not {"merged", "overwrite"} & set(new.get("output") or {}),
+        cel="!has(self.command) || !has(self.output) || "
+        f"!({' || '.join(f'has(self.output.{field})' for field in _OF_ARTIFACTS)})",
+        message="a job with a command writes no artifact: remove "
+        f"{_listed([f'output.{field}' for field in _OF_ARTIFACTS])}",
+        holds=lambda new, _: "command" not in new or not {*_OF_ARTIFACTS} & set(new.get("output") or {}),
     ),
     Rule(
         cel=f"!has(self.command) || !self.command[0].matches('(^|/)({LAUNCHERS})$')",
@@ -232,6 +239,7 @@ SPEC_RULES = (
     *REFERENCE_RULES,
     *DIVERGENCE_RULES,
     *DIAGNOSTICS_RULES,
+    *SWITCH_RULES,
     *GUARD_RULES,
     *GENERATION_RULES,
     *REGULARIZATION_RULES,

@@ -26,6 +26,7 @@ from .pod import Pod, Resources
 from .regularization import Regularization
 from .rules import MODEL_RULES, SPEC_RULES
 from .strategy import Strategy
+from .switching import MOST_ADAPTERS
 
 T = TypeVar("T")
 
@@ -163,6 +164,13 @@ class Output(ApiModel):
         False,
         description="Also write the merged model (base weights plus adapter) into the artifact's folder merged/. For "
         "method.type lora, dora and qlora; full and partial always write a whole model.",
+    )
+    switch_test: Annotated[tuple[OutputUri, ...], Field(max_length=MOST_ADAPTERS)] = Field(
+        (),
+        description="Artifacts of earlier jobs with LoRA adapters on the same base model. At the end of the run the "
+        "new adapter is loaded together with them, and status.artifact.switchTest reports whether each gives what it "
+        "gives alone. They are read with output.credentials. For method lora.",
+        json_schema_extra={LIST_MAP: "set"},
     )
 
 

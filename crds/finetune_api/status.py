@@ -17,6 +17,7 @@ from .generated_text import Collapse, Generation
 from .ladder import LadderStatus
 from .reasons import FailureClass as FailureClass  # noqa: PLC0414  # a type of the status
 from .restarts import BUDGETS, Budget
+from .switching import SwitchTest
 from .verdicts import GuardVerdict as GuardVerdict  # noqa: PLC0414
 from .verdicts import Verdict as Verdict  # noqa: PLC0414
 
@@ -307,6 +308,7 @@ class Artifact(ApiModel):
         description="What can serve the artifact. lora: servers with LoRA support, several adapters per base model. "
         "merged: any server, as a complete model. hf-only: transformers with the code in finetune_trainer.",
     )
+    switch_test: SwitchTest | None = Field(None, description="With output.switchTest: several adapters on one base.")
 
 
 class LastFailure(ApiModel):

@@ -42,6 +42,14 @@ BAD = (
     Bad("layers under deepspeed", {"spec.diagnostics": {"similarity": "cka"}, "spec.strategy": {"type": "deepspeed"}}, "spec",
         "diagnostics are not supported by strategy.type deepspeed"),
     Bad("an unknown similarity", {"spec.diagnostics": {"similarity": "cosine"}}, "spec.diagnostics.similarity", "cka"),
+    *(
+        Bad(f"adapters beside method {kind}", {"spec.output.switchTest": ["s3://corp/a"], "spec.method": {"type": kind}}, "spec",
+            "output.switchTest is only for method.type lora")
+        for kind in ("qlora", "dora", "full", "prompt", "auto")
+    ),
+    Bad("adapters on a split base", {"spec.output.switchTest": ["s3://corp/a"], "spec.strategy": {"type": "fsdp"}}, "spec",
+        "output.switchTest needs the whole base model in one process"),
+    Bad("adapters of a command", {**SCRIPT, "spec.output.switchTest": ["s3://corp/a"]}, "spec", "a job with a command writes no artifact"),
     Bad("earlier artifacts without slices", {"spec.evaluation": {"references": [{"name": "a", "uri": "s3://corp/a"}]}},
         "spec", "evaluation.references needs data.slices"),
     Bad("an earlier artifact by the base model's name", {"spec.evaluation": {"references": [{"name": "base", "uri": "s3://corp/a"}]},

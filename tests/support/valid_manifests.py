@@ -54,6 +54,11 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "an adapter that is tested with others",
+        {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},
+        None,
+    ),
+    (
         "slices that are compared with earlier artifacts",
         {
             "spec.evaluation": {"klToBase": True, "references": [{"name": "cheap", "uri": "s3://corp/models/cheap"}]},

@@ -222,6 +222,7 @@ CLAIMS = [
     ("validation by fraction names no file",
      {"data": {"train": [{"uri": "pvc://d/a"}], "validation": {"fraction": 0.1}, "test": {"uri": "pvc://t/x"}}},
      {"d": False, "t": False}),
+    ("read earlier adapters", {"output": {"uri": "s3://corp/o", "switchTest": ["pvc://old/a"]}}, {"old": False}),
     ("read earlier artifacts", {"evaluation": {"references": [{"name": "a", "uri": "pvc://old/a"}]}}, {"old": False}),
 ]  # fmt: skip
 

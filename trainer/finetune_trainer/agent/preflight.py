@@ -46,6 +46,7 @@ from finetune_trainer.planning.strategy import check_installed, choose
 from finetune_trainer.planning.suits import check_suits
 from finetune_trainer.planning.table import Planner, Workload
 from finetune_trainer.rundir import now, write_atomic
+from finetune_trainer.switching.artifacts import check_earlier
 from finetune_trainer.train.process_exit import exit_process
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_memory(plan, shape)
     else:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
+    if spec.output.switch_test:
+        check_earlier(spec.output.switch_test, model, cache=cache)
     data, datasets = _rows(spec, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
     if spec.training.early_stopping and datasets.validation is None:

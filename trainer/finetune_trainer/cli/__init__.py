@@ -13,7 +13,7 @@ workload  the rows of local files, as a plan needs them
 
 lifecycle submit, stop, resume, retry, clone, delete: jobs of a cluster
 artifacts commands that use an artifact     serving    what a server reads to serve one
-chat      base and tuned model side by side
+chat      base and tuned model side by side     switching   adapters of several artifacts in one network
 watch     follows a job               watch_view    what it shows
 
 paths   relative paths              top     the running jobs of a cluster

@@ -168,14 +168,14 @@ def _pair(traits: Traits | None, record: RunRecord, base: Path, own: Path) -> Pa
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     library = traits.library if traits is not None else "transformers"
-    untouched, off = _network(record, base), nullcontext
+    untouched, off = network_in(record, base), nullcontext
     if library == "peft":
         tuned, off = _with_peft(record, untouched, base, own)
     elif library == "transformers":
-        tuned = _network(record, own)
+        tuned = network_in(record, own)
     else:
         assert traits is not None
-        tuned = importlib.import_module(f"finetune_trainer.methods.{traits.name}").load(_network(record, base), own)
+        tuned = importlib.import_module(f"finetune_trainer.methods.{traits.name}").load(network_in(record, base), own)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(own)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -188,12 +188,12 @@ def _with_peft(record: RunRecord, untouched: Any, base: Path, own: Path) -> tupl
     from finetune_trainer.methods.peft_layout import switched_off
 
     if PeftConfig.from_pretrained(own).is_prompt_learning:  # its network cannot be the untouched one at the same time
-        return PeftModel.from_pretrained(_network(record, base), own).eval(), nullcontext
+        return PeftModel.from_pretrained(network_in(record, base), own).eval(), nullcontext
     tuned = PeftModel.from_pretrained(untouched, own).eval()
     return tuned, lambda: switched_off(tuned)
 
 
-def _network(record: RunRecord, folder: Path) -> Any:
+def network_in(record: RunRecord, folder: Path) -> Any:
     """The network in a folder, on a GPU if there is one: in its own type there, in float32 on CPUs."""
     import torch
     import transformers

@@ -50,6 +50,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune serve-manifest s3://corp/models/tickets --for vllm > vllm.yaml",
         "finetune serve-manifest tickets --for kserve",
     ),
+    "switch-test": (
+        "finetune switch-test s3://corp/models/tickets s3://corp/models/policy",
+        "finetune switch-test tickets policy --max-rank 64 -o json",
+    ),
     "verify": ("finetune verify s3://corp/models/tickets",),
     "data": ("finetune data inspect job.yaml", "finetune data inspect job.yaml --set test --rows 10"),
     "completion": ("source <(finetune completion bash)", "finetune completion fish | source"),

@@ -29,6 +29,8 @@ def resolved(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     if isinstance(judged := spec.get("evaluation"), dict) and isinstance(judged.get("references"), list):
         absolute = [_with_uri(entry, base) for entry in judged["references"]]
         changed["evaluation"] = {**judged, "references": absolute}
+    if isinstance(output := changed.get("output"), dict) and isinstance(output.get("switchTest"), list):
+        changed["output"] = {**output, "switchTest": [_text(each, base) for each in output["switchTest"]]}
     if isinstance(kept := spec.get("regularization"), dict) and "replay" in kept:
         changed["regularization"] = {**kept, "replay": _with_uri(kept["replay"], base)}
     return {**raw, "spec": {**spec, **changed}}
@@ -48,6 +50,10 @@ def _with_uri(value: Any, base: Path, *, must_exist: bool = False) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("uri"), str):
         return value
     return {**value, "uri": _absolute(value["uri"], base, must_exist=must_exist)}
+
+
+def _text(value: Any, base: Path) -> Any:
+    return _absolute(value, base, must_exist=False) if isinstance(value, str) else value
 
 
 def _absolute(uri: str, base: Path, *, must_exist: bool) -> str:

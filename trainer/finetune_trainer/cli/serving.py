@@ -23,9 +23,8 @@ from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.headers import read_header
 from finetune_trainer.store.manifest import Manifest
 from finetune_trainer.store.opening import open_folder
+from finetune_trainer.switching.artifacts import RANKS
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for max_lora_rank (vllm/config/lora.py, MaxLoRARanks)."""
 COPIES = "/models"
 """Folder of the server into which is copied what it cannot fetch itself."""
 MERGED = "merged"

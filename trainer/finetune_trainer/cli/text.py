@@ -147,7 +147,8 @@ def artifact_rows(artifact: Artifact) -> list[tuple[str, str]]:
     uri = artifact.uri.rstrip("/")
     report = f"{uri}/report.html".removeprefix("file://")
     kind = f"{artifact.servable or artifact.kind}, {size(artifact.size_bytes)}, {artifact.digest[:19]}"
-    return [("artifact", f"{uri} ({kind})"), ("report", report)]
+    rows = [("artifact", f"{uri} ({kind})"), ("report", report)]
+    return rows + ([("switch test", artifact.switch_test.told())] if artifact.switch_test else [])
 
 
 def problems_text(file: str, problems: Sequence[Problem]) -> str:

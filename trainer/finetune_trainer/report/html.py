@@ -36,6 +36,7 @@ def render(report: RunRecord) -> str:
         _section("Scale of the adapter", reliability.scaled(report)),
         _section("Calibration", reliability.calibrated(report)),
         _section("Layers", layers.section(report.inside)),
+        _section("Switching adapters", _panel(_pairs(_switching(report))) if report.switch_test else ""),
         _section("What could not be seen", judged.not_seen(rows)),
         _section("Curves", _curves(report)),
         _section("Plan", _panel(_pairs(_plan(report)))),
@@ -176,6 +177,21 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     yield "seed", str(training.seed)
     if report.servable:
         yield "servable as", report.servable
+
+
+def _switching(report: RunRecord) -> Iterator[tuple[str, str]]:
+    """Of this adapter and earlier ones on one base model."""
+    if (found := report.switch_test) is None:
+        return
+    yield "verdict", f"{found.verdict}: {found.reason}" if found.reason else found.verdict
+    yield "adapters", f"{found.adapters:,}, this one included"
+    yield "switches", f"{found.switches:,}, in random order"
+    if found.largest_difference is not None:
+        yield "largest difference", f"{found.largest_difference:.3g} of a logit, from the same adapter alone"
+    yield "refused", f"{found.refused} damaged copies, while the others kept serving"
+    for name, each in (("load", found.load), ("switch", found.switch), ("merge", found.merge)):
+        if each is not None:
+            yield f"time to {name}", f"{each.median:.3g} ms, 95th percentile {each.p95:.3g} ms"
 
 
 def _attempts(report: RunRecord) -> str:

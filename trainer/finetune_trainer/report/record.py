@@ -17,6 +17,7 @@ from finetune_api.ladder import LadderStatus
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
+from finetune_api.switching import SwitchTest
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.folder import Folder
 
@@ -106,6 +107,7 @@ class Provenance(ApiModel):
     base_model: str = Field("", description="URI of the model that was tuned.")
     model_class: str = Field("", description="The transformers class that loads it: Gemma3ForConditionalGeneration.")
     revision: str | None = Field(None, description="Commit of a hub model.")
+    base_weights: str = Field("", description="Fingerprint of the base model's weights: their headers and a sample.")
     data: dict[str, str] = Field(
         default_factory=dict, description="File (its URI) to its sha256, or to that of its rows with prefix `rows:`."
     )
@@ -157,6 +159,7 @@ class RunRecord(ApiModel):
     inside: Inside | None = Field(None, description="With spec.diagnostics: what changed inside the model.")
     ladder: LadderStatus | None = Field(None, description="The ladder that chose this method.")
     refused: str = Field("", description="Why a guard kept the artifact back, in words; empty where none did.")
+    switch_test: SwitchTest | None = Field(None, description="With output.switchTest: several adapters on one base.")
     servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")
 
     @property

@@ -19,6 +19,7 @@ from pathlib import Path
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
 from finetune_api.status import Artifact, Servable
+from finetune_api.switching import SwitchTest
 
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
@@ -86,6 +87,7 @@ def commit_artifact(
     promotion: Promotion | None = None,
     temperature: float | None = None,
     ladder: Climbed | None = None,
+    switch_test: SwitchTest | None = None,
 ) -> Artifact:
     """Makes `files` (name in the folder → content) the artifact of the folder. OutputExists as in check_output."""
     for name in files:
@@ -100,6 +102,7 @@ def commit_artifact(
         temperature=temperature,
         promotion=promotion,
         ladder=ladder,
+        switch_test=switch_test,
         files=entries(digests),
     )
     _withdraw(folder)
@@ -117,6 +120,7 @@ def describe(folder: Folder, manifest: Manifest) -> Artifact:
         size_bytes=manifest.size_bytes,
         kind=manifest.kind,
         servable=manifest.servable,
+        switch_test=manifest.switch_test,
     )
 
 

@@ -64,6 +64,7 @@ def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Pr
             temperature=manifest.temperature,
             promotion=promotion,
             ladder=manifest.ladder,
+            switch_test=manifest.switch_test,
         )
     candidate.delete(MANIFEST)
     for name in manifest.files:

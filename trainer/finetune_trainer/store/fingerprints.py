@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 
 from .headers import file_header
+from .tensors import weight_files
 
 PIECE = 1024
 """Bytes of each tensor that count, or all that it has."""
@@ -18,6 +19,12 @@ PIECE = 1024
 def fingerprints_of(files: list[Path]) -> dict[str, str]:
     """sha256 by file name; for a safetensors file that of its header and pieces. OSError, or MalformedHeader."""
     return {file.name: _sample(file) if file.suffix == ".safetensors" else _whole(file) for file in files}
+
+
+def fingerprint_of(model: Path) -> str:
+    """Of all weights of the model in a folder, as one sha256. OSError, ValueError."""
+    told = sorted(fingerprints_of(weight_files(model)).items())
+    return hashlib.sha256("\n".join(f"{digest} {name}" for name, digest in told).encode()).hexdigest()
 
 
 def _whole(file: Path) -> str:

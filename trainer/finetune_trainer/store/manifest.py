@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from finetune_api.base import ApiModel
 from finetune_api.plan import JobIdentity
 from finetune_api.status import Servable
+from finetune_api.switching import SwitchTest
 
 from .folder import Digest
 
@@ -58,6 +59,7 @@ class Manifest(ApiModel):
     )
     promotion: Promotion | None = None
     ladder: Climbed | None = None
+    switch_test: SwitchTest | None = Field(None, description="Of an adapter that was tested with others on one base.")
     files: dict[str, FileEntry]
 
     def encode(self) -> bytes:

@@ -44,6 +44,13 @@ class LocalModel:
     """The commit of a hub model; None elsewhere."""
     uri: str
 
+    @property
+    def loadable(self) -> str:
+        """What users of an adapter give transformers and servers: `org/name` of a hub model, a path, else the URI."""
+        uri = uris.parse(self.uri)
+        found = {"hf": f"{uri.authority}/{uri.path}", "file": f"/{uri.path.lstrip('/')}"}
+        return found.get(uri.scheme, self.uri)
+
     def digests(self) -> dict[str, str]:
         """By file name, of all that a run reads of it: another one means other content (see fingerprints)."""
         with os_errors("read", self.uri):

@@ -29,6 +29,7 @@ token_states       states of chosen tokens in every layer, by one process or a g
 answering          what both models answer to held-out prompts
 divergence         KL to the base on rows of the task
 scale_sweep        the scale at which an adapter is published
+switched           the new adapter in one network with earlier ones
 artifact_commit    the artifact's files, the run's record, and the commit
 generation_config  the tokens that end a trained answer
 reporter           heartbeats, progress and log lines

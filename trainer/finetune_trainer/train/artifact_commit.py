@@ -34,6 +34,7 @@ from finetune_trainer.report.record import (
 )
 from finetune_trainer.rundir import now
 from finetune_trainer.store.artifact import commit_artifact
+from finetune_trainer.store.fingerprints import fingerprint_of
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Climbed
 from finetune_trainer.transfer.evidence import Evidence, Subject
@@ -45,6 +46,7 @@ from finetune_trainer.transfer.release import Release
 from .generation_config import added_stops
 from .setup import Setup
 from .state import State
+from .switched import check_unsharded, switched
 
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model",
@@ -85,6 +87,7 @@ def record_of(
             base_model=setup.spec.model.uri,
             model_class=class_in(setup.local.path),
             revision=setup.local.revision,
+            base_weights=fingerprint_of(setup.local.path),
             data=dict(setup.data.digests),
             versions=_versions(),
             hardware=_hardware(setup),
@@ -172,7 +175,9 @@ def merges(spec: FineTuneJobSpec) -> bool:
 
 
 def check_export(setup: Setup) -> None:
-    """Called before the first step. ModelUnsupported where the artifact that is asked for could not be written."""
+    """Called before the first step. ModelUnsupported where the artifact that is asked for could not be written,
+    InvalidSpec where it could not be tested."""
+    check_unsharded(setup)
     if merges(setup.spec) and isinstance(setup.attached, Merges):
         merged.check(setup.attached.changes(), setup.local.path)
 
@@ -212,7 +217,9 @@ def commit(
             level = judge(whole, beside=tokenizer).servable
             notes.append(f"{merged.FOLDER}/ is the whole model, base and adapter in one, servable as {level}")
         stops = added.every if added else ()
-        record = record.model_copy(update={"servable": servable, "notes": tuple(notes), "eos_token_ids": stops})
+        tested = switched(setup, folder)
+        update = {"servable": servable, "notes": tuple(notes), "eos_token_ids": stops, "switch_test": tested}
+        record = record.model_copy(update=update)
         files |= {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
         sets = [subject.data_set(setup.data.labels) for subject in measured]
         files |= {data.path: encode(data) for data in sets}
@@ -231,6 +238,7 @@ def commit(
             servable=servable,
             temperature=record.temperature,
             ladder=_climbed(record),
+            switch_test=tested,
         )
 
 

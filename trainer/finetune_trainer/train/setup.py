@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from finetune_api import durations, names, uris
+from finetune_api import durations, names
 from finetune_api.methods import Method
 from finetune_api.plan import RunPlan
 from finetune_api.spec import FineTuneJobSpec
@@ -328,9 +328,7 @@ def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
 
 
 def _base(local: LocalModel, stored: torch.dtype) -> Base:
-    uri = uris.parse(local.uri)
-    loadable = {"hf": f"{uri.authority}/{uri.path}", "file": f"/{uri.path.lstrip('/')}"}
-    return Base(loadable.get(uri.scheme, local.uri), stored, local.revision, local.path)
+    return Base(local.loadable, stored, local.revision, local.path)
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
