@@ -16,10 +16,11 @@ RUN --mount=from=wheel,source=/wheels,target=/wheels \
 USER 65532
 ENTRYPOINT ["finetune-operator"]
 
-# g++: training.compile. Add deepspeed to the extras for strategy deepspeed, where docs/strategies.md says what it costs.
+# g++: training.compile. More extras: trackers (docs/trackers.md), and deepspeed, which docs/strategies.md says the cost of.
 FROM python:3.11-slim AS trainer
+ARG EXTRAS=trainer,qlora
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir -c /wheels/constraints.txt "$(ls /wheels/*.whl)[trainer,qlora]"
+    pip install --no-cache-dir -c /wheels/constraints.txt "$(ls /wheels/*.whl)[$EXTRAS]"
 USER 65532
 ENTRYPOINT ["finetune"]

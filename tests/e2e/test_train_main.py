@@ -31,6 +31,7 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.train.capabilities import probe
 from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests.support.event_files import scalars
 from tests.support.pause_at_step import PauseAtStep
 from tests.support.scored import scored
 from tests.support.tiny_model import tiny_corpus, tiny_model
@@ -158,6 +159,8 @@ def test_the_artifact_is_whole_and_says_what_it_is(finished: tuple[Path, Gang, T
     assert files >= wanted | {"run.json", "report.html", "README.md", "manifest.json"}
     assert not {name for name in files if name.startswith(".finetune/")}
     record = decode((output / "run.json").read_bytes())
+    (event_file,) = (output / "tensorboard").iterdir()
+    assert [step for step, _ in scalars(event_file.read_bytes())["train/loss"]] == list(range(1, 36))
     assert record.steps == words.step == 35
     assert record.evaluation == words.evaluation
     assert record.attempts[0].outcome == "finished"
@@ -215,16 +218,34 @@ def test_a_killed_rank_is_a_lost_peer_to_the_other_and_a_new_attempt_ends_the_sa
 
 
 def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
-    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path
+    inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tracking = f"file://{tmp_path}/mlruns"
+    for name, value in {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_ALLOW_FILE_STORE": "1"}.items():
+        monkeypatch.setenv(name, value)
     spec = _spec(inputs, tmp_path / "out")
     gang = Gang(tmp_path / "run", spec, held_at=7)
     gang.when_held(lambda: gang.run_dir.request_stop("test"))
     assert gang.wait() == [ExitCode.INTERRUPTED], gang.log()
     assert gang.run_dir.errors()[0].reason is Reason.Interrupted
     assert gang.run_dir.result() is None
-    _succeeded(tmp_path / "run", spec)
+    assert _tracked(tracking) == ("KILLED", list(range(1, 9)), None)
+    assert list((tmp_path / "out" / ".finetune" / JOB.uid / "tensorboard" / "1").iterdir())
+    _, words = _succeeded(tmp_path / "run", spec)
     assert _difference(tmp_path / "out", finished[0]) == 0.0
+    assert words.artifact is not None
+    assert _tracked(tracking) == ("FINISHED", list(range(1, 36)), words.artifact.uri)
+    assert not (tmp_path / "out" / ".finetune" / JOB.uid / "tensorboard" / "1").exists()
+
+
+def _tracked(uri: str) -> tuple[str, list[int], str | None]:
+    """Of the only run in MLflow: its status, the steps whose loss was logged, and its artifact."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
+    return run.info.status, steps, run.data.tags.get("finetune.artifact")
 
 
 def test_a_plan_that_halves_the_micro_batch_is_obeyed_and_changes_no_result(

@@ -20,6 +20,7 @@ MODULES = {
     "prometheus_client": "prometheus-client",
     "huggingface_hub": "huggingface-hub",
     "liger_kernel": "liger-kernel",
+    "mlflow": "mlflow-skinny",
 }
 """Imported by another name than installed by."""
 
@@ -40,7 +41,7 @@ def imported(package: Path) -> Iterator[str]:
     [
         ("crds/finetune_api", ()),
         ("operator/finetune_operator", ("operator",)),
-        ("trainer/finetune_trainer", ("trainer", "qlora", "deepspeed", "kernels")),
+        ("trainer/finetune_trainer", ("trainer", "qlora", "trackers", "deepspeed", "kernels")),
     ],
 )
 def test_all_that_is_imported_is_asked_for(package: str, extras: tuple[str, ...]) -> None:

@@ -23,7 +23,10 @@ def test_what_is_copied_is_there_and_is_all_that_the_wheel_needs() -> None:
 @pytest.mark.parametrize("target", ["operator", "trainer"])
 def test_every_package_of_an_image_is_pinned(target: str) -> None:
     stage = TEXT.partition(f" AS {target}\n")[2].partition("\nFROM ")[0]
-    (extras,) = re.findall(r"\.whl\)\[([a-z,]+)\]", stage)
+    (extras,) = re.findall(r"\.whl\)\[([a-z,]+|\$EXTRAS)\]", stage)
+    if extras == "$EXTRAS":
+        (extras,) = re.findall(r"^ARG EXTRAS=([a-z,]+)$", stage, re.MULTILINE)
+        extras += ",trackers"
     pattern = re.search(r"sed -n 's/(.*)/\\1/p'", TEXT)
     assert pattern
     lock = (ROOT / "requirements.lock").read_text()

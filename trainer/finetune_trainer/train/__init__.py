@@ -33,6 +33,7 @@ switched           the new adapter in one network with earlier ones
 artifact_commit    the artifact's files, the run's record, and the commit
 generation_config  the tokens that end a trained answer
 reporter           heartbeats, progress and log lines
+tracking           what experiment trackers are given of a run
 
 Cheaper steps with the same result:
 

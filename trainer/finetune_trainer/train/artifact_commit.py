@@ -16,11 +16,12 @@ import torch
 from finetune_api.failures import Reason, TerminationMessage, class_of, exit_code_of, hint_of
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Artifact, Candidate
+from finetune_api.text import redact
 from finetune_trainer.methods import merged
 from finetune_trainer.methods.base import Merges, without_adapter
 from finetune_trainer.methods.servable import judge
 from finetune_trainer.report.card import model_card
-from finetune_trainer.report.html import render
+from finetune_trainer.report.html import manifest, render
 from finetune_trainer.report.layers import Inside
 from finetune_trainer.report.record import (
     CARD_FILE,
@@ -37,6 +38,7 @@ from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.fingerprints import fingerprint_of
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Climbed
+from finetune_trainer.trackers import events
 from finetune_trainer.transfer.evidence import Evidence, Subject
 from finetune_trainer.transfer.generated.evidence import Generated
 from finetune_trainer.transfer.generated.files import answer_files
@@ -229,6 +231,8 @@ def commit(
             REPORT_FILE: render(record).encode(),
             CARD_FILE: model_card(record).encode(),
         }
+        event_file, events_of_run = events.of_record(record, manifest=redact(manifest(record)))
+        files[f"{events.FOLDER}/{event_file}"] = events_of_run
         return commit_artifact(
             output,
             files,

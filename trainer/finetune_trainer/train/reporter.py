@@ -9,6 +9,7 @@ from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, Candidate, Evaluation, Progress, ResolvedPlan
 from finetune_trainer.parallel.base import Place
 from finetune_trainer.rundir import RunDir, TrainerReport, now
+from finetune_trainer.trackers.group import Trackers
 
 from .state import State, Step
 
@@ -28,6 +29,7 @@ class Reporter:
     candidate: Candidate | None = None
     steps_per_epoch: int = 1
     checkpoint_step: int | None = None
+    trackers: Trackers = field(default_factory=Trackers)
     _report: TrainerReport | None = None
     _phase: str = "loading"
     _step: int = 0
@@ -60,6 +62,7 @@ class Reporter:
         self._seconds_per_step = step.seconds if before is None else 0.9 * before + 0.1 * step.seconds
         self._beat(force=True)
         self._progress(state, step)
+        self.trackers.progress(state.curve, state.validation)
         total = self.resolved.total_steps or 1
         if state.step % max(1, total // _LINES) == 0 or state.step == total:
             self.say(
@@ -69,6 +72,7 @@ class Reporter:
 
     def validated(self, state: State) -> None:
         self._progress(state, None)
+        self.trackers.progress(state.curve, state.validation)
         scores = state.validation[-1].scores
         accuracy = "" if scores.accuracy is None else f" accuracy {scores.accuracy:.3f}"
         best = " (best so far)" if state.best and state.best.step == state.step else ""

@@ -16,6 +16,7 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, Scores
+from finetune_api.text import redact
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.base import FitsWithoutSteps
 from finetune_trainer.parallel.base import Place, Strategy
@@ -26,6 +27,7 @@ from finetune_trainer.store import candidate
 from finetune_trainer.store.artifact import describe, read_manifest
 from finetune_trainer.store.folder import Folder, NotFound
 from finetune_trainer.store.opening import open_folder
+from finetune_trainer.trackers.points import outcome_of
 from finetune_trainer.transfer import kept
 from finetune_trainer.transfer.diagnostics.inside import inside
 from finetune_trainer.transfer.diagnostics.similarity import Layerwise
@@ -43,6 +45,7 @@ from .reporter import Reporter
 from .scale_sweep import Swept, swept
 from .setup import Setup, choose_device, prepare
 from .state import State
+from .tracking import ending_of, tracked
 from .without_triton import disable_triton
 
 T = TypeVar("T")
@@ -68,7 +71,11 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
     if done is None:
         setup = prepare(plan, gang=gang, device=device, output=output, run_dir=run_dir)
         check_export(setup)
-        done = _work(setup, output, kept_back)
+        try:
+            done = _work(setup, output, kept_back)
+        except BaseException as error:
+            setup.trainer.reporter.trackers.leave(ending_of(error))
+            raise
         setup.trainer.reporter.phase("done")
     if place.first and done.failure_class is None:
         run_dir.write_result(done)
@@ -91,6 +98,7 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     if untouched is not None:
         state = state.update(base={name: each.scores for name, each in untouched.items()})
     state = state.begun(_attempt(setup, state))
+    reporter.trackers = tracked(setup, state, kept_back.environ)
     reporter.resumed(state)
     if change := computed_otherwise(state.attempts[-2:]):
         reporter.say(change)
@@ -153,6 +161,7 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
     parameters = attached.classifier.weight.size + attached.classifier.bias.size
     setup = replace(setup, resolved=setup.resolved.model_copy(update={"trainable_parameters": parameters}))
     trainer.reporter.resolved = setup.resolved
+    trainer.reporter.trackers = tracked(setup, state, kept_back.environ)
     before = {name: each.scores for name, each in base.items()}
     state = state.update(base=before, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
     return _finish(setup, state, Swept(subjects(corpora, base, tuned)), output, kept_back)
@@ -200,6 +209,8 @@ def _finish(
             trainer.checkpointer.clear()
     done = TerminationMessage.model_validate_json(strategy.broadcast_json(words))
     reporter.artifact, reporter.candidate = done.artifact, done.candidate
+    if (written := done.artifact or done.candidate) is not None:
+        reporter.trackers.finish(outcome_of(record, artifact=redact(written.uri), digest=written.digest))
     return done
 
 
