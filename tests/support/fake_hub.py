@@ -21,11 +21,17 @@ class Hub(ThreadingHTTPServer):
     files: dict[str, bytes]
     refuse: tuple[int, str] | None = None
     """Status and X-Error-Code of every answer."""
+    gated: bool = False
+    """Whether files are for those with a token."""
+    large: bool = False
+    """Whether files are stored by git-lfs, with their sha256."""
     parts: bool = True
     """Whether it gives parts of files."""
     sent: int = 0
     """Bytes of files."""
     asked: list[str]
+    given: list[str]
+    """Names of files, each time that one is downloaded."""
     tokens: set[str | None]
 
 
@@ -38,12 +44,14 @@ class HubHandler(BaseHTTPRequestHandler):
         api = f"/api/{self.server.repository}"
         files = f"/{self.server.repository.removeprefix('models/')}/resolve/{COMMIT}/"
         self.server.asked.append(path)
+        if self.command == "GET" and path.startswith(files):
+            self.server.given.append(path.removeprefix(files))
         self.server.tokens.add(self.headers.get("authorization"))
         if self.server.refuse:
             status, code = self.server.refuse
             self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
         elif path in (f"{api}/revision/main", f"{api}/revision/{COMMIT}", api):
-            names = [{"rfilename": name} for name in self.server.files]
+            names = [self.described(name, data) for name, data in self.server.files.items()]
             self.reply(
                 200,
                 json.dumps({"id": self.server.repository.partition("/")[2], "sha": COMMIT, "siblings": names}).encode(),
@@ -54,6 +62,8 @@ class HubHandler(BaseHTTPRequestHandler):
                 for name, data in self.server.files.items()
             ]
             self.reply(200, json.dumps(tree).encode())
+        elif path.startswith(files) and self.server.gated and not self.headers.get("authorization"):
+            self.reply(401, b"{}", {"X-Error-Code": "GatedRepo"})
         elif path.startswith(files):
             data = self.server.files.get(path.removeprefix(files))
             if data is None:
@@ -73,6 +83,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def described(self, name: str, data: bytes) -> dict[str, object]:
+        found = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+        lfs = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 1}
+        return found | ({"lfs": lfs} if self.server.large else {})
+
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
@@ -88,6 +103,7 @@ class HubHandler(BaseHTTPRequestHandler):
 def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[Hub]:
     with Hub(("127.0.0.1", 0), HubHandler) as hub:
         hub.repository, hub.files, hub.asked, hub.tokens = repository, dict(files), [], set()
+        hub.given = []
         thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
         thread.start()
         yield hub

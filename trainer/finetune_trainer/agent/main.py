@@ -34,6 +34,7 @@ from finetune_trainer.agent.verdict import Evidence, died, judge, say
 from finetune_trainer.agent.watch import POLL_SECONDS, Limits, Ranks, Trainer, run_to_end
 from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
+from finetune_trainer.store.shared_leases import keeping
 
 PREFLIGHT_FILE = "preflight.json"
 FORECAST_FILE = "forecast.json"
@@ -83,6 +84,7 @@ def _whatever_happens(agent: Agent, stack: ExitStack) -> TerminationMessage:
     """Runs the agent while serving /metrics and /progress. Its own errors become a termination message too."""
     try:
         agent.serve(stack)
+        agent.share_models(stack)
         return agent.attend()
     except Exception as error:
         traceback.print_exc()
@@ -119,6 +121,11 @@ class Agent:
             ladder=lambda: self.ladder,
         )  # fmt: skip
         self.log(f"listening on {host}:{stack.enter_context(answers)}")
+
+    def share_models(self, stack: ExitStack) -> None:
+        """Until the stack unwinds, what the processes of this node use of a shared cache stays there."""
+        more = stack.enter_context(keeping(self.options.run_dir, self.options.environ))
+        self.options = replace(self.options, environ={**self.options.environ, **more})
 
     def attend(self) -> TerminationMessage:
         """Runs the preflight, waits for the master, runs torchrun and evaluates the outcome."""

@@ -161,7 +161,7 @@ def _output_and_model(plan: RunPlan, *, cache: Path) -> LocalModel:
     output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
     check_output(output, plan.job, overwrite=spec.output.overwrite)
     output.check_writable()
-    model = resolve_model(spec.model, cache=cache)
+    model = resolve_model(spec.model, cache=cache, tell=_tell)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     for line in check_weights(model.path):
         _tell(line)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +23,8 @@ from .folder import NotFound
 from .headers import MalformedHeader, file_header
 from .hub import Hub, explain
 from .local import os_errors
+from .remote_models import bucket_model, hub_model
+from .shared_models import Shared, SharedModels
 from .tensors import INDEX, ONE_FILE, indexed_files, weight_files
 
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -57,20 +59,47 @@ class LocalModel:
             return fingerprints_of([file for file in _read_later(self.path) if not file.name.startswith("LICENSE")])
 
 
-def resolve_model(source: ModelSource, *, cache: Path, environ: Mapping[str, str] = os.environ) -> LocalModel:
-    """ModelNotFound, ModelUnsupported, CredentialsMissing, CredentialsRejected, StorageUnavailable."""
+def resolve_model(
+    source: ModelSource,
+    *,
+    cache: Path,
+    environ: Mapping[str, str] = os.environ,
+    tell: Callable[[str], None] = lambda _: None,
+) -> LocalModel:
+    """ModelNotFound, ModelUnsupported, CredentialsMissing, CredentialsRejected, StorageUnavailable. `tell` gets lines
+    about the cache that runs share, if the environment names one."""
     uri = uris.parse(source.uri)
-    if uri.scheme == "hf":
-        path = _from_hub(f"{uri.authority}/{uri.path}", source, cache=cache, environ=environ)
-        revision: str | None = path.name  # the hub's cache names a snapshot by its commit
-    else:
-        try:
+    revision: str | None = None
+    try:
+        if shared := _from_shared(source, uri, environ=environ, tell=tell):
+            path, revision = shared.path, shared.revision
+        elif uri.scheme == "hf":
+            path = _from_hub(f"{uri.authority}/{uri.path}", source, cache=cache, environ=environ)
+            revision = path.name  # the hub's cache names a snapshot by its commit
+        else:
             path = fetch_folder(source.uri, prefix=names.PREFIX_MODEL, cache=cache, patterns=_PATTERNS, environ=environ)
-        except NotFound as error:
-            raise FinetuneError(Reason.ModelNotFound, error.message) from error
-        revision = None
+    except NotFound as error:
+        raise FinetuneError(Reason.ModelNotFound, error.message) from error
     check_model(path, source.uri)
     return LocalModel(path, revision, source.uri)
+
+
+def _from_shared(
+    source: ModelSource, uri: uris.Uri, *, environ: Mapping[str, str], tell: Callable[[str], None]
+) -> Shared | None:
+    """None for models that are on this machine or on a claim, without a shared cache, and where it cannot be used."""
+    shared = SharedModels.of(environ, tell=tell) if uri.scheme not in ("file", "pvc") else None
+    if shared is None:
+        return None
+    if uri.scheme != "hf":
+        return shared.fetch(source.uri, lambda: bucket_model(source.uri, patterns=_PATTERNS, environ=environ))
+    return shared.fetch(
+        f"{source.uri}@{source.revision or ''}",
+        lambda: hub_model(
+            f"{uri.authority}/{uri.path}", source.revision, uri=source.uri,
+            patterns=_PATTERNS, ignore=_NOT, environ=environ,
+        ),
+    )  # fmt: skip
 
 
 def check_model(path: Path, uri: str) -> None:

@@ -1,0 +1,99 @@
+"""The lock on a volume: one holder at a time, none for ever, whether its holder lives, died here, or died elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from finetune_trainer.store.shared_lock import Pace, held
+from tests.support.shared_models import QUICK
+
+# The lock
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    inside, most = 0, 0
+
+    def work(_: int) -> None:
+        nonlocal inside, most
+        with held(tmp_path / "lock", pace=QUICK):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.005)
+            inside -= 1
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(12)))
+    assert most == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_that_lives_keeps_its_lock_however_long(tmp_path: Path) -> None:
+    got = Event()
+
+    def take() -> None:
+        with held(tmp_path / "lock", pace=QUICK):
+            got.set()
+
+    thread = Thread(target=take)
+    with held(tmp_path / "lock", pace=QUICK):
+        thread.start()
+        assert not got.wait(3 * QUICK.dead)
+    thread.join(timeout=10)
+    assert got.is_set()
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from finetune_trainer.store.shared_lock import Pace, held\n"
+    "with held(Path(sys.argv[1]), pace=Pace()):\n    print('held', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A lock whose holder was killed."""
+    lock = tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.kill()
+    process.wait()
+    return lock
+
+
+def test_the_lock_of_a_process_of_this_machine_that_was_killed_is_taken_soon(killed: Path) -> None:
+    patient = Pace(beat=0.02, dead=1e9, dead_here=0.1, poll=0.01)
+    with held(killed, pace=patient):
+        assert killed.exists()
+    assert list(killed.parent.iterdir()) == []
+
+
+def test_the_lock_of_a_process_of_another_machine_is_taken_once_nothing_touched_it(killed: Path) -> None:
+    killed.write_text(json.dumps({"token": "x", "boot": "another machine"}))
+    hopeless = Pace(beat=0.02, dead=1e9, dead_here=0.0, poll=0.01)
+    looks = 0
+
+    def waiting() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 20:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError), held(killed, pace=hopeless, waiting=waiting):
+        pass
+    with held(killed, pace=QUICK):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"boot": 1}'])
+def test_a_file_that_is_no_lock_is_taken_over_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lock").write_text(text)
+    with held(tmp_path / "lock", pace=QUICK):
+        assert "token" in (tmp_path / "lock").read_text()

@@ -1,0 +1,298 @@
+"""What a shared cache of models holds, how a model in it is checked, and what has to go for another one.
+
+<root>/models/<key>/manifest.json      uri, revision, size and sha256 of each file; its time is that of the last use
+<root>/models/<key>/files/…            the model
+<root>/models/<key>.partial/           the same while it is downloaded; its manifest says how much that will be
+<root>/leases/<key>.<name>             touched as long as somebody uses the model, see shared_leases
+<root>/locks/<key>, <root>/locks/space held while a model is downloaded, and while room is made
+<root>/trash/                          what is being deleted
+
+Other pods of the namespace write here too. So what is read is bounded, names are judged, and links are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.base import ApiModel
+from finetune_api.failures import FinetuneError
+
+from .fetch import at_once
+from .folder import Digest, digest_of, safe_path
+from .local import replacing
+
+LEASE_SECONDS = 900.0
+"""After which a lease that nobody touched counts no more."""
+PARTIAL = ".partial"
+MANIFEST, FILES = "manifest.json", "files"
+_KEY = re.compile(r"^[0-9a-f]{32}$")
+_MANIFEST_BYTES = 16 << 20
+_GROUP_WRITES = stat.S_IWGRP
+
+Signature = list[int]
+"""Size, time of change and number of a file: equal ones are of the same content, as long as nobody deceives."""
+
+
+class CacheFull(Exception):
+    """No room can be made for a model."""
+
+
+class StoredFile(ApiModel):
+    size: int
+    sha256: str = ""
+
+
+class StoredModel(ApiModel):
+    """The manifest of a model in the cache."""
+
+    uri: str
+    revision: str | None = None
+    files: dict[str, StoredFile]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The paths below a cache's root."""
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def entry(self, key: str) -> Path:
+        return self.models / key
+
+    def partial(self, key: str) -> Path:
+        return self.models / f"{key}{PARTIAL}"
+
+    def lock(self, name: str) -> Path:
+        return self.root / "locks" / name
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    def prepare(self) -> None:
+        """Makes the folders, for all users of the volume's group. OSError."""
+        for name in ("models", "locks", "leases", "trash"):
+            make_folder(self.root / name)
+
+    def discard(self, path: Path) -> None:
+        """Renames a folder out of the way at once, and deletes it then."""
+        grave = self.root / "trash" / f"{path.name}.{secrets.token_hex(4)}"
+        with suppress(FileNotFoundError):
+            path.rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Other users of the group may remove what is in it, as pods with another runAsUser."""
+    path.mkdir(parents=True, exist_ok=True)
+    mode = path.stat().st_mode
+    if not mode & _GROUP_WRITES:
+        with suppress(PermissionError):
+            path.chmod(mode | _GROUP_WRITES)
+
+
+def read_manifest(entry: Path) -> StoredModel | None:
+    """None if there is none that can be believed."""
+    try:
+        with (entry / MANIFEST).open("rb") as opened:
+            found = StoredModel.model_validate_json(opened.read(_MANIFEST_BYTES))
+        for name in found.files:
+            safe_path(name)
+    except (OSError, ValidationError, FinetuneError):
+        return None
+    return found
+
+
+def write_manifest(entry: Path, model: StoredModel) -> None:
+    with replacing(entry / MANIFEST) as opened:
+        opened.write(model.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a look at a model's files found."""
+
+    damaged: tuple[str, ...]
+    """Names of files that are missing or are not what the manifest says, and of those that it does not have."""
+    signatures: dict[str, Signature]
+    """Of the others."""
+
+
+def check(files: Path, model: StoredModel, *, trusted: Mapping[str, Signature], read: bool = True) -> Checked:
+    """Reads every file but those whose signature is the trusted one. Without `read` the others count as damaged."""
+    bad, good = list[str](), dict[str, Signature]()
+
+    def look(item: tuple[str, StoredFile]) -> None:
+        name, stored = item
+        path = files / name
+        found = _signature(path)
+        if found is None or found[0] != stored.size or _leaves(files, path):
+            bad.append(name)
+        elif found == trusted.get(name) or (read and _digest(path) == Digest(stored.sha256, stored.size)):
+            good[name] = found
+        else:
+            bad.append(name)
+
+    at_once(look, model.files.items())
+    strangers = [name for name in _names(files) if name not in model.files]
+    return Checked(tuple(sorted([*bad, *strangers])), good)
+
+
+def signatures(files: Path, wanted: Iterable[str]) -> dict[str, Signature]:
+    """Of the named files that are there."""
+    return {name: found for name in wanted if (found := _signature(files / name)) is not None}
+
+
+def _signature(path: Path) -> Signature | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ino] if stat.S_ISREG(found.st_mode) else None
+
+
+def _leaves(files: Path, path: Path) -> bool:
+    """Whether a folder on the way is a link."""
+    return any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(files))
+
+
+def _digest(path: Path) -> Digest | None:
+    try:
+        return digest_of(path)
+    except OSError:
+        return None
+
+
+def _names(files: Path) -> Iterator[str]:
+    for base, folders, names in os.walk(files):
+        links = [name for name in folders if Path(base, name).is_symlink()]
+        for name in (*names, *links):
+            yield Path(base, name).relative_to(files).as_posix()
+
+
+def used_bytes(shelf: Shelf) -> int:
+    """Of all models, and of what those that are being downloaded will have."""
+    return sum(each.size for each in _entries(shelf))
+
+
+def make_room(shelf: Shelf, key: str, needed: int, *, bound: int, now: float, dead_seconds: float) -> None:
+    """Removes the models that were not used for the longest time until `needed` bytes more are within the bound, and
+    on the volume. CacheFull if that cannot be reached without one that is in use. Under the lock `space`."""
+    for old in (shelf.root / "trash").iterdir():
+        shutil.rmtree(old, ignore_errors=True)
+    entries = [each for each in _entries(shelf) if each.path != shelf.partial(key)]
+    taken = sum(each.size for each in entries)
+    candidates = iter(sorted(entries, key=lambda each: each.last_use))
+    while taken + needed > bound or needed > free_bytes(shelf.root):
+        if needed > bound:
+            raise CacheFull(f"the model has more bytes than its bound, {bound / 1e9:.1f} GB")
+        if (oldest := next(candidates, None)) is None:
+            raise CacheFull("full, and every model in it is in use")
+        if _removed(shelf, oldest, now=now, dead_seconds=dead_seconds):
+            taken -= oldest.size
+
+
+def free_bytes(root: Path) -> int:
+    """What the volume has left for this user."""
+    found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize
+
+
+def capacity(root: Path) -> int:
+    """Bytes of the volume."""
+    found = os.statvfs(root)
+    return found.f_blocks * found.f_frsize
+
+
+@dataclass(frozen=True)
+class _Entry:
+    path: Path
+    size: int
+    last_use: float
+
+    @property
+    def key(self) -> str:
+        return self.path.name.removesuffix(PARTIAL)
+
+
+def _entries(shelf: Shelf) -> list[_Entry]:
+    found = []
+    for path in shelf.models.iterdir():
+        if _KEY.match(path.name.removesuffix(PARTIAL)):
+            known = read_manifest(path)
+            size = known.size if known else size_of(path)
+            found.append(_Entry(path, size, _time(path / MANIFEST)))
+    return found
+
+
+def _removed(shelf: Shelf, entry: _Entry, *, now: float, dead_seconds: float) -> bool:
+    """A user makes a lease first and looks for the model then. So one that is renamed and has no lease is nobody's."""
+    if entry.path.name.endswith(PARTIAL):
+        if _time(shelf.lock(entry.key)) > now - dead_seconds:
+            return False
+        shelf.discard(entry.path)
+        return True
+    if leased(shelf, entry.key, now=now):
+        return False
+    aside = entry.path.with_name(f".{entry.key}.{secrets.token_hex(4)}")
+    entry.path.rename(aside)
+    if leased(shelf, entry.key, now=now):
+        aside.rename(entry.path)
+        return False
+    shelf.discard(aside)
+    return True
+
+
+def leased(shelf: Shelf, key: str, *, now: float) -> bool:
+    """Whether somebody uses the model. Leases of those who died are removed."""
+    alive = False
+    for lease in shelf.leases.glob(f"{key}.*"):
+        if _time(lease) > now - LEASE_SECONDS:
+            alive = True
+        else:
+            lease.unlink(missing_ok=True)
+    return alive
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 if there is none."""
+    total = 0
+    for base, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += Path(base, name).lstat().st_size
+    return total
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
