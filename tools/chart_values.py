@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from finetune_api.admin_policy import AdminPolicy, PodToleration
+from finetune_api.admin_policy import Limits, PodToleration, Settings
+from finetune_api.admin_policy import ModelCache as CacheSettings
 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name that Kubernetes takes for a namespace."""
@@ -272,8 +273,30 @@ class Admission(Part):
     """Also refuse such jobs at creation, by a ValidatingAdmissionPolicy. Installing it needs rights on the cluster."""
 
 
-class Policy(AdminPolicy):
+class Policy(Limits):
+    namespaces: dict[Label, Settings] = Field(default_factory=dict)
+    """Policies of single namespaces. Each field that is written there replaces the one above."""
     admission: Admission = Admission()
+
+
+class CacheClaims(Part):
+    enabled: bool = False
+    """Make the claim in each namespace of `modelCache.namespaces`. Uninstalling deletes it, with the models in it."""
+    storage_class_name: str = ""
+    """StorageClass of the claims. Empty: the cluster's default. Without effect with `nodePath`."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """ReadWriteOnce is for clusters of one node: pods of other nodes cannot mount it."""
+    node_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)*$")] = ""
+    """Folder of every node that keeps a cache of its own, in which each namespace's folder exists. It becomes a local
+    PersistentVolume for each namespace. Installing those needs rights on the cluster. Empty: the StorageClass's."""
+    node_selector: Strings = {"kubernetes.io/os": "linux"}
+    """Labels of the nodes that have `nodePath`. Pods with the cache run on no others."""
+
+
+class ModelCache(CacheSettings):
+    namespaces: list[Label] = Field(default_factory=list)
+    """Namespaces whose jobs use the cache, each with a claim of its own. Empty: all that have jobs."""
+    create: CacheClaims = CacheClaims()
 
 
 class GpuPrice(Part):
@@ -329,6 +352,7 @@ class Values(Part):
     service_account: ServiceAccount = ServiceAccount()
     rbac: Rbac = Rbac()
     policy: Policy = Policy()
+    model_cache: ModelCache = ModelCache()
     metrics: Metrics = Metrics()
     network_policy: NetworkPolicy = NetworkPolicy()
     test: Test = Test()

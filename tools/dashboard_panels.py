@@ -131,6 +131,10 @@ OVERVIEW = Row(
             title="Jobs by method and model", about=s.JOB_INFO, kind="table",
             queries=one(f"count by (method, model) ({per_job(s.JOB_INFO, FLEET, 'method', 'model')})", ""),
         ),
+        Panel(
+            title="Pods by what the shared cache of models did", about=s.AGENT_MODEL_CACHE_BYTES, unit="none", width=24,
+            queries=one(f"count by (result) ({s.AGENT_MODEL_CACHE_BYTES}{FLEET})", "{{result}}"),
+        ),
     ),
 )  # fmt: skip
 JOBS = Row(
@@ -348,6 +352,13 @@ HEALTH = Row(
         Panel(
             title="Guards: verdict", about=s.JOB_GUARD_STATE, alerts=GUARDS, kind="table", width=12,
             queries=one(f"max by (guard, state) ({s.JOB_GUARD_STATE}{RUN})", ""),
+        ),
+        Panel(
+            title="Shared cache of models", about=s.AGENT_MODEL_CACHE_BYTES, width=24,
+            queries=(
+                Query(expr=f"sum by (result) ({s.AGENT_MODEL_CACHE_BYTES}{RUN})", legend="own model: {{result}}"),
+                Query(expr=f"max ({s.AGENT_MODEL_CACHE_USED_BYTES}{RUN})", legend="all models in the cache"),
+            ),
         ),
     ),
 )  # fmt: skip

@@ -19,15 +19,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from . import accelerators, yaml_text
+from . import accelerators, uris, yaml_text
 from .fields import DNS_LABEL, DNS_NAME, ENV_NAME
-from .pod import EnvVar, NamedSource, Pod, Toleration, Volume
+from .names import ENV_MODEL_CACHE, ENV_MODEL_CACHE_GIB, MODEL_CACHE_DIR
+from .pod import ClaimVolume, EnvVar, NamedSource, Pod, Toleration, Volume
 from .spec import FineTuneJobSpec
 
 CA_VOLUME = "finetune-ca"
 CA_DIR = "/etc/finetune/ca"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
 """Variables by which TLS libraries find the certificates that they trust instead of their own."""
+
+CACHE_VOLUME = "finetune-models"
+REMOTE = ("hf://", "s3://", "gs://", "az://")
+"""How URIs of models begin that pods download; the others are read in place."""
 
 URI = re.compile(r"^[a-z0-9]+://")
 ELSEWHERE = frozenset({"pod", "resources", "command", "image"})
@@ -94,8 +99,17 @@ class Proxy(Part):
     """NO_PROXY of training pods: hosts and networks that are reached directly, separated by commas."""
 
 
-class Settings(Part):
-    """What one policy says. An empty list and a zero restrict nothing."""
+class ModelCache(Part):
+    """A volume in each job's namespace on which its pods keep remote models."""
+
+    claim: Annotated[str, Field(pattern=f"^$|{DNS_NAME}")] = ""
+    """PersistentVolumeClaim in each job's namespace, which all its pods can mount. Empty: no cache."""
+    size_gib: Annotated[int, Field(ge=0, le=1 << 20, alias="sizeGiB")] = 0
+    """Most GiB of models in it; those used least recently make room. 0: nine tenths of the volume."""
+
+
+class Limits(Part):
+    """What jobs may ask for, and defaults of their pods. An empty list and a zero restrict nothing."""
 
     images: list[Annotated[str, Field(min_length=1)]] = []
     """Images that a job may name: names, or prefixes that end in `*`. Empty: all."""
@@ -116,6 +130,12 @@ class Settings(Part):
     """HF_ENDPOINT of training pods: a mirror of the hub, for hf:// URIs."""
     trusted_ca: TrustedCa = TrustedCa()
     proxy: Proxy = Proxy()
+
+
+class Settings(Limits):
+    """What one policy says."""
+
+    model_cache: ModelCache = ModelCache()
 
 
 class AdminPolicy(Settings):
@@ -233,8 +253,32 @@ def gpus(spec: FineTuneJobSpec) -> int:
 
 def with_defaults(policy: Settings, spec: FineTuneJobSpec) -> FineTuneJobSpec:
     """The spec as its pods get it. The job's own settings win; tolerations and pull secrets are added to them."""
-    pod = _pod(policy, spec.pod)
+    pod = _cached(policy.model_cache, spec, _pod(policy, spec.pod))
     return spec if pod is spec.pod else spec.model_copy(update={"pod": pod})
+
+
+def _cached(cache: ModelCache, spec: FineTuneJobSpec, pod: Pod) -> Pod:
+    """The volume for models, if the trainer downloads one. A job opts out by an empty variable; one that uses the claim
+    or the path for something else keeps it for that."""
+    model = spec.given_model.uri if spec.given_model and spec.command is None else ""
+    if not cache.claim or not model.startswith(REMOTE) or cache.claim in _claims(spec, pod):
+        return pod
+    theirs = {variable.name for variable in pod.env}
+    if ENV_MODEL_CACHE in theirs or MODEL_CACHE_DIR in {volume.mount_path for volume in pod.volumes}:
+        return pod
+    claim = ClaimVolume(claim_name=cache.claim)
+    volume = Volume(name=CACHE_VOLUME, mount_path=MODEL_CACHE_DIR, persistent_volume_claim=claim)
+    wanted = {ENV_MODEL_CACHE: MODEL_CACHE_DIR}
+    wanted |= {ENV_MODEL_CACHE_GIB: str(cache.size_gib)} if cache.size_gib else {}
+    more = tuple(EnvVar(name=name, value=value) for name, value in wanted.items() if name not in theirs)
+    return pod.model_copy(update={"volumes": (*pod.volumes, volume), "env": (*pod.env, *more)})
+
+
+def _claims(spec: FineTuneJobSpec, pod: Pod) -> set[str]:
+    """Claims that the pods mount already; two volumes of one claim keep a pod from starting on some storage."""
+    named = {uris.parse(uri).authority for _, uri in uris_of(spec) if uri.startswith("pvc://")}
+    mounted = {each.persistent_volume_claim.claim_name for each in pod.volumes if each.persistent_volume_claim}
+    return named | mounted
 
 
 def _pod(policy: Settings, pod: Pod) -> Pod:

@@ -270,6 +270,17 @@ TRAIN_LAST_CHECKPOINT_TIMESTAMP = Series(
     name="finetune_train_last_checkpoint_timestamp_seconds", help="When the last checkpoint was written.",
     scope=Scope.AGENT, unit=Unit.MOMENT, shows="last_checkpoint_time",
 )  # fmt: skip
+MODEL_CACHE_RESULTS: Values = ("hit", "miss", "healed", "bypass")
+"""How the shared cache served a model: from the cache, downloaded into it, repaired in it, not used."""
+AGENT_MODEL_CACHE_BYTES = Series(
+    name="finetune_agent_model_cache_bytes",
+    help="Bytes of the node's model, by how the shared cache of models served it; none without such a cache.",
+    scope=Scope.AGENT, unit=Unit.BYTES, labels={"result": MODEL_CACHE_RESULTS},
+)  # fmt: skip
+AGENT_MODEL_CACHE_USED_BYTES = Series(
+    name="finetune_agent_model_cache_used_bytes",
+    help="Bytes of all models in the shared cache when the node got its own.", scope=Scope.AGENT, unit=Unit.BYTES,
+)  # fmt: skip
 
 SERIES: tuple[Series, ...] = tuple(each for each in globals().values() if isinstance(each, Series))
 """All of them."""

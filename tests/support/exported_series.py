@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client.core import Metric
 from prometheus_client.registry import CollectorRegistry
 
+from finetune_api import names
 from finetune_api.failures import Reason
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import Phase, Progress
@@ -18,6 +19,8 @@ from finetune_operator.state.cache import Cache
 from finetune_operator.state.status import failure_of, rfc3339
 from finetune_trainer.agent.serve import RunCollector
 from finetune_trainer.rundir import RunDir, TrainerReport
+from finetune_trainer.store.shared_entries import Shelf
+from finetune_trainer.store.shared_leases import Leases, Outcome, keeping
 from tests.support.operator_objects import NOW, SPEC, raw_job, spec
 
 PROGRESS = Progress(
@@ -56,6 +59,9 @@ def of_operator() -> tuple[Metric, ...]:
 def of_agent(folder: Path) -> tuple[Metric, ...]:
     """Of an agent whose trainer has reported everything."""
     run_dir = RunDir(folder)
+    with keeping(folder, {names.ENV_MODEL_CACHE: str(folder)}) as given:
+        leases = Leases(Shelf(folder), Path(given[names.ENV_MODEL_CACHE_NOTES]))
+        leases.end(Outcome(result="miss", model_bytes=9, used_bytes=9))
     run_dir.write_report(
         TrainerReport(
             attempt=1,

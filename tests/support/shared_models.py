@@ -16,7 +16,7 @@ from finetune_trainer.store import remote_models
 from finetune_trainer.store.folder import Digest
 from finetune_trainer.store.models import LocalModel, resolve_model
 from finetune_trainer.store.object_store import ObjectFolder
-from finetune_trainer.store.shared_leases import outcome_of
+from finetune_trainer.store.shared_leases import cache_outcome
 from finetune_trainer.store.shared_lock import Pace
 from tests.unit.test_store_models import MODEL
 
@@ -66,7 +66,7 @@ class Pod:
 
     @property
     def result(self) -> str:
-        outcome = outcome_of(self.tmp / self.name)
+        outcome = cache_outcome(self.tmp / self.name)
         return outcome.result if outcome else ""
 
 

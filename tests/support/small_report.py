@@ -82,7 +82,9 @@ def record(**changes: Any) -> RunRecord:
         "validation": tuple(ValidationPoint(step=s, scores=scores(1 / (s + 1), accuracy=0.7)) for s in (0, 20, 40)),
         "attempts": (
             AttemptRecord(attempt=1, last_step=24, nodes=2, world_size=2, outcome="lost node 1"),
-            AttemptRecord(attempt=2, first_step=20, last_step=40, nodes=2, world_size=2, outcome="finished"),
+            AttemptRecord(
+                attempt=2, first_step=20, last_step=40, nodes=2, world_size=2, outcome="finished", model_cache="hit"
+            ),
         ),
         "provenance": Provenance(
             base_model="hf://org/tiny", revision="12fd25f7", data={"s3://corp/train.jsonl": DIGEST},

@@ -67,7 +67,7 @@ subjects:
 {{- toYaml $rules -}}
 {{- end -}}
 
-{{- /* `policy` as the operator reads it, without what restricts nothing; empty if that is all of it. */ -}}
+{{- /* `policy` and `modelCache` as the operator reads them, without what restricts nothing; empty if that is all. */ -}}
 {{- define "finetune-operator.policy" -}}
 {{- $policy := dict -}}
 {{- range $key, $value := omit .Values.policy "admission" "podDefaults" "trustedCa" "proxy" -}}
@@ -82,6 +82,14 @@ subjects:
 {{- end -}}
 {{- with .Values.policy.trustedCa -}}
 {{- if .configMap }}{{ $_ := set $policy "trustedCa" . }}{{ end -}}
+{{- end -}}
+{{- if .Values.modelCache.claim -}}
+{{- $cache := dict "modelCache" (dict "claim" .Values.modelCache.claim "sizeGiB" .Values.modelCache.sizeGiB) -}}
+{{- $own := dict -}}
+{{- range .Values.modelCache.namespaces -}}
+{{- $_ := set $own . $cache -}}
+{{- end -}}
+{{- if $own }}{{ $_ := set $policy "namespaces" (merge (deepCopy (get $policy "namespaces" | default dict)) $own) }}{{ else }}{{ $policy = merge $policy $cache }}{{ end -}}
 {{- end -}}
 {{- if $policy }}{{ toJson $policy }}{{ end -}}
 {{- end -}}

@@ -16,6 +16,7 @@ from finetune_api.pages import TEXT, Limits, Page, Route
 from finetune_api.plan import PHASES, ProgressReport, RunPlan
 from finetune_api.series import Scope, Series
 from finetune_trainer.rundir import RunDir
+from finetune_trainer.store.shared_leases import cache_outcome
 
 ALIVE_SECONDS = 300
 """A rank whose last heartbeat is older counts as gone."""
@@ -46,6 +47,9 @@ class RunCollector(Collector):
         present = progress(self.plan, self.run_dir, self.phase()).phase
         for phase in PHASES:
             yield series.AGENT_PHASE, (phase,), float(phase == present)
+        if (outcome := cache_outcome(self.run_dir.path)) is not None:
+            yield series.AGENT_MODEL_CACHE_BYTES, (outcome.result,), outcome.model_bytes
+            yield series.AGENT_MODEL_CACHE_USED_BYTES, (), outcome.used_bytes
         report = self.run_dir.report()
         if report is None:
             return

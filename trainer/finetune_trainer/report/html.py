@@ -222,7 +222,8 @@ def _provenance(report: RunRecord) -> str:
     pairs |= {"revision": origin.revision} if origin.revision else {}
     pairs |= {name: f"{kind} {digest}" for name, kind, digest in origin.digests()}
     pairs |= {"run": report.job.uid, "hardware": origin.hardware, "image": origin.image}
-    pairs |= {"computed with": report.attempts[-1].computed} if report.attempts else {}
+    if report.attempts:
+        pairs |= {"computed with": report.attempts[-1].computed, "model cache": report.attempts[-1].model_cache}
     pairs |= {"started": _moment(report.start_time), "completed": _moment(report.completion_time)}
     pairs |= {"versions": ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))}
     return _panel(_pairs((name, value) for name, value in pairs.items() if value))

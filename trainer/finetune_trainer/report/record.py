@@ -99,6 +99,7 @@ class AttemptRecord(ApiModel):
     end_time: str = Field("", description="RFC 3339, UTC; empty while it runs.")
     outcome: str = Field("", description="In one phrase: finished, interrupted at step 40, …")
     computed: str = Field("", description="Types of numbers and kernels, in one line.")
+    model_cache: str = Field("", description="What the shared cache did for node 0: hit, miss, healed or bypass.")
 
 
 class Provenance(ApiModel):

@@ -46,6 +46,9 @@ class Outcome(ApiModel):
     why: str = ""
     """For bypass: why the cache was not used."""
 
+    def __str__(self) -> str:
+        return f"{self.result}: {self.why}" if self.why else self.result
+
 
 class Note(ApiModel):
     """What a process has found out, for those that follow it in the same run."""
@@ -126,7 +129,7 @@ def keeping(run_dir: Path, environ: Mapping[str, str]) -> Iterator[dict[str, str
                 lease.unlink()
 
 
-def outcome_of(run_dir: Path) -> Outcome | None:
+def cache_outcome(run_dir: Path) -> Outcome | None:
     """How the node of a run directory got its model; None before that, and without a shared cache."""
     return _outcome(run_dir / _FOLDER)
 

@@ -27,6 +27,7 @@ from finetune_trainer.store import candidate
 from finetune_trainer.store.artifact import describe, read_manifest
 from finetune_trainer.store.folder import Folder, NotFound
 from finetune_trainer.store.opening import open_folder
+from finetune_trainer.store.shared_leases import cache_outcome
 from finetune_trainer.trackers.points import outcome_of
 from finetune_trainer.transfer import kept
 from finetune_trainer.transfer.diagnostics.inside import inside
@@ -243,7 +244,7 @@ def _held_out(setup: Setup) -> Iterator[tuple[str, Corpus]]:
 
 
 def _attempt(setup: Setup, state: State) -> AttemptRecord:
-    plan = setup.plan
+    plan, cached = setup.plan, cache_outcome(setup.trainer.reporter.run_dir.path)
     return AttemptRecord(
         attempt=plan.attempt,
         first_step=state.step,
@@ -252,6 +253,7 @@ def _attempt(setup: Setup, state: State) -> AttemptRecord:
         world_size=setup.trainer.strategy.place.world_size,
         start_time=now(),
         computed=setup.trainer.model.describe(),
+        model_cache=str(cached) if cached else "",
     )
 
 
