@@ -158,6 +158,13 @@ def test_the_crd_is_rendered_byte_by_byte(helm: Helm) -> None:
         ("metrics.podMonitor.interval=soon", "does not match pattern"),
         ("metrics.prometheusRule.alerts.FineTuneJobStalled.treshold=1", "additional properties 'treshold' not allowed"),
         ("crds.keep=yes", "want boolean"),
+        ("modelCache.pvc=models", "additional properties 'pvc' not allowed"),
+        ("policy.modelCache.claim=models", "additional properties 'modelCache' not allowed"),
+        ("modelCache.create.nodePath=models", "does not match pattern"),
+        (
+            "modelCache.create.enabled=true",
+            "modelCache.create.enabled needs modelCache.claim and modelCache.namespaces",
+        ),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, setting: str, message: str) -> None:
@@ -170,6 +177,16 @@ def test_the_operator_reads_the_policy_as_it_is_written_in_the_values(rendered: 
     given.pop("admission")
 
     assert read(rendered["policy"][f"ConfigMap/{NAME}-policy"]["data"]["policy.json"]) == AdminPolicy(**given)
+
+
+def test_the_operator_reads_each_namespaces_cache_of_models(rendered: dict[str, Objects]) -> None:
+    policy = read(rendered["model-cache"][f"ConfigMap/{NAME}-policy"]["data"]["policy.json"])
+    caches = {name: policy.of(name).model_cache for name in ("team-a", "team-b", "team-c")}
+
+    assert {name: (cache.claim, cache.size_gib) for name, cache in caches.items()} == {
+        "team-a": ("models", 800), "team-b": ("fast", 100), "team-c": ("", 0),
+    }  # fmt: skip
+    assert policy.of("team-b").max_nodes == 2
 
 
 def test_an_older_kubernetes_is_refused(helm: Helm) -> None:

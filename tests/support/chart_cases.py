@@ -225,6 +225,44 @@ CASES: dict[str, list[Expected]] = {
         ),
         option("lease-seconds", "30"),
     ],
+    "model-cache": [
+        ("PersistentVolumeClaim/team-a/models", "spec accessModes", ["ReadWriteMany"]),
+        ("PersistentVolumeClaim/team-a/models", "spec storageClassName", ""),
+        ("PersistentVolumeClaim/team-a/models", "spec volumeName", f"{NAME}-models-team-a"),
+        ("PersistentVolumeClaim/team-b/models", "spec resources requests storage", "800Gi"),
+        (f"PersistentVolume/{NAME}-models-team-b", "spec local path", "/mnt/models/team-b"),
+        (f"PersistentVolume/{NAME}-models-team-b", "spec claimRef", {"namespace": "team-b", "name": "models"}),
+        (f"PersistentVolume/{NAME}-models-team-b", "spec persistentVolumeReclaimPolicy", "Retain"),
+        (
+            f"PersistentVolume/{NAME}-models-team-a",
+            "spec nodeAffinity required nodeSelectorTerms 0 matchExpressions",
+            [
+                {"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]},
+                {"key": "pool", "operator": "In", "values": ["gpu"]},
+            ],
+        ),
+        option("policy", "/etc/finetune/policy/policy.json"),
+    ],
+    "model-cache-class": [
+        ("PersistentVolumeClaim/team-a/models", "spec storageClassName", "nfs"),
+        ("PersistentVolumeClaim/team-a/models", "spec volumeName", ABSENT),
+        ("PersistentVolumeClaim/team-a/models", "spec accessModes", ["ReadWriteMany"]),
+        ("PersistentVolumeClaim/team-a/models", "spec resources requests storage", "500Gi"),
+        (f"PersistentVolume/{NAME}-models-team-a", "", ABSENT),
+        (
+            f"ConfigMap/{NAME}-policy",
+            "data",
+            {"policy.json": '{"namespaces":{"team-a":{"modelCache":{"claim":"models","sizeGiB":0}}}}'},
+        ),
+    ],
+    "model-cache-everywhere": [
+        ("PersistentVolumeClaim/models", "", ABSENT),
+        (
+            f"ConfigMap/{NAME}-policy",
+            "data",
+            {"policy.json": '{"modelCache":{"claim":"models","sizeGiB":300},"namespaces":{"small":{"modelCache":{}}}}'},
+        ),
+    ],
     "policy": [
         (f"ConfigMap/{NAME}-policy", "metadata namespace", NAME),
         option("policy", "/etc/finetune/policy/policy.json"),

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from finetune_api import names
+from finetune_api.admin_policy import AdminPolicy, ModelCache
 from finetune_operator.decide import decide
 from finetune_operator.gangs import GANGS
 from finetune_operator.kube.resources import FINETUNEJOBS, JOBS, Raw
@@ -33,6 +34,8 @@ PEERS = {
     )
 }
 """Jobs of an operator with --job-network-policy."""
+POLICIES = {"cached": AdminPolicy(model_cache=ModelCache(claim="models", size_gib=800))}
+"""Jobs of an operator with --policy."""
 CREATED = "2026-01-02T03:04:05Z"
 """NOW, as the API server writes it."""
 
@@ -55,7 +58,8 @@ def created(manifest: Path) -> str:
     cache.feed(FINETUNEJOBS, None, raw | {"metadata": meta | {"creationTimestamp": CREATED}})
     key, objects, events = (meta["namespace"], meta["name"]), list[Raw](), list[str]()
     for version in (2, 3):
-        seen = observe(cache, key, replace(DEFAULTS, peers=PEERS.get(manifest.stem)))
+        own = {"peers": PEERS.get(manifest.stem), "policy": POLICIES.get(manifest.stem, DEFAULTS.policy)}
+        seen = observe(cache, key, replace(DEFAULTS, **own))
         assert seen is not None
         decision = decide(seen, NOW)
         objects += [create.body for create in decision.create]

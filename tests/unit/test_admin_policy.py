@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.admin_policy import AdminPolicy, begins_with, gpus, read, uris_of, violations, with_defaults
+from finetune_api.spec import FineTuneJobSpec
 from finetune_operator import main
 from tests.support.operator_objects import SPEC, spec
 
@@ -188,6 +191,60 @@ def test_what_a_job_sets_itself_wins() -> None:
     assert [each["value"] for each in made["env"] if each["name"] == "HF_ENDPOINT"] == ["https://mine"]
 
 
+# the shared cache of models
+
+
+CACHE = policy(modelCache={"claim": "models", "sizeGiB": 800})
+
+
+def test_pods_that_download_a_model_get_the_cache_of_their_namespace() -> None:
+    made = with_defaults(CACHE, spec()).pod.to_json()
+
+    assert made["env"] == [
+        {"name": names.ENV_MODEL_CACHE, "value": names.MODEL_CACHE_DIR},
+        {"name": names.ENV_MODEL_CACHE_GIB, "value": "800"},
+    ]
+    (volume,) = made["volumes"]
+    assert volume["mountPath"] == names.MODEL_CACHE_DIR
+    assert volume["persistentVolumeClaim"] == {"claimName": "models"}
+    assert not volume["readOnly"]
+
+
+def test_a_cache_without_a_size_is_bounded_by_its_volume() -> None:
+    made = with_defaults(policy(modelCache={"claim": "models"}), spec()).pod
+
+    assert [variable.name for variable in made.env] == [names.ENV_MODEL_CACHE]
+
+
+OUT = {"output": {"uri": "pvc://models/out"}}
+CLAIM = {"name": "own", "mountPath": "/own", "persistentVolumeClaim": {"claimName": "models"}}
+WITHOUT: dict[str, dict[str, Any]] = {
+    "a model on a claim": {"model": {"uri": "pvc://other/m"}},
+    "a model of the image": {"model": {"uri": "file:///m"}},
+    "a script": {"command": ["python", "train.py"], "model": None, "data": None},
+    "the job opts out": {"pod": {"env": [{"name": names.ENV_MODEL_CACHE, "value": ""}]}},
+    "the path is taken": {"pod": {"volumes": [{"name": "own", "mountPath": names.MODEL_CACHE_DIR, "emptyDir": {}}]}},
+    "the claim is mounted for the output": OUT,
+    "the claim is a volume of the job": {"pod": {"volumes": [CLAIM]}},
+}
+
+
+@pytest.mark.parametrize("fields", WITHOUT.values(), ids=WITHOUT)
+def test_other_pods_stay_as_they_are(fields: dict[str, Any]) -> None:
+    given = {key: value for key, value in (SPEC | fields).items() if value is not None}
+    one = FineTuneJobSpec.model_validate_json(json.dumps(given))
+
+    assert with_defaults(CACHE, one) is one
+
+
+def test_a_namespace_has_a_cache_of_its_own_or_none() -> None:
+    some = policy(
+        modelCache={"claim": "models"}, namespaces={"a": {"modelCache": {"claim": "fast"}}, "b": {"modelCache": {}}}
+    )
+
+    assert [some.of(name).model_cache.claim for name in ("a", "b", "c")] == ["fast", "", "models"]
+
+
 # namespaces, and the file
 
 
@@ -207,6 +264,9 @@ def test_a_namespaces_own_fields_replace_the_general_ones() -> None:
         ("maxNodes: -1", "maxNodes: Input should be greater than or equal to 0"),
         ("uriPrefixes: [corp]", "uriPrefixes.0: String should match pattern"),
         ("namespaces: {a: {maxGpu: 1}}", "namespaces.a.maxGpu: Extra inputs"),
+        ("modelCache: {pvc: a}", "modelCache.pvc: Extra inputs"),
+        ("modelCache: {claim: A_b}", "modelCache.claim: String should match pattern"),
+        ("modelCache: {sizeGiB: -1}", "modelCache.sizeGiB: Input should be greater than or equal to 0"),
         ("[1, 2]", "policy: Input should be a valid dictionary"),
         ("a: [", "not valid YAML"),
     ],
