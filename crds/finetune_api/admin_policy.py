@@ -105,7 +105,7 @@ class ModelCache(Part):
     claim: Annotated[str, Field(pattern=f"^$|{DNS_NAME}")] = ""
     """PersistentVolumeClaim in each job's namespace, which all its pods can mount. Empty: no cache."""
     size_gib: Annotated[int, Field(ge=0, le=1 << 20, alias="sizeGiB")] = 0
-    """Most GiB of models in it; those used least recently make room. 0: nine tenths of the volume."""
+    """Most GiB of models in it; those used least recently are removed. 0: nine tenths of the volume."""
 
 
 class Limits(Part):

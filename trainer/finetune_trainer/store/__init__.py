@@ -15,7 +15,7 @@ prefetch           a model's weights into memory, while processes still import
 locks              one process of this machine at a time
 remote_models      what a remote model consists of, before it is downloaded
 shared_models      the cache of models that several pods share
-shared_entries     what is in it: verification, room for more
+shared_entries     what is in it: verification, space for more
 shared_leases      which models in it are in use
 shared_lock        one pod at a time, on a volume that they share
 models             the base model as a local folder

@@ -3,8 +3,8 @@
 <root>/models/<key>/manifest.json      uri, revision, size and sha256 of each file; its time is that of the last use
 <root>/models/<key>/files/…            the model
 <root>/models/<key>.partial/           the same while it is downloaded; its manifest says how much that will be
-<root>/leases/<key>.<name>             touched as long as somebody uses the model, see shared_leases
-<root>/locks/<key>, <root>/locks/space held while a model is downloaded, and while room is made
+<root>/leases/<key>.<name>             touched as long as a run uses the model, see shared_leases
+<root>/locks/<key>, <root>/locks/space held while a model is downloaded, and while space is made
 <root>/trash/                          what is being deleted
 
 Other pods of the namespace write here too. So what is read is bounded, names are judged, and links are not followed.
@@ -32,7 +32,7 @@ from .folder import Digest, digest_of, safe_path
 from .local import replacing
 
 LEASE_SECONDS = 900.0
-"""After which a lease that nobody touched counts no more."""
+"""Age at which a lease that was not touched no longer counts."""
 PARTIAL = ".partial"
 MANIFEST, FILES = "manifest.json", "files"
 _KEY = re.compile(r"^[0-9a-f]{32}$")
@@ -40,11 +40,11 @@ _MANIFEST_BYTES = 16 << 20
 _GROUP_WRITES = stat.S_IWGRP
 
 Signature = list[int]
-"""Size, time of change and number of a file: equal ones are of the same content, as long as nobody deceives."""
+"""Size, time of change and number of a file: equal ones have the same content, unless a writer resets the time."""
 
 
 class CacheFull(Exception):
-    """No room can be made for a model."""
+    """No space can be made for a model."""
 
 
 class StoredFile(ApiModel):
@@ -193,7 +193,7 @@ def used_bytes(shelf: Shelf) -> int:
     return sum(each.size for each in _entries(shelf))
 
 
-def make_room(shelf: Shelf, key: str, needed: int, *, bound: int, now: float, dead_seconds: float) -> None:
+def make_space(shelf: Shelf, key: str, needed: int, *, bound: int, now: float, dead_seconds: float) -> None:
     """Removes the models that were not used for the longest time until `needed` bytes more are within the bound, and
     on the volume. CacheFull if that cannot be reached without one that is in use. Under the lock `space`."""
     for old in (shelf.root / "trash").iterdir():
@@ -244,7 +244,7 @@ def _entries(shelf: Shelf) -> list[_Entry]:
 
 
 def _removed(shelf: Shelf, entry: _Entry, *, now: float, dead_seconds: float) -> bool:
-    """A user makes a lease first and looks for the model then. So one that is renamed and has no lease is nobody's."""
+    """A user makes a lease first and looks for the model then. So one that is renamed and has no lease is unused."""
     if entry.path.name.endswith(PARTIAL):
         if _time(shelf.lock(entry.key)) > now - dead_seconds:
             return False
@@ -262,7 +262,7 @@ def _removed(shelf: Shelf, entry: _Entry, *, now: float, dead_seconds: float) ->
 
 
 def leased(shelf: Shelf, key: str, *, now: float) -> bool:
-    """Whether somebody uses the model. Leases of those who died are removed."""
+    """Whether a run uses the model. Leases of those that died are removed."""
     alive = False
     for lease in shelf.leases.glob(f"{key}.*"):
         if _time(lease) > now - LEASE_SECONDS:

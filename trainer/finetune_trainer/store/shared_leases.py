@@ -1,4 +1,4 @@
-"""Who uses which model of a shared cache, so that nobody removes it.
+"""Which run uses which model of a shared cache, so that no other one removes it.
 
 A lease is a file that is touched as long as the model is used. In a pod several processes use it one after the other:
 preflight and ranks. So the agent, which outlives them, touches their leases (`keeping`), and gives them a folder for

@@ -2,8 +2,8 @@
 
 Network file systems differ in which locks they have, so nothing more is asked of them than that one of two processes
 creates a file, and that times of files are kept. A holder is dead when its file has not changed for as long as the
-waiter has watched it; no two clocks are compared. On the holder's own machine, where flock tells that nobody has the
-file open any more, that takes seconds.
+waiter has watched it; no two clocks are compared. On the holder's own machine, where flock shows that no process has
+the file open any more, that takes seconds.
 
 A holder that was stopped for longer than `Pace.dead` may wake up next to its successor. So what is done under a lock
 must be right without it, and only cheaper with it.
@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 _CONTENT = 256
-"""Bytes of a lock file that are read; more is not one of ours."""
+"""Bytes of a lock file that are read; more is not a lock."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,7 +36,7 @@ class Pace:
     dead: float = 90.0
     """Without one, after which a lock is taken over: NFS clients see times of files that are up to a minute old."""
     dead_here: float = 15.0
-    """The same for a holder of this machine that has the file open no more."""
+    """The same for a holder of this machine that no longer has the file open."""
     poll: float = 0.5
     """Between two looks at a lock that another process holds."""
 

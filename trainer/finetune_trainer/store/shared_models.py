@@ -6,7 +6,7 @@ that model. Whatever is wrong with the cache itself (full, read-only, broken, st
 model is downloaded as if there were none.
 
 shared_lock      one filler at a time, on any file system
-shared_entries   what is on the volume, verification, room
+shared_entries   what is on the volume, verification, space
 shared_leases    what is in use, and what earlier processes of a run have verified
 """
 
@@ -177,7 +177,7 @@ class SharedModels:
         partial, entry = self.shelf.partial(model.key), self.shelf.entry(model.key)
         with held(self.shelf.lock("space"), pace=self.pace) as lock:
             bound = self.bound if self.bound is not None else int(entries.capacity(self.root) * SHARE)
-            entries.make_room(
+            entries.make_space(
                 self.shelf, model.key, model.size, bound=bound, now=lock.now(), dead_seconds=self.pace.dead
             )
             entries.make_folder(partial)

@@ -1,4 +1,4 @@
-"""Room in the cache of models that pods share, and what follows when there is none or the volume fails."""
+"""Space in the cache of models that pods share, and what follows when there is none or the volume fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pod(tmp_path: Path) -> Callable[..., Pod]:
     return lambda name="pod", **more: Pod(tmp_path, name, more=more)
 
 
-# Room
+# Space
 
 
 MODEL_SIZE = sum(map(len, MODEL.values()))
@@ -60,7 +60,7 @@ def keys(root: Path) -> set[str]:
     return {path.name for path in (root / "models").iterdir()}
 
 
-def test_what_was_not_used_for_the_longest_time_makes_room(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_was_not_used_for_the_longest_time_is_removed_first(bucket: Bucket, tmp_path: Path) -> None:
     cache = shared(tmp_path, models=2.5)
     first, second = (fetch(cache, bucket, number) for number in (1, 2))
     assert first
@@ -144,7 +144,7 @@ def test_a_user_that_comes_while_a_model_is_removed_keeps_it(
     assert first.exists()
 
 
-def test_what_a_dead_pod_had_begun_makes_room_and_what_a_living_one_downloads_does_not(
+def test_what_a_dead_pod_had_begun_is_removed_first_and_what_a_living_one_downloads_does_not(
     bucket: Bucket, tmp_path: Path
 ) -> None:
     cache = shared(tmp_path, models=1.5)
