@@ -21,7 +21,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.spec import ModelSource
 from finetune_trainer.store import shared_entries, shared_leases
 from finetune_trainer.store.models import LocalModel
-from finetune_trainer.store.shared_leases import keeping, outcome_of
+from finetune_trainer.store.shared_leases import cache_outcome, keeping
 from tests.support.fake_hub import COMMIT, environ, serving
 from tests.support.shared_models import Bucket, Pod, counting
 from tests.unit.test_store_models import MODEL, safetensors
@@ -289,9 +289,9 @@ def test_an_agent_touches_the_leases_of_its_processes_and_removes_them(
             time.sleep(0.02)
         assert lease.stat().st_mtime > 1
     assert list((here.root / "leases").iterdir()) == []
-    assert outcome_of(tmp_path / "pod"), "and leaves the outcome"
+    assert cache_outcome(tmp_path / "pod"), "and leaves the outcome"
     with keeping(tmp_path / "pod", here.environ):
-        assert outcome_of(tmp_path / "pod") is None, "until the next attempt"
+        assert cache_outcome(tmp_path / "pod") is None, "until the next attempt"
 
 
 def test_without_a_cache_an_agent_has_nothing_to_keep(tmp_path: Path) -> None:
