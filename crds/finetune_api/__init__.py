@@ -15,6 +15,7 @@ verdicts   the words in which a result is judged; calibration: that of both mode
 evaluation how models are measured   guards    what keeps an artifact from being published
 diagnostics  what is measured inside the model, layer by layer
 regularization  what keeps a model from forgetting while it learns
+vocabulary new tokens, or training of the embeddings of present ones
 ladder     method.type auto: its settings and status     switching  several adapters on one base model
 results    an evaluation in as few bytes as it takes, for a termination message
 fields     field types               rules     validation rules that types cannot express

@@ -230,6 +230,7 @@ def accepted_form(pattern: str) -> str:
         fields.ENV_NAME: "of a variable name: letters, digits and _, not starting with a digit",
         fields.MOUNT_PATH: "of an absolute path such as /data, without spaces and :",
         fields.QUANTITY: "2, 500m or 4Gi",
+        fields.TERM: "of text without spaces around it",
     }
     lower = "; bucket names in lower case" if pattern in (uris.MODEL, uris.DATA, uris.OUTPUT) else ""
     return known.get(pattern, pattern) + lower

@@ -17,18 +17,19 @@ from .methods import TRAITS, Traits, type_of
 from .regularization import REGULARIZATION_RULES
 from .strategy import METHODS_FIT
 from .switching import SWITCH_RULES
+from .vocabulary import VOCABULARY_RULES
 
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
 DECIDED_BY_COMMAND = (
-    "model", "data", "method", "training", "evaluation", "guards", "regularization", "diagnostics", "strategy",
-    "checkpoint",
+    "model", "data", "method", "training", "evaluation", "guards", "regularization", "diagnostics", "vocabulary",
+    "strategy", "checkpoint",
 )  # fmt: skip
 """Fields that do not apply to a custom script, which decides these things itself."""
 
 IMMUTABLE = (
     "model", "data", "output", "command", "method", "training", "evaluation", "guards", "regularization", "diagnostics",
-    "ladder", "checkpoint", "managedBy",
+    "vocabulary", "ladder", "checkpoint", "managedBy",
 )  # fmt: skip
 """Fields that define the run: a different run needs a new job."""
 
@@ -200,8 +201,8 @@ COMMAND_RULES = (
     ),
     Rule(
         cel=f"!has(self.command) || !({' || '.join(f'has(self.{field})' for field in DECIDED_BY_COMMAND)})",
-        message="model, data, method, training, evaluation, guards, regularization, diagnostics, strategy and "
-        "checkpoint do not apply to a command: remove them, and pass arguments to the script instead",
+        message="model, data, method, training, evaluation, guards, regularization, diagnostics, vocabulary, strategy "
+        "and checkpoint do not apply to a command: remove them, and pass arguments to the script instead",
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
@@ -243,6 +244,7 @@ SPEC_RULES = (
     *GUARD_RULES,
     *GENERATION_RULES,
     *REGULARIZATION_RULES,
+    *VOCABULARY_RULES,
     *LADDER_RULES,
     *map(_takes_each_row_once, _FITTED),
     Rule(

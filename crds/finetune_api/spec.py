@@ -27,6 +27,7 @@ from .regularization import Regularization
 from .rules import MODEL_RULES, SPEC_RULES
 from .strategy import Strategy
 from .switching import MOST_ADAPTERS
+from .vocabulary import METHODS, Vocabulary
 
 T = TypeVar("T")
 
@@ -269,6 +270,13 @@ class FineTuneJobSpec(ApiModel):
     diagnostics: Diagnostics = Field(
         default_factory=Diagnostics,
         description="What is measured inside the model before and after training. See [analyze](analyze.md).",
+    )
+    vocabulary: Vocabulary | None = Field(
+        None,
+        description="New tokens for words that the model's tokenizer cuts into many pieces. Their embeddings begin as "
+        "the mean of those of the pieces, and train with the method. For method.type "
+        f"{', '.join(METHODS)}. The artifact of an adapter then has the extended base model in its folder base/. See "
+        "[pitfalls](pitfalls.md#vocabulary-mismatch).",
     )
     ladder: Ladder = Field(default_factory=Ladder, description="Settings of method.type auto.")
     nodes: Annotated[int, Field(ge=1, le=1024)] | NodeRange = Field(

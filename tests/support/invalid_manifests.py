@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.manifests import MISSING, SCRIPT, Bad
 
 NEEDED = "model, data and output are required, or command to run a custom script"
-SCRIPT_DECIDES = "model, data, method, training, evaluation, guards, regularization, diagnostics, strategy and checkpoint do not apply to a command"
+SCRIPT_DECIDES = "model, data, method, training, evaluation, guards, regularization, diagnostics, vocabulary, strategy and checkpoint do not apply to a command"
 
 STEPPED: dict[str, Any] = {
     "epochs": 3, "maxSteps": 9, "batchSize": 8, "learningRate": 1e-3, "schedule": "linear", "warmupRatio": 0.1,
@@ -30,6 +30,7 @@ BAD = (
         Bad(f"a command with {field}", {**SCRIPT, f"spec.{field}": {}}, "spec", SCRIPT_DECIDES)
         for field in ("method", "training", "evaluation", "guards", "regularization", "diagnostics", "strategy", "checkpoint")
     ),
+    Bad("a command with new tokens", {**SCRIPT, "spec.vocabulary": {"mine": True}}, "spec", SCRIPT_DECIDES),
     Bad("a command with a merged artifact", {**SCRIPT, "spec.output.merged": True}, "spec", "a job with a command writes no artifact"),
     Bad("groups of two kinds", {"spec.data.validation": {"fraction": 0.1, "groupBy": "patient"}, "spec.evaluation": {"groupBy": "ward"}},
         "spec", "evaluation.groupBy and data.validation.groupBy must be equal"),
@@ -105,6 +106,29 @@ BAD = (
         "spec", "regularization.ewc looks into blocks, which training.compile hides"),
     Bad("regularization of a fit", {"spec.method": {"type": "probe"}, "spec.regularization": {"replay": {"uri": "s3://corp/g.txt"}}}, "spec",
         "method.type probe is fitted without optimizer steps: remove checkpoint, regularization"),
+    Bad("a vocabulary of nothing", {"spec.vocabulary": {"maxNewTokens": 9}}, "spec.vocabulary", "vocabulary needs terms, mine: true, or both"),
+    Bad("a term with a space before it", {"spec.vocabulary": {"terms": [" STEMI"]}}, "spec.vocabulary.terms[0]", "of text without spaces around it",
+        "should match"),
+    Bad("existing rows that are mined", {"spec.vocabulary": {"terms": ["STEMI"], "existingRows": True, "mine": True}}, "spec.vocabulary",
+        "vocabulary.existingRows adds no tokens: remove mine and maxNewTokens"),
+    Bad("new tokens of a soft prompt", {"spec.vocabulary": {"mine": True}, "spec.method": {"type": "prompt"}}, "spec",
+        "vocabulary trains rows of the embeddings, below all layers, and the artifact is a model with these rows: set method.type to one of"),
+    Bad("new tokens of a ladder", {"spec.vocabulary": {"mine": True}, "spec.method": {"type": "auto"}}, "spec", "set method.type to one of"),
+    Bad("new tokens below frozen layers", {"spec.vocabulary": {"mine": True}, "spec.method": {"lora": {"layers": 2}}}, "spec",
+        "so that the backward pass goes through all layers: remove method.*.layers"),
+    Bad("some rows of all", {"spec.vocabulary": {"terms": ["STEMI"], "existingRows": True}, "spec.method": {"type": "full"}}, "spec",
+        "method.type full trains all rows of the embeddings: remove vocabulary.existingRows"),
+    Bad("new tokens under DeepSpeed", {"spec.vocabulary": {"mine": True}, "spec.strategy": {"type": "deepspeed"}}, "spec",
+        "vocabulary is not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp"),
+    *(Bad(f"new tokens with {term}", {"spec.vocabulary": {"mine": True}, "spec.regularization": {term: {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
+        "spec", "vocabulary changes embeddings that regularization.klToBase, l2sp and ewc do not hold back")
+      for term in ("klToBase", "l2sp", "ewc")),
+    Bad("new tokens at a smaller scale", {"spec.vocabulary": {"mine": True}, "spec.evaluation": {"scaleSweep": True}}, "spec",
+        "embeddings of vocabulary have none"),
+    Bad("new tokens among other adapters", {"spec.vocabulary": {"mine": True}, "spec.output.switchTest": ["s3://corp/a"]}, "spec",
+        "output.switchTest needs adapters of one base model, and vocabulary makes another base model"),
+    Bad("new tokens of another base", {"spec.vocabulary": {"mine": True}, "spec.evaluation": {"klToBase": True}}, "spec",
+        "evaluation.klToBase compares tokens with the base model's, which vocabulary changes"),
     Bad("a ladder without auto", {"spec.ladder": {"minGain": 0.02}}, "spec", "ladder is only for method.type auto"),
     Bad("auto with a learning rate", {"spec.method": {"type": "auto"}, "spec.training": {"learningRate": 0.001}}, "spec",
         "method.type auto uses the default learning rate of each rung"),

@@ -43,6 +43,7 @@ from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.state import State
 from finetune_trainer.transfer.evaluate import Layout
+from finetune_trainer.vocabulary.rows import VocabularyRows
 
 VOCAB = 97
 CPU = torch.device("cpu")
@@ -138,6 +139,8 @@ class Knobs:
     """Of regularization.klToBase."""
     l2sp: float = 0.0
     """Its strength."""
+    rows: tuple[int, ...] = ()
+    """Tokens whose rows of the embeddings train."""
 
 
 GENERAL_LENGTHS = [12, 6, 19, 8, 15, 10, 7]
@@ -202,8 +205,10 @@ def make_run(
     strategy: Strategy | None = None,
     corpus: Corpus | None = None,
     net: nn.Module | None = None,
+    base: Path | None = None,
 ) -> Run:
-    """A trainer over random documents with real checkpoints in `folder`; `net`: instead of a tiny one of its own."""
+    """A trainer over random documents with real checkpoints in `folder`; `net`: instead of a tiny one of its own, and
+    `base`: the folder that it was loaded from, which is needed for knobs.rows."""
     strategy = strategy or Single()
     folder.mkdir(parents=True, exist_ok=True)
     shape = {} if knobs.hidden == 32 else {"hidden_size": knobs.hidden, "intermediate_size": 128}
@@ -211,8 +216,12 @@ def make_run(
     attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
     prompt = attached if isinstance(attached, HasPrompt) else None
     train = corpus or documents(LENGTHS)
-    weights = strategy.weights(net, attached.trainable, weight_decay=0.01, optimizer=knobs.optimizer)
-    language_model = model(net, strategy)
+    rows = VocabularyRows.of(net, base, knobs.rows, device=CPU) if base is not None and knobs.rows else None
+    trainable = {**attached.trainable, **(rows.trainable if rows else {})}
+    weights = strategy.weights(net, trainable, weight_decay=0.01, optimizer=knobs.optimizer)
+    language_model = replace(model(net, strategy), rows=rows)
+    if rows is not None:
+        rows.install(net)
     output = open_folder(f"file://{folder}/output", prefix="")
     run_dir = RunDir(folder / "run")
     trainer = Trainer(

@@ -136,6 +136,21 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         {"spec.regularization": {"ewc": {}, "replay": {"uri": "s3://corp/general.jsonl"}}},
         None,
     ),
+    (
+        "new tokens",
+        {
+            "spec.vocabulary": {"terms": ["STEMI", "心電図", "acute care"], "mine": True, "maxNewTokens": 64},
+            "spec.method": {"type": "qlora", "qlora": {"rank": 8}},
+            "spec.strategy": {"type": "fsdp"},
+        },
+        None,
+    ),
+    ("new tokens of a whole model", {"spec.vocabulary": {"mine": True}, "spec.method": {"type": "full"}}, None),
+    (
+        "existing rows",
+        {"spec.vocabulary": {"terms": ["STEMI"], "existingRows": True}, "spec.regularization": {}},
+        None,
+    ),
     ("replay of other text", {"spec.regularization": {"replay": {"uri": "s3://corp/general.jsonl"}}}, None),
     ("ZeRO", {"spec.strategy": {"type": "deepspeed", "zeroStage": 3, "offload": "all"}}, None),
     ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),

@@ -142,6 +142,7 @@ def test_words_in_many_pieces_are_named() -> None:
     words = Vocabulary(sources={"training rows": cut(0.12), "general": cut(0.02)}, terms=terms)
     found = replace(LABELLED, vocabulary=words)
     [advice] = [each for each in recommended(found, SPEC) if "tokenizer" in each.setting]
+    assert advice.setting.startswith("vocabulary: {mine: true, terms: [troponin]}, or")
     assert advice.why == "12.0 % of the words of training rows are cut into 4 or more tokens, among them troponin"
     alike = replace(words, sources={"training rows": cut(0.12), "general": cut(0.1)})
     assert not [each for each in recommended(replace(found, vocabulary=alike), SPEC) if "tokenizer" in each.setting]

@@ -36,6 +36,7 @@ LOSS = [
     ("missing", BARE, PACKED, (), "liger-kernel is not installed"),
     ("old", replace(H100, installed={"liger-kernel": "0.5.10"}), PACKED, (), "0.5.10 is older than 0.8"),
     ("capped logits", H100, replace(PACKED, fused_head=False), (), "more than one matrix"),
+    ("new tokens", H100, replace(PACKED, trains_rows=True), (), "rows of the head train"),
     ("probe", H100, replace(PACKED, method="probe"), (), "makes no steps"),
     ("switched off", H100, replace(PACKED, wish="reference"), (), ""),
     ("a CPU", candidates.Machine("cpu", (0, 0), INSTALLED), PACKED, (), ""),

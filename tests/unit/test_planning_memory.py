@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 
 from finetune_api.methods import Adapter, Lora, Method, Partial, Prefix, Prompt, PTuning
+from finetune_api.vocabulary import Vocabulary
 from finetune_trainer.data import pack
 from finetune_trainer.planning import table
 from finetune_trainer.planning.batch import CPU_TOKENS, GPU_TOKENS, micro_batch_tokens, tokens_of_a_step
@@ -173,6 +174,23 @@ def test_states_of_lora_are_the_base_and_16_bytes_for_each_adapter_weight() -> N
     adapters = trained_parameters(SMOLLM2, LORA)
     need = estimate(SMOLLM2, LORA, precision="bfloat16", device="cuda", tokens=1024)
     assert need.least == 2 * SMOLLM2.parameters + 16 * adapters
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrices"),
+    [(SMOLLM2, 1), (replace(SMOLLM2, parameters=SMOLLM2.parameters + 49152 * 576), 2)],
+    ids=["tied", "untied"],
+)
+def test_new_tokens_add_16_bytes_for_each_value_of_their_rows(shape: ModelShape, matrices: int) -> None:
+    """A weight, its gradient and two moments; tied embeddings have one matrix."""
+    some = Vocabulary(terms=("STEMI",), max_new_tokens=500)
+    plain, more = (
+        estimate(shape, LORA, precision="bfloat16", device="cuda", tokens=64, vocabulary=vocabulary)
+        for vocabulary in (None, some)
+    )
+    assert more.least - plain.least == matrices * 500 * 576 * 16
+    assert trained_parameters(shape, LORA, some) - trained_parameters(shape, LORA) == matrices * 500 * 576
+    assert trained_parameters(shape, FULL, some) == trained_parameters(shape, FULL), "all rows train anyway"
 
 
 def test_activations_of_lora_on_a_bf16_base() -> None:

@@ -29,5 +29,6 @@ ADAPTER = Traits(
     library="finetune-operator",
     switches_off=True,
     shards=("fsdp", "deepspeed"),
+    new_rows=True,
     thrift=0,
 )

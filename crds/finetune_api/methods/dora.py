@@ -14,6 +14,7 @@ DORA = Traits(
     library="peft",
     switches_off=True,
     shards=("fsdp",),
+    new_rows=True,
     mergeable=True,
     low_rank=True,
     not_compiled="PEFT's layers break it into a hundred pieces",

@@ -12,6 +12,7 @@ FULL = Traits(
     rate=Rate(over_full=1.0),
     library="transformers",
     shards=("fsdp", "deepspeed"),
+    new_rows=True,
     thrift=0,
     start_with="many tokens",
 )

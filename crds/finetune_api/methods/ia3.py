@@ -13,6 +13,7 @@ IA3 = Traits(
     library="peft",
     switches_off=True,
     shards=("fsdp",),
+    new_rows=True,
     mergeable=True,
     not_compiled="no test proves its layers compiled",
     thrift=1,

@@ -48,6 +48,7 @@ LORA = Traits(
     library="peft",
     switches_off=True,
     shards=("fsdp", "deepspeed"),
+    new_rows=True,
     mergeable=True,
     low_rank=True,
     scalable=True,

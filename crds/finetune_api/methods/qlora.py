@@ -16,6 +16,7 @@ QLORA = Traits(
     library="peft",
     switches_off=True,
     shards=("fsdp",),
+    new_rows=True,
     mergeable=True,
     low_rank=True,
     scalable=True,

@@ -71,6 +71,8 @@ class Traits:
     layer."""
     switches_off: bool = False
     """Whether what it adds can be switched off in the middle of training, which leaves the base model."""
+    new_rows: bool = False
+    """Whether rows of the embeddings can train next to it, below all layers (`spec.vocabulary`)."""
     reads_weights: bool = False
     """Looks at whole weights, or runs blocks outside of the loop's passes: never on shards."""
     labels_only: bool = False

@@ -123,6 +123,10 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         check_earlier(spec.output.switch_test, model, cache=cache)
     data, datasets = _rows(spec, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
+    if spec.vocabulary is not None:
+        model = _extended(spec, model, datasets, cache=cache)
+        shape = find_shape(model.path)
+        data, datasets = _rows(spec, model, cache=cache)
     if spec.training.early_stopping and datasets.validation is None:
         raise FinetuneError(
             Reason.InvalidSpec,
@@ -184,6 +188,17 @@ def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path) -> tuple[Dat
         replay=spec.replay_uri,
     )
     return data, datasets
+
+
+def _extended(spec: FineTuneJobSpec, model: LocalModel, datasets: Datasets, *, cache: Path) -> LocalModel:
+    """The model with the vocabulary that the manifest asks for."""
+    from finetune_trainer.vocabulary.prepared import prepared
+
+    assert spec.vocabulary is not None
+    found = prepared(spec.vocabulary, model, datasets, cache=cache, seed=spec.training.seed)
+    for line in found.record.lines():
+        _tell(f"vocabulary: {line}")
+    return found.local
 
 
 def _check_script(plan: RunPlan) -> None:

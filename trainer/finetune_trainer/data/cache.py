@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -18,18 +19,19 @@ _DAY = 86400.0
 
 
 @contextmanager
-def kept(folder: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
+def kept(folder: Path, fill: Callable[[Path], None], *, most_bytes: float | None = MOST_BYTES) -> Iterator[Path]:
     """The folder, filled by the first process of the node that asks; the others wait for it. What was not used
-    in a while goes when something new comes: arrays that are mapped stay readable until they are let go."""
+    in a while goes when something new comes: arrays that are mapped stay readable until they are let go. most_bytes:
+    of all folders together; None: what is opened again later goes by its age alone."""
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             _write(folder, fill)
-            prune(folder.parent, keep=folder)
+            prune(folder.parent, keep=folder, most_bytes=math.inf if most_bytes is None else most_bytes)
         os.utime(folder)
         yield folder
 
 
-def prune(root: Path, *, keep: Path, most_bytes: int = MOST_BYTES, most_days: float = MOST_DAYS) -> None:
+def prune(root: Path, *, keep: Path, most_bytes: float = MOST_BYTES, most_days: float = MOST_DAYS) -> None:
     """Remove what was not used for `most_days`, then the least recently used until the rest fits. Folders that another
     process holds stay."""
     now = time.time()

@@ -37,6 +37,8 @@ class Job:
     """What the network was loaded with."""
     fused_head: bool = True
     """Logits are hidden states times one matrix."""
+    trains_rows: bool = False
+    """Of the head's matrix a few rows train (`spec.vocabulary`)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def loss(machine: Machine, job: Job) -> Offer:
         return Offer(because=f"method {job.method} makes no steps")
     if not job.fused_head:
         return Offer(because="logits are more than one matrix")
+    if job.trains_rows:
+        return Offer(because="rows of the head train")
     if lacks := _lacks(machine, "liger-kernel"):
         return Offer(because=lacks)
     return Offer(("liger-kernel",))

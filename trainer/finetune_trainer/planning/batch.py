@@ -12,6 +12,7 @@ from typing import Literal
 from finetune_api.methods import Method
 from finetune_api.regularization import NO_TERMS, Regularization
 from finetune_api.spec import Optimizer
+from finetune_api.vocabulary import Vocabulary
 from finetune_trainer.planning.memory import Precision, estimate
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
@@ -34,6 +35,7 @@ def micro_batch_tokens(
     optimizer: Optimizer = "adamw",
     most: int | None = None,
     regularization: Regularization = NO_TERMS,
+    vocabulary: Vocabulary | None = None,
 ) -> int:
     """Tokens that one process computes at once. `longest_row`: tokens of the longest row, at most sequenceLength;
     `spread`: what the strategy leaves of the states on the process; `most`: what a step can give it, see
@@ -55,6 +57,7 @@ def micro_batch_tokens(
             recomputed=recomputed,
             optimizer=optimizer,
             regularization=regularization,
+            vocabulary=vocabulary,
         ).total
 
     one, two = need(4096), need(8192)

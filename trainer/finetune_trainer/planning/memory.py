@@ -14,6 +14,7 @@
                  activation checkpointing: of each block h, and one block as above
     packing      documents in one row are kept apart by a mask: every layer keeps its own, and keys and values as wide
                  as queries
+    vocabulary   rows of the embeddings that train next to an adapter: states of what trains, in fp32
     methods      `footprints` defines what each one trains and keeps
     4 bits       0.516 bytes for each weight of the linear layers (4 + 8/64 + 32/(64·256) bits)
     klToBase     six buffers of a chunk of logits (two of logits, two distributions, their difference and product), and
@@ -38,6 +39,7 @@ from typing import Literal
 from finetune_api.methods import Method
 from finetune_api.regularization import NO_TERMS, Regularization
 from finetune_api.spec import Optimizer
+from finetune_api.vocabulary import Vocabulary
 from finetune_trainer.planning.footprints import block_bytes, footprint_of
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Parts, Spread
@@ -108,13 +110,15 @@ def estimate(
     recomputed: bool = False,
     optimizer: Optimizer = "adamw",
     regularization: Regularization = NO_TERMS,
+    vocabulary: Vocabulary | None = None,
 ) -> Estimate:
     """For `tokens` computed at once (training.microBatchTokens), in rows of `row` tokens that documents share; 0 where
     each document has a row of its own. `merged`: base and adapter are written as one model in the end.
     `recomputed`: with activation checkpointing."""
     width = 2 if precision == "bfloat16" else 4
     footprint = footprint_of(method)
-    trained = footprint.trained(shape, method)
+    rows = vocabulary_parameters(shape, method, vocabulary)
+    trained = footprint.trained(shape, method) + rows
     h, f = shape.hidden, shape.intermediate
     autocast = width == 2 and method.trains_the_model
     kept = footprint.kept(shape, method, width, row=row)
@@ -127,7 +131,8 @@ def estimate(
     per_token += 3 * h * width + kept.around
     if kept.forward is not None:
         per_token = kept.forward
-    head_gradient = 4 * h * shape.vocabulary if method.traits.trains == "model" else 0
+    # Of rows that train alone: the sum of a pass, and the values in the dtype of the model.
+    head_gradient = 4 * h * shape.vocabulary if method.traits.trains == "model" else (4 + width) * rows
     logits = min(LOSS_CHUNK_BYTES[device], 4 * shape.vocabulary * max(tokens, 1))
     logits = (
         logits if width == 4 else logits * 3 // 2
@@ -163,9 +168,18 @@ def estimate(
     )
 
 
-def trained_parameters(shape: ModelShape, method: Method) -> int:
+def trained_parameters(shape: ModelShape, method: Method, vocabulary: Vocabulary | None = None) -> int:
     """Parameters that train."""
-    return footprint_of(method).trained(shape, method)
+    return footprint_of(method).trained(shape, method) + vocabulary_parameters(shape, method, vocabulary)
+
+
+def vocabulary_parameters(shape: ModelShape, method: Method, vocabulary: Vocabulary | None) -> int:
+    """Of the rows of the embeddings that train next to the method, and of the head where it has a matrix of its own."""
+    if vocabulary is None or not method.traits.new_rows or method.traits.trains == "model":
+        return 0
+    matrix = shape.vocabulary * shape.hidden
+    matrices = 2 if shape.language - sum(shape.blocks) >= 2 * matrix else 1
+    return matrices * vocabulary.planned_rows * shape.hidden
 
 
 def model_bytes(shape: ModelShape, method: Method, width: int) -> int:

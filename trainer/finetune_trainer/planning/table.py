@@ -160,7 +160,7 @@ class Planner:
         return Row(
             method=method,
             spread=spread,
-            trained=trained_parameters(self.shape, method),
+            trained=trained_parameters(self.shape, method, self.spec.vocabulary),
             tokens=tokens,
             need=self.need(method, spread, tokens=tokens),
             memory=self.device.memory,
@@ -189,6 +189,7 @@ class Planner:
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
             regularization=self.spec.regularization,
+            vocabulary=self.spec.vocabulary,
         )
 
     def most_tokens(self, method: Method, spread: Spread) -> int | None:
@@ -234,6 +235,7 @@ class Planner:
             optimizer=self.spec.training.optimizer,
             most=self.tokens_of_a_step,
             regularization=self.spec.regularization,
+            vocabulary=self.spec.vocabulary,
         )
         return min(chosen, self.most_tokens(method, spread) or 0)
 

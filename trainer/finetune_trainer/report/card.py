@@ -40,7 +40,7 @@ def _front_matter(record: RunRecord, rows: tuple[Row, ...]) -> dict[str, Any]:
             mode="json",
             by_alias=True,
             exclude_defaults=True,
-            include={"method", "training", "given_data", "regularization"},
+            include={"method", "training", "given_data", "regularization", "vocabulary"},
         ),
         "versions": dict(sorted(origin.versions.items())),
         "metrics": [_metrics(row) for row in rows],
@@ -65,6 +65,9 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
     yield f"# {record.job.name}\n"
     yield f"{_method(record)} fine-tuning of `{base}`{at}, {record.steps:,} optimizer steps.\n"
     yield from (f"- {name}: {told}" for name, told in record.spec.regularization.lines())
+    yield from (
+        f"- {name}: {told}" for name, told in (record.spec.vocabulary.lines() if record.spec.vocabulary else ())
+    )
     yield from (f"- {sentence}" for sentence in sentences(rows))
     yield from (f"- {each.told()}" for each in record.evaluation.negative_transfer)
     if record.evaluation.kl_to_base is not None:
@@ -124,6 +127,8 @@ def _table_row(row: Row, metrics: list[Metric]) -> str:
 def _usage(record: RunRecord, base: str) -> Iterator[str]:
     revision = f", revision={record.provenance.revision!r}" if record.provenance.revision else ""
     base = base.removeprefix("file://")
+    if record.spec.vocabulary is not None:
+        base, revision = "path/of/this/folder/base", ""
     # Of a class with towers the Auto class may have another one for the text alone, with other names of weights.
     given = record.provenance.model_class
     loader = given if given.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"

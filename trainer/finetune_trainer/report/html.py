@@ -152,6 +152,8 @@ def _plan(report: RunRecord) -> Iterable[tuple[str, str]]:
     if plan.trained_layers:
         yield "trained layers", f"the last {plan.trained_layers}"
     yield from report.spec.regularization.lines()
+    if report.spec.vocabulary is not None:
+        yield from report.spec.vocabulary.lines()
     yield "strategy", f"{plan.strategy or 'one process'}, {plan.world_size or report.spec.world_size} processes"
     yield "precision", plan.precision or training.precision
     asked, length = report.manifest.data.sequence_length, report.spec.data.sequence_length

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 
+from .vocabulary import VocabularyRecord
+
 
 class SplitStatistics(ApiModel):
     rows: int = Field(description="In the files.")
@@ -153,6 +155,7 @@ class DataRecord(ApiModel):
         default_factory=dict, description="Documents of each held-out data set that has more than maxRows."
     )
     replayed: str = Field("", description="Why so many rows are replayed, where the manifest leaves it open.")
+    vocabulary: VocabularyRecord | None = Field(None, description="With spec.vocabulary: what became of the tokenizer.")
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(data set or topic, sentence)."""
@@ -167,6 +170,8 @@ class DataRecord(ApiModel):
             yield name, f"{self.max_rows:,} of {documents:,} documents are measured, drawn by evaluation.maxRows"
         if self.replayed:
             yield "replay", self.replayed
+        if self.vocabulary is not None:
+            yield from (("vocabulary", line) for line in self.vocabulary.lines())
         yield from ((uri, f"weight {weight:g} in each epoch") for uri, weight in self.weights.items())
         if self.layout is not None:
             yield "layout", self.layout.line()

@@ -44,6 +44,7 @@ from finetune_trainer.transfer.generated.evidence import Generated
 from finetune_trainer.transfer.generated.files import answer_files
 from finetune_trainer.transfer.records import BASE, encode
 from finetune_trainer.transfer.release import Release
+from finetune_trainer.vocabulary import derived
 
 from .generation_config import added_stops
 from .setup import Setup
@@ -167,6 +168,10 @@ def _notes(setup: Setup, state: State, evidence: Evidence) -> Iterator[str]:
             yield f"{name}: {split.line()}"
     if without := without_adapter(setup.attached):
         yield f"{without:,} parameters (experts, for instance) have no adapter"
+    if setup.vocabulary is not None and setup.vocabulary.record.new_tokens:
+        yield "the base model was measured with the extended vocabulary, whose new embeddings had not trained yet"
+    if setup.rows is not None:
+        yield f"{derived.BASE}/ is the base model with the embeddings that trained: the adapter is for this model"
     if setup.spec.method.traits.four_bits:
         yield "base and tuned model were measured with the base in 4 bits"
 
@@ -203,6 +208,10 @@ def commit(
         setup.attached.export(folder)
         tokenizer = tokenizer_of(setup.local.path)
         files: dict[str, bytes | Path] = dict(tokenizer)
+        rows = setup.rows.written() if setup.rows is not None else {}
+        if rows:
+            derived.copy(setup.local.path, folder / derived.BASE, rows=rows)
+            files |= {f"{derived.BASE}/{name}": file for name, file in tokenizer.items()}
         kind = record.provenance.model_class
         servable, reasons = judge(folder, kind=kind, beside=tokenizer)
         notes = [*record.notes, *(f"servable as {servable} only: {reason}" for reason in reasons)]
@@ -210,9 +219,12 @@ def commit(
         if added:
             added.write(folder, setup.local.path)
             notes.append(added.line)
+            if rows:
+                added.write(folder / derived.BASE, setup.local.path)
         if merges(setup.spec) and isinstance(setup.attached, Merges):
             whole = folder / merged.FOLDER
             merged.write(setup.attached.changes(), setup.local.path, whole, alive=setup.trainer.reporter.alive)
+            derived.overwrite(whole, rows)
             files |= {f"{merged.FOLDER}/{name}": file for name, file in tokenizer.items()}
             if added:
                 added.write(whole, setup.local.path)

@@ -56,6 +56,7 @@ def fitting_strategy(
             recomputed=spec.training.activation_checkpointing,
             optimizer=spec.training.optimizer,
             regularization=spec.regularization,
+            vocabulary=spec.vocabulary,
         )
 
     def fits(spread: Spread) -> bool:
@@ -114,6 +115,7 @@ def fitting_layout(
         recomputed=spec.training.activation_checkpointing,
         optimizer=spec.training.optimizer,
         regularization=spec.regularization,
+        vocabulary=spec.vocabulary,
         most=tokens_of_a_step(
             rows=len(largest),
             processes=processes,

@@ -58,6 +58,7 @@ def chosen(
         wish=spec.training.kernels,
         attention=attention.named(model.network),
         fused_head=model.capabilities.fused_head,
+        trains_rows=model.rows is not None,
     )
     choice = Choice(
         network=model.network,

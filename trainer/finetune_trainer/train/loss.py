@@ -11,7 +11,7 @@ step, over all ranks and micro-batches: only then does accumulation change nothi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,21 @@ def trained_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ch
     return token_nats(hidden, weight, targets, chunk_rows=chunk_rows).sum()
 
 
-def fused_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_rows: int | None = None) -> Tensor:
-    """The same with gradients. It looks at no value, so it runs on fake tensors too."""
-    rows = chunk_rows or _rows_in_a_chunk(vocabulary=weight.shape[0], device=weight.device)
-    fused = _LinearCrossEntropy.apply(hidden, weight, targets, rows)  # type: ignore[no-untyped-call]
+def fused_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_rows: int | None = None,
+    rows: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
+    """The same with gradients. It looks at no value, so it runs on fake tensors too.
+
+    rows: (rows, dim), those of a frozen `weight` that train, which has their values already; places: (vocab,), which of
+    them a token has, and their number for a token that has none. Their gradient costs rows / vocab of that of all."""
+    chunk = chunk_rows or _rows_in_a_chunk(vocabulary=weight.shape[0], device=weight.device)
+    fused = _LinearCrossEntropy.apply(hidden, weight, targets, chunk, rows, places)  # type: ignore[no-untyped-call]
     return cast(Tensor, fused)
 
 
@@ -60,20 +71,61 @@ def _rows_in_a_chunk(*, vocabulary: int, device: torch.device) -> int:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        nats, ctx.grad_hidden, ctx.grad_weight = _forward(hidden, weight, targets, rows, ctx.needs_input_grad[:2])
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        rows: Tensor | None,
+        places: Tensor | None,
+    ) -> Tensor:
+        some = None if rows is None or places is None else _SomeRows.of(rows, places)
+        nats, ctx.grad_hidden, ctx.grad_weight = _forward(
+            hidden, weight, targets, chunk, ctx.needs_input_grad[:2], some
+        )
+        ctx.grad_rows = None if some is None else some.gradient[:-1]
         return nats
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         # Handed over, not kept: the graph is walked once, and both buffers are large.
-        grads, ctx.grad_hidden, ctx.grad_weight = (ctx.grad_hidden, ctx.grad_weight), None, None
-        return *(g if g is None else g.mul_(upstream[0].to(g.dtype)) for g in grads), None, None
+        grads = ctx.grad_hidden, ctx.grad_weight, ctx.grad_rows
+        ctx.grad_hidden = ctx.grad_weight = ctx.grad_rows = None
+        hidden, weight, rows = (g if g is None else g.mul_(upstream[0].to(g.dtype)) for g in grads)
+        return hidden, weight, None, None, rows, None
+
+
+class _SomeRows(NamedTuple):
+    """Rows of the head that train, and the gradient that they get."""
+
+    places: Tensor
+    tokens: Tensor
+    """(rows,)"""
+    gradient: Tensor
+    """(rows + 1, dim) in fp32; the last row takes what belongs to no row."""
+
+    @classmethod
+    def of(cls, rows: Tensor, places: Tensor) -> _SomeRows:
+        tokens = torch.argsort(places, stable=True)[: len(rows)]
+        gradient = torch.zeros(len(rows) + 1, rows.shape[1], dtype=torch.float32, device=rows.device)
+        return cls(places, tokens, gradient)
+
+    def add(self, weights: Tensor, states: Tensor, total: Tensor, gold: Tensor) -> None:
+        """Of a chunk. weights: (tokens, vocab), exp of the logits, whose sums are `total`."""
+        with torch.autocast(states.device.type, enabled=False):
+            self.gradient[:-1].addmm_(weights[:, self.tokens].T, states / total[:, None])
+        self.gradient.index_add_(0, self.places[gold], states, alpha=-1.0)
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, wanted: tuple[bool, bool]
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: int,
+    wanted: tuple[bool, bool],
+    some: _SomeRows | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(nats, gradient of hidden or None, gradient of weight or None).
 
@@ -99,6 +151,8 @@ def _forward(
             with torch.autocast(hidden.device.type, enabled=False):
                 grad_weight.addmm_(weights.T, states / total[:, None])
             grad_weight.index_add_(0, gold, states, alpha=-1.0)
+        if some is not None:
+            some.add(weights, hidden[here].float(), total, gold)
     return nats, grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
 
 

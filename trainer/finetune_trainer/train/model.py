@@ -28,10 +28,11 @@ from finetune_trainer.parallel.single import Single
 from finetune_trainer.parallel.weight_names import account, class_of
 from finetune_trainer.regularization.kl_to_base import KlToBase, logit_divergences, token_divergences
 from finetune_trainer.transfer.features import token_states
+from finetune_trainer.vocabulary.rows import VocabularyRows
 
 from .capabilities import Capabilities, hidden_states
 from .frozen_layers import FrozenLayers
-from .loss import logits_cross_entropy, token_nats, trained_cross_entropy
+from .loss import fused_cross_entropy, logits_cross_entropy, token_nats, trained_cross_entropy
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class LanguageModel:
     below: FrozenLayers | None = None
     """The layers that batches with states leave out."""
     kernels: Kernels = field(default_factory=Kernels)
+    rows: VocabularyRows | None = None
+    """Rows of embeddings and head that train although the others do not."""
 
     @property
     def hidden_size(self) -> int:
@@ -80,7 +83,12 @@ class LanguageModel:
 
     def nats(self, batch: MicroBatch) -> Tensor:
         """Summed over the batch's targets, with gradients where the network trains."""
-        return self._of_targets(batch, self.kernels.summed or trained_cross_entropy, logits_cross_entropy)
+        return self._of_targets(batch, self._summed, logits_cross_entropy)
+
+    def _summed(self, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+        if self.rows is None or not torch.is_grad_enabled():
+            return (self.kernels.summed or trained_cross_entropy)(hidden, head, targets)
+        return fused_cross_entropy(hidden, head, targets, rows=self.rows.wanted, places=self.rows.places)
 
     @torch.no_grad()
     def outputs(self, batch: MicroBatch) -> Tensor:

@@ -128,6 +128,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         reporter.say(state.passed_over)
     with trainer.weights.editable():
         setup.attached.settle()
+        if setup.rows is not None:
+            setup.rows.settle()
     reporter.phase("evaluating", "measuring the tuned model")
     after = _measure(setup, state, trainer.measure, corpora)
     found = swept(

@@ -35,6 +35,9 @@ from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
 from finetune_trainer.transfer.references import References, references_of
+from finetune_trainer.vocabulary.derived import BASE
+from finetune_trainer.vocabulary.prepared import Prepared, prepared
+from finetune_trainer.vocabulary.rows import VocabularyRows
 
 from . import frozen_cache
 from .activation_checkpointing import recompute_blocks
@@ -74,6 +77,10 @@ class Setup:
     """The spec that runs, with everything resolved that the manifest leaves open; `plan.spec` is the manifest's."""
     references: References
     """Earlier artifacts on the slices; of rank 0."""
+    vocabulary: Prepared | None = None
+    """What spec.vocabulary made of the model; `local` is then the extended one."""
+    rows: VocabularyRows | None = None
+    """The rows of the embeddings that train besides what is attached."""
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -94,14 +101,19 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     inputs = Inputs.of(plan, gang, output)
     local = inputs.model(spec.model, cache=cache)
     spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path, spec.method)})
-    data = inputs.data(
+    read = partial(
+        inputs.data,
         spec.data,
-        tokenizer_path=local.path,
         cache=cache,
         seed=training.seed,
         group_by=spec.evaluation.group_by,
         replay=spec.replay_uri,
     )
+    data = read(tokenizer_path=local.path)
+    vocabulary = prepared(spec.vocabulary, local, data, cache=cache, seed=training.seed) if spec.vocabulary else None
+    if vocabulary is not None:
+        local = vocabulary.local
+        data = read(tokenizer_path=local.path)
     data, drawn_from = measured_part(data, most=spec.evaluation.max_rows, seed=training.seed)
     references = references_of(spec.evaluation.references, data.slices) if gang.place.first else {}
     reporter.alive()
@@ -138,16 +150,19 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if packing:
         packing.quantise(network, device=device)
     with fault.of_model(network, f"cannot be trained by method.type {spec.method.type}", hint=OTHER_METHOD):
-        attached = method.attach(network, seed=training.seed, base=_base(local, stored))
+        base = _base(local, stored) if vocabulary is None else _own_base(local, stored, spec.output.uri)
+        attached = method.attach(network, seed=training.seed, base=base)
+    rows = _rows(vocabulary, attached, network, local, device)
+    trainable = {**attached.trainable, **(rows.trainable if rows else {})}
     prompt = attached if isinstance(attached, HasPrompt) else None
-    weights = strategy.weights(
-        network, attached.trainable, weight_decay=training.weight_decay, optimizer=training.optimizer
-    )
+    weights = strategy.weights(network, trainable, weight_decay=training.weight_decay, optimizer=training.optimizer)
     capabilities = probe(network, device, strategy=strategy, in_front=prompt.in_front if prompt else 0)
     if prompt:  # a prefix takes over the masks
         with prompt.off():
             capabilities = capabilities.common(probe(network, device, strategy=strategy))
-    below = None if data.variants else frozen_cache.below(spec, network, attached, device, strategy)
+    if rows:  # the probes look at the network with another head
+        rows.install(network)
+    below = None if data.variants or rows else frozen_cache.below(spec, network, attached, device, strategy)
     if low and spec.method.traits.trains == "blocks" and strategy.name not in SHARDED:
         as_stored(network, stored)
     compiled = 0
@@ -156,7 +171,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     again = recompute_blocks(network, lowest=attached.lowest_layer) if training.activation_checkpointing else 0
     # All weights in training keep full precision, and only products are cheap; a frozen base is cheap as a whole.
     autocast = torch.bfloat16 if low and not frozen_base else None
-    model = LanguageModel(network, device, autocast, capabilities, strategy, below)
+    model = LanguageModel(network, device, autocast, capabilities, strategy, below, rows=rows)
 
     train = data.train.after(prompt.ids) if prompt else data.train
     with prompt.off() if prompt else nullcontext():
@@ -192,7 +207,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         longest_row=int(train.lengths.max(initial=1)),
         total_steps=course.total_steps,
         parameters=parameters,
-        trainable_parameters=sum(map(_numel, attached.trainable.values())),
+        trainable_parameters=sum(map(_numel, trainable.values())),
         trained_layers=spec.method.measured,
         model_revision=local.revision,
         train_rows=len(data.train),
@@ -206,7 +221,12 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter.say(f"{model.describe(reasons=True)}, optimizer {optimizer}, {blocks}")
     reporter.say(_describe(resolved, attached))
     record = data_record(spec, data, train.lengths, course, layout, world_size=strategy.place.world_size)
-    more = {"drawn_from": drawn_from, "max_rows": spec.evaluation.max_rows, "replayed": replayed}
+    more = {
+        "drawn_from": drawn_from,
+        "max_rows": spec.evaluation.max_rows,
+        "replayed": replayed,
+        "vocabulary": vocabulary.record if vocabulary else None,
+    }
     record = record.model_copy(update=more)
     for topic, line in record.lines():
         reporter.say(f"{topic}: {line}")
@@ -242,7 +262,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         processes_per_node=gang.place.local_world_size,
         hidden_size=model.hidden_size,
     )
-    return Setup(plan, local, data, attached, trainer, resolved, record, spec, references)
+    return Setup(plan, local, data, attached, trainer, resolved, record, spec, references, vocabulary, rows)
 
 
 def _settle(
@@ -329,6 +349,20 @@ def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
 
 def _base(local: LocalModel, stored: torch.dtype) -> Base:
     return Base(local.loadable, stored, local.revision, local.path)
+
+
+def _own_base(local: LocalModel, stored: torch.dtype, output: str) -> Base:
+    """The base model with other rows, which the artifact holds."""
+    return Base(LocalModel(local.path, None, f"{output.rstrip('/')}/{BASE}").loadable, stored, None, local.path)
+
+
+def _rows(
+    vocabulary: Prepared | None, attached: Attached, network: torch.nn.Module, local: LocalModel, device: torch.device
+) -> VocabularyRows | None:
+    """None where no rows train, or all of them do."""
+    if vocabulary is None or attached.kind == "model":
+        return None
+    return VocabularyRows.of(network, local.path, vocabulary.ids, device=device)
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:

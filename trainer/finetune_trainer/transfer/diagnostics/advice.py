@@ -237,7 +237,7 @@ def _of_shift(found: Findings, spec: FineTuneJobSpec) -> Iterator[Advice]:
         yield Advice("guards.forgetting: {maxBitsPerByteIncrease: 0.05}", "general text is there to measure it")
     if shift.longer > LONGER:
         yield Advice(
-            "a model whose tokenizer suits the text, if there is one",
+            "a model whose tokenizer suits the text, or vocabulary: {mine: true}",
             f"a byte takes {shift.longer:.2f} times the tokens of general text, so rows cost that much more",
         )
 
@@ -253,7 +253,9 @@ def _words(found: Findings) -> Iterator[Advice]:
         return
     cut = [term.word for term in found.vocabulary.terms if term.pieces >= PIECES]
     yield Advice(
-        "a model whose tokenizer knows the words, or more rows with them",
+        f"vocabulary: {{mine: true, terms: [{', '.join(cut[:6])}]}}, or a model whose tokenizer knows the words"
+        if cut
+        else "vocabulary: {mine: true}, or a model whose tokenizer knows the words",
         f"{_share(share)} of the words of {worst} are cut into {PIECES} or more tokens"
         + (f", among them {', '.join(cut[:6])}" if cut else ""),
     )

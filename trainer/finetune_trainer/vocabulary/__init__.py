@@ -1,0 +1,9 @@
+"""New tokens for a model: what spec.vocabulary does before and in a run.
+
+bpe        the merges of a tokenizer.json, and how a word is cut by them
+mining     merges learned from words and how often they occur
+extension  continued BPE: which merges are appended, for terms and for frequent pairs
+derived    the extended model as a folder: tokenizer, configuration and embeddings
+prepared   all of it for a run, once for each content of model, settings and rows
+rows       the rows of the embeddings that train; the only file here that loads torch
+"""
