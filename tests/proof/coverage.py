@@ -19,7 +19,7 @@ import numpy as np
 from finetune_trainer.statistics.calibration import calibration, calibration_difference, probabilities
 from finetune_trainer.statistics.differences import FEWEST_GROUPS, INDEPENDENT
 from finetune_trainer.statistics.intervals import Floats, design_effect, tango
-from finetune_trainer.statistics.paired import Paired, difference
+from finetune_trainer.statistics.paired import SCORE, Paired, difference
 from finetune_trainer.statistics.quantiles import t_quantile
 from finetune_trainer.statistics.transfer import negative_transfer
 
@@ -151,6 +151,36 @@ def losses(*, documents: int, windows: int, repetitions: int, seed: int = 5) -> 
     return held / repetitions
 
 
+def one_giant(*, documents: int = 20, times: float, repetitions: int, seed: int = 7) -> float:
+    """Coverage for bits per byte where the last document is so many times as long as each of the others."""
+    random = np.random.default_rng(seed)
+    sizes = np.r_[np.full(documents - 1, 1000.0), 1000 * times]
+    held = 0
+    for rise in random.normal(0.02, 0.05, (repetitions, documents)):
+        nats = sizes * math.log(2)
+        found = difference(Paired.bits_per_byte(base=nats, tuned=(1 + rise) * nats, sizes=sizes))
+        held += found.low is None or found.high is None or found.low <= 0.02 <= found.high
+    return held / repetitions
+
+
+def few_change(*, rows: int, share: float, repetitions: int, size: int = 1, seed: int = 8) -> float:
+    """Coverage for scores from 0 to 1 of which few change, by 0.2 to 0.7, two thirds of these for the worse; rows of a
+    group change together."""
+    random = np.random.default_rng(seed)
+    held, truth = 0, share * 0.45 * (1 / 3 - 2 / 3)
+    for _ in range(repetitions):
+        groups = np.repeat(np.arange(rows // size), size)
+        moved = np.where(random.random(rows // size) < share, random.uniform(0.2, 0.7, rows // size), 0)[groups]
+        up = (random.random(rows // size) < 1 / 3)[groups]
+        common = 0.3 * random.random(rows)
+        base, tuned = common + np.where(up, 0, moved), common + np.where(up, moved, 0)
+        found = difference(Paired.scores(base=base, tuned=tuned, groups=groups.tolist(), measure=SCORE))
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= truth <= found.high
+    return held / repetitions
+
+
 def scored(rows: int, *, base: float, tuned: float, noise: float, seed: int) -> tuple[Floats, Floats, Floats]:
     """(log scores of the base, of the tuned model, gold): 4 labels drawn from softmax(z); the models show z times base,
     and z times tuned with noise. 1 is calibrated, more is overconfident."""
@@ -211,6 +241,26 @@ def _documents() -> Iterator[str]:
         yield f"| {documents} | {windows} | {losses(documents=documents, windows=windows, repetitions=1000):.3f} |"
 
 
+def _unusual() -> Iterator[str]:
+    yield "## Data that make intervals too short (1000 repetitions)"
+    yield "Bits per byte of 20 documents of which one is so many times as long as each of the others. Where one document has"
+    yield "nearly everything there is no interval, by rule, and the cell counts as held."
+    yield ""
+    yield "| times as long | coverage |"
+    yield "|---:|---:|"
+    for times in (1, 3, 10, 20, 100):
+        yield f"| {times} | {one_giant(times=times, repetitions=1000):.3f} |"
+    yield ""
+    yield "Scores from 0 to 1 of which few change."
+    yield ""
+    yield "| rows | in a group | share that changes | coverage |"
+    yield "|---:|---:|---:|---:|"
+    for rows, size in ((20, 1), (50, 1), (100, 1), (300, 1), (200, 10)):
+        for share in (0.03, 0.1, 0.5, 1.0):
+            held = few_change(rows=rows, size=size, share=share, repetitions=1000)
+            yield f"| {rows} | {size} | {share} | {held:.3f} |"
+
+
 def _calibrations() -> Iterator[str]:
     yield "## Difference of calibration errors (300 repetitions)"
     yield "The scores of both models are the true ones times a factor (1: calibrated, more: overconfident), those of"
@@ -231,7 +281,7 @@ def main() -> int:
     """Writes the result; 1 if a cell of the grid failed."""
     started = time.process_time()
     lines = []
-    for part in (_scores, _slices, _documents, _calibrations):
+    for part in (_scores, _slices, _documents, _unusual, _calibrations):
         for line in (*part(), ""):
             print(line, flush=True)
             lines.append(line)

@@ -90,7 +90,7 @@ def test_the_ratio_of_sums_is_compared_and_not_the_mean_of_ratios() -> None:
 def test_one_row_a_group_is_the_paired_t_interval() -> None:
     random = np.random.default_rng(2)
     base, tuned = random.normal(0, 1, 30), random.normal(0.3, 1, 30)
-    found = difference(Paired.scores(base=base, tuned=tuned))
+    found = difference(Paired.losses(base=base, tuned=tuned, tokens=np.ones(30)))
     change = tuned - base
     half = 2.045229642 * change.std(ddof=1) / math.sqrt(30)  # t of .975 and 29 degrees of freedom
     assert (found.low, found.high) == pytest.approx((change.mean() - half, change.mean() + half))

@@ -17,6 +17,7 @@ from finetune_trainer.regularization.kl_to_base import logit_divergences, token_
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render
 from finetune_trainer.statistics.divergence import per_token
+from finetune_trainer.statistics.quantiles import t_quantile
 from finetune_trainer.train.divergence import divergence, rows_of_the_task
 from finetune_trainer.transfer.evidence import Subject
 from tests.support.small_report import EVALUATION, record
@@ -95,9 +96,10 @@ def test_the_interval_is_of_groups_and_depends_on_no_order() -> None:
     found, order = per_token(nats, tokens, groups=groups), dice.permutation(200)
     assert per_token(nats[order], tokens[order], groups=np.array(groups)[order].tolist()) == found
     residuals = np.bincount(groups, weights=nats - found.value * tokens) / tokens.sum()
-    error = math.sqrt(50 / 49 * float((residuals**2).sum()))
+    shares = np.bincount(groups, weights=tokens) / tokens.sum()
+    error = math.sqrt(49 / 50 * float(((residuals / (1 - shares)) ** 2).sum()))
     assert found.value == pytest.approx(nats.sum() / tokens.sum())
-    assert found.high == pytest.approx(found.value + 2.0096 * error, rel=1e-4)  # t(49) at .975
+    assert found.high == pytest.approx(found.value + t_quantile(0.975, 1 / (shares**2).sum() - 1) * error)
     few = per_token(nats[:12], tokens[:12], groups=groups[:12])
     assert (few.low, few.high) == (None, None)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_trainer.statistics.differences import ALPHA, FEWEST_ROWS, Difference, too_few
-from finetune_trainer.statistics.intervals import Floats, clopper_pearson, residual_error, totals
+from finetune_trainer.statistics.intervals import Floats, clopper_pearson, independent_groups, residual_error, totals
 from finetune_trainer.statistics.paired import Paired, difference
 from finetune_trainer.statistics.quantiles import t_quantile
 
@@ -111,14 +111,19 @@ def mean_of(values: Floats, weights: Floats) -> float:
 
 def reaches(pair: Paired, target: float | None) -> bool:
     """Whether the tuned model reaches the target with a one-sided confidence of 1 - ALPHA."""
-    if target is None or too_few(rows=pair.rows, groups=pair.group_count):
+    if target is None or not pair.rows:
+        return False
+    total = float(pair.tuned_weights.sum())
+    shares = totals(pair.groups, pair.tuned_weights)[0] / total
+    equal = independent_groups(shares)
+    if too_few(rows=pair.rows, groups=pair.group_count, equal=equal):
         return False
     higher = pair.measure.higher_is_better
     value = mean_of(pair.tuned, pair.tuned_weights)
     if pair.binary and not pair.grouped:
         low, high = clopper_pearson(round(float(pair.tuned.sum())), pair.rows, alpha=2 * ALPHA)
     else:
-        each = (pair.tuned - value * pair.tuned_weights) / float(pair.tuned_weights.sum())
-        half = t_quantile(1 - ALPHA, pair.group_count - 1.0) * residual_error(totals(pair.groups, each)[0])
+        each = (pair.tuned - value * pair.tuned_weights) / total
+        half = t_quantile(1 - ALPHA, equal - 1) * residual_error(totals(pair.groups, each)[0], shares)
         low, high = value - half, value + half
     return low >= target if higher else high <= target

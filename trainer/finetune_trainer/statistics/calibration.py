@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_trainer.statistics.differences import ALPHA, Difference, Measure, too_few
-from finetune_trainer.statistics.intervals import Floats, residual_error, totals
+from finetune_trainer.statistics.intervals import Floats, independent_groups, residual_error, totals
 from finetune_trainer.statistics.multiplicity import bonferroni
 from finetune_trainer.statistics.quantiles import normal_cdf
 
@@ -139,7 +139,9 @@ def calibration_difference(
     within = CALIBRATION.margin if margin is None else margin
     labels = _numbered(groups, len(right))
     count = int(labels.max()) + 1 if len(labels) else 0
-    lacking = too_few(rows=len(right), groups=count)
+    sizes = np.bincount(labels, minlength=count).astype(np.float64)
+    equal = independent_groups(sizes) if count else 0.0
+    lacking = too_few(rows=len(right), groups=count, equal=equal)
     if lacking:
         return Difference.unknown(
             CALIBRATION, rows=len(right), groups=count, margin=within, alpha=share, reason=lacking
@@ -150,7 +152,8 @@ def calibration_difference(
         CALIBRATION,
         base=first.value,
         tuned=second.value,
-        error=residual_error(second.influence - first.influence),
+        error=residual_error(second.influence - first.influence, sizes / sizes.sum()),
+        freedom=equal - 1,
         allowance=max(first.allowance, second.allowance),
         rows=len(right),
         groups=count,
@@ -221,8 +224,10 @@ def _numbered(groups: Sequence[Hashable] | NDArray[Any] | None, rows: int) -> ND
 
 
 def _answers(chances: Floats, gold: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """(confidence, right), both (rows,)."""
-    return chances.max(axis=1), (chances.argmax(axis=1) == gold).astype(np.float64)
+    """(confidence, right), both (rows,). Of several labels that are as likely each is the answer in its share."""
+    largest = chances.max(axis=1)
+    likeliest = chances == largest[:, None]
+    return largest, likeliest[np.arange(len(gold)), gold] / likeliest.sum(axis=1)
 
 
 def _mean(values: Floats) -> float:

@@ -19,6 +19,8 @@ ALPHA = 0.05
 POWER = 0.8
 FEWEST_ROWS = 20
 FEWEST_GROUPS = 10
+FEWEST_EQUAL_GROUPS = 2.0
+"""Below it one group has nearly all of the weight, and what the others say does not show how it varies."""
 INDEPENDENT = 1e9
 """Degrees of freedom of rows that need no estimate of their spread."""
 
@@ -47,6 +49,10 @@ class Measure:
     higher_is_better: bool
     margin: float
     unit: str
+    bounded: bool = False
+    """Whether it is a mean of one score from 0 to 1 a row."""
+    judged: bool = True
+    """Whether one direction is better, so that a difference has a verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +94,25 @@ class Difference:
 
     @classmethod
     def symmetric(
-        cls, measure: Measure, *, base: float, tuned: float, error: float, rows: int, groups: int, margin: float,
-        alpha: float, allowance: float = 0.0,
+        cls, measure: Measure, *, base: float, tuned: float, error: float, freedom: float, rows: int, groups: int,
+        margin: float, alpha: float, allowance: float = 0.0,
     ) -> Difference:  # fmt: skip
-        """From a standard error with groups - 1 degrees of freedom; allowance: a bias that widens both sides."""
+        """From a standard error with so many degrees of freedom; allowance: a bias that widens both sides."""
         found = Estimate(
-            base=base, tuned=tuned, difference=tuned - base, error=error, freedom=groups - 1.0, allowance=allowance,
+            base=base, tuned=tuned, difference=tuned - base, error=error, freedom=freedom, allowance=allowance,
             effective_rows=float(groups), method=Method.t,
         )  # fmt: skip
         return found.judged(measure, rows=rows, groups=groups, margin=margin, alpha=alpha)
 
 
-def too_few(*, rows: int, groups: int) -> str:
-    """Why nothing can be said about so few; empty text where something can."""
+def too_few(*, rows: int, groups: int, equal: float | None = None) -> str:
+    """Why nothing can be said about so few; empty text where something can. equal: groups of equal size that would say
+    as much."""
     if rows < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows" if rows else "no rows"
-    return f"fewer than {FEWEST_GROUPS} groups" if groups < FEWEST_GROUPS else ""
+    if groups < FEWEST_GROUPS:
+        return f"fewer than {FEWEST_GROUPS} groups"
+    return "one group has most of the rows" if equal is not None and equal < FEWEST_EQUAL_GROUPS else ""
 
 
 def minimum_detectable(disagreement: float, rows: float, *, alpha: float = ALPHA, one_sided: bool = False) -> float:
@@ -124,6 +133,8 @@ class Estimate:
     """Standard error of the difference."""
     allowance: float = 0.0
     """What an unknown bias adds to each side of the interval."""
+    shrunk: float = 0.0
+    """By how much the middle of the interval lies below the difference."""
     freedom: float = INDEPENDENT
     gained: float = 0.0
     lost: float = 0.0
@@ -134,12 +145,12 @@ class Estimate:
     def interval(self, alpha: float) -> tuple[float, float]:
         quantile = t_quantile(1 - alpha / 2, self.freedom)
         if self.method in (Method.tango, Method.tango_groups):
-            shrunk = self.effective_rows
-            low, high = tango(self.gained * shrunk, self.lost * shrunk, shrunk, quantile=quantile)
+            count = self.effective_rows
+            low, high = tango(self.gained * count, self.lost * count, count, quantile=quantile)
             return float(low), float(high)
         assert self.difference is not None
-        half = quantile * self.error + self.allowance
-        return self.difference - half, self.difference + half
+        middle, half = self.difference - self.shrunk, quantile * self.error + self.allowance
+        return middle - half, middle + half
 
     def judged(self, measure: Measure, *, rows: int, groups: int, margin: float, alpha: float) -> Difference:
         low, high = self.interval(alpha) if self.method is not Method.none else (None, None)
@@ -172,11 +183,11 @@ class Estimate:
     def tail(self, delta: float, *, below: bool) -> float:
         """One-sided p-value against "difference ≥ delta" (below) or "difference ≤ delta"."""
         if self.method in (Method.tango, Method.tango_groups):
-            shrunk = self.effective_rows
-            score = float(tango_statistic(delta, self.gained * shrunk, self.lost * shrunk, shrunk))
+            count = self.effective_rows
+            score = float(tango_statistic(delta, self.gained * count, self.lost * count, count))
         else:
             assert self.difference is not None
-            distance = self.difference - delta
+            distance = self.difference - self.shrunk - delta
             distance = math.copysign(max(0.0, abs(distance) - self.allowance), distance)
             score = (
                 0.0 if distance == 0 else math.copysign(math.inf, distance) if not self.error else distance / self.error

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from finetune_trainer.statistics.differences import ALPHA, too_few
-from finetune_trainer.statistics.intervals import residual_error, totals
+from finetune_trainer.statistics.intervals import independent_groups, residual_error, totals
 from finetune_trainer.statistics.quantiles import t_quantile
 
 
@@ -39,8 +39,9 @@ def per_token(nats: ArrayLike, tokens: ArrayLike, *, groups: Sequence[Hashable])
     if not total:
         raise ValueError("no tokens")
     value, count = float(sums.sum()) / total, int(number.max()) + 1
-    if too_few(rows=len(sums), groups=count):
+    by_group, shares = totals(number, (sums - value * weights) / total, weights / total)
+    equal = independent_groups(shares)
+    if too_few(rows=len(sums), groups=count, equal=equal):
         return PerToken(value=value, low=None, high=None, rows=len(sums), groups=count)
-    (by_group,) = totals(number, (sums - value * weights) / total)
-    half = t_quantile(1 - ALPHA / 2, count - 1.0) * residual_error(by_group)
+    half = t_quantile(1 - ALPHA / 2, equal - 1) * residual_error(by_group, shares)
     return PerToken(value=value, low=max(0.0, value - half), high=value + half, rows=len(sums), groups=count)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune_trainer.statistics.differences import ALPHA
-from finetune_trainer.statistics.intervals import Floats, residual_error
+from finetune_trainer.statistics.intervals import Floats, independent_groups, residual_error, totals
 from finetune_trainer.statistics.multiplicity import bonferroni
 from finetune_trainer.statistics.quantiles import t_quantile
 
@@ -48,14 +49,20 @@ def figures(tokens: Sequence[int]) -> tuple[float, ...]:
 
 
 def relative_drops(
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, alpha: float = ALPHA, cut: bool = True
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    alpha: float = ALPHA,
+    cut: bool = True,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[Drop, ...]:
     """Of each figure, from (base, tuned) texts of the same prompts, at least two. The intervals hold together. cut:
-    both texts of a prompt to the length of the shorter one."""
-    rows = sorted(_row(base, tuned, cut=cut) for base, tuned in pairs)
-    table = np.array(rows, np.float64).reshape(len(rows), 2, len(FIGURES))
+    both texts of a prompt to the length of the shorter one. groups: of prompts that are not independent."""
+    labels = range(len(pairs)) if groups is None else groups
+    rows = sorted((_row(*pair, cut=cut), str(label)) for pair, label in zip(pairs, labels, strict=True))
+    table = np.array([row for row, _ in rows], np.float64).reshape(len(rows), 2, len(FIGURES))
+    number = np.unique([label for _, label in rows], return_inverse=True)[1].astype(np.int64)
     return tuple(
-        _drop(name, table[:, 0, at], table[:, 1, at], alpha=bonferroni(alpha, len(FIGURES)))
+        _drop(name, table[:, 0, at], table[:, 1, at], number, alpha=bonferroni(alpha, len(FIGURES)))
         for at, name in enumerate(FIGURES)
     )
 
@@ -65,12 +72,19 @@ def _row(base: Sequence[int], tuned: Sequence[int], *, cut: bool) -> tuple[float
     return *figures(base[:shorter]), *figures(tuned[:shorter])
 
 
-def _drop(name: str, base: Floats, tuned: Floats, *, alpha: float) -> Drop:
+def _drop(name: str, base: Floats, tuned: Floats, groups: NDArray[np.int64], *, alpha: float) -> Drop:
     before, after = float(base.sum()), float(tuned.sum())
     if before == 0:  # every text is one token over and over: nothing can fall
         return Drop(name=name, base=0.0, tuned=after / len(base), value=0.0, low=0.0, high=0.0)
     ratio = after / before
-    half = t_quantile(1 - alpha / 2, len(base) - 1.0) * residual_error((tuned - ratio * base) / before)
+    fallen, shares = totals(groups, (tuned - ratio * base) / before, base / before)
+    # One group more that fell and one that rose, as `paired` has them for scores: where no text changed, or few did,
+    # the next one may still be the first that repeats itself.
+    count = len(fallen)
+    moved = fallen[fallen != 0] * count
+    size = math.sqrt((float(np.sum(moved**2)) + 1) / (len(moved) + 1)) / count
+    error = residual_error(np.r_[fallen, size, -size], np.r_[shares, 1 / count, 1 / count])
+    half = t_quantile(1 - alpha / 2, max(1.0, independent_groups(shares) - 1)) * error
     fall = 1 - ratio
     return Drop(
         name=name, base=before / len(base), tuned=after / len(base), value=fall, low=fall - half, high=fall + half

@@ -8,7 +8,10 @@ not independent, so groups are what is counted.
 
 - Scores of 0 and 1: Tango's score interval; with groups the same at the effective number of rows (the design effect of
   Rao and Scott) with Student's t of groups - 1. Without groups the p-value is McNemar's, exact.
-- Everything else: the linearised residual of the ratio by group, with Student's t of groups - 1.
+- Everything else: the linearised residual of the ratio by group, by the jackknife, with Student's t of one less than
+  the groups of equal size that would say as much. One huge document counts as one, however many small ones there are.
+- Scores between 0 and 1 (ROUGE-L): as these, with a group more that gained and one that lost, after Bonett and Price
+  (Journal of Educational and Behavioral Statistics 37 (2012) 479), of the size that differences have.
 - Below 20 rows or 10 groups there is no interval, and the verdict is inconclusive: see `differences`.
 """
 
@@ -31,7 +34,7 @@ from finetune_trainer.statistics.differences import (
     Method,
     too_few,
 )
-from finetune_trainer.statistics.intervals import Floats, design_effect, residual_error, totals
+from finetune_trainer.statistics.intervals import Floats, design_effect, independent_groups, residual_error, totals
 from finetune_trainer.statistics.multiplicity import bonferroni
 
 __all__ = [
@@ -46,8 +49,8 @@ __all__ = [
     "worse_p_value",
 ]
 
-ACCURACY = Measure(name="accuracy", higher_is_better=True, margin=0.01, unit="share of rows")
-SCORE = Measure(name="score", higher_is_better=True, margin=0.01, unit="mean score")
+ACCURACY = Measure(name="accuracy", higher_is_better=True, margin=0.01, unit="share of rows", bounded=True)
+SCORE = Measure(name="score", higher_is_better=True, margin=0.01, unit="mean score", bounded=True)
 BITS_PER_BYTE = Measure(name="bitsPerByte", higher_is_better=False, margin=0.01, unit="bits per byte")
 LOSS = Measure(name="loss", higher_is_better=False, margin=0.02, unit="nats per trained token")
 
@@ -180,10 +183,15 @@ def _estimate(paired: Paired) -> Estimate:
         return Estimate(reason="no rows")
     base = float(paired.base.sum() / paired.base_weights.sum())
     tuned = float(paired.tuned.sum() / paired.tuned_weights.sum())
-    lacking = too_few(rows=paired.rows, groups=paired.group_count)
+    lacking = too_few(rows=paired.rows, groups=paired.group_count, equal=_equal_groups(paired))
     if lacking:
         return Estimate(base=base, tuned=tuned, difference=tuned - base, reason=lacking)
     return _of_counts(paired, base, tuned) if paired.binary else _of_ratios(paired, base, tuned)
+
+
+def _equal_groups(paired: Paired) -> float:
+    weights = totals(paired.groups, paired.base_weights, paired.tuned_weights)
+    return min(independent_groups(each) for each in weights)
 
 
 def _of_counts(paired: Paired, base: float, tuned: float) -> Estimate:
@@ -191,7 +199,7 @@ def _of_counts(paired: Paired, base: float, tuned: float) -> Estimate:
     effect, freedom, method = 1.0, INDEPENDENT, Method.tango
     if paired.grouped:
         by_group = totals(paired.groups, gained, lost, np.ones(paired.rows))
-        effect, freedom, method = design_effect(*by_group), paired.group_count - 1.0, Method.tango_groups
+        effect, freedom, method = design_effect(*by_group), _equal_groups(paired) - 1, Method.tango_groups
     share = 1 / paired.rows
     return Estimate(
         base=base,
@@ -213,15 +221,35 @@ def _ones(where: NDArray[np.bool_]) -> Floats:
 def _of_ratios(paired: Paired, base: float, tuned: float) -> Estimate:
     heavy, light = float(paired.tuned_weights.sum()), float(paired.base_weights.sum())
     each = (paired.tuned - tuned * paired.tuned_weights) / heavy - (paired.base - base * paired.base_weights) / light
-    (by_group,) = totals(paired.groups, each)
-    independent = residual_error(each)
-    error = residual_error(by_group)
+    by_group, share = totals(paired.groups, each, (paired.tuned_weights / heavy + paired.base_weights / light) / 2)
+    independent, shrunk = residual_error(each), 0.0
+    error = residual_error(by_group, share)
+    if paired.measure.bounded:
+        error, shrunk = _with_two_more(paired, tuned - base)
     return Estimate(
         base=base,
         tuned=tuned,
         difference=tuned - base,
         error=error,
-        freedom=paired.group_count - 1.0,
+        shrunk=shrunk,
+        freedom=_equal_groups(paired) - 1,
         effective_rows=paired.rows * min(1.0, (independent / error) ** 2) if error else float(paired.rows),
         method=Method.t,
     )
+
+
+def _with_two_more(paired: Paired, difference: float) -> tuple[float, float]:
+    """(standard error, by how much the difference shrinks) with one more group that gained and one that lost.
+
+    Of 50 rows on which a score changes in 3 %, one sample in five shows no change at all, and a standard error of 0
+    would make it certain. The two have the size of an average group, and the root mean square of the changes that
+    groups have, with a change of 1 among them: large where few groups changed, and no matter where all did."""
+    changed, rows = totals(paired.groups, paired.tuned - paired.base, np.ones(paired.rows))
+    means = changed[changed != 0] / rows[changed != 0]
+    size = math.sqrt((float(np.sum(means**2)) + 1) / (len(means) + 1))
+    average = float(rows.mean())
+    sizes = np.r_[rows, average, average]
+    everything = np.r_[changed, size * average, -size * average]
+    total = float(sizes.sum())
+    middle = float(changed.sum()) / total
+    return residual_error((everything - middle * sizes) / total, sizes / total), difference - middle

@@ -19,7 +19,7 @@ from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.paired import difference
 
 from .calibrated import Calibrated, calibrated
-from .evaluate import Measured
+from .evaluate import Measured, likeliest
 from .records import BASE, JUDGED, TUNED, DataSet, Records, matched, measures, of_rows, paired, scaled
 from .references import Against, References, against, flagged
 
@@ -92,17 +92,17 @@ def records_of(corpus: Corpus, measured: Measured, labels: tuple[str, ...]) -> R
     rows, groups = digests(corpus)
     choices, nats = corpus.choices, measured.labels
     sized = measured.scores.bits_per_byte is not None
-    likeliest = None if choices is None or nats is None else nats.argmin(axis=1)
+    answers = None if choices is None or nats is None else likeliest(corpus, nats)
     return of_rows(
         row=rows,
         group=groups,
         nats=measured.nats,
         sizes=corpus.bytes if sized else np.zeros(len(corpus), np.int64),
         tokens=measured.tokens,
-        score=None if choices is None or likeliest is None else (likeliest == choices.gold).astype(np.float64),
-        label=None if choices is None or likeliest is None else [labels[gold] for gold in choices.gold],
-        prediction=None if likeliest is None else [labels[index] for index in likeliest],
-        label_nats=None if likeliest is None else nats,
+        score=None if choices is None or answers is None else (answers == choices.gold).astype(np.float64),
+        label=None if choices is None or answers is None else [labels[gold] for gold in choices.gold],
+        prediction=None if answers is None else [labels[index] for index in answers],
+        label_nats=None if answers is None else nats,
     )
 
 

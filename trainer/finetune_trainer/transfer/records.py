@@ -180,18 +180,23 @@ def decode(content: bytes, *, where: str = "the records") -> DataSet:
 
 def measures(first: Records, second: Records, *, kind: DataKind) -> tuple[Measure, ...]:
     """What two models can be compared by on these rows, the main measure first: accuracy or the task score where rows
-    have one, bits per byte for general text, else the loss."""
+    have one, bits per byte for general text, else the loss. Models that cut the rows into other tokens have no loss in
+    common, for nats per token depend on how many tokens there are."""
     found = [LOSS]
     if first.bytes.any() and second.bytes.any():  # single rows may be without text: an end token has no bytes
         found.insert(0 if kind == "general" else 1, BITS_PER_BYTE)
+        if not np.array_equal(first.tokens, second.tokens):
+            found.remove(LOSS)
     if first.score is not None and second.score is not None:
         found.insert(0, SCORE if first.label is None else ACCURACY)
     return tuple(found)
 
 
 def paired(first: Records, second: Records, measure: Measure) -> Paired:
-    """first as base, second as tuned; both in the order of the same rows, as `matched` gives them."""
-    groups = first.group if len(np.unique(first.group)) < len(first) else None
+    """first as base, second as tuned; both in the order of the same rows, as `matched` gives them. Where only one was
+    measured with groups, these count."""
+    group = min((first.group, second.group), key=lambda each: len(np.unique(each)))
+    groups = group if len(np.unique(group)) < len(first) else None
     if measure in (ACCURACY, SCORE):
         assert first.score is not None
         assert second.score is not None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -132,7 +133,11 @@ def _drops(told: Collapse) -> tuple[Drop, ...]:
 def _share(told: Generation | None, metric: GenerationMetric) -> Share | None:
     scores = told.scores if told is not None else ()
     found = next((each.tuned for each in scores if each.metric == metric), None)
-    return None if told is None or found is None else Share(hits=round(found * told.rows), rows=told.rows)
+    if told is None or found is None:
+        return None
+    # Prompts of one group may all fare alike: a group proves as much as one prompt.
+    count = min(told.rows, told.groups or told.rows)
+    return Share(hits=math.floor(found * count + 1e-6), rows=count)
 
 
 def _compared(told: Measurement) -> Compared:

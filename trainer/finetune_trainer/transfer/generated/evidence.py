@@ -118,7 +118,7 @@ def _score(name: GenerationMetric, base: Floats | None, tuned: Floats, prompts: 
         low=found.low,
         high=found.high,
         minimum_detectable=found.minimum_detectable,
-        verdict=found.verdict.value if metric.judged else None,
+        verdict=found.verdict.value if metric.measure.judged else None,
     )
 
 
@@ -126,7 +126,7 @@ def _collapse(written: Written, bound: float) -> Collapse:
     """Violated if a figure dropped by more than the bound, from the base model and from the references."""
     rows = len(written.prompts)
     endings = tuple(_ending(mode, written) for mode in MODES if mode in written.base)
-    if not written.base or too_few(rows=rows, groups=rows):
+    if not written.base or too_few(rows=rows, groups=len(set(written.prompts.groups))):
         return Collapse(verdict="inconclusive", bound=bound, rows=rows, endings=endings)
     drops = {mode: tuple(_drops(written, mode)) for mode in MODES}
     figures = tuple(
@@ -154,9 +154,11 @@ def _drops(written: Written, mode: Mode) -> Iterator[Drop]:
     reference answers. What answers like the references is varied enough, however much more the base model said."""
     tuned = written.tuned[mode].tokens
     alpha = bonferroni(ALPHA, len(MODES))
-    from_base = relative_drops(list(zip(written.base[mode].tokens, tuned, strict=True)), alpha=alpha)
+    groups = written.prompts.groups
+    from_base = relative_drops(list(zip(written.base[mode].tokens, tuned, strict=True)), alpha=alpha, groups=groups)
     references = [tuple(each.tolist()) for each in written.prompts.references]
-    from_references = relative_drops(list(zip(references, tuned, strict=True)), alpha=alpha, cut=False)
+    answered = list(zip(references, tuned, strict=True))
+    from_references = relative_drops(answered, alpha=alpha, cut=False, groups=groups)
     for first, second in zip(from_base, from_references, strict=True):
         yield min(first, second, key=lambda drop: drop.value)
 
@@ -182,7 +184,7 @@ def _samples(written: Written, base: Scored, tuned: Scored) -> Iterator[AnswerSa
         return
     for row in range(min(written.settings.samples, len(written.prompts))):
         yield _sample("sample", row, written)
-    name = next((name for name in written.settings.metrics if METRICS[name].judged), None)
+    name = next((name for name in written.settings.metrics if METRICS[name].measure.judged), None)
     if name is None:
         return
     change = tuned[name] - base[name]

@@ -73,8 +73,6 @@ class Asked:
 class Metric:
     measure: Measure
     score: Callable[[Answer, Asked], float]
-    judged: bool = True
-    """Whether more is better, so that a difference has a verdict."""
 
 
 def _schema(answer: Answer, asked: Asked) -> float:
@@ -94,7 +92,7 @@ def _pattern(answer: Answer, asked: Asked) -> float:
 
 
 def _share(name: str) -> Measure:
-    return Measure(name=name, higher_is_better=True, margin=0.01, unit="share of answers")
+    return Measure(name=name, higher_is_better=True, margin=0.01, unit="share of answers", bounded=True)
 
 
 METRICS: Mapping[GenerationMetric, Metric] = {
@@ -102,7 +100,7 @@ METRICS: Mapping[GenerationMetric, Metric] = {
         measure=_share("exactMatch"), score=lambda answer, _: text_scores.exact_match(answer.text, answer.reference)
     ),
     "rougeL": Metric(
-        measure=Measure(name="rougeL", higher_is_better=True, margin=0.01, unit="mean F1"),
+        measure=Measure(name="rougeL", higher_is_better=True, margin=0.01, unit="mean F1", bounded=True),
         score=lambda answer, _: text_scores.rouge_l(answer.text, answer.reference),
     ),
     "jsonValid": Metric(measure=_share("jsonValid"), score=lambda answer, _: text_scores.json_valid(answer.text)),
@@ -110,8 +108,7 @@ METRICS: Mapping[GenerationMetric, Metric] = {
     "regex": Metric(measure=_share("regex"), score=_pattern),
     "stops": Metric(measure=_share("stops"), score=lambda answer, _: float(answer.stopped)),
     "length": Metric(
-        measure=Measure(name="length", higher_is_better=True, margin=0.0, unit="tokens"),
+        measure=Measure(name="length", higher_is_better=True, margin=0.0, unit="tokens", judged=False),
         score=lambda answer, _: float(answer.tokens),
-        judged=False,
     ),
 }
