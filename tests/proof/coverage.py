@@ -243,8 +243,8 @@ def _documents() -> Iterator[str]:
 
 def _unusual() -> Iterator[str]:
     yield "## Data that make intervals too short (1000 repetitions)"
-    yield "Bits per byte of 20 documents of which one is so many times as long as each of the others. Where one document has"
-    yield "nearly everything there is no interval, by rule, and the cell counts as held."
+    yield "Bits per byte of 20 documents of which one is so many times as long as each of the others. Where one"
+    yield "document has nearly everything there is no interval, by rule, and the cell counts as held."
     yield ""
     yield "| times as long | coverage |"
     yield "|---:|---:|"

@@ -15,6 +15,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data import load as load_module
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture
+from finetune_trainer.data.writer import short_names
 from finetune_trainer.statistics import DataRecord
 from tests.support.datasets import labelled, load, spec_of, texts
 from tests.support.fake_hub import COMMIT, environ, serving
@@ -264,3 +265,34 @@ def test_what_became_of_long_rows_is_counted(tmp_path: Path) -> None:
     split = load(tmp_path, spec_of(long, validation=dev, sequenceLength=50)).statistics.splits["train"]
     assert (split.rows, split.documents, split.split, split.untrained) == (3, 4, 1, 1)
     assert "1 cut into windows, 1 with nothing to train" in split.line()
+
+
+def test_general_text_of_several_files_remembers_which(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", *({"text": f"row {i} of a training file"} for i in range(40)))
+    (tmp_path / "general").mkdir()
+    for name, rows in (("wiki.jsonl", 3), ("code.jsonl", 2)):
+        write_jsonl(tmp_path / "general" / name, *({"text": f"{name} has a line {i}"} for i in range(rows)))
+    spec = spec_of(train, general={"uri": f"{(tmp_path / 'general').as_uri()}/"}, sequenceLength=64)
+    for _ in range(2):  # the second time out of the cache
+        data = load(tmp_path, spec)
+        assert data.general is not None
+        assert data.general.marks is not None
+        marks = data.general.marks
+        assert marks.sources is not None
+        named = [marks.files[at] for at in marks.sources.tolist()]
+        assert sorted(named) == ["code"] * 2 + ["wiki"] * 3
+        assert data.train.marks is not None
+        assert data.train.marks.sources is None
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["s3://a/b/wiki.jsonl", "s3://a/b/code/x.jsonl"], ("wiki", "code/x")),
+        (["s3://a/x.jsonl", "s3://a/x.parquet"], ("x.jsonl", "x.parquet")),
+        ([f"{'long' * 20}/{at}/same.jsonl" for at in "ab"], ("a/same", "b/same")),
+        ([f"a/{at}/{'long' * 20}.jsonl" for at in "ab"], ("file 1", "file 2")),
+    ],
+)
+def test_files_have_short_names_that_differ(files: list[str], names: tuple[str, ...]) -> None:
+    assert short_names(files) == names

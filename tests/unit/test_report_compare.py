@@ -117,3 +117,18 @@ def test_a_forest_plot_has_a_line_for_each_data_set_of_its_metric() -> None:
     assert "better is to the right" in shown
     assert "better is to the left" in forest("bitsPerByte", rows, width=440)
     assert forest("loss", rows, width=440) == ""
+
+
+def test_files_of_general_text_have_rows_of_their_own_and_the_forgotten_ones_are_named() -> None:
+    rows = compare(
+        (
+            change("general", 0.9, 0.91, "inconclusive", kind="general", metric="bitsPerByte"),
+            change("general/code", 0.9, 1.1, "worse", kind="general", metric="bitsPerByte"),
+            change("general/wiki", 0.9, 0.89, "inconclusive", kind="general", metric="bitsPerByte"),
+        )
+    )
+    assert [row.name for row in rows] == ["general text", "general text: code", "general text: wiki"]
+    told = sentences(rows)
+    assert len(told) == 2
+    assert told[0].startswith("On general text the change is inconclusive")
+    assert told[1] == "Of the files of general text it is worse on code."

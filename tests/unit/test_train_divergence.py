@@ -47,7 +47,7 @@ def test_two_coins_diverge_as_the_textbook_says() -> None:
 @pytest.mark.parametrize("method", SWITCHED)
 def test_a_model_that_learned_nothing_is_at_exactly_zero(method: str, tmp_path: Path) -> None:
     run = run_of(tmp_path, method)
-    found = divergence(run.trainer, run.attached, subject())
+    found, _ = divergence(run.trainer, run.attached, subject())
     assert (found.name, found.value, found.low, found.high) == ("test", 0.0, 0.0, 0.0)
 
 
@@ -56,7 +56,7 @@ def test_it_is_the_mean_over_the_trained_tokens_of_all_rows(kind: str, tmp_path:
     """Gemma2 caps its logits: there they are compared, and not hidden states times the head."""
     run = run_of(tmp_path, "lora", kind)
     disturb(run.attached)
-    found = divergence(run.trainer, run.attached, subject())
+    found, _ = divergence(run.trainer, run.attached, subject())
     sums, tokens = 0.0, 0
     for index in range(len(CORPUS)):
         row = CORPUS.row(index)

@@ -14,6 +14,8 @@ from finetune_api.failures import ExitCode
 from finetune_trainer.cli.jobs import Where
 
 if TYPE_CHECKING:
+    from finetune_api.generated_text import Generation, GenerationScore
+    from finetune_api.status import ScalePoint
     from finetune_trainer.statistics.differences import Difference
     from finetune_trainer.transfer.compare import Comparison, Line, Side
 
@@ -46,10 +48,21 @@ def _side(target: str, where: Where, model: str) -> Side:
     """Reads every file of records, checked against the artifact's manifest."""
     from finetune_trainer.store.opening import open_folder
     from finetune_trainer.transfer.compare import Side
-    from finetune_trainer.transfer.references import read_records
+    from finetune_trainer.transfer.generated.files import read_answers
+    from finetune_trainer.transfer.records import ANSWERS, ENDING, decode
+    from finetune_trainer.transfer.references import record_files
 
     uri = uri_of(target, where)
-    return Side(uri=uri, data=read_records(open_folder(uri, prefix=names.PREFIX_OUTPUT)), model=model)
+    data, answers = {}, {}
+    for path, content in record_files(open_folder(uri, prefix=names.PREFIX_OUTPUT)):
+        where_from = f"{uri}/{path}"
+        if path.startswith(ANSWERS):
+            name = path.removeprefix(ANSWERS).removesuffix(ENDING)
+            answers[name] = read_answers(content, name=name, where=where_from)
+        else:
+            read = decode(content, where=where_from)
+            data[read.kind, read.name] = read
+    return Side(uri=uri, data=data, model=model, answers=answers)
 
 
 def uri_of(target: str, where: Where) -> str:
@@ -70,6 +83,17 @@ def _plain(first: Side, second: Side, found: Comparison) -> dict[str, Any]:
             {"name": line.name, "kind": line.kind, **as_json(line.difference), **_flag(line)} for line in found.lines
         ],
         "leftOut": list(found.left_out),
+        **{
+            name: part.to_json()
+            for name, part in (
+                ("calibration", found.calibration),
+                ("klToBase", found.divergence),
+                ("generation", found.generation),
+                ("collapse", found.collapse),
+            )
+            if part is not None
+        },
+        **({"scale": {"curve": [each.to_json() for each in found.scales]}} if found.scales else {}),
     }
 
 
@@ -90,7 +114,7 @@ def as_json(found: Difference) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "minimumDetectable": found.minimum_detectable,
-        "verdict": str(found.verdict),
+        "verdict": str(found.verdict) if found.measure.judged else None,
         "rows": found.rows,
         "groups": found.groups,
         "method": str(found.method),
@@ -106,7 +130,11 @@ def _text(first: Side, second: Side, found: Comparison) -> str:
 
     head = ("", "first", "second", "change", "interval", "visible from", "rows", "verdict")
     sides = aligned([("first", f"{first.uri} ({first.model})"), ("second", f"{second.uri} ({second.model})")])
-    lines = [sides, "", table(head, [_row(line) for line in found.lines])]
+    rows = [*map(_row, found.lines), *(_scored(found.generation, each) for each in _scores(found))]
+    lines = [sides, "", table(head, rows)]
+    if found.collapse is not None:
+        lines += ["", f"  collapse: {found.collapse.told()}"]
+    lines += [f"  scale {each.scale:g}: {_point(each)}" for each in found.scales]
     notes = [f"{line.name}: {line.difference.reason}" for line in found.lines if line.difference.reason]
     if found.left_out or notes:
         lines += ["", *(f"  {note}" for note in dict.fromkeys((*notes, *found.left_out)))]
@@ -125,8 +153,34 @@ def _row(line: Line) -> tuple[str, ...]:
         interval,
         _number(found.minimum_detectable),
         f"{found.rows:,}",
-        str(found.verdict) + (", negative transfer" if line.transfer is not None and line.transfer.flagged else ""),
+        (str(found.verdict) if found.measure.judged else "")
+        + (", negative transfer" if line.transfer is not None and line.transfer.flagged else ""),
     )
+
+
+def _scores(found: Comparison) -> tuple[GenerationScore, ...]:
+    return found.generation.scores if found.generation is not None else ()
+
+
+def _scored(generation: Generation | None, score: GenerationScore) -> tuple[str, ...]:
+    assert generation is not None
+    interval = "" if score.low is None or score.high is None else f"{score.low:+.4f} … {score.high:+.4f}"
+    return (
+        f"{generation.name}, generated {score.metric}",
+        _number(score.base),
+        _number(score.tuned),
+        "" if score.difference is None else f"{score.difference:+.4f}",
+        interval,
+        _number(score.minimum_detectable),
+        f"{generation.rows:,}",
+        score.verdict or "",
+    )
+
+
+def _point(point: ScalePoint) -> str:
+    gain = "" if point.gain is None else f"gain {point.gain:+.4f}"
+    rise = "" if point.forgetting is None else f"general text {point.forgetting:+.4f}"
+    return ", ".join(part for part in (gain, rise) if part)
 
 
 def _number(value: float | None) -> str:

@@ -40,7 +40,8 @@ def artifact_uri(name: str, where: Where) -> str:
 def _text(uri: str) -> str:
     """Verdict, all metrics of all data sets, and what their rows could not have shown."""
     from finetune_trainer.cli.text import aligned, evaluation_table, guard_lines
-    from finetune_trainer.report.compare import compare, sentences, unseen
+    from finetune_trainer.report.compare import sentences, unseen
+    from finetune_trainer.report.judged import rows_of
     from finetune_trainer.report.record import RECORD_FILE, read_record
     from finetune_trainer.store.folder import NotFound
     from finetune_trainer.store.opening import open_folder
@@ -49,8 +50,7 @@ def _text(uri: str) -> str:
         record = read_record(open_folder(uri, prefix=names.PREFIX_OUTPUT))
     except NotFound:
         raise NotFound(f"there is no {RECORD_FILE} at {uri}", "Check the URI: the folder of a finished run.") from None
-    measured = record.measurements or record.evaluation.data
-    rows = compare(measured)
+    rows = rows_of(record)
     parts = [
         "\n".join(sentences(rows)) or "Nothing was measured.",
         evaluation_table(rows, record.evaluation.generation),

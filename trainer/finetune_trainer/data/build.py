@@ -248,7 +248,8 @@ class Build:
             form = Text(self.tokenizer, append_eos=False) if detected == "text" else FORMATS[detected](self.tokenizer)
         answers = form.answers if isinstance(form, Classification) else ()
         limits = Limits(self.spec.sequence_length, self.spec.overlong)
-        with CorpusWriter(folder / name, limits, answers=answers, ignored=self.spec.ignore_keys) as writer:
+        ignored, by_file = self.spec.ignore_keys, name == "general"
+        with CorpusWriter(folder / name, limits, answers=answers, ignored=ignored, by_file=by_file) as writer:
             rows = self._rows(uri, form, *([self.group_by] if self.group_by else []))
             for outcome in encode(map(_guarded(form.document), rows), self.tokenizer, limits):
                 identity = form.identity(outcome.document.row)

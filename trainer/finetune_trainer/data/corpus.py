@@ -6,6 +6,7 @@ wrong. The first token of a row has nothing before it and is never trained, so `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
+
+_FILES = "files.json"
 
 
 class CorpusRow(NamedTuple):
@@ -49,9 +52,14 @@ class Marks:
     """(rows,): of the content. Windows of a long text, and the turns of a retold conversation, each have their own."""
     groups: NDArray[np.uint64]
     """(rows,): equal for documents that are not independent: of one row of the files, or of one value of groupBy."""
+    sources: NDArray[np.uint64] | None = None
+    """(rows,): positions in `files`, where documents come from several."""
+    files: tuple[str, ...] = ()
+    """Names of these, as reports show them."""
 
-    def take(self, rows: Numbers) -> Marks:
-        return Marks(self.rows[rows], self.groups[rows])
+    def take(self, rows: Numbers | Flags) -> Marks:
+        sources = None if self.sources is None else self.sources[rows]
+        return Marks(self.rows[rows], self.groups[rows], sources, self.files)
 
 
 class States(Protocol):
@@ -172,12 +180,18 @@ class Corpus:
             answers = np.split(arrays["answers"], arrays["answer_offsets"][1:-1])
             choices = Choices(tuple(answers), arrays["prompts"], arrays["gold"])
         marks = Marks(arrays["rows"], arrays["groups"]) if "rows" in arrays else None
+        if marks is not None and "sources" in arrays:
+            files = tuple(json.loads((folder / _FILES).read_text()))
+            marks = replace(marks, sources=arrays["sources"], files=files)
         return cls(arrays["tokens"], arrays["offsets"], arrays["trained"], arrays["bytes"], choices, marks)
 
 
 def save_marks(marks: Marks, folder: Path) -> None:
     np.save(folder / "rows.npy", marks.rows)
     np.save(folder / "groups.npy", marks.groups)
+    if marks.sources is not None:
+        np.save(folder / "sources.npy", marks.sources)
+        (folder / _FILES).write_text(json.dumps(marks.files))
 
 
 def save_choices(choices: Choices, folder: Path) -> None:

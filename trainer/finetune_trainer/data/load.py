@@ -30,7 +30,7 @@ from .order import Mixture
 from .read import ENDINGS
 from .tokenizer import Tokenizer, tokenizer_files
 
-RECIPE = 9
+RECIPE = 10
 """Raised when the same files would give other arrays."""
 
 _ELSEWHERE: dict[str, Any] = {

@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -28,6 +28,9 @@ _OVERLONG, _DROPPED, _SPLIT, _UNTRAINED, _RETOLD, _CLOSED, _EMPTIED = 1, 2, 4, 8
 _UNMARKED = Mark(0, 0)
 _COPIED = 1 << 22
 """Tokens that are copied at a time."""
+MOST_SOURCES = 16
+"""Files of one data set that are reported one by one; more are parts of one body of text."""
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,11 @@ class CorpusWriter:
         answers: Sequence[Tokens] = (),
         texts: Path | None = None,
         ignored: Sequence[str] = (),
+        by_file: bool = False,
     ):
         """`answers` are those of the labels, when rows have labels. `texts`: where rows are kept as text too. `ignored`
-        are the keys of data.ignoreKeys, of which rows are counted."""
+        are the keys of data.ignoreKeys, of which rows are counted. by_file: whether documents say which file they are
+        of."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._limits, self._answers = folder, limits, tuple(answers)
         self._open = ExitStack()
@@ -119,6 +124,7 @@ class CorpusWriter:
         self._lengths, self._bytes = array("Q"), array("l")
         self._prompts, self._gold = array("l"), array("l")
         self._rows, self._groups = array("Q"), array("Q")
+        self._sources, self._files, self._by_file = array("Q"), dict[str, int](), by_file
         self._documents, self._flags = array("l"), array("B")
         self._twins, self._keys = array("Q"), array("Q")
         self._keys_ignored, self._ignored = tuple(ignored), array("L")
@@ -138,6 +144,8 @@ class CorpusWriter:
         for number, piece in enumerate(outcome.pieces):
             self._rows.append(part_of(mark.row, number))
             self._groups.append(mark.group)
+            if self._by_file:
+                self._sources.append(self._files.setdefault(row.file, len(self._files)))
             self._tokens.append(piece.tokens)
             self._trained.append(piece.trained)
             self._lengths.append(len(piece))
@@ -205,12 +213,26 @@ class CorpusWriter:
         np.cumsum(np.array(self._lengths, np.int64), out=offsets[1:])
         np.save(self._folder / "offsets.npy", offsets)
         np.save(self._folder / "bytes.npy", np.array(self._bytes, np.int32))
-        save_marks(Marks(np.array(self._rows, np.uint64), np.array(self._groups, np.uint64)), self._folder)
+        marks = Marks(np.array(self._rows, np.uint64), np.array(self._groups, np.uint64))
+        if 1 < len(self._files) <= MOST_SOURCES:
+            marks = replace(marks, sources=np.array(self._sources, np.uint64), files=short_names(list(self._files)))
+        save_marks(marks, self._folder)
         if self._texts is not None:
             np.save(self._folder / "texts.npy", np.array(self._text_places, np.int64).reshape(-1, 2))
         if self._answers:
             choices = Choices(self._answers, np.array(self._prompts, np.int32), np.array(self._gold, np.int32))
             save_choices(choices, self._folder)
+
+
+def short_names(files: Sequence[str]) -> tuple[str, ...]:
+    """Without the folder that all have in common, and without endings where that leaves them different:
+    s3://a/b/wiki.jsonl and s3://a/b/code/x.jsonl are wiki and code/x."""
+    split = [file.split("/") for file in files]
+    common = next(at for at, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1)
+    names = ["/".join(parts[common:]) for parts in split]
+    plain = ["/".join([*parts[common:-1], parts[-1].split(".", 1)[0]]) for parts in split]
+    shown = [name[-_LONGEST_NAME:] for name in (plain if len(set(plain)) == len(files) else names)]
+    return tuple(shown if len(set(shown)) == len(files) else (f"file {at + 1}" for at in range(len(files))))
 
 
 class GrowingArray:
@@ -256,7 +278,7 @@ def select(corpus: Corpus, documents: Flags, folder: Path) -> None:
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "bytes.npy", corpus.bytes[documents])
     if corpus.marks:
-        save_marks(Marks(corpus.marks.rows[documents], corpus.marks.groups[documents]), folder)
+        save_marks(corpus.marks.take(documents), folder)
     if corpus.choices:
         prompts, gold = corpus.choices.prompts[documents], corpus.choices.gold[documents]
         save_choices(Choices(corpus.choices.answers, prompts, gold), folder)

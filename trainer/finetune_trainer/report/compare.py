@@ -28,6 +28,8 @@ class Row:
     groups: int
     changes: tuple[Measurement, ...]
     """By each metric that was measured, the main one first."""
+    part: bool = False
+    """A file of general text, which has a row of its own as well."""
 
     def change(self, metric: Metric) -> Measurement | None:
         return next((each for each in self.changes if each.metric == metric), None)
@@ -48,10 +50,15 @@ def compare(measured: Iterable[Measurement]) -> tuple[Row, ...]:
     for each in measured:
         found.setdefault((each.kind, each.name), []).append(each)
     rows = [
-        Row("general text" if kind == "general" else name, kind, each[0].rows, each[0].groups, tuple(each))
+        Row(_shown(kind, name), kind, each[0].rows, each[0].groups, tuple(each), part="/" in name)
         for (kind, name), each in found.items()
     ]
     return tuple(sorted(rows, key=lambda row: _ORDER.index(row.kind)))
+
+
+def _shown(kind: DataKind, name: str) -> str:
+    """general/wiki is general text: wiki."""
+    return "general text" + ": ".join(["", *name.split("/", 1)[1:]]) if kind == "general" else name
 
 
 def headline(rows: tuple[Row, ...]) -> Row | None:
@@ -110,8 +117,10 @@ def _sentences(rows: tuple[Row, ...]) -> Iterator[str]:
     if parts:
         yield f"Of the slices it is {'; '.join(parts)}."
     for row in rows:
-        if row.kind == "general":
+        if row.kind == "general" and not row.part:
             yield f"On general text {_words(row.main, 'it')}."
+    if worse := [row.name.partition(": ")[2] for row in rows if row.part and row.verdict == "worse"]:
+        yield f"Of the files of general text it is worse on {', '.join(worse)}."
 
 
 def _words(change: Measurement, model: str) -> str:

@@ -17,7 +17,7 @@ _STYLE = {"better": "better", "worse": "worse"}
 
 def rows_of(report: RunRecord) -> tuple[Row, ...]:
     """Data sets with all metrics; with the main one alone in older records."""
-    return compare(report.measurements or report.evaluation.data)
+    return compare((*(report.measurements or report.evaluation.data), *report.sources))
 
 
 def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
@@ -41,7 +41,7 @@ def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
 def cards(rows: tuple[Row, ...]) -> Iterator[str]:
     if judged := headline(rows):
         yield from (_card(judged.name, change) for metric in METRICS[:2] if (change := judged.change(metric)))
-    yield from (_card(row.name, row.main) for row in rows if row.kind == "general")
+    yield from (_card(row.name, row.main) for row in rows if row.kind == "general" and not row.part)
 
 
 def changes(rows: tuple[Row, ...]) -> str:

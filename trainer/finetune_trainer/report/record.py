@@ -137,6 +137,9 @@ class RunRecord(ApiModel):
     measurements: tuple[Measurement, ...] = Field(
         (), description="By all metrics; evaluation has the main one of each data set."
     )
+    sources: tuple[Measurement, ...] = Field(
+        (), description="General text of several files: each by its main metric, as general/FILE."
+    )
     reliability: tuple[ReliabilityPoint, ...] = ()
     against: tuple[SliceAgainst, ...] = Field(
         (), description="Each slice against each reference, with evaluation.references."

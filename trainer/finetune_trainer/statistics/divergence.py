@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from finetune_trainer.statistics.differences import ALPHA, too_few
+from finetune_trainer.statistics.differences import ALPHA, Measure, too_few
 from finetune_trainer.statistics.intervals import independent_groups, residual_error, totals
 from finetune_trainer.statistics.quantiles import t_quantile
+
+KL_TO_BASE = Measure(name="klToBase", higher_is_better=False, margin=0.0, unit="nats per token", judged=False)
+"""Two models' divergences, each from its own base model, on the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ def record_of(
         plan=setup.resolved,
         evaluation=evidence.evaluation(release.results),
         measurements=evidence.measurements,
+        sources=evidence.sources,
         reliability=_reliability(evidence),
         against=tuple(_against(evidence)),
         answers=generated.samples if generated is not None else (),

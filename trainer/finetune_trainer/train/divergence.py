@@ -17,7 +17,7 @@ from finetune_api.status import Divergence
 from finetune_trainer.data.pack import MicroBatch
 from finetune_trainer.methods.base import Attached, SwitchesOff
 from finetune_trainer.statistics.divergence import per_token
-from finetune_trainer.transfer.evaluate import Array, summed_by_row
+from finetune_trainer.transfer.evaluate import Array, Floats, summed_by_row
 from finetune_trainer.transfer.evidence import Subject, digests
 
 from .loop import Trainer
@@ -43,8 +43,9 @@ def rows_of_the_task(subjects: Sequence[Subject]) -> Subject | None:
     return found.get("test") or found.get("validation")
 
 
-def divergence(trainer: Trainer, attached: Attached, subject: Subject) -> Divergence:
-    """Collective. Stopped when a rank was asked to stop, InvalidSpec for a method without a switch to the base."""
+def divergence(trainer: Trainer, attached: Attached, subject: Subject) -> tuple[Divergence, Floats]:
+    """(the mean, the sum of each row (rows,)). Collective. Stopped when a rank was asked to stop, InvalidSpec for a
+    method without a switch to the base."""
     if not isinstance(attached, SwitchesOff):
         raise FinetuneError(
             Reason.InvalidSpec,
@@ -65,7 +66,7 @@ def divergence(trainer: Trainer, attached: Attached, subject: Subject) -> Diverg
     finally:
         network.train()
     found = per_token(nats, corpus.targets, groups=digests(corpus)[1])
-    return Divergence(
+    told = Divergence(
         name="test" if subject.kind == "test" else "validation",
         value=found.value,
         low=found.low,
@@ -73,3 +74,4 @@ def divergence(trainer: Trainer, attached: Attached, subject: Subject) -> Diverg
         rows=found.rows,
         groups=found.groups,
     )
+    return told, nats

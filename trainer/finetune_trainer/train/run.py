@@ -137,8 +137,9 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     )
     if setup.spec.evaluation.kl_to_base and (task := rows_of_the_task(found.subjects)) is not None:
         reporter.phase("evaluating", "measuring KL to the base")
-        apart = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
-        found = replace(found, divergence=apart)
+        mean, nats = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
+        measured = tuple(replace(each, apart=nats) if each is task else each for each in found.subjects)
+        found = replace(found, subjects=measured, divergence=mean)
     answers = _stoppable(setup, state, answering.judged)
     return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
 

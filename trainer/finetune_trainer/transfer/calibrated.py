@@ -17,7 +17,7 @@ from finetune_api.status import Calibration, CalibrationScores
 from finetune_trainer.statistics import calibration
 from finetune_trainer.statistics.differences import Difference
 
-from .records import BASE, TUNED, DataSet, Records, matched
+from .records import BASE, TUNED, DataSet, Records, groups_of, matched
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def difference(base: Records, tuned: Records, labels: tuple[str, ...], *, compar
     if before is None or after is None:
         return None
     return calibration.calibration_difference(
-        before[0], after[0], before[1], groups=base.group, comparisons=comparisons
+        before[0], after[0], before[1], groups=groups_of(base, tuned), comparisons=comparisons
     )
 
 

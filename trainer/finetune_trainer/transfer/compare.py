@@ -2,22 +2,42 @@
 
 Data sets are matched by name, rows by digest. Intervals of slices are adjusted for the number of slices, and slices on
 which the second model is worse are flagged (negative transfer). A data set of classifications is compared by its
-calibration too.
+calibration too, general text file by file, generated answers by their scores and by how varied they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import DataKind
+from finetune_api.generated_text import Collapse, Generation
+from finetune_api.status import Calibration, DataKind, Divergence, ScalePoint
 from finetune_trainer.statistics.differences import Difference
+from finetune_trainer.statistics.divergence import KL_TO_BASE, per_token
 from finetune_trainer.statistics.paired import Paired, difference
 from finetune_trainer.statistics.transfer import Transfer, negative_transfer
 
+from .calibrated import calibrated
 from .calibrated import difference as calibration_difference
-from .records import JUDGED, TUNED, DataSet, Records, matched, measures, overlap, paired
+from .evidence import source_name
+from .generated.evidence import collapse as collapse_of
+from .generated.evidence import compared
+from .generated.files import AnswerRecords
+from .records import (
+    BASE,
+    JUDGED,
+    SCALE,
+    TUNED,
+    DataSet,
+    Records,
+    by_source,
+    matched,
+    measures,
+    overlap,
+    paired,
+    scaled,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +47,8 @@ class Side:
     uri: str
     data: Mapping[tuple[DataKind, str], DataSet]
     model: str = TUNED
+    answers: Mapping[str, AnswerRecords] = field(default_factory=dict)
+    """Generated ones, by data set."""
 
     @property
     def measured(self) -> frozenset[tuple[DataKind, str]]:
@@ -51,7 +73,14 @@ class Line:
 class Comparison:
     lines: tuple[Line, ...]
     left_out: tuple[str, ...]
-    """Data sets that only one side measured, and which."""
+    """What only one side measured, and which."""
+    calibration: Calibration | None = None
+    generation: Generation | None = None
+    collapse: Collapse | None = None
+    divergence: Divergence | None = None
+    """Of the second model from its base."""
+    scales: tuple[ScalePoint, ...] = ()
+    """Of the second artifact's adapter, on the rows that chose its scale."""
 
 
 def compare(first: Side, second: Side, *, only: frozenset[str] = frozenset()) -> Comparison:
@@ -72,13 +101,22 @@ def compare(first: Side, second: Side, *, only: frozenset[str] = frozenset()) ->
     slices = [key for key in common if key[0] == "slice"]
     mains = {(key[1], "first"): _main(key, first, second) for key in slices}
     transfers: dict[tuple[DataKind, str], Transfer] = {("slice", each.slice): each for each in negative_transfer(mains)}
+    answered, generation, collapse = _answers(first, second, only)
     return Comparison(
         lines=tuple(line for key in common for line in _lines(key, first, second, len(slices), transfers.get(key))),
-        left_out=tuple(
-            f"{_shown(key)}: measured in {'the first' if key in first.measured else 'the second'} alone"
-            for key in _sorted(first.measured ^ second.measured)
-            if not only
+        left_out=(
+            *(
+                f"{_shown(key)}: measured in {'the first' if key in first.measured else 'the second'} alone"
+                for key in _sorted(first.measured ^ second.measured)
+                if not only
+            ),
+            *answered,
         ),
+        calibration=_figures(common, first, second),
+        generation=generation,
+        collapse=collapse,
+        divergence=next((each for key in common if (each := _apart(key, second)) is not None), None),
+        scales=_scales(second.data),
     )
 
 
@@ -96,9 +134,86 @@ def _lines(key: tuple[DataKind, str], first: Side, second: Side, slices: int, tr
     ]
     if (calibrated := _calibration(key, first, second, one, other, comparisons)) is not None:
         found.append(calibrated)
+    if other.kl is not None and (one.kl is not None or first.model == BASE):
+        found.append(difference(paired(one, other, KL_TO_BASE), comparisons=comparisons))
     main, *others = found
     lines = [Line(name=name, kind=kind, difference=main, transfer=transfer)]
-    return lines + [Line(name=name, kind=kind, difference=each) for each in others]
+    lines += [Line(name=name, kind=kind, difference=each) for each in others]
+    sources = by_source(one, other, main.measure) if kind == "general" else {}
+    return lines + [
+        Line(name=source_name(file), kind=kind, difference=difference(part, comparisons=len(sources)))
+        for file, part in sources.items()
+    ]
+
+
+def _figures(common: list[tuple[DataKind, str]], first: Side, second: Side) -> Calibration | None:
+    """As in status.evaluation; None where rows are not classifications of the same labels."""
+    sets = [
+        DataSet(
+            name=key[1], kind=key[0], labels=second.data[key].labels,
+            models={BASE: first.records(key), TUNED: second.records(key)},
+        )
+        for key in common
+        if key[0] != "slice" and first.data[key].labels == second.data[key].labels
+    ]  # fmt: skip
+    found = calibrated(sets)
+    return found.told if found is not None else None
+
+
+def _apart(key: tuple[DataKind, str], side: Side) -> Divergence | None:
+    kind, records = key[0], side.records(key).sorted()
+    if records.kl is None or kind not in ("test", "validation"):
+        return None
+    found = per_token(records.kl, records.tokens, groups=records.group.tolist())
+    return Divergence(
+        name=kind, value=found.value, low=found.low, high=found.high, rows=found.rows, groups=found.groups
+    )
+
+
+def _answers(
+    first: Side, second: Side, only: frozenset[str]
+) -> tuple[tuple[str, ...], Generation | None, Collapse | None]:
+    """(what cannot be compared, scores of the answers, how varied they are)."""
+    name = next((name for name in ("test", "validation") if name in first.answers and name in second.answers), None)
+    if name is None or (only and name not in only):
+        return (), None, None
+    one, other = first.answers[name], second.answers[name]
+    if not (first.model in one.answers and second.model in other.answers):
+        return (), None, None
+    shared = len(set(one.prompts.rows) & set(other.prompts.rows))
+    if one.prompts.rows != other.prompts.rows:
+        counts = f"{len(one.prompts)} prompts in the first and {len(other.prompts)} in the second, {shared} in both"
+        return (f"generated answers: {counts}",), None, None
+    generation = compared(other.prompts, one.scores[first.model], other.scores[second.model])
+    references = [[each.tolist() for each in side.prompts.references] for side in (one, other)]
+    if references[0] != references[1] or not any(references[0]):
+        return ("variety of generated text: the models cut the references into other tokens",), generation, None
+    return (), generation, collapse_of(other.prompts, one.answers[first.model], other.answers[second.model])
+
+
+def _scales(data: Mapping[tuple[DataKind, str], DataSet]) -> tuple[ScalePoint, ...]:
+    """The curve of the scale sweep without its verdicts, which depend on the job's guards; empty without one."""
+    gains, rises = (_by_scale(data, kind) for kind in ("validation", "general"))
+    return tuple(
+        ScalePoint(scale=scale, gain=gains.get(scale), forgetting=rises.get(scale))
+        for scale in sorted({*gains, *rises})
+    )
+
+
+def _by_scale(data: Mapping[tuple[DataKind, str], DataSet], kind: str) -> dict[float, float]:
+    """By scale: how much better the validation rows are than those of the base model, how much worse general text."""
+    found: dict[float, float] = {}
+    for key, each in data.items():
+        origin = each.models.get(scaled(0))
+        if key[0] != kind or origin is None:
+            continue
+        for model, records in each.models.items():
+            if model.startswith(SCALE):
+                one, other = matched(origin, records)
+                change = difference(paired(one, other, measures(one, other, kind=key[0])[0]))
+                improves = change.measure.higher_is_better == (kind == "validation")
+                found[float(model.removeprefix(SCALE))] = (change.difference or 0.0) * (1 if improves else -1)
+    return found
 
 
 def _calibration(

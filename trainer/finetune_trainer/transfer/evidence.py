@@ -20,7 +20,20 @@ from finetune_trainer.statistics.paired import difference
 
 from .calibrated import Calibrated, calibrated
 from .evaluate import Measured, likeliest
-from .records import BASE, JUDGED, TUNED, DataSet, Records, matched, measures, of_rows, paired, scaled
+from .records import (
+    BASE,
+    JUDGED,
+    TUNED,
+    DataSet,
+    Floats,
+    Records,
+    by_source,
+    matched,
+    measures,
+    of_rows,
+    paired,
+    scaled,
+)
 from .references import Against, References, against, flagged
 
 SLICE = "slice/"
@@ -41,6 +54,8 @@ class Subject:
     """The rows that chose the adapter's scale; base and tuned model are of the other ones."""
     tried: Mapping[float, Measured] = field(default_factory=dict)
     """By scale, on these."""
+    apart: Floats | None = None
+    """(rows,): KL(base || tuned) of each, where it was measured."""
 
     def measured_as(self, tuned: Measured) -> Subject:
         return replace(self, tuned=tuned)
@@ -65,6 +80,8 @@ class Subject:
         given = {BASE: self.base, TUNED: self.tuned}
         labels = labels if self.corpus.choices else ()
         models = {model: records_of(self.corpus, m, labels) for model, m in given.items() if isinstance(m, Measured)}
+        if self.apart is not None and TUNED in models:
+            models[TUNED] = replace(models[TUNED], kl=self.apart)
         if self.tried_on is not None:
             models |= {scaled(scale): records_of(self.tried_on, m, labels) for scale, m in self.tried.items()}
         return DataSet(name=self.name, kind=self.kind, models=models, labels=labels)
@@ -91,6 +108,7 @@ def records_of(corpus: Corpus, measured: Measured, labels: tuple[str, ...]) -> R
     """One for each row of the corpus. Bytes are 0 where nats are not of text."""
     rows, groups = digests(corpus)
     choices, nats = corpus.choices, measured.labels
+    files, sources = (corpus.marks.files, corpus.marks.sources) if corpus.marks is not None else ((), None)
     sized = measured.scores.bits_per_byte is not None
     answers = None if choices is None or nats is None else likeliest(corpus, nats)
     return of_rows(
@@ -103,6 +121,7 @@ def records_of(corpus: Corpus, measured: Measured, labels: tuple[str, ...]) -> R
         label=None if choices is None or answers is None else [labels[gold] for gold in choices.gold],
         prediction=None if answers is None else [labels[index] for index in answers],
         label_nats=None if answers is None else nats,
+        source=None if sources is None else [files[at] for at in sources],
     )
 
 
@@ -118,6 +137,8 @@ class Evidence:
     generation: Generation | None = None
     collapse: Collapse | None = None
     divergence: Divergence | None = None
+    sources: tuple[Measurement, ...] = ()
+    """General text by its files, where there are several."""
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
@@ -143,8 +164,13 @@ def evidence_of(
     both = [subject for subject in given if isinstance(subject.base, Measured) and subject.tuned is not None]
     sets = [subject.data_set(labels) for subject in both if subject.corpus.choices and subject.kind != "slice"]
     slices = [subject.data_set(labels) for subject in both if subject.kind == "slice"]
+    general = [subject.data_set(labels) for subject in both if subject.kind == "general"]
     return Evidence(
-        measurements(given, labels), calibrated(sets) if labels else None, scale, against(slices, references)
+        measurements(given, labels),
+        calibrated(sets) if labels else None,
+        scale,
+        against(slices, references),
+        sources=tuple(each for data in general for each in _sources(data)),
     )
 
 
@@ -156,6 +182,19 @@ def measurements(given: tuple[Subject, ...], labels: tuple[str, ...] = ()) -> tu
         for subject in given
         for each in _measured(subject, labels, comparisons=slices if subject.kind == "slice" else 1)
     )
+
+
+def _sources(general: DataSet) -> Iterator[Measurement]:
+    """By the main metric; the intervals are adjusted for the number of files."""
+    base, tuned = matched(general.models[BASE], general.models[TUNED])
+    found = by_source(base, tuned, measures(base, tuned, kind="general")[0])
+    for name, part in found.items():
+        yield of_difference(difference(part, comparisons=len(found)), source_name(name), "general")
+
+
+def source_name(file: str) -> str:
+    """Of a file of general text among the data sets."""
+    return f"general/{file}"
 
 
 def main_metrics(all_metrics: tuple[Measurement, ...]) -> tuple[Measurement, ...]:

@@ -12,6 +12,8 @@
     label       string   the right label; null where the row is not a classification
     prediction  string   the likeliest label, or the generated text; null where there is none
     labelNats   list     of double: nats of each label's answer, in the order of the labels; null as for label
+    kl          double   KL(base || model) of the trained tokens, summed; null where it was not measured
+    source      string   the file of general text, where there are several; else null
 
 Windows of a long document are one record each, with the document as their group. The file's metadata has the schema's
 version, the data set's name and kind, and the labels. Rows are sorted, so the file depends on no order of ranks.
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import DataKind
 from finetune_trainer.statistics.differences import Measure
+from finetune_trainer.statistics.divergence import KL_TO_BASE
 from finetune_trainer.statistics.paired import ACCURACY, BITS_PER_BYTE, LOSS, SCORE, Paired
 
 FOLDER = "evaluation/"
@@ -40,11 +43,13 @@ ANSWERS = f"{FOLDER}generated/"
 ENDING = ".parquet"
 VERSION = 1
 _METADATA = b"finetune.dev/records"
+_LATER = ("kl", "source")
+"""Columns that files of earlier releases do not have."""
 
 Floats = NDArray[np.float64]
 Strings = NDArray[np.str_]
 
-BASE, TUNED = "base", "tuned"
+BASE, TUNED, SCALE = "base", "tuned", "scale/"
 
 JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice")
 """Kinds of data sets in the order in which they are judged."""
@@ -52,7 +57,7 @@ JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice")
 
 def scaled(scale: float) -> str:
     """The name of the model whose adapter is applied at `scale` (1: as trained)."""
-    return f"scale/{scale:g}"
+    return f"{SCALE}{scale:g}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +74,8 @@ class Records:
     prediction: Strings | None = None
     label_nats: Floats | None = None
     """(rows, labels)"""
+    kl: Floats | None = None
+    source: Strings | None = None
 
     def __post_init__(self) -> None:
         for name, column in vars(self).items():
@@ -100,6 +107,8 @@ def of_rows(
     label: Iterable[str] | None = None,
     prediction: Iterable[str] | None = None,
     label_nats: Floats | None = None,
+    kl: Floats | None = None,
+    source: Iterable[str] | None = None,
 ) -> Records:
     """Records from plain sequences. ValueError where their lengths differ."""
     digests = np.array(list(row), np.str_)
@@ -113,6 +122,8 @@ def of_rows(
         label=None if label is None else np.array(list(label), np.str_),
         prediction=None if prediction is None else np.array(list(prediction), np.str_),
         label_nats=None if label_nats is None else np.asarray(label_nats, np.float64),
+        kl=None if kl is None else np.asarray(kl, np.float64),
+        source=None if source is None else np.array(list(source), np.str_),
     )
 
 
@@ -164,7 +175,8 @@ def decode(content: bytes, *, where: str = "the records") -> DataSet:
                 f"{where} has version {note['version']} of the record format; this program reads version {VERSION}",
                 "Use the version of finetune that wrote the artifact, or a later one.",
             )
-        columns = {name: table.column(name) for name in _schema().names}
+        lacking = {name: pyarrow.nulls(len(table)) for name in _LATER if name not in table.column_names}
+        columns = {name: lacking[name] if name in lacking else table.column(name) for name in _schema().names}
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
         raise FinetuneError(
             Reason.DataUnreadable, f"{where} is not a file of evaluation records ({error})", "Measure the model again."
@@ -192,15 +204,25 @@ def measures(first: Records, second: Records, *, kind: DataKind) -> tuple[Measur
     return tuple(found)
 
 
+def groups_of(first: Records, second: Records) -> Strings:
+    """Of the same rows in the same order: those of the one that has fewer."""
+    return min((first.group, second.group), key=lambda each: len(np.unique(each)))
+
+
 def paired(first: Records, second: Records, measure: Measure) -> Paired:
     """first as base, second as tuned; both in the order of the same rows, as `matched` gives them. Where only one was
     measured with groups, these count."""
-    group = min((first.group, second.group), key=lambda each: len(np.unique(each)))
+    group = groups_of(first, second)
     groups = group if len(np.unique(group)) < len(first) else None
     if measure in (ACCURACY, SCORE):
         assert first.score is not None
         assert second.score is not None
         return Paired.of(measure, base=first.score, tuned=second.score, groups=groups)
+    if measure == KL_TO_BASE:
+        assert second.kl is not None
+        before = np.zeros(len(first)) if first.kl is None else first.kl
+        weights, light = second.tokens, first.tokens
+        return Paired.of(measure, base=before, tuned=second.kl, weights=weights, base_weights=light, groups=groups)
     if measure == BITS_PER_BYTE:
         weights = second.bytes * np.log(2)
         return Paired.of(measure, base=first.nats, tuned=second.nats, weights=weights, groups=groups)
@@ -212,6 +234,14 @@ def paired(first: Records, second: Records, measure: Measure) -> Paired:
         base_weights=first.tokens,
         groups=groups,
     )
+
+
+def by_source(first: Records, second: Records, measure: Measure) -> dict[str, Paired]:
+    """General text of several files, file by file; as for `paired`. Empty where it is of one."""
+    if second.source is None:
+        return {}
+    parts = {name: np.flatnonzero(second.source == name) for name in np.unique(second.source).tolist()}
+    return {name: paired(first.take(rows), second.take(rows), measure) for name, rows in parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +303,8 @@ def _schema() -> Any:
             ("label", text),
             ("prediction", text),
             ("labelNats", pyarrow.list_(number)),
+            ("kl", number),
+            ("source", text),
         ]
     )
 
@@ -282,6 +314,8 @@ def _table(pyarrow: Any, schema: Any, model: str, records: Records) -> Any:
         **{name: getattr(records, name) for name in ("row", "group", "nats", "bytes", "tokens", "score", "label")},
         "prediction": records.prediction,
         "labelNats": None if records.label_nats is None else list(records.label_nats),
+        "kl": records.kl,
+        "source": records.source,
         "model": [model] * len(records),
     }
     empty = [None] * len(records)
@@ -313,4 +347,6 @@ def _records(columns: Mapping[str, Any], mine: NDArray[np.bool_]) -> Records:
         label=optional("label", np.str_),
         prediction=optional("prediction", np.str_),
         label_nats=optional("labelNats", np.float64),
+        kl=optional("kl", np.float64),
+        source=optional("source", np.str_),
     )

@@ -11,7 +11,7 @@ half that judged its scale), and what is compared is what both have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,16 +51,24 @@ def read_records(folder: Folder) -> dict[tuple[DataKind, str], DataSet]:
     """Every file of records of an artifact. NotFound without a manifest, DataUnreadable where a file is not the one
     that it names."""
     found = {}
+    for path, content in record_files(folder):
+        if not path.startswith(ANSWERS):
+            read = decode(content, where=f"{folder.uri}/{path}")
+            found[read.kind, read.name] = read
+    return found
+
+
+def record_files(folder: Folder) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of all files of records. NotFound without a manifest, DataUnreadable where a file is not the one
+    that it names."""
     for path, entry in read_manifest(folder).files.items():
-        if not (path.startswith(FOLDER) and path.endswith(ENDING)) or path.startswith(ANSWERS):
+        if not (path.startswith(FOLDER) and path.endswith(ENDING)):
             continue
         content = folder.read(path)
         if digest_of(content) != entry.digest:
             message = f"{folder.uri}/{path} is not the file that the artifact's manifest names"
             raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {folder.uri}`.")
-        read = decode(content, where=f"{folder.uri}/{path}")
-        found[read.kind, read.name] = read
-    return found
+        yield path, content
 
 
 def references_of(asked: Iterable[Reference], slices: Mapping[str, Corpus]) -> dict[str, dict[str, Records]]:

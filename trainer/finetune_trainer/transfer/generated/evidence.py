@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 Decode = Callable[[tuple[int, ...]], str]
 Scored = Mapping[GenerationMetric, Floats]
 """By metric, (prompts,)."""
+Texts = Sequence[Sequence[int]]
 
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
 FLIPS = 10
@@ -90,17 +91,21 @@ def generated(written: Written, *, bound: float | None) -> Generated:
     base = written.scored(written.base["greedy"]) if written.base else {}
     tuned = written.scored(written.tuned["greedy"])
     prompts = written.prompts
-    told = Generation(
+    return Generated(
+        told=compared(prompts, base, tuned),
+        collapse=collapse(prompts, written.base, written.tuned, DEFAULT_BOUND if bound is None else bound),
+        samples=tuple(_samples(written, base, tuned)),
+        written=written,
+    )
+
+
+def compared(prompts: Prompts, base: Scored, tuned: Scored) -> Generation:
+    """Scores of greedy answers; without a difference for metrics that base lacks."""
+    return Generation(
         name=prompts.name,
         rows=len(prompts),
         groups=len(set(prompts.groups)),
         scores=tuple(_score(name, base.get(name), values, prompts) for name, values in tuned.items()),
-    )
-    return Generated(
-        told=told,
-        collapse=_collapse(written, DEFAULT_BOUND if bound is None else bound),
-        samples=tuple(_samples(written, base, tuned)),
-        written=written,
     )
 
 
@@ -122,13 +127,13 @@ def _score(name: GenerationMetric, base: Floats | None, tuned: Floats, prompts: 
     )
 
 
-def _collapse(written: Written, bound: float) -> Collapse:
+def collapse(prompts: Prompts, base: Answered, tuned: Answered, bound: float = DEFAULT_BOUND) -> Collapse:
     """Violated if a figure dropped by more than the bound, from the base model and from the references."""
-    rows = len(written.prompts)
-    endings = tuple(_ending(mode, written) for mode in MODES if mode in written.base)
-    if not written.base or too_few(rows=rows, groups=len(set(written.prompts.groups))):
+    rows = len(prompts)
+    endings = tuple(_ending(mode, base[mode], tuned[mode]) for mode in MODES if mode in base)
+    if not base or too_few(rows=rows, groups=len(set(prompts.groups))):
         return Collapse(verdict="inconclusive", bound=bound, rows=rows, endings=endings)
-    drops = {mode: tuple(_drops(written, mode)) for mode in MODES}
+    drops = {mode: tuple(_drops(prompts, base[mode].tokens, tuned[mode].tokens)) for mode in MODES}
     figures = tuple(
         CollapseFigure(
             name=_FIGURES[drop.name],
@@ -149,22 +154,19 @@ def _collapse(written: Written, bound: float) -> Collapse:
     )  # fmt: skip
 
 
-def _drops(written: Written, mode: Mode) -> Iterator[Drop]:
+def _drops(prompts: Prompts, base: Texts, tuned: Texts) -> Iterator[Drop]:
     """Of each figure the smaller of two drops: from the base model's texts, cut to the same length, and from the whole
     reference answers. What answers like the references is varied enough, however much more the base model said."""
-    tuned = written.tuned[mode].tokens
-    alpha = bonferroni(ALPHA, len(MODES))
-    groups = written.prompts.groups
-    from_base = relative_drops(list(zip(written.base[mode].tokens, tuned, strict=True)), alpha=alpha, groups=groups)
-    references = [tuple(each.tolist()) for each in written.prompts.references]
+    alpha, groups = bonferroni(ALPHA, len(MODES)), prompts.groups
+    from_base = relative_drops(list(zip(base, tuned, strict=True)), alpha=alpha, groups=groups)
+    references = [tuple(each.tolist()) for each in prompts.references]
     answered = list(zip(references, tuned, strict=True))
     from_references = relative_drops(answered, alpha=alpha, cut=False, groups=groups)
     for first, second in zip(from_base, from_references, strict=True):
         yield min(first, second, key=lambda drop: drop.value)
 
 
-def _ending(mode: Mode, written: Written) -> Ending:
-    base, tuned = written.base[mode], written.tuned[mode]
+def _ending(mode: Mode, base: Answers, tuned: Answers) -> Ending:
     return Ending(
         mode=mode,
         base_length=_mean([len(each) for each in base.tokens]),

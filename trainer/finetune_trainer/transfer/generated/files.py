@@ -6,7 +6,7 @@
     model       string   base or tuned
     mode        string   greedy or sampled
     answer      string   the text; tokens: list of int32; stopped: bool, whether the model ended it by itself
-    reference   string   the row's own answer
+    reference   string   the row's own answer; referenceTokens: list of int32
     <metric>    double   of greedy answers, each metric of evaluation.generate.metrics; null for sampled ones
 
 Rows are sorted, so the file depends on no order of ranks.
@@ -15,12 +15,74 @@ Rows are sorted, so the file depends on no order of ranks.
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
+import numpy as np
+
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.generation import GenerationMetric
 from finetune_trainer.transfer.records import ANSWERS, ENDING
 
-from .answers import Answers
-from .evidence import MODES, Written
+from .answers import Answered, Answers
+from .evidence import MODES, Scored, Written
+from .prompts import Name, Prompts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswerRecords:
+    """What a file has, in the order of the prompts' digests."""
+
+    prompts: Prompts
+    """Without the tokens of the prompts; without references where an earlier release wrote none."""
+    answers: Mapping[str, Answered]
+    """By model."""
+    scores: Mapping[str, Scored]
+    """By model, of its greedy answers."""
+
+
+def read_answers(content: bytes, *, name: str, where: str) -> AnswerRecords:
+    """DataUnreadable where the content is not such a file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+        rows.sort(key=lambda row: (row["row"], row["group"], row["tokens"]))
+        models = dict.fromkeys(row["model"] for row in rows)
+        by = {
+            (model, mode): [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
+            for model in models
+            for mode in MODES
+        }
+        first = next(each for each in by.values() if each)
+        return AnswerRecords(
+            prompts=Prompts(
+                name=cast(Name, name),
+                tokens=tuple(np.zeros(0, np.int32) for _ in first),
+                references=tuple(np.array(row.get("referenceTokens") or (), np.int32) for row in first),
+                rows=tuple(row["row"] for row in first),
+                groups=tuple(row["group"] for row in first),
+            ),
+            answers={
+                model: {mode: _answers(by[model, mode]) for mode in MODES if by[model, mode]} for model in models
+            },
+            scores={
+                model: {metric: np.array([row[metric] for row in by[model, "greedy"]], np.float64)
+                        for metric in cast("tuple[GenerationMetric, ...]", get_args(GenerationMetric))
+                        if metric in first[0]}
+                for model in models
+            },
+        )  # fmt: skip
+    except (pyarrow.ArrowException, KeyError, ValueError, TypeError, StopIteration) as error:
+        raise FinetuneError(
+            Reason.DataUnreadable, f"{where} is not a file of answers ({error!r})", "Measure the model again."
+        ) from error
+
+
+def _answers(rows: list[dict[str, Any]]) -> Answers:
+    return Answers(tuple(tuple(row["tokens"]) for row in rows), tuple(bool(row["stopped"]) for row in rows))
 
 
 def answer_files(written: Written) -> dict[str, bytes | Any]:
@@ -35,6 +97,7 @@ def answer_files(written: Written) -> dict[str, bytes | Any]:
             ("tokens", pyarrow.list_(pyarrow.int32())),
             ("stopped", pyarrow.bool_()),
             ("reference", pyarrow.string()),
+            ("referenceTokens", pyarrow.list_(pyarrow.int32())),
             *((name, pyarrow.float64()) for name in metrics),
         ]
     )
@@ -63,6 +126,7 @@ def _rows(written: Written, model: str, mode: str, answers: Answers) -> list[dic
             "tokens": answers.tokens[at],
             "stopped": answers.stopped[at],
             "reference": written.decode(tuple(prompts.references[at].tolist())),
+            "referenceTokens": prompts.references[at].tolist(),
             **{name: float(values[at]) for name, values in scores.items()},
         }
         for at, text in enumerate(written.texts(answers))
