@@ -10,6 +10,9 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support.chromium import NAMES as BROWSERS
+from tests.support.chromium import browser
+
 from . import build
 from .process import bare_environment
 from .state import Paths
@@ -17,6 +20,7 @@ from .state import Paths
 Missing = list[str]
 DEBIAN_PACKAGES = {  # what is looked for -> the package that has it
     "Python.h": "python3-dev",  # training.compile compiles against it, by g++
+    "chromium-headless-shell": "chromium-headless-shell",  # opens the report; any Chromium will do
     "g++": "g++",
     "gcc": "gcc",
     "ip": "iproute2",
@@ -87,11 +91,11 @@ def install_debian_packages(*, say: Callable[[str], None] = print) -> None:
     )  # fmt: skip
     if obstacle:
         command = f"apt-get update && apt-get install -y --no-install-recommends {' '.join(lacking)}"
-        say(f"rig: tests with pods need {', '.join(lacking)} ({obstacle}, so not installed). As root: {command}")
+        needed = ", ".join(lacking)
+        say(f"rig: tests with pods and a browser need {needed} ({obstacle}, so not installed). As root: {command}")
         return
-    say(
-        f"rig: installing {', '.join(lacking)} for tests with pods, about half a minute (FINETUNE_NO_APT=1 prevents it)"
-    )
+    what = f"{', '.join(lacking)} for tests with pods and a browser"
+    say(f"rig: installing {what}, about a minute (FINETUNE_NO_APT=1 prevents it)")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["apt-get", "update", "-qq"], install):
         done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -115,6 +119,8 @@ def _present(name: str) -> bool:
         return _has_libseccomp()
     if name == "Python.h":  # of the interpreter that runs the tests
         return (Path(sysconfig.get_path("include")) / name).exists()
+    if name in BROWSERS:
+        return browser() is not None
     return bool(shutil.which(name, path=bare_environment()["PATH"]))
 
 

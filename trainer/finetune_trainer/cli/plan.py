@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +90,7 @@ def show_plan(wish: Wish) -> int:
     planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)
+    answering = planner.answering(advice.row)
     ladder = forecast(spec, planner, planner.workload, labelled=is_labelled(spec)) if auto else None
     prices = read_prices(wish.prices) if wish.prices else None
     content: dict[str, Any] = {
@@ -115,8 +116,10 @@ def show_plan(wish: Wish) -> int:
         "exactBytes": exact(folder, planner) if wish.exact else None,
         "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
         "ladder": ladder.to_json() if ladder else None,
+        "generation": asdict(answering) if answering else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
+    text += f"\n\n{answering.told}" if answering else ""
     text += f"\n\n{forecast_text(ladder, spec)}" if ladder else ""
     print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK

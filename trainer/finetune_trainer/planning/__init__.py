@@ -9,6 +9,7 @@ spread   what a strategy leaves of the states on a process
 machine  what this machine has
 devices  what GPUs can do by their data sheets, and what this machine does
 speed    operations and bandwidths → seconds for a step
+answering  what generated answers cost
 table    all of it for each method and strategy: the rows of `finetune plan`
 advice   the row to begin with, and the smallest change that makes a job fit
 suits    whether the method can train the model, asked of the model's class

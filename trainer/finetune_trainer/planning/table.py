@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from finetune_api.methods import TRAITS, Method
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.strategy import SHARDABLE
+from finetune_trainer.planning.answering import Answering, answering
 from finetune_trainer.planning.batch import GPU_TOKENS, micro_batch_tokens, tokens_of_a_step
 from finetune_trainer.planning.devices import Device
-from finetune_trainer.planning.memory import Estimate, Precision, estimate, trained_parameters
+from finetune_trainer.planning.memory import Estimate, Precision, estimate, model_bytes, trained_parameters
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.speed import step_seconds
 from finetune_trainer.planning.spread import Spread
@@ -126,6 +127,28 @@ class Planner:
             return training.max_steps
         return math.ceil(self.workload.rows / training.batch_size) * training.epochs
 
+    @property
+    def between(self) -> float:
+        """Bandwidth between ranks, in bytes per second."""
+        return self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link)
+
+    def answering(self, recommended: Row | None) -> Answering | None:
+        """What generated answers cost with the job's strategy, where it names one, else with that of `recommended`.
+        None where nothing is generated."""
+        if self.spec.generates is None:
+            return None
+        kind = self.spec.strategy.type
+        spread = (
+            recommended.spread if kind == "auto" and recommended else self.spread("ddp" if kind == "auto" else kind)
+        )
+        return answering(
+            self.spec.generates,
+            weights=model_bytes(self.shape, self.spec.method, 2 if self.precision == "bfloat16" else 4),
+            device=self.device,
+            spread=spread,
+            network=self.between,
+        )
+
     def rows(self) -> list[Row]:
         """Each method with each strategy that can carry it; the job's own settings of its own method."""
         return [self.row(method, spread) for method in self._methods() for spread in self._spreads(method)]
@@ -150,7 +173,7 @@ class Planner:
             row=self.row_tokens,
             recomputed=self.spec.training.activation_checkpointing,
             optimizer=self.spec.training.optimizer,
-            network=self.device.link if self.spec.max_nodes == 1 else min(self.network, self.device.link),
+            network=self.between,
         )
         steps = self.steps
         if not method.traits.steps and self.workload.rows:  # one pass over the rows
