@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from .base import ApiModel, Rule
+from .fields import LIST_MAP, MAP_KEYS, DataUri, Name
 from .methods import AUTO, TRAITS, type_of
+
+
+class ConceptProbe(ApiModel):
+    """A question to each layer: does the label of a token follow from its state?"""
+
+    name: Name = Field(description="Name of the probe in reports.")
+    uri: DataUri = Field(description="Texts with labels for single tokens; see labels. Training rows are not needed.")
+    labels: Literal["file", "pythonTokens", "pythonNames"] = Field(
+        "file",
+        description="file: rows are {text, spans: [{start, end, label}]} with offsets in characters. pythonTokens, "
+        "pythonNames: rows are {text} with Python source, and the labels are made from it: the kind of each token, or "
+        "what each name is there (defined, parameter, keyword, called, attribute, assigned, read).",
+    )
 
 
 class Diagnostics(ApiModel):
@@ -17,6 +31,17 @@ class Diagnostics(ApiModel):
         "data.test, the validation rows) and on data.general, by unbiased CKA. Costs a pass over at most 4,096 tokens "
         "of each at the start of every attempt, and one at the end.",
     )
+    probes: Annotated[tuple[ConceptProbe, ...], Field(max_length=8)] = Field(
+        (),
+        description="Concept probes: a linear probe of each layer for labels of single tokens, with a control task, of "
+        "base and tuned model. Each costs a pass over at most 2,000 labelled tokens at the start of every attempt, and "
+        "one at the end.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+
+    @property
+    def asked(self) -> bool:
+        return self.similarity is not None or bool(self.probes)
 
 
 _COMPARED = tuple(method.name for method in TRAITS.values() if method.steps and method.virtual is None)

@@ -26,6 +26,7 @@ from finetune_trainer.train.token_states import gathered, layout_of, part_of_sta
 from tests.support import rank_processes
 from tests.support.local_runs import Workspace
 from tests.support.tiny_model import numbers_as_text
+from tests.support.tokenizers import write_jsonl
 from tests.support.training import BASE, CPU, LENGTHS, Place, disturb, documents, model, network
 
 pytestmark = pytest.mark.timeout(600)
@@ -77,10 +78,13 @@ def test_a_run_with_shards_reports_what_an_analysis_of_its_artifact_finds(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace(folder=tmp_path, files=files)
+    code = write_jsonl(
+        tmp_path / "code.jsonl", *({"text": f"def f{n}(a, b={n}):\n    return a * {n} + b"} for n in range(12))
+    )
     asked = workspace.manifest(
         strategy={"type": "fsdp"},
         method={"type": "lora", "lora": {"rank": 4, "layers": 1}},
-        diagnostics={"similarity": "cka"},
+        diagnostics={"similarity": "cka", "probes": [{"name": "code", "uri": code, "labels": "pythonTokens"}]},
     )
     asked["spec"]["data"] |= {"general": {"uri": numbers_as_text(tmp_path / "general.jsonl").as_uri()}}
     asked["spec"]["training"] |= {"learningRate": 0.02}
@@ -95,6 +99,10 @@ def test_a_run_with_shards_reports_what_an_analysis_of_its_artifact_finds(
     [note] = told["notes"]
     assert note.startswith("test is not compared layer by layer: it has")
     assert told["recommendations"]
+    [probe] = told["concepts"]
+    assert probe["labels"] == ["keyword", "name", "number", "operator"]
+    assert all(layer["accuracy"] > probe["majority"] for layer in probe["layers"])
+    assert [layer["accuracy"] == layer["tunedAccuracy"] for layer in probe["layers"][:2]] == [True, True]
     page = (output / "report.html").read_text()
     assert "<h2>Layers</h2>" in page
     assert "States on general" in page

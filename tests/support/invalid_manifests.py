@@ -42,6 +42,8 @@ BAD = (
         "diagnostics compare the layers of base and tuned model, and only method.type"),
     Bad("layers under deepspeed", {"spec.diagnostics": {"similarity": "cka"}, "spec.strategy": {"type": "deepspeed"}}, "spec",
         "diagnostics are not supported by strategy.type deepspeed"),
+    Bad("a probe for labels that nobody makes", {"spec.diagnostics": {"probes": [{"name": "a", "uri": "s3://corp/a.jsonl", "labels": "java"}]}},
+        "spec.diagnostics.probes[0].labels", "pythonTokens"),
     Bad("an unknown similarity", {"spec.diagnostics": {"similarity": "cosine"}}, "spec.diagnostics.similarity", "cka"),
     *(
         Bad(f"adapters beside method {kind}", {"spec.output.switchTest": ["s3://corp/a"], "spec.method": {"type": kind}}, "spec",

@@ -69,7 +69,13 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     (
         "a comparison of the layers, of a sharded model",
         {
-            "spec.diagnostics": {"similarity": "cka"},
+            "spec.diagnostics": {
+                "similarity": "cka",
+                "probes": [
+                    {"name": "pos", "uri": "s3://corp/pos.jsonl"},
+                    {"name": "code", "uri": "s3://corp/code.parquet", "labels": "pythonNames"},
+                ],
+            },
             "spec.method": {"type": "full"},
             "spec.strategy": {"type": "fsdp"},
         },

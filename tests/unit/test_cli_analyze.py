@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,22 @@ def test_without_general_text_and_labels_gradients_show_which_layers_would_move(
     assert held[2 - trained] >= 0.8
     assert trained == 2 or held[3 - trained] < 0.8
     assert "bitsPerByteRatio" not in told
+
+
+def test_a_concept_probe_has_its_table_and_its_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = [{"text": f"def f{n}(a, b={n}):\n    return a * {n} + b"} for n in range(12)]
+    probe = {"name": "code", "uri": write_jsonl(tmp_path / "code.jsonl", *code), "labels": "pythonTokens"}
+    file, page = _job(tmp_path, general=False, diagnostics={"probes": [probe]}), tmp_path / "page.html"
+    assert _analyze(file, tmp_path, "--save", str(page)) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^code: \d+ tokens of 12 rows, 4 labels; the most frequent one", told, re.MULTILINE)
+    assert "layer  accuracy  ± error  selectivity  random labels" in told
+    assert "random labels: " in page.read_text()
+    assert _analyze(file, tmp_path, "-o", "json") == 0
+    [found] = json.loads(capsys.readouterr().out)["concepts"]
+    assert found["labels"] == ["keyword", "name", "number", "operator"]
+    assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2]
+    assert found["layers"][0]["accuracy"] > found["majority"]
 
 
 def _tickets(count: int, *, known: bool = True, seed: int = 7) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune_api.data import Data, DataSource, TrainSource
-from finetune_api.diagnostics import Diagnostics
+from finetune_api.diagnostics import ConceptProbe, Diagnostics
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import RunPlan
@@ -28,6 +28,7 @@ from finetune_trainer.transfer.diagnostics.inside import inside
 from finetune_trainer.transfer.evaluate import Stopped
 from tests.support.small_report import record
 from tests.support.tiny_model import numbers_as_text, tiny_corpus, tiny_model
+from tests.support.tokenizers import write_jsonl
 from tests.support.training import CPU, plan_for
 
 LORA = Method(type="lora", lora=Lora(rank=4, layers=1))
@@ -36,7 +37,24 @@ LORA = Method(type="lora", lora=Lora(rank=4, layers=1))
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    return _plan(tmp_path, general=240, diagnostics=Diagnostics(similarity="cka"))
+    return _plan(tmp_path, general=240, diagnostics=Diagnostics(similarity="cka", probes=(_probe(tmp_path),)))
+
+
+def _probe(folder: Path) -> ConceptProbe:
+    """What was two tokens before."""
+    texts = [f"a{n}b{7 * n}c" * 3 for n in range(40)]
+    rows = [
+        {
+            "text": text,
+            "spans": [{"start": at, "end": at + 1, "label": _kind(text[at - 2])} for at in range(2, len(text))],
+        }
+        for text in texts
+    ]
+    return ConceptProbe(name="digits", uri=write_jsonl(folder / "digits.jsonl", *rows))
+
+
+def _kind(letter: str) -> str:
+    return "digit" if letter.isdigit() else "letter"
 
 
 def _plan(folder: Path, *, general: int, **spec: Any) -> RunPlan:
@@ -81,6 +99,10 @@ def test_an_attempt_that_resumes_compares_with_the_base_and_not_with_what_it_res
     assert found is not None
     [general] = found.similarity
     assert [each.cka == 1 for each in general.layers] == [True, True, False]
+    [(base, tuned)] = found.concepts
+    assert base.best.accuracy > base.majority + 0.05
+    assert base.layers[:2] == tuned.layers[:2]
+    assert base.layers[2] != tuned.layers[2]
     assert found.notes[0].startswith("validation is not compared layer by layer: it has")
 
 
@@ -110,6 +132,17 @@ def test_too_few_held_out_tokens_are_refused_before_anything_waits(
     check(_plan(tmp_path, general=4), cache=tmp_path / "cache")
 
 
+def test_a_probe_without_labels_is_refused_before_anything_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    probe = ConceptProbe(name="names", uri=f"file://{tmp_path}/general.jsonl", labels="pythonNames")
+    asked = _plan(tmp_path, general=15, diagnostics=Diagnostics(probes=(probe,)))
+    with pytest.raises(FinetuneError, match=r"diagnostics\.probes names: .* has 0 labelled spans") as refused:
+        check(asked, cache=tmp_path / "cache")
+    assert refused.value.reason is Reason.InvalidSpec
+
+
 def test_a_deep_model_is_compared_in_17_layers_with_the_first_and_the_last() -> None:
     assert compared_layers(2) == (0, 1, 2)
     assert compared_layers(30) == (*range(0, 30, 2), 30)
@@ -130,6 +163,9 @@ def test_the_report_has_a_chart_whose_numbers_can_be_read_aloud(plan: RunPlan, t
     [label] = [each for each in labels if each.startswith("unbiased CKA by layer")]
     assert "CKA: 1 at 0, 1 at 1" in label
     assert "documents permuted" in label
+    assert any("base: " in each and "tuned: " in each and "random labels: " in each for each in labels)
     page = "".join(root.itertext())
+    assert "digits (" in page
+    assert "; after tuning layer " in page
     assert "layers changed from 2 on" in page
     assert "guards.forgetting, and regularization.replay or klToBase" in page

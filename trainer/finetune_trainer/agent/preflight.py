@@ -96,6 +96,8 @@ def _leave(words: TerminationMessage, target: Path) -> int:
 def check(plan: RunPlan, *, cache: Path) -> None:
     """FinetuneError for the first thing that is wrong."""
     from finetune_trainer.data.embedding_check import check_embedded
+    from finetune_trainer.data.labelled import labelled
+    from finetune_trainer.data.tokenizer import Tokenizer
     from finetune_trainer.transfer.diagnostics.similarity import check_comparable
 
     spec = plan.spec
@@ -135,6 +137,10 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         )
     if spec.diagnostics.similarity:
         check_comparable({"test": datasets.test, "validation": datasets.validation, "general": datasets.general})
+    if spec.diagnostics.probes:
+        tokenizer = Tokenizer.load(model.path)
+        for probe in spec.diagnostics.probes:
+            labelled(probe, tokenizer, seed=spec.training.seed)
     if shape is not None:
         read = plan.model_copy(update={"spec": spec.model_copy(update={"given_data": data})})
         check_memory(read, shape, workload_of(datasets))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from finetune_trainer.report.layer_curves import Curves
     from finetune_trainer.train.diagnose import Subject
     from finetune_trainer.transfer.diagnostics.advice import Findings, Gradients
+    from finetune_trainer.transfer.diagnostics.concepts import Concept
     from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
     from finetune_trainer.transfer.diagnostics.shift import Shift
     from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
@@ -100,6 +101,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
         curve=curve,
         answers=answers,
+        concepts=_concepts(subject, spec, model.path),
         gradients=None if labelled else _gradients(subject, sets, spec),
         notes=tuple(_missing(sets, labelled=labelled)),
     )
@@ -192,6 +194,21 @@ def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[
         slices=slices,
     )  # fmt: skip
     return found, own_answers(subject.label_logs(part), found, gold, groups)
+
+
+def _concepts(subject: Subject, spec: FineTuneJobSpec, model: Path) -> tuple[Concept, ...]:
+    """Of diagnostics.probes, in the layers that a run would look at."""
+    from finetune_trainer.data.labelled import labelled
+    from finetune_trainer.data.tokenizer import Tokenizer
+    from finetune_trainer.train.diagnosing import compared_layers, fewer
+    from finetune_trainer.transfer.diagnostics.concepts import concept
+
+    layers, seed = compared_layers(subject.blocks), spec.training.seed
+    tokenizer, found = Tokenizer.load(model), []
+    for asked in spec.diagnostics.probes:
+        probe = labelled(asked, tokenizer, seed=seed, fewer=fewer(subject.model.hidden_size))
+        found.append(concept(probe, subject.token_states(probe.sample, layers), layers=layers, seed=seed))
+    return tuple(found)
 
 
 def _gradients(subject: Subject, sets: Datasets, spec: FineTuneJobSpec) -> Gradients:

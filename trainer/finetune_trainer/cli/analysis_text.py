@@ -11,6 +11,8 @@ from finetune_trainer.report.layer_curves import Curves
 from finetune_trainer.report.plots import Point
 from finetune_trainer.report.xy import Line
 from finetune_trainer.transfer.diagnostics.advice import Advice, Findings, Gradients
+from finetune_trainer.transfer.diagnostics.concepts import Concept
+from finetune_trainer.transfer.diagnostics.inside import concept_curve
 from finetune_trainer.transfer.diagnostics.probes import Curve, OwnAnswers
 from finetune_trainer.transfer.diagnostics.shift import Shift
 from finetune_trainer.transfer.diagnostics.vocabulary import Vocabulary
@@ -23,6 +25,7 @@ def as_json(found: Findings, advice: Sequence[Advice]) -> dict[str, Any]:
         **(_shift_json(found.shift) if found.shift else {}),
         **({"vocabulary": _vocabulary_json(found.vocabulary)} if found.vocabulary else {}),
         **({"layers": _curve_json(found.curve)} if found.curve else {}),
+        **({"concepts": [concept_curve(each).to_json() for each in found.concepts]} if found.concepts else {}),
         **({"gradients": _gradients_json(found.gradients)} if found.gradients else {}),
         **({"ownAnswers": _answers_json(found.answers)} if found.answers else {}),
         "notes": list(found.notes),
@@ -35,6 +38,7 @@ def as_text(found: Findings, advice: Sequence[Advice]) -> str:
         _shift_text(found.shift) if found.shift else "",
         _vocabulary_text(found.vocabulary) if found.vocabulary else "",
         _curve_text(found.curve) if found.curve else "",
+        *map(_concept_text, found.concepts),
         _gradients_text(found.gradients) if found.gradients else "",
         _answers_text(found.answers) if found.answers else "",
         "\n".join(found.notes),
@@ -45,6 +49,10 @@ def as_text(found: Findings, advice: Sequence[Advice]) -> str:
 
 def curves_of(found: Findings) -> list[Curves]:
     """The charts of the page."""
+    return [*_main_curves(found), *(concept_curve(each).curves for each in found.concepts)]
+
+
+def _main_curves(found: Findings) -> list[Curves]:
     if found.gradients is not None:
         held = tuple(Point(at + 1, value) for at, value in enumerate(found.gradients.held))
         share = Line(name="this block and those above it", points=held)
@@ -194,6 +202,22 @@ def _gradients_json(gradients: Gradients) -> dict[str, Any]:
         "heldFromHere": list(gradients.held),
         "trained": gradients.trained,
     }
+
+
+def _concept_text(found: Concept) -> str:
+    head = ("layer", "accuracy", "± error", "selectivity", "random labels")
+    lines = [
+        (
+            f"{each.layer}{' *' if each is found.best else ''}",
+            *(f"{100 * value:.1f} %" for value in (each.accuracy, each.error, each.selectivity, each.control)),
+        )
+        for each in found.layers
+    ]
+    lead = (
+        f"{found.name}: {found.tokens:,} tokens of {found.rows:,} rows, {len(found.labels)} labels; the most "
+        f"frequent one {100 * found.majority:.1f} %"
+    )
+    return f"{lead}\n{table(head, lines)}\n  * the best layer"
 
 
 def _gradients_text(gradients: Gradients) -> str:

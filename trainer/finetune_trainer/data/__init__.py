@@ -21,6 +21,8 @@ hidden_states    outputs of frozen layers for the rows of a corpus, stored next 
 split            held-out rows out of the training rows, never through a group; rows that are in two sets
 halves           validation rows that tune a rung of a ladder, and those that select among rungs
 sample           at most evaluation.maxRows documents of each held-out data set
+labelled         texts with labels for single tokens
+python_labels    such labels for Python source
 token_sample     which tokens of which documents an analysis looks at
 build            all data sets of a manifest, a file at a time
 cache            results of earlier builds, each made once

@@ -30,8 +30,7 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.shared_leases import cache_outcome
 from finetune_trainer.trackers.points import outcome_of
 from finetune_trainer.transfer import kept
-from finetune_trainer.transfer.diagnostics.inside import inside
-from finetune_trainer.transfer.diagnostics.similarity import Layerwise
+from finetune_trainer.transfer.diagnostics.inside import Layerwise, inside
 from finetune_trainer.transfer.evaluate import Measured, Stopped
 from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
 from finetune_trainer.transfer.generated.evidence import Generated

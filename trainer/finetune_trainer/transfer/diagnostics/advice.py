@@ -18,6 +18,7 @@ from finetune_api.status import Evaluation
 from finetune_trainer.statistics.fragmentation import PIECES
 from finetune_trainer.statistics.shift import LONGER
 
+from .concepts import Concept
 from .probes import Curve, OwnAnswers
 from .shift import Shift
 from .similarity import Similarity
@@ -66,6 +67,8 @@ class Findings:
     answers: OwnAnswers | None = None
     gradients: Gradients | None = None
     """Of rows without labels, in place of the curve."""
+    concepts: tuple[Concept, ...] = ()
+    """Of diagnostics.probes."""
     notes: tuple[str, ...] = ()
 
 

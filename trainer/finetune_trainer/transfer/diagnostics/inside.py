@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from finetune_api.status import Evaluation
-from finetune_trainer.report.layers import ChangedData, Inside, LayerChange, Recommendation
+from finetune_trainer.report.layers import (
+    ChangedData,
+    ConceptCurve,
+    ConceptLayer,
+    Inside,
+    LayerChange,
+    Recommendation,
+)
 
 from .advice import after_training, better
-from .similarity import LayerSimilarity, Layerwise, Similarity
+from .concepts import Concept
+from .similarity import LayerSimilarity, Similarity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise:
+    """Of one run."""
+
+    blocks: int
+    similarity: tuple[Similarity, ...] = ()
+    concepts: tuple[tuple[Concept, Concept], ...] = ()
+    """Of base and tuned model."""
+    notes: tuple[str, ...] = ()
+    """What was not compared, and why."""
 
 
 def inside(found: Layerwise, evaluation: Evaluation, *, rows: int) -> Inside:
@@ -14,8 +36,29 @@ def inside(found: Layerwise, evaluation: Evaluation, *, rows: int) -> Inside:
     advice = after_training(found.similarity, blocks=found.blocks, gained=better(evaluation), rows=rows)
     return Inside(
         similarity=tuple(map(changed, found.similarity)),
+        concepts=tuple(concept_curve(base, tuned) for base, tuned in found.concepts),
         notes=found.notes,
         recommendations=tuple(Recommendation(set=each.setting, because=each.why) for each in advice),
+    )
+
+
+def concept_curve(base: Concept, tuned: Concept | None = None) -> ConceptCurve:
+    """Both on the same tokens, in the same layers."""
+    after = tuned.layers if tuned is not None else (None,) * len(base.layers)
+    layers = tuple(
+        ConceptLayer(
+            layer=each.layer,
+            accuracy=each.accuracy,
+            standard_error=each.error,
+            control=each.control,
+            tuned_accuracy=other.accuracy if other else None,
+            tuned_standard_error=other.error if other else None,
+            tuned_control=other.control if other else None,
+        )
+        for each, other in zip(base.layers, after, strict=True)
+    )
+    return ConceptCurve(
+        name=base.name, labels=base.labels, tokens=base.tokens, rows=base.rows, majority=base.majority, layers=layers
     )
 
 

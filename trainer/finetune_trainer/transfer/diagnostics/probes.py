@@ -132,7 +132,7 @@ def curve(
             LayerScore(
                 layer=layer,
                 accuracy=float(right.mean()),
-                error=_error(right, groups),
+                error=error_of(right, groups),
                 control=float(np.median(by_chance)),
                 **_without_fit(spectrum, gold, dim=found.shape[2]),
             )
@@ -227,7 +227,8 @@ def _doubling(found: States, gold: Labels, groups: Labels, right: Right) -> Diff
     return difference(Paired.scores(base=before, tuned=right[half], groups=groups[half].tolist()))
 
 
-def _error(right: Right, groups: Labels) -> float:
-    """A row's share at least: that no row is wrong does not make the accuracy certain. 1 for a single group."""
+def error_of(right: Right, groups: Labels) -> float:
+    """Standard error of the share of rows that are right. A row's share at least: that no row is wrong does not make
+    the accuracy certain. 1 for a single group."""
     (by_group,) = totals(groups, (right - right.mean()) / len(right))
     return min(max(residual_error(by_group), 1 / len(right)), 1.0)

@@ -70,16 +70,6 @@ class Similarity:
         return min(self.layers, key=lambda each: each.cka)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layerwise:
-    """Of one run."""
-
-    blocks: int
-    similarity: tuple[Similarity, ...]
-    notes: tuple[str, ...] = ()
-    """What was not compared, and why."""
-
-
 def held_out(corpora: Mapping[str, Corpus | None]) -> dict[str, Corpus]:
     """What is compared: the test rows, or without these the validation rows; and general text."""
     task = "test" if corpora.get("test") is not None else "validation"
