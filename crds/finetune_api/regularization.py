@@ -78,6 +78,18 @@ class Ewc(ApiModel):
     )
 
 
+class Drift(ApiModel):
+    """A pull to the results that the adapted matrices have on general text."""
+
+    strength: float = Field(
+        10.0,
+        gt=0,
+        le=1_000_000,
+        description="Weight of half the mean squared change of the results, relative to their size, which is added to "
+        "the mean loss per token. With the default a change by a tenth costs 0.05.",
+    )
+
+
 class Regularization(ApiModel):
     replay: Replay | None = Field(
         None, description="Mixes general text into the training rows. Costs fraction / (1 - fraction) more time."
@@ -106,10 +118,17 @@ class Regularization(ApiModel):
         "For methods full, partial and lora, with strategy ddp.",
     )
 
+    drift: Drift | None = Field(
+        None,
+        description="Penalizes the change of the adapted matrices' results on general text: the text of replay, or "
+        "half of data.general. Their inputs on about 512 tokens are measured before the first step and kept in "
+        "memory. For methods lora and qlora, with strategy ddp or fsdp.",
+    )
+
     @property
     def reads_general_text(self) -> bool:
         """Whether training sees general text."""
-        return self.replay is not None or self.ewc is not None
+        return any(term is not None for term in (self.replay, self.ewc, self.drift))
 
     def works_under(self, strategy: str) -> bool:
         """Whether all terms are proved to work with weights in shards of this strategy."""
@@ -130,6 +149,8 @@ class Regularization(ApiModel):
 
         if self.ewc is not None:
             yield TERMS["ewc"].title, f"strength {self.ewc.strength:g}"
+        if self.drift is not None:
+            yield TERMS["drift"].title, f"strength {self.drift.strength:g}"
 
     def kept_copies(self, traits: Traits) -> int:
         """Returns how many fp32 copies of what trains a method with these terms keeps: for `ewc` start and importance.
@@ -140,6 +161,9 @@ class Regularization(ApiModel):
         """Whether the importance of each weight of the adapted matrices is kept, in fp32."""
         return traits.low_rank and self.ewc is not None
 
+
+DRIFT_TOKENS: Final = 512
+"""Of general text, whose activations regularization.drift holds to."""
 
 NO_TERMS = Regularization()
 
@@ -168,6 +192,7 @@ _WITH_START = tuple(
     if method.steps and method.virtual is None and (method.scalable or not method.low_rank)
 )
 
+_PRODUCTS = tuple(method.name for method in TRAITS.values() if method.scalable)
 _WEIGHED = ("full", "partial", "lora")
 
 _ALL = (
@@ -200,6 +225,15 @@ _ALL = (
         f"{', '.join(_WEIGHED)}: use one of these, or regularization.l2sp",
         sharded=(),
     ),
+    TermTraits(
+        name="drift",
+        title="Activation drift",
+        unit="added to the loss",
+        methods=_PRODUCTS,
+        why_not="holds the results of matrices with a low-rank update, and only method.type "
+        f"{' and '.join(_PRODUCTS)} change them by that alone: use one of these, or regularization.l2sp",
+        sharded=("fsdp",),
+    ),
 )
 
 TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
@@ -209,7 +243,7 @@ TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
 def replay_uri(spec: dict[str, Any]) -> str | None:
     """Returns the URI of the general text that training sees, if it needs any: that of replay, or of data.general."""
     terms = spec.get("regularization") or {}
-    if terms.get("replay") is None and terms.get("ewc") is None:
+    if all(terms.get(name) is None for name in ("replay", "ewc", "drift")):
         return None
     uri = (terms.get("replay") or {}).get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
     return str(uri) if uri else None
@@ -240,6 +274,16 @@ def _not_under(term: TermTraits, strategy: str) -> Rule:
     )
 
 
+def _needs_text(name: str, what_for: str) -> Rule:
+    return Rule(
+        cel=f"!has(self.regularization) || !has(self.regularization.{name}) || (has(self.regularization.replay) && "
+        "has(self.regularization.replay.uri)) || !has(self.data) || has(self.data.general)",
+        message=f"regularization.{name} needs general text to {what_for}: set data.general, or "
+        "regularization.replay.uri",
+        holds=lambda new, _: "data" not in new or not _asks(new, TERMS[name]) or replay_uri(new) is not None,
+    )
+
+
 REGULARIZATION_RULES = (
     *(_only_for(term, term.methods) for term in _ALL if term.methods is not None),
     *(_not_under(term, strategy) for term in _ALL for strategy in SHARDED if strategy not in term.sharded),
@@ -251,13 +295,8 @@ REGULARIZATION_RULES = (
             "data" not in new or (new.get("regularization") or {}).get("replay") is None or replay_uri(new) is not None
         ),
     ),
-    Rule(
-        cel="!has(self.regularization) || !has(self.regularization.ewc) || (has(self.regularization.replay) && "
-        "has(self.regularization.replay.uri)) || !has(self.data) || has(self.data.general)",
-        message="regularization.ewc needs general text to measure importance on: set data.general, or "
-        "regularization.replay.uri",
-        holds=lambda new, _: "data" not in new or not _asks(new, TERMS["ewc"]) or replay_uri(new) is not None,
-    ),
+    _needs_text("ewc", "measure importance on"),
+    _needs_text("drift", "measure activations on"),
     Rule(
         cel="!has(self.regularization) || !has(self.regularization.ewc) || !has(self.training) || "
         "!has(self.training.compile) || !self.training.compile",

@@ -142,10 +142,10 @@ VOCABULARY_RULES = (
     ),
     _not_with(
         "!has(self.regularization) || !(has(self.regularization.klToBase) || has(self.regularization.l2sp) || "
-        "has(self.regularization.ewc))",
-        "vocabulary changes embeddings that regularization.klToBase, l2sp and ewc do not hold back: use "
+        "has(self.regularization.ewc) || has(self.regularization.drift))",
+        "vocabulary changes embeddings that regularization.klToBase, l2sp, ewc and drift do not hold back: use "
         "regularization.replay, or remove vocabulary",
-        lambda new: any(_term(new, name) for name in ("klToBase", "l2sp", "ewc")),
+        lambda new: any(_term(new, name) for name in ("klToBase", "l2sp", "ewc", "drift")),
     ),
     _not_with(
         "!((has(self.guards) && has(self.guards.onViolation) && self.guards.onViolation == 'remedy') || "

@@ -31,6 +31,7 @@ from tests.support.training import (
     Run,
     disturb,
     documents,
+    held,
     largest_difference,
     make_run,
     network,
@@ -47,6 +48,7 @@ SETTINGS = {
     "l2sp-full": Knobs(method=Method(type="full"), l2sp=50.0),
     "ewc": Knobs(method=LORA),
     "ewc-full": Knobs(method=Method(type="full")),
+    "drift": Knobs(method=LORA),
 }
 
 
@@ -60,7 +62,9 @@ class Case:
         return f"{self.strategy}-{self.settings}"
 
 
-TWO = [Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl", "l2sp", "l2sp-full")]
+TWO = [
+    Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl", "l2sp", "l2sp-full", "drift")
+]
 TWO += [Case(settings, "ddp") for settings in ("ewc", "ewc-full")]
 ZERO = [Case("replay", "deepspeed")]
 
@@ -71,6 +75,7 @@ def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str
     net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
     run = make_run(root / folder, knobs, strategy=strategy, net=net)
     run = weighed(root / folder, run) if settings.startswith("ewc") else run
+    run = held(root / folder, run) if settings == "drift" else run
     state = run.finish()
     return {
         "losses": [point.loss for point in state.curve],
@@ -154,5 +159,11 @@ def _whole(rows: list[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
 
 def _keys(case: Case) -> set[str]:
     knobs = SETTINGS[case.settings]
-    asked = {"replay": knobs.replay, "klToBase": knobs.beta, "l2sp": knobs.l2sp, "ewc": case.settings[:3] == "ewc"}
+    asked = {
+        "replay": knobs.replay,
+        "klToBase": knobs.beta,
+        "l2sp": knobs.l2sp,
+        "ewc": case.settings[:3] == "ewc",
+        "drift": case.settings == "drift",
+    }
     return {name for name, number in asked.items() if number}

@@ -104,6 +104,11 @@ BAD = (
         "spec", "regularization.ewc needs the importance of each weight that training changes"),
     Bad("importance in shards", {"spec.strategy": {"type": "fsdp"}, "spec.regularization": {"ewc": {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
         "spec", "regularization.ewc is not supported by strategy.type fsdp: set strategy.type: ddp"),
+    Bad("activations for nothing", {"spec.regularization": {"drift": {}}}, "spec", "regularization.drift needs general text to measure activations"),
+    Bad("activations of whole weights", {"spec.method": {"type": "full"}, "spec.regularization": {"drift": {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
+        "spec", "regularization.drift holds the results of matrices with a low-rank update"),
+    Bad("activations under deepspeed", {"spec.strategy": {"type": "deepspeed"}, "spec.regularization": {"drift": {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
+        "spec", "regularization.drift is not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp"),
     Bad("importance behind a compiler", {"spec.training.compile": True, "spec.regularization": {"ewc": {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
         "spec", "regularization.ewc looks into blocks, which training.compile hides"),
     Bad("regularization of a fit", {"spec.method": {"type": "probe"}, "spec.regularization": {"replay": {"uri": "s3://corp/g.txt"}}}, "spec",
@@ -123,7 +128,7 @@ BAD = (
     Bad("new tokens under DeepSpeed", {"spec.vocabulary": {"mine": True}, "spec.strategy": {"type": "deepspeed"}}, "spec",
         "vocabulary is not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp"),
     *(Bad(f"new tokens with {term}", {"spec.vocabulary": {"mine": True}, "spec.regularization": {term: {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
-        "spec", "vocabulary changes embeddings that regularization.klToBase, l2sp and ewc do not hold back")
+        "spec", "vocabulary changes embeddings that regularization.klToBase, l2sp, ewc and drift do not hold back")
       for term in ("klToBase", "l2sp", "ewc")),
     Bad("new tokens at a smaller scale", {"spec.vocabulary": {"mine": True}, "spec.evaluation": {"scaleSweep": True}}, "spec",
         "embeddings of vocabulary have none"),

@@ -16,7 +16,7 @@ from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.regularization import Ewc
+from finetune_api.regularization import Drift, Ewc
 from finetune_api.regularization import Regularization as Terms
 from finetune_api.spec import FineTuneJobSpec, ModelSource, Optimizer, Output
 from finetune_api.status import ResolvedPlan
@@ -34,6 +34,7 @@ from finetune_trainer.report.record import AttemptRecord
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.opening import open_folder
+from finetune_trainer.train.activations import drift_of
 from finetune_trainer.train.capabilities import probe
 from finetune_trainer.train.checkpointer import Checkpointer
 from finetune_trainer.train.importance import ewc_of
@@ -276,6 +277,22 @@ def weighed(folder: Path, run: Run, *, strength: float = 50.0) -> Run:
     return replace(run, trainer=replace(trainer, regularization=trainer.regularization.and_penalties(terms)))
 
 
+def held(folder: Path, run: Run, *, strength: float = 50.0) -> Run:
+    """The run with regularization.drift besides, on general documents; their activations are in `folder`/drift."""
+    trainer = run.trainer
+    terms = drift_of(
+        plan_for(folder, regularization=Terms(drift=Drift(strength=strength))).spec,
+        run.attached,
+        trainer.model,
+        documents(GENERAL_LENGTHS, seed=4, masked=0.0),
+        pad_id=0,
+        folder=folder / "drift",
+        of_model="tiny",
+        reporter=trainer.reporter,
+    )
+    return replace(run, trainer=replace(trainer, regularization=trainer.regularization.and_penalties(terms)))
+
+
 def at_step(run: Run, step: int, act: Callable[[], None]) -> None:
     """`act` when step `step`, counted from 1, begins a micro-batch."""
     seed = run.trainer._seed
@@ -311,7 +328,7 @@ def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Ten
 
 
 __all__ = ["BASE", "CPU", "JOB", "LENGTHS", "Knobs", "Place", "Run", "documents", "largest_difference", "make_run"]
-__all__ += ["at_step", "interrupted", "model", "network", "plan_for", "replace", "stop_at", "weighed"]
+__all__ += ["at_step", "held", "interrupted", "model", "network", "plan_for", "replace", "stop_at", "weighed"]
 
 
 def sorted_words(rows: int, *, seed: int) -> Corpus:

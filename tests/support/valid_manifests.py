@@ -157,6 +157,16 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         {"spec.vocabulary": {"terms": ["STEMI"], "existingRows": True}, "spec.regularization": {}},
         None,
     ),
+    (
+        "activations of a quantized model with shards",
+        {
+            "spec.regularization": {"drift": {}},
+            "spec.method": {"type": "qlora"},
+            "spec.strategy": {"type": "fsdp"},
+            "spec.data.general": {"uri": "s3://corp/general.jsonl"},
+        },
+        None,
+    ),
     ("replay of other text", {"spec.regularization": {"replay": {"uri": "s3://corp/general.jsonl"}}}, None),
     ("ZeRO", {"spec.strategy": {"type": "deepspeed", "zeroStage": 3, "offload": "all"}}, None),
     ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),

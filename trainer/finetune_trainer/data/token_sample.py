@@ -30,12 +30,12 @@ class TokenSample:
     """(documents, longest): where the token at a position is among `documents`; -1 for all others."""
 
     @classmethod
-    def of(cls, corpus: Corpus, *, tokens: int, seed: int) -> TokenSample:
+    def of(cls, corpus: Corpus, *, tokens: int, seed: int, each: int = EACH) -> TokenSample:
         """Tokens that are spread over each document, without its first one. About so many, a few more rather than
-        fewer, of as few documents as have them; all where there are fewer."""
-        counts = sampled(corpus)
+        fewer, of as few documents as have them; all where there are fewer. At most `each` of a document."""
+        counts = sampled(corpus, each)
         drawn = drawn_part(corpus, max(1, math.ceil(1.1 * tokens / max(1e-9, float(counts.mean())))), seed)
-        chosen = [_spread(int(length)) for length in np.minimum(drawn.lengths, TOKENS)]
+        chosen = [_spread(int(length), each) for length in np.minimum(drawn.lengths, TOKENS)]
         return cls.at(drawn, chosen)
 
     @classmethod
@@ -62,10 +62,10 @@ class TokenSample:
         return wanted, index[wanted]
 
 
-def sampled(corpus: Corpus) -> Numbers:
+def sampled(corpus: Corpus, each: int = EACH) -> Numbers:
     """(documents,): how many tokens of each may be in a sample."""
-    return np.asarray(np.clip(np.minimum(corpus.lengths, TOKENS) - 1, 0, EACH))
+    return np.asarray(np.clip(np.minimum(corpus.lengths, TOKENS) - 1, 0, each))
 
 
-def _spread(length: int) -> Numbers:
-    return np.unique(np.linspace(1, length - 1, min(length - 1, EACH)).astype(np.int64))
+def _spread(length: int, each: int) -> Numbers:
+    return np.unique(np.linspace(1, length - 1, min(length - 1, each)).astype(np.int64))

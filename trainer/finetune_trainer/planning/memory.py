@@ -20,6 +20,7 @@
     klToBase     six buffers of a chunk of logits (two of logits, two distributions, their difference and product), and
                  the hidden states of the base model with their gradient
     l2sp         a copy of what trains, in fp32, unless the method adds low-rank updates
+    drift        inputs of the adapted matrices for 512 tokens, in fp32
     ewc          two such copies; with low-rank updates one of the linear layers of the blocks, in fp32
     loss         fused cross-entropy holds one chunk of logits, plus the gradient of the head where it trains; or, if
                  that is more, the gradients inside one block
@@ -37,7 +38,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from finetune_api.methods import Method
-from finetune_api.regularization import NO_TERMS, Regularization
+from finetune_api.regularization import DRIFT_TOKENS, NO_TERMS, Regularization
 from finetune_api.spec import Optimizer
 from finetune_api.vocabulary import Vocabulary
 from finetune_trainer.planning.footprints import block_bytes, footprint_of
@@ -145,6 +146,8 @@ def estimate(
     parts = _parts(shape, method, trained, width, spread)
     if regularization.weighs_matrices(method.traits):
         parts = replace(parts, frozen=parts.frozen + 4 * shape.packed)
+    if regularization.drift is not None:  # of the inputs of attention, its last matrix, and both halves of the MLP
+        parts = replace(parts, frozen=parts.frozen + 4 * DRIFT_TOKENS * shape.layers * (3 * h + f))
     parts = replace(
         parts,
         moment_bytes=MOMENT_BYTES[optimizer],

@@ -6,4 +6,5 @@ kl_to_base  the divergence from the base model, on replayed rows or on training 
 l2sp        the distance from the weights that training starts from
 ewc         the same, weighted by how much general text depends on each weight
 fisher      these weights
+drift       the change of the adapted matrices' results on general text
 """

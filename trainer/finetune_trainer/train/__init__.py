@@ -23,6 +23,8 @@ checkpointer       saving and restoring for all ranks together
 checkpoint_reader  rows of a checkpoint's tensors, read from its files
 linear_probe       method probe, in place of the loop
 importance         what regularization.ewc holds to, from the cache or measured
+activations        what regularization.drift holds to, from the cache or measured
+tensor_cache       tensors that follow from model, text and seed, kept on the node
 diagnose           what an analysis asks of a model
 diagnosing         what spec.diagnostics asks of a run
 token_states       states of chosen tokens in every layer, by one process or a gang

@@ -7,17 +7,13 @@ on the same node does not measure it again. One that has to, on other processes,
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune_api.spec import FineTuneJobSpec
@@ -30,6 +26,7 @@ from finetune_trainer.regularization.ewc import WeightedDistance, WeightedProduc
 from finetune_trainer.regularization.fisher import DOCUMENTS, Drawn, Matrices, Parameters, Weights, diagonal
 from finetune_trainer.transfer.evaluate import Layout
 
+from . import tensor_cache
 from .model import LanguageModel
 from .reporter import Reporter
 
@@ -83,7 +80,8 @@ class Importance:
         file = folder / f"{self._digest(weights, of_model)}.safetensors"
         if strategy.sum_counters([not file.exists()])[0] == 0:
             reporter.say("the importance of the weights is in the cache")
-            return normalised(_read(file, self.model.device))
+            kept = tensor_cache.read(file, self.model.device)
+            return normalised([kept[str(at)] for at in range(len(kept))])
         reporter.phase("loading", f"measuring the importance of the weights on {len(self._rows)} documents")
         self.model.network.eval()
         try:
@@ -91,7 +89,7 @@ class Importance:
         finally:
             self.model.network.train()
         if strategy.place.local_rank == 0:
-            _write(file, found)
+            tensor_cache.write(file, {str(at): each for at, each in enumerate(found)})
         return normalised(found)
 
     @property
@@ -121,20 +119,3 @@ class Importance:
             tokens, trained = self.text.row(int(row))
             told.update(tokens.tobytes() + trained.tobytes())
         return told.hexdigest()[:32]
-
-
-def _write(file: Path, found: list[Tensor]) -> None:
-    """Nothing where the disk is full: the next attempt measures again."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({str(at): each.cpu() for at, each in enumerate(found)}, beside)
-        beside.replace(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            beside.unlink()
-
-
-def _read(file: Path, device: torch.device) -> list[Tensor]:
-    found = load_file(file, device=str(device))
-    return [found[str(at)] for at in range(len(found))]

@@ -41,6 +41,7 @@ from finetune_trainer.vocabulary.rows import VocabularyRows
 
 from . import frozen_cache
 from .activation_checkpointing import recompute_blocks
+from .activations import drift_of
 from .auto_layers import resolve_layers
 from .auto_replay import settle_replay
 from .capabilities import probe
@@ -194,7 +195,11 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         spec, attached, model, layout, data.replay, folder=cache / "fisher",
         of_model=frozen_cache.digest_of(local.path), reporter=reporter,
     )  # fmt: skip
-    terms = regularization_of(spec, attached, replay, strategy.place).and_penalties(importance)
+    drift = drift_of(
+        spec, attached, model, data.replay, pad_id=data.pad_id, folder=cache / "drift",
+        of_model=frozen_cache.digest_of(local.path), reporter=reporter,
+    )  # fmt: skip
+    terms = regularization_of(spec, attached, replay, strategy.place).and_penalties((*importance, *drift))
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
