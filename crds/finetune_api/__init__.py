@@ -17,6 +17,7 @@ diagnostics  what is measured inside the model, layer by layer
 regularization  what keeps a model from forgetting while it learns
 vocabulary new tokens, or training of the embeddings of present ones
 ladder     method.type auto: its settings and status     switching  several adapters on one base model
+continuing  what a job may start from, with continueFrom
 results    an evaluation in as few bytes as it takes, for a termination message
 fields     field types               rules     validation rules that types cannot express
 listmaps   lists that are maps or sets, whose order does not matter

@@ -23,6 +23,7 @@ from .generated_text import Collapse, CollapseFigure, Ending, Figure, Generation
 from .generation import GenerationMetric
 from .status import (
     Calibration,
+    Continual,
     DataKind,
     Divergence,
     Evaluation,
@@ -99,6 +100,8 @@ def packed(evaluation: Evaluation) -> str:
         told["l"] += [_told(collapse.figures, _FIGURES), _told(collapse.endings, _ENDINGS)]
     if evaluation.scale is not None:
         told["s"] = _short(evaluation.scale.to_json())
+    if evaluation.continual is not None:
+        told["q"] = _short(evaluation.continual.to_json())
     text = json.dumps(told, separators=(",", ":"), allow_nan=False)
     return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
 
@@ -123,7 +126,7 @@ def _evaluation(told: Any) -> Evaluation:
     guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
     transfer = tuple(NegativeTransfer(**row) for row in _read(told.get("n"), _TRANSFER))
     calibration, scale, divergence = told.get("c"), told.get("s"), told.get("k")
-    generation, collapse = told.get("t"), told.get("l")
+    generation, collapse, continual = told.get("t"), told.get("l"), told.get("q")
     return Evaluation(
         data=data,
         guards=guards,
@@ -133,6 +136,7 @@ def _evaluation(told: Any) -> Evaluation:
         scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
         generation=None if generation is None else _generation(*generation),
         collapse=None if collapse is None else _collapse(*collapse),
+        continual=None if continual is None else Continual.model_validate_json(json.dumps(continual)),
         omitted=told.get("o"),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import accelerators, sizes
 from .base import Rule
+from .continuing import CONTINUING_RULES
 from .diagnostics import DIAGNOSTICS_RULES
 from .evaluation import DIVERGENCE_RULES, REFERENCE_RULES, SAME_GROUPS
 from .generation import GENERATION_RULES
@@ -22,14 +23,14 @@ from .vocabulary import VOCABULARY_RULES
 LAUNCHERS = "torchrun|accelerate|deepspeed"
 
 DECIDED_BY_COMMAND = (
-    "model", "data", "method", "training", "evaluation", "guards", "regularization", "diagnostics", "vocabulary",
-    "strategy", "checkpoint",
+    "model", "data", "continueFrom", "method", "training", "evaluation", "guards", "regularization", "diagnostics",
+    "vocabulary", "strategy", "checkpoint",
 )  # fmt: skip
 """Fields that do not apply to a custom script, which decides these things itself."""
 
 IMMUTABLE = (
-    "model", "data", "output", "command", "method", "training", "evaluation", "guards", "regularization", "diagnostics",
-    "vocabulary", "ladder", "checkpoint", "managedBy",
+    "model", "data", "continueFrom", "output", "command", "method", "training", "evaluation", "guards",
+    "regularization", "diagnostics", "vocabulary", "ladder", "checkpoint", "managedBy",
 )  # fmt: skip
 """Fields that define the run: a different run needs a new job."""
 
@@ -201,8 +202,9 @@ COMMAND_RULES = (
     ),
     Rule(
         cel=f"!has(self.command) || !({' || '.join(f'has(self.{field})' for field in DECIDED_BY_COMMAND)})",
-        message="model, data, method, training, evaluation, guards, regularization, diagnostics, vocabulary, strategy "
-        "and checkpoint do not apply to a command: remove them, and pass arguments to the script instead",
+        message="model, data, continueFrom, method, training, evaluation, guards, regularization, diagnostics, "
+        "vocabulary, strategy and checkpoint do not apply to a command: remove them, and pass arguments to the script "
+        "instead",
         holds=lambda new, _: "command" not in new or not any(field in new for field in DECIDED_BY_COMMAND),
     ),
     Rule(
@@ -246,6 +248,7 @@ SPEC_RULES = (
     *REGULARIZATION_RULES,
     *VOCABULARY_RULES,
     *LADDER_RULES,
+    *CONTINUING_RULES,
     *map(_takes_each_row_once, _FITTED),
     Rule(
         cel="!has(self.processesPerNode) || (type(self.processesPerNode) == int ? "

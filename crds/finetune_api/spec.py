@@ -243,6 +243,12 @@ class FineTuneJobSpec(ApiModel):
 
     given_model: ModelSource | None = Field(None, alias="model", description="**Required**, unless command is set.")
     given_data: Data | None = Field(None, alias="data", description="**Required**, unless command is set.")
+    continue_from: OutputUri | None = Field(
+        None,
+        description="Artifact of an earlier job with the same model, from which this one continues: tasks in sequence, "
+        "or more data. The base model of evaluation, guards and regularization is then the earlier artifact's. It is "
+        "read with output.credentials. See [tasks in sequence](tasks/tasks-in-sequence.md).",
+    )
     given_output: Output | None = Field(
         None,
         alias="output",

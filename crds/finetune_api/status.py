@@ -146,29 +146,37 @@ class Scores(ApiModel):
     tokens: int = Field(0, description="Number of trained (unmasked) tokens.")
 
 
-DataKind = Literal["validation", "test", "slice", "general"]
+DataKind = Literal["validation", "test", "slice", "general", "task"]
 Metric = Literal["accuracy", "loss", "bitsPerByte"]
 
 HIGHER_IS_BETTER: dict[Metric, bool] = {"accuracy": True, "loss": False, "bitsPerByte": False}
 
-MOST_DATA_SETS = 40
-"""Validation, test, general text and 32 slices, and some to spare."""
+MOST_TASKS = 32
+"""Tasks in sequence: this job's, and those before it."""
+
+MOST_DATA_SETS = 40 + MOST_TASKS
+"""Validation, test, general text, 32 slices and the tests of earlier tasks, and some to spare."""
+
+
+def shown(kind: DataKind, name: str) -> str:
+    """A data set in words: `slice music`, `task invoices`, `test`."""
+    return f"{kind} {name}" if kind in ("slice", "task") else name
 
 
 class Measurement(ApiModel):
     """One held-out data set by one metric: base against tuned model on the same rows."""
 
-    name: str = Field(max_length=63, description="validation, test, general, or the slice's name.")
-    kind: DataKind
+    name: str = Field(max_length=63, description="validation, test, general, or the name of the slice or task.")
+    kind: DataKind = Field(description="task: the test data of an earlier task, with continueFrom.")
     metric: Metric = Field(
         description="accuracy: share of rows whose likeliest label is the right one. loss: nats per trained token. "
         "bitsPerByte: of the trained text, comparable over tokenizers."
     )
-    base: float | None = Field(None, description="The untouched model.")
+    base: float | None = Field(None, description="The model as the run starts.")
     tuned: float | None = Field(None, description="The model in the artifact.")
     difference: float | None = Field(None, description="tuned minus base.")
     low: float | None = Field(
-        None, description="Of the 95 % interval of the difference; of slices adjusted for their number."
+        None, description="Of the 95 % interval of the difference; of slices, and of tasks, adjusted for their number."
     )
     high: float | None = Field(None, description="See low.")
     minimum_detectable: float | None = Field(
@@ -197,6 +205,32 @@ class Divergence(ApiModel):
         """KL to the base on test rows: 0.12 nats per token [0.1, 0.14]."""
         between = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
         return f"KL to the base on {self.name} rows: {self.value:.3g} nats per token{between}"
+
+
+class Continual(ApiModel):
+    """Tasks in sequence: what this job's model still does of them. Higher is better in bwt and fwt."""
+
+    tasks: int = Field(description="Of which the test data was measured, this job's included.")
+    metric: Metric = Field(description="That all of them have: accuracy, else bitsPerByte, else loss.")
+    acc: float = Field(description="Mean over all tasks after this one, by metric.")
+    bwt: float | None = Field(
+        None,
+        description="Backward transfer: mean change of earlier tasks since each was trained; below 0: worse.",
+    )
+    fwt: float | None = Field(
+        None,
+        description="Forward transfer: mean advance of each later task over the original base model, before it was "
+        "trained. Unset where the base model was not measured.",
+    )
+    forgetting: float | None = Field(None, description="Mean fall of the earlier tasks from the best they had.")
+
+    def told(self) -> str:
+        """3 tasks in sequence by accuracy: mean 0.81, backward transfer -0.04, forgetting 0.05."""
+        parts = [f"mean {self.acc:.4g}"]
+        parts += [f"backward transfer {self.bwt:+.4g}"] if self.bwt is not None else []
+        parts += [f"forward transfer {self.fwt:+.4g}"] if self.fwt is not None else []
+        parts += [f"forgetting {self.forgetting:.4g}"] if self.forgetting is not None else []
+        return f"{self.tasks} tasks in sequence by {self.metric}: {', '.join(parts)}"
 
 
 class NegativeTransfer(ApiModel):
@@ -279,6 +313,7 @@ class Evaluation(ApiModel):
     collapse: Collapse | None = Field(
         None, description="With evaluation.generate: whether the tuned model repeats itself."
     )
+    continual: Continual | None = Field(None, description="With continueFrom and data.test: tasks in sequence.")
     omitted: int | None = Field(
         None, description="Data sets that did not fit into the termination message; run.json in the artifact has them."
     )

@@ -295,6 +295,7 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
         read += [uri] if (uri := spec.replay_uri) else []
     read += [each.uri for each in spec.evaluation.references]
     read += spec.given_output.switch_test if spec.given_output else ()
+    read += [uri] if (uri := spec.continue_from) else []
     written = [spec.given_output.uri] if spec.given_output else []
     found: dict[str, bool] = {}
     for text, writable in [*((uri, False) for uri in read), *((uri, True) for uri in written)]:

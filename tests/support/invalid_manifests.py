@@ -8,7 +8,10 @@ from typing import Any
 from tests.support.manifests import MISSING, SCRIPT, Bad
 
 NEEDED = "model, data and output are required, or command to run a custom script"
-SCRIPT_DECIDES = "model, data, method, training, evaluation, guards, regularization, diagnostics, vocabulary, strategy and checkpoint do not apply to a command"
+SCRIPT_DECIDES = (
+    "model, data, continueFrom, method, training, evaluation, guards, regularization, diagnostics, vocabulary, strategy and "
+    "checkpoint do not apply to a command"
+)
 
 STEPPED: dict[str, Any] = {
     "epochs": 3, "maxSteps": 9, "batchSize": 8, "learningRate": 1e-3, "schedule": "linear", "warmupRatio": 0.1,
@@ -31,6 +34,18 @@ BAD = (
         for field in ("method", "training", "evaluation", "guards", "regularization", "diagnostics", "strategy", "checkpoint")
     ),
     Bad("a command with new tokens", {**SCRIPT, "spec.vocabulary": {"mine": True}}, "spec", SCRIPT_DECIDES),
+    Bad("a command that continues from an artifact", {**SCRIPT, "spec.continueFrom": "s3://corp/a"}, "spec", SCRIPT_DECIDES),
+    Bad("a ladder that continues from an artifact", {"spec.continueFrom": "s3://corp/a", "spec.method": {"type": "auto"}}, "spec",
+        "continueFrom needs one method"),
+    Bad("a probe on top of an artifact", {"spec.continueFrom": "s3://corp/a", "spec.method": {"type": "probe"}}, "spec",
+        "continueFrom is not supported by method.type probe"),
+    Bad("new tokens on top of an artifact", {"spec.continueFrom": "s3://corp/a", "spec.vocabulary": {"mine": True}}, "spec",
+        "continueFrom keeps the tokenizer of the earlier artifact"),
+    Bad("an artifact that would replace the one before it", {"spec.continueFrom": "s3://corp/a/", "spec.output.uri": "s3://corp/a"},
+        "spec", "continueFrom and output.uri must be different folders"),
+    Bad("an earlier adapter under deepspeed", {"spec.continueFrom": "s3://corp/a", "spec.strategy": {"type": "deepspeed"}}, "spec",
+        "continueFrom is not supported by strategy.type deepspeed"),
+    Bad("an earlier artifact on a hub", {"spec.continueFrom": "hf://org/adapter"}, "spec.continueFrom", "s3://"),
     Bad("a command with a merged artifact", {**SCRIPT, "spec.output.merged": True}, "spec", "a job with a command writes no artifact"),
     Bad("groups of two kinds", {"spec.data.validation": {"fraction": 0.1, "groupBy": "patient"}, "spec.evaluation": {"groupBy": "ward"}},
         "spec", "evaluation.groupBy and data.validation.groupBy must be equal"),

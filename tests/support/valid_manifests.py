@@ -53,6 +53,16 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         },
         None,
     ),
+    ("an artifact to continue from", {"spec.continueFrom": "s3://corp/models/before"}, None),
+    (
+        "a whole model to continue from under deepspeed",
+        {
+            "spec.continueFrom": "s3://corp/models/before",
+            "spec.method": {"type": "full"},
+            "spec.strategy": {"type": "deepspeed"},
+        },
+        None,
+    ),
     (
         "an adapter that is tested with others",
         {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},

@@ -19,6 +19,7 @@ from finetune_api.status import (
     ResolvedPlan,
     ScalePoint,
     ScaleSweep,
+    Scores,
 )
 from finetune_trainer.methods.lora import Lora
 from finetune_trainer.report.card import model_card
@@ -32,7 +33,26 @@ from finetune_trainer.report.record import (
     SliceAgainst,
     decode,
 )
+from finetune_trainer.store.sequence import HeldOut, Sequence, Task
 from tests.support.small_report import DIGEST, EVALUATION, change, record, spec
+
+MATRIX: tuple[tuple[float | None, ...], ...] = ((0.8, 0.3), (0.6, 0.7))
+"""By accuracy, of two tasks in sequence."""
+
+
+def in_sequence() -> RunRecord:
+    def scores(accuracy: float | None) -> Scores | None:
+        return None if accuracy is None else Scores(loss=1.0, accuracy=accuracy)
+
+    test = HeldOut(uri="s3://corp/test.jsonl", format="completion", sequence_length=128)
+    sequence = Sequence(
+        tasks=tuple(Task(name=name, artifact=f"s3://corp/{name}", test=test) for name in ("invoices", "letters")),
+        scores=tuple(tuple(map(scores, row)) for row in MATRIX),
+        base=(None, scores(0.25)),
+    )
+    measured = EVALUATION.model_copy(update={"continual": sequence.judged()})
+    return record(continual=sequence, evaluation=measured)
+
 
 EVIL = "<script>alert('x')</script>&\"<b>"
 
@@ -254,3 +274,23 @@ def test_negative_transfer_is_said_first_and_shown_with_every_comparison() -> No
     assert page.count(">negative transfer</span>") == 1
     assert f"n{sentence}" in model_card(judged)
     assert "egative transfer" not in render(record())
+
+
+def test_tasks_in_sequence_are_a_table_with_heads_for_rows_and_columns() -> None:
+    """Shades are added to numbers, so nothing is told by colour alone."""
+    page = parsed(render(in_sequence()))
+    [table] = [each for each in page.iter("table") if each.get("class") == "heat"]
+    assert text(table.find("caption")) == "accuracy after each task, on the test data of each task"  # type: ignore[arg-type]
+    columns = [text(each) for each in table.iter("th") if each.get("scope") == "col"]
+    rows = [text(each) for each in table.iter("th") if each.get("scope") == "row"]
+    assert columns == ["after", "invoices", "letters"]
+    assert rows == ["the original base model", "invoices", "letters"]
+    cells = [text(each) for each in table.iter("td")]
+    assert cells == ["–", "25.0 %", "80.0 %", "30.0 %", "60.0 %", "70.0 %"]
+    shades = [each.get("style") for each in table.iter("td") if each.get("style")]
+    assert shades[0] == "--shade:0%", "the worst"
+    assert shades[1] == "--shade:100%", "the best"
+    told = "2 tasks in sequence by accuracy: mean 0.65, backward transfer -0.2, forward transfer +0.05, forgetting 0.2"
+    assert told in text(page)
+    assert told in model_card(in_sequence())
+    assert "Tasks in sequence" not in render(record())

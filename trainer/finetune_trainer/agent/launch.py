@@ -18,7 +18,9 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from finetune_api.continuing import STACKED
 from finetune_api.plan import RunPlan
+from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent.children import die_with_parent
 from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.script import program
@@ -55,10 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     ours = [*trainer, "--plan", str(options.plan), "--run-dir", str(options.run_dir)]
     command = program(plan.spec.command) if plan.spec.command else ours
     if plan.spec.command is None:
-        prefetch_weights(plan.spec.model.uri)  # while torch is imported, here and in the ranks
+        prefetch_weights(_weights(plan.spec))  # while torch is imported, here and in the ranks
     launch = launch_ranks(plan, node=options.node, run_dir=RunDir(options.run_dir), command=command)
     launch.write(options.run_dir)
     return 1 if launch.ranks or launch.error else 0
+
+
+def _weights(spec: FineTuneJobSpec) -> str:
+    """Where the weights most likely are that the ranks load."""
+    whole = spec.continue_from if spec.method.type not in STACKED else None
+    return whole or spec.model.uri
 
 
 def launch_ranks(plan: RunPlan, *, node: int, run_dir: RunDir, command: list[str]) -> Launch:

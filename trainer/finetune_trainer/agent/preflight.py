@@ -52,6 +52,7 @@ from finetune_trainer.train.process_exit import exit_process
 if TYPE_CHECKING:
     from finetune_api.data import Data
     from finetune_trainer.data.load import Datasets
+    from finetune_trainer.methods.earlier import Earlier
     from finetune_trainer.store.models import LocalModel
 
 BENEFIT_OF_THE_DOUBT = {"cpu": 0.8, "cuda": 0.9}
@@ -104,7 +105,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     if spec.command is not None:
         _check_script(plan)
         return
-    model = _output_and_model(plan, cache=cache)
+    model, earlier = _output_and_model(plan, cache=cache)
     shape = find_shape(model.path)
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
@@ -124,6 +125,8 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     if spec.output.switch_test:
         check_earlier(spec.output.switch_test, model, cache=cache)
     data, datasets = _rows(spec, model, cache=cache)
+    if earlier is not None:
+        _check_tasks(earlier, datasets, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
     if spec.vocabulary is not None:
         model = _extended(spec, model, datasets, cache=cache)
@@ -152,7 +155,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
 def foresee(plan: RunPlan, *, cache: Path) -> Forecast:
     """Which rungs a ladder has for these rows, and what each may cost here. FinetuneError for what all rungs lack."""
     spec = with_method(plan.spec)
-    model = _output_and_model(plan, cache=cache)
+    model, _ = _output_and_model(plan, cache=cache)
     shape = find_shape(model.path)
     check_installed(spec.strategy)
     data, datasets = _rows(spec, model, cache=cache)
@@ -162,7 +165,8 @@ def foresee(plan: RunPlan, *, cache: Path) -> Forecast:
     return here(spec.model_copy(update={"given_data": data}), shape, workload, labelled=labelled)
 
 
-def _output_and_model(plan: RunPlan, *, cache: Path) -> LocalModel:
+def _output_and_model(plan: RunPlan, *, cache: Path) -> tuple[LocalModel, Earlier | None]:
+    from finetune_trainer.methods.earlier import earlier_of
     from finetune_trainer.store.artifact import check_output
     from finetune_trainer.store.models import resolve_model
     from finetune_trainer.store.opening import open_folder
@@ -171,11 +175,28 @@ def _output_and_model(plan: RunPlan, *, cache: Path) -> LocalModel:
     output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
     check_output(output, plan.job, overwrite=spec.output.overwrite)
     output.check_writable()
-    model = resolve_model(spec.model, cache=cache, tell=_tell)
+    earlier = earlier_of(spec, cache=cache)
+    if earlier is None:
+        model = resolve_model(spec.model, cache=cache, tell=_tell)
+    else:
+        model = resolve_model(earlier.source, cache=cache, prefix=earlier.prefix, tell=_tell)
+        earlier.check_model(model)
+        _tell(earlier.told())
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     for line in check_weights(model.path):
         _tell(line)
-    return model
+    return model, earlier
+
+
+def _check_tasks(earlier: Earlier, datasets: Datasets, model: LocalModel, *, cache: Path) -> None:
+    """The test data of all tasks before this one, which are measured again."""
+    from finetune_trainer.transfer.tasks import check_rows, tests_of
+
+    earlier.check_tokenizer(datasets.statistics.tokenizer)
+    tests = tests_of(earlier.sequence, tokenizer_path=model.path, cache=cache)
+    check_rows(tests, earlier.manifest, earlier.uri)
+    for test in tests:
+        _tell(f"earlier task {test.task.name}: {len(test.corpus):,} rows of {test.task.test.uri} are measured again")
 
 
 def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path) -> tuple[Data, Datasets]:

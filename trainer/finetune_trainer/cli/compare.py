@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
 from finetune_api.failures import ExitCode
+from finetune_api.status import shown
 from finetune_trainer.cli.jobs import Where
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _text(first: Side, second: Side, found: Comparison) -> str:
 
 def _row(line: Line) -> tuple[str, ...]:
     found = line.difference
-    name = f"slice {line.name}" if line.kind == "slice" else line.name
+    name = shown(line.kind, line.name)
     interval = "" if found.low is None or found.high is None else f"{found.low:+.4f} … {found.high:+.4f}"
     return (
         f"{name} {found.measure.name}",

@@ -33,6 +33,8 @@ def resolved(raw: dict[str, Any], base: Path) -> dict[str, Any]:
         changed["output"] = {**output, "switchTest": [_text(each, base) for each in output["switchTest"]]}
     if isinstance(kept := spec.get("regularization"), dict) and "replay" in kept:
         changed["regularization"] = {**kept, "replay": _with_uri(kept["replay"], base)}
+    if isinstance(earlier := spec.get("continueFrom"), str):
+        changed["continueFrom"] = _absolute(earlier, base, must_exist=False)
     return {**raw, "spec": {**spec, **changed}}
 
 

@@ -19,6 +19,7 @@ from finetune_api.status import (
     Phase,
     Restarts,
     Usage,
+    shown,
 )
 from finetune_trainer.report import generated
 from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval, number
@@ -89,12 +90,13 @@ def guard_lines(evaluation: Evaluation | None) -> str:
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
     lines += [f"  {evaluation.kl_to_base.told()}"] if evaluation.kl_to_base else []
+    lines += [f"  {evaluation.continual.told()}"] if evaluation.continual else []
     lines += [f"  scale: {evaluation.scale.told()}"] if evaluation.scale else []
     return "\n".join([*lines, f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else lines)
 
 
 def _measured_line(row: Row, change: Measurement) -> tuple[str, ...]:
-    name = f"slice {row.name}" if row.kind == "slice" else row.name
+    name = shown(row.kind, row.name)
     values = number(change.metric, change.base), number(change.metric, change.tuned)
     return (
         name,

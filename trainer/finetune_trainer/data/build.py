@@ -91,6 +91,18 @@ class Build:
         if self.replay:
             measured = frozenset(np.concatenate([*twins, general]).tolist())
             splits["replay"], _ = self._encode(folder, "replay", self.replay, form, leave_out=measured.__contains__)
+        self._close(folder, form, splits, sources)
+        (folder / "pad_id.json").write_text(json.dumps(self.tokenizer.pad))
+
+    def write_one(self, folder: Path, name: str, uri: str) -> None:
+        """One source alone, as `name`. Its format, and labels if it has any, are in the spec."""
+        form = self._format()
+        split, _ = self._encode(folder, name, uri, form)
+        self._close(folder, form, {name: split}, ())
+
+    def _close(
+        self, folder: Path, form: Format, splits: dict[str, SplitStatistics], sources: tuple[SourceStatistics, ...]
+    ) -> None:
         statistics = Statistics(
             format=form.name,
             labels=form.labels if isinstance(form, Classification) else (),
@@ -100,7 +112,6 @@ class Build:
             tokenizer=self.tokenizer_digest,
         )
         (folder / "statistics.json").write_text(statistics.model_dump_json(by_alias=True))
-        (folder / "pad_id.json").write_text(json.dumps(self.tokenizer.pad))
 
     def _held_out_files(self) -> Iterator[tuple[str, str]]:
         spec = self.spec

@@ -15,5 +15,6 @@ halves     attention and feed-forward of a block, by the names that models give 
 merged     base and adapter as one model          servable   what serves an exported folder
 source     the base model's files, for what did not train
 lean       PEFT without bitsandbytes
+earlier    the artifact that a run continues from        stacked    its adapter, frozen under the one that trains
 peft_layout  PEFT around a network, and its layout on disk
 """

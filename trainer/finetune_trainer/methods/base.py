@@ -2,7 +2,7 @@
 line in `registry`.
 
 Method, Attached    required of every method
-HasPrompt, SwitchesOff, Merges, Scales, UpdatesByProducts, FitsWithoutSteps, LeavesWeightsOut
+HasPrompt, SwitchesOff, Continues, Merges, Scales, UpdatesByProducts, FitsWithoutSteps, LeavesWeightsOut
                     optional abilities of an attached method: the loop asks for the ability and never for the method
 PacksWeights        an optional ability of a method
 """
@@ -65,10 +65,23 @@ class HasPrompt(Protocol):
 
 @runtime_checkable
 class SwitchesOff(Protocol):
-    """An attached method whose network is the base model whenever that is wanted."""
+    """An attached method whose network is the model that the run started from whenever that is wanted."""
 
     def as_base(self) -> AbstractContextManager[None]:
-        """Inside, the network is the untouched base model, to the bit. What requires gradients stays so."""
+        """Inside, the network is that model, to the bit: the untouched base, with the earlier adapter if there is one.
+        What requires gradients stays so."""
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """An attached method that may have an earlier adapter below it."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether there is one."""
+
+    def as_original(self) -> AbstractContextManager[None]:
+        """Inside, the network is the base model without either adapter."""
 
 
 @runtime_checkable
@@ -160,6 +173,8 @@ class Base:
     """Commit of a hub model."""
     folder: Path | None = None
     """Where its files are now."""
+    earlier: Path | None = None
+    """An exported adapter that stays below what is attached, frozen: the run starts from both."""
 
 
 class Method(Protocol):

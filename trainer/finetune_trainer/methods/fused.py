@@ -46,19 +46,28 @@ class FusedLinear(lora.Linear):  # type: ignore[misc]  # PEFT ships no types
     """PEFT's layer with another forward. Whatever the fused form does not cover goes PEFT's way."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = self.active_adapters[0]
-        if args or kwargs or self.disable_adapters or self.merged:
+        here = [name for name in self.active_adapters if name in self.lora_A]
+        if args or kwargs or self.disable_adapters or self.merged or not here:
             return cast(Tensor, super().forward(x, *args, **kwargs))
         base = self.base_layer
         flat = x.reshape(-1, x.shape[-1])
+        a, b, scale = self._factors(here)
         if torch.compiler.is_compiling():  # which fuses these by itself, and keeps no graph with functions of others
-            a, b = (weights[name].weight.to(x.dtype) for weights in (self.lora_A, self.lora_B))
+            a, b = a.to(x.dtype), b.to(x.dtype)
             whole = F.linear(flat, base.weight, base.bias)
-            return torch.addmm(whole, flat @ a.T, b.T, alpha=self.scaling[name]).view(*x.shape[:-1], -1)
-        out = _LowRankLinear.apply(  # type: ignore[no-untyped-call]
-            flat, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+            return torch.addmm(whole, flat @ a.T, b.T, alpha=scale).view(*x.shape[:-1], -1)
+        out = _LowRankLinear.apply(flat, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
         return cast(Tensor, out).view(*x.shape[:-1], -1)
+
+    def _factors(self, adapters: list[str]) -> tuple[Tensor, Tensor, float]:
+        """(A, B, scale) of the sum of their updates; of several one below the other, as they are written."""
+        *others, last = [name for name in adapters if self.scaling[name]] or adapters[-1:]
+        a, b, scale = self.lora_A[last].weight, self.lora_B[last].weight, self.scaling[last]
+        for name in others:
+            factor = self.scaling[name] / scale
+            a = torch.cat([self.lora_A[name].weight, a])
+            b = torch.cat([self.lora_B[name].weight * factor if factor != 1 else self.lora_B[name].weight, b], dim=1)
+        return a, b, scale
 
 
 def fuse(network: nn.Module) -> int:
@@ -73,10 +82,9 @@ def fuse(network: nn.Module) -> int:
 
 
 def _plain(module: lora.Linear) -> bool:
-    (name,) = module.active_adapters
     return (
         type(module.base_layer) is nn.Linear
-        and isinstance(module.lora_dropout[name], nn.Identity)
+        and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
         and not module.lora_variant
-        and not module.lora_bias[name]
+        and not any(module.lora_bias.values())
     )

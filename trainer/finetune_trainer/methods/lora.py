@@ -26,6 +26,7 @@ from .halves import half_of
 from .lean import lean_peft
 from .merged import Change, low_rank_changes
 from .peft_layout import read_adapter, switched_off, wrapped, write_adapter
+from .stacked import is_stacked, only_earlier, stack, write_stacked
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,24 @@ class LoraAttached:
     def settle(self) -> None:
         """Adapters are written as they are."""
 
+    @property
+    def continues(self) -> bool:
+        return is_stacked(self.adapter)
+
     def as_base(self) -> AbstractContextManager[None]:
+        return only_earlier(self.adapter) if self.continues else switched_off(self.adapter)
+
+    def as_original(self) -> AbstractContextManager[None]:
         return switched_off(self.adapter)
 
     def changes(self) -> Iterator[Change]:
         return low_rank_changes(self.adapter.get_base_model())
 
     def export(self, folder: Path) -> None:
-        write_adapter(self.adapter, folder, sets=("target_modules",))
+        if self.continues:
+            write_stacked(self.adapter, folder)
+        else:
+            write_adapter(self.adapter, folder, sets=("target_modules",))
 
 
 @dataclass(frozen=True)
@@ -62,14 +73,14 @@ class ScalableLora(LoraAttached):
 
     def products(self) -> Iterator[Product]:
         for module in self.adapter.get_base_model().modules():
-            if hasattr(module, "lora_A"):
+            if "default" in getattr(module, "lora_A", ()):
                 a, b = (cast(Any, factors)["default"].weight for factors in (module.lora_A, module.lora_B))
                 yield Product(a, b, cast(Any, module).scaling["default"], module)
 
     def apply_at(self, scale: float) -> None:
         for module in self.adapter.get_base_model().modules():
-            if hasattr(module, "lora_A"):
-                module.set_scale("default", scale)
+            if "default" in getattr(module, "lora_A", ()):
+                cast(Any, module).set_scale("default", scale)
         self.adapter.peft_config["default"].lora_alpha = _whole(self.alpha * scale)
 
 
@@ -104,6 +115,8 @@ class Lora:
         without = _without(network, layers)
         torch.manual_seed(seed)
         adapter, trainable, lowest = wrapped(network, layers, config, base)
+        if base.earlier is not None:
+            stack(adapter, base.earlier)
         return self.attached(LoraAttached(adapter, trainable, lowest, fused=fuse(network), without=without))
 
     def attached(self, made: LoraAttached) -> LoraAttached:

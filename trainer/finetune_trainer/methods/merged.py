@@ -67,11 +67,14 @@ def merged_weight(layer: nn.Module, stored: Tensor) -> Tensor:
     weight = _unpacked(base, stored) if _in_four_bits(base) else stored
     whole = weight.to("cpu", torch.float32, copy=True)
     if layer is not base:
-        (name,) = adapted.active_adapters
-        a, b = (matrix[name].weight.detach().to("cpu", torch.float32) for matrix in (adapted.lora_A, adapted.lora_B))
         upright = whole.T if adapted.fan_in_fan_out else whole
-        upright.addmm_(b, a, alpha=adapted.scaling[name])
-        if name in adapted.lora_magnitude_vector:
+        here = [name for name in adapted.active_adapters if name in adapted.lora_A]
+        for name in here:
+            a, b = (each[name].weight.detach().to("cpu", torch.float32) for each in (adapted.lora_A, adapted.lora_B))
+            upright.addmm_(b, a, alpha=adapted.scaling[name])
+        for name in here:
+            if name not in adapted.lora_magnitude_vector:
+                continue
             magnitude = adapted.lora_magnitude_vector[name].weight.detach().to("cpu", torch.float32)
             upright.mul_((magnitude / torch.linalg.norm(upright, dim=1))[:, None])
     return whole.to(stored.dtype)

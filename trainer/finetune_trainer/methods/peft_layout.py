@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from finetune_trainer.decoder_blocks import Layers, lowest_layer
 
@@ -50,17 +52,31 @@ def switched_off(adapter: Any) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def write_adapter(adapter: Any, folder: Path, *, sets: tuple[str, ...]) -> None:
-    """In PEFT's layout, the same bytes from every process. `sets`: lists of its configuration without an order."""
-    adapter.save_pretrained(folder, save_embedding_layers=False)
+def write_adapter(
+    adapter: Any,
+    folder: Path,
+    *,
+    sets: tuple[str, ...],
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """In PEFT's layout, the same bytes from every process. `sets`: lists of its configuration without an order.
+    `changes` of that configuration, and `tensors` in place of the adapter's own."""
+    adapter.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; the run's own card takes its place
-    settle_config(folder, sets=sets)
+    if tensors is not None:
+        save_file(
+            {name: tensor.cpu() for name, tensor in sorted(tensors.items())}, folder / "adapter_model.safetensors"
+        )
+    settle_config(folder, sets=sets, changes=changes)
 
 
-def settle_config(folder: Path, *, sets: tuple[str, ...] = ()) -> None:
-    """The configuration that PEFT wrote, with its keys and its `sets` in order."""
+def settle_config(
+    folder: Path, *, sets: tuple[str, ...] = (), changes: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """The configuration that PEFT wrote, with `changes`, and with its keys and its `sets` in order."""
     file = folder / "adapter_config.json"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text()) | dict(changes)
     for modules in sets:
         config[modules].sort()
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

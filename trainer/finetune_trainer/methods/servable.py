@@ -55,13 +55,14 @@ def judge(folder: Path, *, kind: str = "", beside: Collection[str] = ()) -> Verd
     if (folder / "adapter_config.json").is_file():
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = sorted(file_header(folder / "adapter_model.safetensors").tensors)
-        reasons = (*_against_lora(config, tensors), *_against_class(kind))
+        reasons = (*against_lora(config, tensors), *_against_class(kind))
         return Verdict("hf-only", reasons) if reasons else Verdict("lora")
     reasons = tuple(_against_model(folder, beside))
     return Verdict("hf-only", reasons) if reasons else Verdict("merged")
 
 
-def _against_lora(config: dict[str, Any], keys: list[str]) -> Iterator[str]:
+def against_lora(config: dict[str, Any], keys: list[str]) -> Iterator[str]:
+    """Why an adapter, by its configuration and the names of its tensors, is not a plain LoRA adapter."""
     if config.get("peft_type") != "LORA":
         yield f"the adapter is of type {config.get('peft_type') or config.get('type') or 'unknown'}, and no LoRA"
         return

@@ -7,6 +7,7 @@ xy        small charts of points as inline SVG           reliability   its parts
 generated its part about generated text
 style     its style sheet                                 card      the artifact's README.md
 layers    what a run found inside the model, and its part of the page
+tasks     its part about tasks in sequence
 layer_curves   the page of an analysis, with curves over the layers
 staircase the ladder that chose the method                transferred  its part about negative transfer
 """

@@ -15,7 +15,7 @@ METRICS: tuple[Metric, ...] = ("accuracy", "loss", "bitsPerByte")
 WORDS: dict[Metric, str] = {"accuracy": "accuracy", "loss": "loss", "bitsPerByte": "bits per byte"}
 VERDICTS: tuple[Verdict, ...] = ("better", "worse", "equivalent", "inconclusive")
 
-_ORDER: tuple[DataKind, ...] = ("test", "validation", "slice", "general")
+_ORDER: tuple[DataKind, ...] = ("test", "validation", "slice", "task", "general")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,14 @@ def _sentences(rows: tuple[Row, ...]) -> Iterator[str]:
     ]
     if parts:
         yield f"Of the slices it is {'; '.join(parts)}."
+    tasks = [r for r in rows if r.kind == "task"]
+    parts = [
+        f"{verdict} on {', '.join(names)}"
+        for verdict in VERDICTS
+        if (names := [r.name for r in tasks if r.verdict == verdict])
+    ]
+    if parts:
+        yield f"Of the earlier tasks it is {'; '.join(parts)}."
     for row in rows:
         if row.kind == "general" and not row.part:
             yield f"On general text {_words(row.main, 'it')}."

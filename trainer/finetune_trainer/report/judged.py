@@ -141,7 +141,9 @@ def _chip(change: Measurement, *, unit: bool = True) -> str:
 
 
 def _what(row: Row) -> str:
-    return {"slice": "held-out slice", "general": "measures forgetting"}.get(row.kind, "held out")
+    return {"slice": "held-out slice", "task": "earlier task", "general": "measures forgetting"}.get(
+        row.kind, "held out"
+    )
 
 
 def _counted(row: Row) -> str:

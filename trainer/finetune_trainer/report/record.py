@@ -20,6 +20,7 @@ from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
 from finetune_api.switching import SwitchTest
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.folder import Folder
+from finetune_trainer.store.sequence import Sequence
 
 from .layers import Inside
 
@@ -161,10 +162,22 @@ class RunRecord(ApiModel):
         (), description="What generation stops at, where trained ends were added to the base model's."
     )
     inside: Inside | None = Field(None, description="With spec.diagnostics: what changed inside the model.")
+    continual: Sequence | None = Field(None, description="With continueFrom: the tasks before this one, and it.")
     ladder: LadderStatus | None = Field(None, description="The ladder that chose this method.")
     refused: str = Field("", description="Why a guard kept the artifact back, in words; empty where none did.")
     switch_test: SwitchTest | None = Field(None, description="With output.switchTest: several adapters on one base.")
     servable: str = Field("", description="What servers accept it as: lora, merged or hf-only.")
+
+    def tuned_scores(self, name: Literal["test"]) -> Scores | None:
+        """Of the model in the artifact, on a data set of this kind."""
+        found = {each.metric: each for each in (*self.evaluation.data, *self.measurements) if each.kind == name}
+        loss = found.get("loss")
+        if loss is None or loss.tuned is None:
+            return None
+        others = {metric: each.tuned for metric, each in found.items()}
+        return Scores(
+            loss=loss.tuned, bits_per_byte=others.get("bitsPerByte"), accuracy=others.get("accuracy"), rows=loss.rows
+        )
 
     @property
     def manifest(self) -> FineTuneJobSpec:

@@ -39,6 +39,8 @@ td.name{font-weight:600;white-space:normal;min-width:8em}td.name small{display:b
 td.base{color:var(--soft)}
 .group{border-left:1px solid var(--line)}th[colspan]{text-align:center}
 thead tr:first-child th{border-bottom:0;padding-bottom:0}
+.heat td{background:color-mix(in srgb,var(--accent) calc(var(--shade,0%)*.4),transparent)}
+.heat th[scope=row]{text-align:left;font-weight:600}.heat caption{text-align:left;color:var(--soft);padding-bottom:8px}
 .answers td{white-space:pre-wrap;text-align:left;vertical-align:top;min-width:11em;overflow-wrap:anywhere}
 .answers th{text-align:left}
 .chip{display:inline-block;white-space:nowrap;border-radius:99px;padding:1px 9px;font-size:13px;font-weight:600;

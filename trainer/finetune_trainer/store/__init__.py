@@ -26,6 +26,7 @@ weights_report     what a model's files lack, for messages
 artifact           the committed result: content first, its manifest last; verification
 candidate          an artifact that a guard kept back, and how it is published
 manifest           what makes a folder an artifact: every file with its sha256
+sequence           tasks in sequence, and the scores of all of them
 checkpoints        content-addressed checkpoints of one run
 checkpoint_parts   how ranks report what each of them stored of one checkpoint
 attempt_logs       logs of failed attempts, for when their pods are gone

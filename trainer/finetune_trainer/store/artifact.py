@@ -24,6 +24,7 @@ from finetune_api.switching import SwitchTest
 from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
 from .manifest import MANIFEST, Climbed, Kind, Manifest, Promotion, canonical, decode, entries
+from .sequence import Sequence
 
 _REPLACED = ".finetune/replaced.json"
 """Names of files of an earlier artifact, from the moment its manifest goes until they are gone too."""
@@ -88,6 +89,7 @@ def commit_artifact(
     temperature: float | None = None,
     ladder: Climbed | None = None,
     switch_test: SwitchTest | None = None,
+    continual: Sequence | None = None,
 ) -> Artifact:
     """Makes `files` (name in the folder → content) the artifact of the folder. OutputExists as in check_output."""
     for name in files:
@@ -103,6 +105,7 @@ def commit_artifact(
         promotion=promotion,
         ladder=ladder,
         switch_test=switch_test,
+        continual=continual,
         files=entries(digests),
     )
     _withdraw(folder)

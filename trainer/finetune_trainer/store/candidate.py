@@ -65,6 +65,7 @@ def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Pr
             promotion=promotion,
             ladder=manifest.ladder,
             switch_test=manifest.switch_test,
+            continual=manifest.continual,
         )
     candidate.delete(MANIFEST)
     for name in manifest.files:

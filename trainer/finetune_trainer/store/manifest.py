@@ -14,6 +14,7 @@ from finetune_api.status import Servable
 from finetune_api.switching import SwitchTest
 
 from .folder import Digest
+from .sequence import Sequence
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -60,6 +61,7 @@ class Manifest(ApiModel):
     promotion: Promotion | None = None
     ladder: Climbed | None = None
     switch_test: SwitchTest | None = Field(None, description="Of an adapter that was tested with others on one base.")
+    continual: Sequence | None = Field(None, description="With continueFrom: the tasks before this one, and it.")
     files: dict[str, FileEntry]
 
     def encode(self) -> bytes:

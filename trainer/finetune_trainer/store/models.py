@@ -65,19 +65,21 @@ def resolve_model(
     cache: Path,
     environ: Mapping[str, str] = os.environ,
     tell: Callable[[str], None] = lambda _: None,
+    prefix: str = names.PREFIX_MODEL,
 ) -> LocalModel:
     """ModelNotFound, ModelUnsupported, CredentialsMissing, CredentialsRejected, StorageUnavailable. `tell` gets lines
-    about the cache that runs share, if the environment names one."""
+    about the cache that runs share, if the environment names one. `prefix`: of the credentials of a folder."""
     uri = uris.parse(source.uri)
     revision: str | None = None
     try:
-        if shared := _from_shared(source, uri, environ=environ, tell=tell):
+        own = prefix != names.PREFIX_MODEL  # an artifact: no other jobs start from it
+        if not own and (shared := _from_shared(source, uri, environ=environ, tell=tell)):
             path, revision = shared.path, shared.revision
         elif uri.scheme == "hf":
             path = _from_hub(f"{uri.authority}/{uri.path}", source, cache=cache, environ=environ)
             revision = path.name  # the hub's cache names a snapshot by its commit
         else:
-            path = fetch_folder(source.uri, prefix=names.PREFIX_MODEL, cache=cache, patterns=_PATTERNS, environ=environ)
+            path = fetch_folder(source.uri, prefix=prefix, cache=cache, patterns=_PATTERNS, environ=environ)
     except NotFound as error:
         raise FinetuneError(Reason.ModelNotFound, error.message) from error
     check_model(path, source.uri)

@@ -29,6 +29,7 @@ diagnose           what an analysis asks of a model
 diagnosing         what spec.diagnostics asks of a run
 token_states       states of chosen tokens in every layer, by one process or a gang
 answering          what both models answer to held-out prompts
+continual          the sequence of tasks that a run adds to
 divergence         KL to the base on rows of the task
 scale_sweep        the scale at which an adapter is published
 switched           the new adapter in one network with earlier ones

@@ -80,6 +80,7 @@ def record_of(
         sources=evidence.sources,
         reliability=_reliability(evidence),
         against=tuple(_against(evidence)),
+        continual=evidence.sequence,
         answers=generated.samples if generated is not None else (),
         inside=inside,
         ladder=setup.plan.publishes.ladder if setup.plan.publishes else None,
@@ -88,7 +89,7 @@ def record_of(
         validation=state.validation,
         attempts=state.attempts,
         provenance=Provenance(
-            base_model=setup.spec.model.uri,
+            base_model=setup.local.uri,
             model_class=class_in(setup.local.path),
             revision=setup.local.revision,
             base_weights=fingerprint_of(setup.local.path),
@@ -156,6 +157,8 @@ def _against(evidence: Evidence) -> Iterator[SliceAgainst]:
 
 def _notes(setup: Setup, state: State, evidence: Evidence) -> Iterator[str]:
     """What a reader should know."""
+    if setup.earlier is not None:
+        yield setup.earlier.told()
     if evidence.scale is not None:
         yield evidence.scale.told()
     if change := computed_otherwise(state.attempts):
@@ -256,6 +259,7 @@ def commit(
             temperature=record.temperature,
             ladder=_climbed(record),
             switch_test=tested,
+            continual=record.continual,
         )
 
 

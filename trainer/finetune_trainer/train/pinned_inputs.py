@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api import names
 from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import RunPlan
-from finetune_api.spec import ModelSource
+from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.data.load import Datasets, load_datasets
+from finetune_trainer.methods.earlier import Earlier, earlier_of
 from finetune_trainer.parallel.base import Gang
 from finetune_trainer.random_streams import NEWEST
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel, resolve_model
+from finetune_trainer.transfer.tasks import EarlierTest, check_rows, tests_of
 
 _REVISION, _MODEL, _DATA, _STREAMS = "model-revision", "model-digests", "data-digests", "streams"
+_EARLIER, _TESTS = "earlier-digest", "earlier-tests"
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,27 @@ class Inputs:
     def of(cls, plan: RunPlan, gang: Gang, output: Folder) -> Inputs:
         return cls(gang, CheckpointStore(output, plan.job) if gang.place.first else None)
 
-    def model(self, source: ModelSource, *, cache: Path) -> LocalModel:
+    def earlier(self, spec: FineTuneJobSpec, *, cache: Path) -> Earlier | None:
+        """Errors of earlier_of, and DataChanged."""
+        found = earlier_of(spec, cache=cache)
+        if found is not None:
+            check_digests({found.uri: found.digest}, self._first(_EARLIER, {found.uri: found.digest}))
+        return found
+
+    def tests(self, earlier: Earlier | None, *, tokenizer_path: Path, cache: Path) -> tuple[EarlierTest, ...]:
+        """Errors of tests_of and of check_rows, and DataChanged."""
+        if earlier is None:
+            return ()
+        found = tests_of(earlier.sequence, tokenizer_path=tokenizer_path, cache=cache)
+        mine = {uri: digest for test in found for uri, digest in test.digests.items()}
+        check_digests(mine, self._first(_TESTS, mine))
+        if self.gang.place.first:
+            check_rows(found, earlier.manifest, earlier.uri)
+        return found
+
+    def model(self, source: ModelSource, *, cache: Path, prefix: str = names.PREFIX_MODEL) -> LocalModel:
         """Errors of resolve_model, and DataChanged."""
-        local = resolve_model(source, cache=cache)
+        local = resolve_model(source, cache=cache, prefix=prefix)
         if local.revision is None:
             mine = {f"{source.uri.rstrip('/')}/{name}": told for name, told in local.digests().items()}
             check_digests(mine, self._first(_MODEL, mine))

@@ -38,6 +38,7 @@ from finetune_trainer.transfer.release import Release, judge
 
 from .answering import Answering
 from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
+from .continual import in_sequence, scores_of_original
 from .diagnosing import Diagnosing
 from .divergence import divergence, rows_of_the_task
 from .linear_probe import ProbeRun, probed
@@ -109,8 +110,9 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     elif state.base is None:
         reporter.phase("evaluating", "measuring the base model")
         base = _measure(setup, state, trainer.measure_base, corpora)
+        original = _stoppable(setup, state, lambda: scores_of_original(setup))
         _stoppable(setup, state, answering.measure_base)
-        state = state.update(base={name: each.scores for name, each in base.items()})
+        state = state.update(base={name: each.scores for name, each in base.items()} | original)
         if trainer.checkpointer.notes is not None:
             trainer.checkpointer.notes.note(_BASE, kept.to_json(base, corpora))
             answering.keep_base()
@@ -119,7 +121,9 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         base = kept.of_json(told, corpora)
         answering.recall_base()
     before: dict[str, Measured | Scores] = {**(state.base or {}), **base}
-    reporter.evaluation = evidence_of(subjects(corpora, before, {}), setup.data.labels).evaluation()
+    reporter.evaluation = evidence_of(
+        subjects(corpora, before, {}, setup.labels_of_tests), setup.data.labels
+    ).evaluation()
     reporter.phase("training")
     state = trainer.run(state)
     state = trainer.checkpointer.restore_best(state, trainer.weights)
@@ -132,7 +136,9 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     reporter.phase("evaluating", "measuring the tuned model")
     after = _measure(setup, state, trainer.measure, corpora)
     found = swept(
-        setup, subjects(corpora, before, after), lambda part: _measure(setup, state, trainer.measure, dict(part))
+        setup,
+        subjects(corpora, before, after, setup.labels_of_tests),
+        lambda part: _measure(setup, state, trainer.measure, dict(part)),
     )
     if setup.spec.evaluation.kl_to_base and (task := rows_of_the_task(found.subjects)) is not None:
         reporter.phase("evaluating", "measuring KL to the base")
@@ -186,13 +192,15 @@ def _finish(
     evidence = Evidence()
     if strategy.place.first:
         evidence = evidence_of(found.subjects, labels, found.sweep, setup.references)
-        evidence = replace(evidence, divergence=found.divergence)
+        evidence = in_sequence(replace(evidence, divergence=found.divergence), setup, state, found.subjects)
     if generated is not None:
         evidence = replace(evidence, generation=generated.told, collapse=generated.collapse)
         reporter.say(generated.collapse.told())
     found_inside = inside(layerwise, evidence.evaluation(), rows=len(setup.data.train)) if layerwise else None
     release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
     reporter.evaluation = evidence.evaluation(release.results)
+    if evidence.continual is not None:
+        reporter.say(evidence.continual.told())
     more = found_inside.sentences() if found_inside else ()
     for sentence in (*release.sentences(), *(each.told() for each in reporter.evaluation.negative_transfer), *more):
         reporter.say(sentence)
@@ -240,6 +248,7 @@ def _held_out(setup: Setup) -> Iterator[tuple[str, Corpus]]:
     data = setup.data
     named = {"validation": data.validation, "test": data.test, "general": data.general}
     named |= {f"{SLICE}{name}": corpus for name, corpus in data.slices.items()}
+    named |= {test.name: test.corpus for test in setup.tests}
     if setup.plan.rung is not None:
         named.pop("test")  # seen once, by the rung that is published
     yield from ((name, corpus) for name, corpus in named.items() if corpus is not None and len(corpus))

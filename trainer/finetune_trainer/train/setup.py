@@ -23,6 +23,7 @@ from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.data.sample import measured_part
 from finetune_trainer.methods import fault
 from finetune_trainer.methods.base import Attached, Base, HasPrompt, PacksWeights, without_adapter
+from finetune_trainer.methods.earlier import Earlier
 from finetune_trainer.methods.needs import check_compile, check_inputs, check_recompute, check_strategy
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
@@ -35,6 +36,7 @@ from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
 from finetune_trainer.transfer.references import References, references_of
+from finetune_trainer.transfer.tasks import EarlierTest
 from finetune_trainer.vocabulary.derived import BASE
 from finetune_trainer.vocabulary.prepared import Prepared, prepared
 from finetune_trainer.vocabulary.rows import VocabularyRows
@@ -82,6 +84,14 @@ class Setup:
     """What spec.vocabulary made of the model; `local` is then the extended one."""
     rows: VocabularyRows | None = None
     """The rows of the embeddings that train besides what is attached."""
+    earlier: Earlier | None = None
+    """The artifact that the run starts from."""
+    tests: tuple[EarlierTest, ...] = ()
+    """Of the tasks before this one."""
+
+    @property
+    def labels_of_tests(self) -> dict[str, tuple[str, ...]]:
+        return {test.name: test.task.test.labels for test in self.tests}
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -100,7 +110,15 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     reporter = Reporter(run_dir, plan, gang.place)
     reporter.phase("loading", f"loading {spec.model.uri}")
     inputs = Inputs.of(plan, gang, output)
-    local = inputs.model(spec.model, cache=cache)
+    earlier = inputs.earlier(spec, cache=cache)
+    local = (
+        inputs.model(earlier.source, cache=cache, prefix=earlier.prefix)
+        if earlier
+        else inputs.model(spec.model, cache=cache)
+    )
+    if earlier is not None:
+        earlier.check_model(local)
+        reporter.say(earlier.told())
     spec = spec.model_copy(update={"given_data": fitted(spec.data, local.path, spec.method)})
     read = partial(
         inputs.data,
@@ -117,6 +135,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         data = read(tokenizer_path=local.path)
     data, drawn_from = measured_part(data, most=spec.evaluation.max_rows, seed=training.seed)
     references = references_of(spec.evaluation.references, data.slices) if gang.place.first else {}
+    if earlier is not None:
+        earlier.check_tokenizer(data.statistics.tokenizer)
+    tests = inputs.tests(earlier, tokenizer_path=local.path, cache=cache)
     reporter.alive()
 
     low = low_precision(spec, device)
@@ -151,7 +172,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if packing:
         packing.quantise(network, device=device)
     with fault.of_model(network, f"cannot be trained by method.type {spec.method.type}", hint=OTHER_METHOD):
-        base = _base(local, stored) if vocabulary is None else _own_base(local, stored, spec.output.uri)
+        base = _base(local, stored, earlier) if vocabulary is None else _own_base(local, stored, spec.output.uri)
         attached = method.attach(network, seed=training.seed, base=base)
     rows = _rows(vocabulary, attached, network, local, device)
     trainable = {**attached.trainable, **(rows.trainable if rows else {})}
@@ -191,9 +212,10 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         spread=spread,
     )
     model = replace(model, kernels=chosen(spec, model, layout, train, store=checkpointer.notes, say=reporter.say))
+    start = frozen_cache.digest_of(local.path) + (earlier.digest if earlier and earlier.adapter else "")
     importance = ewc_of(
         spec, attached, model, layout, data.replay, folder=cache / "fisher",
-        of_model=frozen_cache.digest_of(local.path), reporter=reporter,
+        of_model=start, reporter=reporter,
     )  # fmt: skip
     drift = drift_of(
         spec, attached, model, data.replay, pad_id=data.pad_id, folder=cache / "drift",
@@ -239,7 +261,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if validation is not None and (plan.rung is not None or plan.publishes is not None):
         validation = tune_half(validation)
     if below:
-        shelf = frozen_cache.StateCache(model, layout, cache / "frozen", frozen_cache.digest_of(local.path))
+        shelf = frozen_cache.StateCache(model, layout, cache / "frozen", start)
         train, validation = frozen_cache.kept(train, validation, shelf, plan, course=course, reporter=reporter)
     trainer = Trainer(
         course=course,
@@ -267,7 +289,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         processes_per_node=gang.place.local_world_size,
         hidden_size=model.hidden_size,
     )
-    return Setup(plan, local, data, attached, trainer, resolved, record, spec, references, vocabulary, rows)
+    return Setup(
+        plan, local, data, attached, trainer, resolved, record, spec, references, vocabulary, rows, earlier, tests
+    )
 
 
 def _settle(
@@ -352,8 +376,8 @@ def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
     return CheckpointStore(folder, plan.job.model_copy(update={"uid": plan.publishes.uid}))
 
 
-def _base(local: LocalModel, stored: torch.dtype) -> Base:
-    return Base(local.loadable, stored, local.revision, local.path)
+def _base(local: LocalModel, stored: torch.dtype, earlier: Earlier | None) -> Base:
+    return Base(local.loadable, stored, local.revision, local.path, earlier.adapter if earlier else None)
 
 
 def _own_base(local: LocalModel, stored: torch.dtype, output: str) -> Base:

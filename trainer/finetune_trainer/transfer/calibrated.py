@@ -32,7 +32,9 @@ class Calibrated:
 
 def calibrated(sets: Sequence[DataSet]) -> Calibrated | None:
     """None where neither test nor validation rows are classifications that both models were measured on."""
-    judged = {each.kind: each for each in sets if {BASE, TUNED} <= set(each.models) and each.kind != "slice"}
+    judged = {
+        each.kind: each for each in sets if {BASE, TUNED} <= set(each.models) and each.kind not in ("slice", "task")
+    }
     chosen = next((each for kind in ("test", "validation") if (each := judged.get(kind)) is not None), None)
     if chosen is None:
         return None

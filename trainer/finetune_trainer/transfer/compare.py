@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.generated_text import Collapse, Generation
-from finetune_api.status import Calibration, DataKind, Divergence, ScalePoint
+from finetune_api.status import Calibration, DataKind, Divergence, ScalePoint, shown
 from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.divergence import KL_TO_BASE, per_token
 from finetune_trainer.statistics.paired import Paired, difference
@@ -99,14 +99,21 @@ def compare(first: Side, second: Side, *, only: frozenset[str] = frozenset()) ->
             "the same with --data.",
         )
     slices = [key for key in common if key[0] == "slice"]
+    tasks = sum(key[0] == "task" for key in common)
     mains = {(key[1], "first"): _main(key, first, second) for key in slices}
     transfers: dict[tuple[DataKind, str], Transfer] = {("slice", each.slice): each for each in negative_transfer(mains)}
     answered, generation, collapse = _answers(first, second, only)
     return Comparison(
-        lines=tuple(line for key in common for line in _lines(key, first, second, len(slices), transfers.get(key))),
+        lines=tuple(
+            line
+            for key in common
+            for line in _lines(
+                key, first, second, {"slice": len(slices), "task": tasks}.get(key[0], 1), transfers.get(key)
+            )
+        ),
         left_out=(
             *(
-                f"{_shown(key)}: measured in {'the first' if key in first.measured else 'the second'} alone"
+                f"{shown(*key)}: measured in {'the first' if key in first.measured else 'the second'} alone"
                 for key in _sorted(first.measured ^ second.measured)
                 if not only
             ),
@@ -125,9 +132,10 @@ def _main(key: tuple[DataKind, str], first: Side, second: Side) -> Paired:
     return paired(one, other, measures(one, other, kind=key[0])[0])
 
 
-def _lines(key: tuple[DataKind, str], first: Side, second: Side, slices: int, transfer: Transfer | None) -> list[Line]:
+def _lines(
+    key: tuple[DataKind, str], first: Side, second: Side, comparisons: int, transfer: Transfer | None
+) -> list[Line]:
     kind, name = key
-    comparisons = slices if kind == "slice" else 1
     one, other = matched(first.records(key), second.records(key))
     found = [
         difference(paired(one, other, measure), comparisons=comparisons) for measure in measures(one, other, kind=kind)
@@ -232,12 +240,12 @@ def _differing(key: tuple[DataKind, str], first: Side, second: Side) -> str:
     if found.same:
         return ""
     rows = f"{found.first} rows in the first and {found.second} in the second"
-    return f"{_shown(key)} has {rows}, {found.common} of them in both"
+    return f"{shown(*key)} has {rows}, {found.common} of them in both"
 
 
 def _nothing_common(first: Side, second: Side, lacking: frozenset[str]) -> FinetuneError:
     def of(side: Side) -> str:
-        return ", ".join(_shown(key) for key in _sorted(side.measured)) or "nothing"
+        return ", ".join(shown(*key) for key in _sorted(side.measured)) or "nothing"
 
     what = f"no {' and no '.join(sorted(lacking))} to compare" if lacking else "no data set to compare"
     return FinetuneError(
@@ -250,7 +258,3 @@ def _nothing_common(first: Side, second: Side, lacking: frozenset[str]) -> Finet
 
 def _sorted(keys: frozenset[tuple[DataKind, str]]) -> list[tuple[DataKind, str]]:
     return sorted(keys, key=lambda key: (JUDGED.index(key[0]), key[1]))
-
-
-def _shown(key: tuple[DataKind, str]) -> str:
-    return f"slice {key[1]}" if key[0] == "slice" else key[1]

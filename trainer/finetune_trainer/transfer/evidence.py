@@ -6,6 +6,7 @@ records next to the artifact (`records`), so a reader of these computes the same
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,10 +14,21 @@ from types import MappingProxyType
 import numpy as np
 
 from finetune_api.generated_text import Collapse, Generation
-from finetune_api.status import DataKind, Divergence, Evaluation, GuardResult, Measurement, Metric, ScaleSweep, Scores
+from finetune_api.status import (
+    Continual,
+    DataKind,
+    Divergence,
+    Evaluation,
+    GuardResult,
+    Measurement,
+    Metric,
+    ScaleSweep,
+    Scores,
+)
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.paired import difference
+from finetune_trainer.store.sequence import Sequence
 
 from .calibrated import Calibrated, calibrated
 from .evaluate import Measured, likeliest
@@ -35,6 +47,7 @@ from .records import (
     scaled,
 )
 from .references import Against, References, against, flagged
+from .tasks import TASK
 
 SLICE = "slice/"
 """Before the name of a slice, where data sets of all kinds go by name."""
@@ -56,6 +69,8 @@ class Subject:
     """By scale, on these."""
     apart: Floats | None = None
     """(rows,): KL(base || tuned) of each, where it was measured."""
+    labels: tuple[str, ...] | None = None
+    """Of an earlier task's rows; None: the run's."""
 
     def measured_as(self, tuned: Measured) -> Subject:
         return replace(self, tuned=tuned)
@@ -78,7 +93,7 @@ class Subject:
     def data_set(self, labels: tuple[str, ...]) -> DataSet:
         """Its records. `labels`: of the run, where rows are classifications."""
         given = {BASE: self.base, TUNED: self.tuned}
-        labels = labels if self.corpus.choices else ()
+        labels = (labels if self.labels is None else self.labels) if self.corpus.choices else ()
         models = {model: records_of(self.corpus, m, labels) for model, m in given.items() if isinstance(m, Measured)}
         if self.apart is not None and TUNED in models:
             models[TUNED] = replace(models[TUNED], kl=self.apart)
@@ -88,16 +103,27 @@ class Subject:
 
 
 def kind_of(name: str) -> DataKind:
-    """Of a data set by its name in a run: `slice/books` is a slice."""
-    return next((kind for kind in JUDGED if kind == name), "slice")
+    """Of a data set by its name in a run: `slice/books` is a slice, `task/invoices` an earlier task."""
+    return "task" if name.startswith(TASK) else next((kind for kind in JUDGED if kind == name), "slice")
 
 
 def subjects(
-    corpora: Mapping[str, Corpus], base: Mapping[str, Measured | Scores], tuned: Mapping[str, Measured]
+    corpora: Mapping[str, Corpus],
+    base: Mapping[str, Measured | Scores],
+    tuned: Mapping[str, Measured],
+    labels: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> tuple[Subject, ...]:
-    """In the order in which they are judged; without those that the base model was not measured on."""
+    """In the order in which they are judged; without those that the base model was not measured on. labels: of data
+    sets that have other ones than the run."""
     found = [
-        Subject(name.removeprefix(SLICE), kind_of(name), corpus, base[name], tuned.get(name))
+        Subject(
+            name.removeprefix(SLICE).removeprefix(TASK),
+            kind_of(name),
+            corpus,
+            base[name],
+            tuned.get(name),
+            labels=labels.get(name),
+        )
         for name, corpus in corpora.items()
         if name in base
     ]
@@ -139,6 +165,10 @@ class Evidence:
     divergence: Divergence | None = None
     sources: tuple[Measurement, ...] = ()
     """General text by its files, where there are several."""
+    sequence: Sequence | None = None
+    """The tasks before this one, and it if it has test data."""
+    continual: Continual | None = None
+    """Of the sequence, where this run has added to it."""
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
@@ -151,6 +181,7 @@ class Evidence:
             scale=self.scale,
             generation=self.generation,
             collapse=self.collapse,
+            continual=self.continual,
         )
 
 
@@ -162,7 +193,9 @@ def evidence_of(
 ) -> Evidence:
     """`scale`: how the adapter's scale was chosen, where it was. `references`: earlier artifacts on the slices."""
     both = [subject for subject in given if isinstance(subject.base, Measured) and subject.tuned is not None]
-    sets = [subject.data_set(labels) for subject in both if subject.corpus.choices and subject.kind != "slice"]
+    sets = [
+        subject.data_set(labels) for subject in both if subject.corpus.choices and subject.kind not in ("slice", "task")
+    ]
     slices = [subject.data_set(labels) for subject in both if subject.kind == "slice"]
     general = [subject.data_set(labels) for subject in both if subject.kind == "general"]
     return Evidence(
@@ -175,12 +208,12 @@ def evidence_of(
 
 
 def measurements(given: tuple[Subject, ...], labels: tuple[str, ...] = ()) -> tuple[Measurement, ...]:
-    """All metrics of all data sets, the main one of each first. Intervals of slices are adjusted for their number."""
-    slices = sum(subject.kind == "slice" for subject in given)
+    """All metrics of all data sets, the main one of each first. Intervals of slices are adjusted for the number
+    of slices, and those of earlier tasks for the number of tasks."""
+    number = Counter(subject.kind for subject in given)
+    several = {kind: number[kind] for kind in ("slice", "task")}
     return tuple(
-        each
-        for subject in given
-        for each in _measured(subject, labels, comparisons=slices if subject.kind == "slice" else 1)
+        each for subject in given for each in _measured(subject, labels, comparisons=several.get(subject.kind, 1))
     )
 
 

@@ -1,6 +1,6 @@
 """One record for each held-out row and model: what every evaluation is computed from, kept next to the artifact.
 
-    evaluation/<data set>.parquet      evaluation/test.parquet, evaluation/slice/books.parquet
+    evaluation/<data set>.parquet     evaluation/test.parquet, evaluation/slice/books.parquet, evaluation/task/x.parquet
 
     row         string   hex digest of the row's content; rows are matched by it
     group       string   what the row depends on: its document, or the value of groupBy; the row's digest if nothing
@@ -51,7 +51,7 @@ Strings = NDArray[np.str_]
 
 BASE, TUNED, SCALE = "base", "tuned", "scale/"
 
-JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice")
+JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice", "task")
 """Kinds of data sets in the order in which they are judged."""
 
 
@@ -139,7 +139,7 @@ class DataSet:
     @property
     def path(self) -> str:
         """In the artifact."""
-        return path_of(self.name if self.kind != "slice" else f"slice/{self.name}")
+        return path_of(f"{self.kind}/{self.name}" if self.kind in ("slice", "task") else self.name)
 
 
 def path_of(name: str) -> str:

@@ -1,0 +1,204 @@
+"""spec.continueFrom: what an earlier artifact is, and how this run starts from it.
+
+    an adapter      of lora or qlora, under lora or qlora: a frozen second adapter (`stacked`) on the same base model
+    a whole model   by full or partial, or the folder merged/ next to an adapter: it is loaded in place of spec.model
+
+All else is refused, before GPUs are held. An artifact is trusted through its manifest alone: what is read of it is
+compared with the digests there, and of an adapter's configuration only numbers and names are used.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api import names
+from finetune_api.continuing import STACKED
+from finetune_api.failures import FinetuneError, Reason
+from finetune_api.spec import FineTuneJobSpec, ModelSource
+from finetune_api.status import MOST_TASKS
+from finetune_trainer.data.cache import kept
+from finetune_trainer.report.record import RECORD_FILE, RunRecord, decode
+from finetune_trainer.store.artifact import read_manifest
+from finetune_trainer.store.folder import Folder, NotFound, digest_of
+from finetune_trainer.store.headers import file_header
+from finetune_trainer.store.manifest import MANIFEST, Manifest
+from finetune_trainer.store.models import LocalModel
+from finetune_trainer.store.opening import open_folder
+from finetune_trainer.store.sequence import Sequence, Task, held_out
+
+from .merged import FOLDER as MERGED
+from .servable import against_lora
+
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_LARGEST = {MANIFEST: 16 << 20, RECORD_FILE: 64 << 20}
+"""Bytes that are read of a file that is held in memory."""
+_OTHER = "Name the output.uri of a job that succeeded."
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The artifact that a run starts from."""
+
+    uri: str
+    manifest: Manifest
+    record: RunRecord
+    sequence: Sequence | None
+    """The tasks up to its own; None where none of them had test data."""
+    source: ModelSource
+    """What is loaded: spec.model, or the artifact's whole model."""
+    adapter: Path | None
+    """Where the frozen adapter is, if it is one."""
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def prefix(self) -> str:
+        """Under which the credentials of `source` are."""
+        return names.PREFIX_MODEL if self.adapter else names.PREFIX_OUTPUT
+
+    def told(self) -> str:
+        job, method = self.manifest.run, self.record.spec.method.type
+        how = "its adapter is frozen under the new one" if self.adapter else "its weights are the base model"
+        return f"continues from {self.uri} (job {job.namespace}/{job.name}, method {method}): {how}"
+
+    def check_model(self, local: LocalModel) -> None:
+        """ModelUnsupported where the frozen adapter was trained on another commit of the model."""
+        trained = self.record.provenance.revision
+        if self.adapter is None or trained is None or trained == local.revision:
+            return
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"continueFrom: the adapter in {self.uri} was trained on revision {trained} of {local.uri}, and this job "
+            f"has {local.revision}",
+            f"Set model.revision: {trained}.",
+        )
+
+    def check_tokenizer(self, digest: str) -> None:
+        """ModelUnsupported where the earlier job had another tokenizer, and so another model, under the same URI."""
+        known = self.record.data.statistics.tokenizer if self.record.data.statistics else ""
+        if known and known != digest:
+            raise FinetuneError(
+                Reason.ModelUnsupported,
+                f"continueFrom: the job of {self.uri} had another tokenizer than this model",
+                "Set model to what the earlier job trained; its artifact's run.json names it.",
+            )
+
+
+def earlier_of(spec: FineTuneJobSpec, *, cache: Path) -> Earlier | None:
+    """None without spec.continueFrom. ModelNotFound without an artifact there; DataUnreadable for one that is damaged;
+    ModelUnsupported for one that this job cannot start from; the store's errors."""
+    if spec.continue_from is None:
+        return None
+    folder = open_folder(spec.continue_from, prefix=names.PREFIX_OUTPUT)
+    manifest, record = _read(folder)
+    _check_base(folder.uri, record, spec)
+    sequence = manifest.continual or _first(record, folder.uri)
+    if sequence and len(sequence.tasks) >= MOST_TASKS and spec.data.test is not None:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"continueFrom: {folder.uri} is the end of {len(sequence.tasks)} tasks in sequence, and that is the most",
+            "Remove data.test, so that this job is not measured as another task.",
+        )
+    stacks = manifest.kind == "adapter" and {spec.method.type, record.spec.method.type} <= {*STACKED}
+    stacks = stacks and record.spec.vocabulary is None  # its adapter is for a base model of its own
+    source = spec.model if stacks else ModelSource(uri=_whole(folder.uri, manifest, record, spec))
+    adapter = _adapter(folder, manifest, cache) if stacks else None
+    return Earlier(folder.uri, manifest, record, sequence, source, adapter)
+
+
+def _read(folder: Folder) -> tuple[Manifest, RunRecord]:
+    where = f"continueFrom ({folder.uri})"
+    for name, most in _LARGEST.items():
+        entry = folder.stat(name)
+        if entry is None:
+            message = f"{where}: there is no artifact, since it has no {name}"
+            raise FinetuneError(Reason.ModelNotFound, message, _OTHER)
+        if entry.size > most:
+            raise FinetuneError(Reason.DataUnreadable, f"{where}: {name} has {entry.size:,} bytes", _OTHER)
+    try:
+        manifest = read_manifest(folder)
+        content = folder.read(RECORD_FILE)
+        if RECORD_FILE not in manifest.files or digest_of(content) != manifest.files[RECORD_FILE].digest:
+            raise _not_as_committed(folder, RECORD_FILE)
+        return manifest, decode(content)
+    except NotFound:  # removed in between
+        raise FinetuneError(Reason.ModelNotFound, f"{where}: there is no artifact", _OTHER) from None
+    except ValueError as error:
+        message = f"{where}: {RECORD_FILE} is not the record of a run ({type(error).__name__})"
+        raise FinetuneError(Reason.DataUnreadable, message, _OTHER) from None
+
+
+def _check_base(uri: str, record: RunRecord, spec: FineTuneJobSpec) -> None:
+    trained, wanted = record.spec.model.uri.rstrip("/"), spec.model.uri.rstrip("/")
+    if trained != wanted:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"continueFrom: the artifact in {uri} was trained from {trained}, and model.uri is {wanted}",
+            f"Set model.uri: {trained}.",
+        )
+
+
+def _whole(uri: str, manifest: Manifest, record: RunRecord, spec: FineTuneJobSpec) -> str:
+    if manifest.kind == "model":
+        return uri
+    if f"{MERGED}/config.json" in manifest.files:
+        return f"{uri.rstrip('/')}/{MERGED}"
+    if record.spec.vocabulary is not None:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"continueFrom: the job of {uri} changed the vocabulary, and its adapter fits a base model of its own",
+            "Use an artifact of method.type full, or of a job without vocabulary.",
+        )
+    earlier, here = record.spec.method, spec.method.type
+    other = f"Set method.type: {STACKED[0]}, or use" if earlier.type in STACKED else "Use"
+    made = "the earlier job with output.merged: true" if earlier.traits.mergeable else "an artifact of method.type full"
+    raise FinetuneError(
+        Reason.ModelUnsupported,
+        f"continueFrom: the artifact in {uri} is an adapter of method.type {earlier.type}, and method.type {here} "
+        "needs a whole model to start from",
+        f"{other} {made}.",
+    )
+
+
+def _adapter(folder: Folder, manifest: Manifest, cache: Path) -> Path:
+    """Its files in the cache, as they were committed."""
+    if missing := [name for name in _ADAPTER if name not in manifest.files]:
+        raise _not_as_committed(folder, missing[0])
+
+    def fill(target: Path) -> None:
+        for name in _ADAPTER:
+            if folder.download(name, target / name) != manifest.files[name].digest:
+                raise _not_as_committed(folder, name)
+
+    with kept(cache / "adapters" / manifest.digest[:32], fill) as path:
+        config = json.loads((path / _ADAPTER[0]).read_bytes())
+        reasons = tuple(against_lora(config, sorted(file_header(path / _ADAPTER[1]).tensors)))
+    if reasons:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"continueFrom: nothing can be trained on top of the adapter in {folder.uri}: {'; '.join(reasons)}",
+            "Use an adapter that finetune wrote with method.type lora or qlora.",
+        )
+    return path
+
+
+def _first(record: RunRecord, uri: str) -> Sequence | None:
+    """Of an artifact that began without continueFrom: a sequence of one task, if it has test data."""
+    test = held_out(record.spec, record.data.statistics.labels if record.data.statistics else ())
+    scores = record.tuned_scores("test")
+    if test is None or scores is None:
+        return None
+    task = Task(name=record.job.name, artifact=uri, test=test)
+    return Sequence(tasks=(task,), scores=((scores,),), base=(None,))
+
+
+def _not_as_committed(folder: Folder, name: str) -> FinetuneError:
+    return FinetuneError(
+        Reason.DataUnreadable,
+        f"continueFrom: {folder.uri}/{name} is not the file that the artifact's manifest names",
+        f"See `finetune verify {folder.uri}`.",
+    )
