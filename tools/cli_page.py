@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from finetune_api.base import ApiModel
@@ -12,6 +14,7 @@ from finetune_api.failures import FailureClass
 from finetune_api.status import Phase
 from finetune_trainer.cli.examples import EXAMPLES
 from finetune_trainer.cli.main import parser
+from finetune_trainer.cli.outputs import OUTPUTS, schema_of
 from finetune_trainer.cli.watch_view import Snapshot
 
 HEAD = """# Commands
@@ -29,16 +32,45 @@ Errors are printed to stderr with a [reason](reasons.md), whose exit code the co
 
 JSON = """## JSON
 
-`-o json` of `status` prints the job as in the [reference](manifest.md). `submit`, `stop`, `resume`, `retry`, `clone`
-and `delete` print one object:
+What a command prints with `-o json` has a schema, which `finetune schema COMMAND` prints, too. `watch` and `chat` print
+an object a line, and the schema is that of a line. Fields may be added, and are not renamed: ignore those that you do
+not know. `status` prints the job, as in the [reference](manifest.md).
+
+| command | schema |
+|---|---|
+"""
+FOLDER = Path(__file__).parents[1] / "docs" / "json"
+
+
+def schema_files() -> dict[Path, str]:
+    """docs/json: one file for each model, named after the first command that prints it."""
+    return {FOLDER / f"{each[0]}.schema.json": json.dumps(schema_of(each[0]), indent=1) + "\n" for each in _printing()}
+
+
+def _printing() -> list[list[str]]:
+    """Commands that print the same. Not the job itself, whose schema is as long as its reference."""
+    found: dict[int, list[str]] = {}
+    for name, model in OUTPUTS.items():
+        if name != "status":
+            found.setdefault(id(model), []).append(name)
+    return list(found.values())
+
+
+def _schemas() -> str:
+    rows = []
+    for names in _printing():
+        said = ", ".join(f"`{SPELLED.get(name, name)}`" for name in names)
+        rows.append(f"| {said} | [json/{names[0]}.schema.json](json/{names[0]}.schema.json) |")
+    return JSON + "\n".join(rows)
+
+
+SPELLED = {"analyze-against": "analyze --against", "data-inspect": "data inspect"}
+LIFECYCLE = """`submit`, `stop`, `resume`, `retry`, `clone` and `delete` print one object:
 
 | field | type | meaning |
 |---|---|---|
 """
-
-
-WATCH = """`chat` prints an object a prompt, with `prompt`, `base` and `tuned`.
-`watch` prints an object a line, one for each change; the last one is that of the finished job:
+WATCH = """`watch` prints an object for each change; the last one is that of the finished job:
 
 | field | type | meaning |
 |---|---|---|
@@ -49,7 +81,7 @@ def page() -> str:
     commands = {name: found for name, found in _commands() if name != "agent"}
     rows = [f"| [`{name}`](#{name}) | {text} |" for name, (text, _) in commands.items()]
     parts = [HEAD + "\n".join(rows), *(_section(name, *found) for name, found in commands.items())]
-    parts += [JSON + _fields(Outcome), WATCH + _fields(Snapshot)]
+    parts += [_schemas(), LIFECYCLE + _fields(Outcome), WATCH + _fields(Snapshot)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -36,6 +36,10 @@ def main() -> None:
 
     (ROOT / "docs" / "cli.md").write_text(cli_page.page())
     print("generated docs/cli.md")
+    cli_page.FOLDER.mkdir(exist_ok=True)
+    for path, text in cli_page.schema_files().items():
+        path.write_text(text)
+    print("generated docs/json")
     for path, text in chart.generated().items():
         path.write_text(text)
         print(f"generated {path.relative_to(ROOT)}")

@@ -221,8 +221,9 @@ def test_a_stop_request_ends_with_a_checkpoint_and_the_next_attempt_goes_on(
     inputs: Path, finished: tuple[Path, Gang, TerminationMessage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = f"file://{tmp_path}/mlruns"
-    for name, value in {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_ALLOW_FILE_STORE": "1"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv(names.ENV_TRACKER_SECONDS, "1800")  # as long as it takes
     spec = _spec(inputs, tmp_path / "out")
     gang = Gang(tmp_path / "run", spec, held_at=7)
     gang.when_held(lambda: gang.run_dir.request_stop("test"))

@@ -20,6 +20,7 @@ from finetune_trainer.report.record import RECORD_FILE, RunRecord
 from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.train.model import load_network
+from tests.support.printed_json import conforms
 from tests.support.tiny_model import tiny_model
 from tests.support.tokenizers import write_jsonl
 from tests.support.training import disturb
@@ -79,6 +80,7 @@ def _told(folder: Path, method: dict[str, Any], capsys: pytest.CaptureFixture[st
     given = ["analyze", str(file), "--home", str(folder / "home"), "--against", against, "--tokens", "1100"]
     assert main([*given, "-o", "json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    conforms("analyze-against", found)
     assert [each["name"] for each in found["data"]] == ["test", "general"]
     return found
 

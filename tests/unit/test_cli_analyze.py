@@ -14,6 +14,7 @@ import pytest
 
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
+from tests.support.printed_json import conforms
 from tests.support.tiny_model import WORDS, tiny_model, worded
 from tests.support.tokenizers import write_jsonl
 
@@ -47,6 +48,7 @@ def _analyze(file: str, folder: Path, *more: str) -> int:
 def test_two_samples_of_one_text_have_no_shift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _analyze(_job(tmp_path), tmp_path, "-o", "json") == 0
     told = json.loads(capsys.readouterr().out)
+    conforms("analyze", told)
     ratio = told["bitsPerByteRatio"]
     assert ratio["low"] <= ratio["value"] <= ratio["high"]
     assert ratio["value"] == pytest.approx(1, abs=0.03)
@@ -74,6 +76,7 @@ def test_without_general_text_and_labels_gradients_show_which_layers_would_move(
 ) -> None:
     assert _analyze(_job(tmp_path, general=False), tmp_path, "-o", "json") == 0
     told = json.loads(capsys.readouterr().out)
+    conforms("analyze", told)
     assert told["notes"] == [
         "The shift is not measured: data.general is not set.",
         "The layers are not probed: the training rows have no labels.",
@@ -118,6 +121,7 @@ def test_labelled_rows_are_probed_layer_by_layer(tmp_path: Path, capsys: pytest.
     file = _job(tmp_path, general=False, rows=_tickets(60), slice_rows=_tickets(24, seed=8))
     assert _analyze(file, tmp_path, "--rows", "40", "-o", "json") == 0
     told = json.loads(capsys.readouterr().out)
+    conforms("analyze", told)
     assert "bitsPerByteRatio" not in told
     assert told["notes"] == ["The shift is not measured: data.general is not set."]
     layers = told["layers"]

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_api.failures import ExitCode
 from finetune_api.status import ResolvedPlan
 from finetune_api.text import printable
-from finetune_trainer.cli.chat import prompt_of, side_by_side
+from finetune_trainer.cli.chat import Wish, load, prompt_of, side_by_side
 from finetune_trainer.cli.main import main
 from finetune_trainer.report.record import Provenance, RunRecord
 from finetune_trainer.statistics import DataRecord, Statistics
+from tests.support.printed_json import conforms
 from tests.support.small_artifact import committed
 from tests.support.small_report import record, spec
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
@@ -80,6 +81,26 @@ def test_both_answers_are_those_of_transformers_and_peft(
     changed = answer(PeftModel.from_pretrained(network, tmp_path), seed=3)
     assert (printed["base"], printed["tuned"]) == (expected, changed)
     assert expected != changed
+    conforms("chat", printed)
+
+
+def test_on_a_terminal_answers_are_shown_while_they_are_written(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(base, tmp_path, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
+    committed(tmp_path, of(base, "lora"))
+    pair = load(tmp_path.as_uri(), cache=tmp_path / "cache")
+    wish = Wish(prompt="hello", max_new_tokens=8, temperature=0.0, seed=1, raw=False, as_json=False)
+    pieces: dict[str, list[str]] = {"base": [], "tuned": []}
+
+    answers = pair.answers("hello", wish, lambda side, piece: pieces[side].append(piece))
+    assert tuple(printable("".join(pieces[side])).strip() for side in ("base", "tuned")) == answers
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["chat", str(tmp_path), "--prompt", "hello", "--max-new-tokens", "8"]) == ExitCode.OK
+    streamed, _, last = capsys.readouterr().out.rpartition("\x1b[2K")
+    assert "tuned" in streamed
+    assert last.splitlines() == side_by_side(*answers, width=80)
 
 
 def test_the_tuned_model_stops_where_it_was_taught_to(

@@ -14,6 +14,7 @@ from finetune_trainer.cli.jobs import Where
 from finetune_trainer.cli.logs import kubectl_logs
 from finetune_trainer.cli.main import main
 from tests.support.manifests import minimal
+from tests.support.printed_json import conforms
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ def test_top_as_json(kubectl: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["top", "--all-namespaces", "--all", "-o", "json"]) == ExitCode.OK
     found = json.loads(capsys.readouterr().out)
+    conforms("top", found)
     assert [each["name"] for each in found] == ["large", "small", "over"]
     assert found[0] == {
         "namespace": "team", "name": "large", "phase": "Running", "nodes": 2, "gpus": 8, "percent": 25,

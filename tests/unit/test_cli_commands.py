@@ -19,6 +19,7 @@ from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.local import local_plan, run_uid
 from finetune_trainer.cli.main import main
 from tests.support.manifests import minimal
+from tests.support.printed_json import conforms
 from tests.support.small_report import record
 
 
@@ -169,7 +170,9 @@ def test_status_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["status", "tiny", "--home", str(home.path)]) == ExitCode.OK
     assert "step 4/4 (100 %)" in capsys.readouterr().out
     assert main(["status", "tiny", "--home", str(home.path), "-o", "json"]) == ExitCode.OK
-    assert json.loads(capsys.readouterr().out)["status"]["phase"] == "Succeeded"
+    printed = json.loads(capsys.readouterr().out)
+    conforms("status", printed)
+    assert printed["status"]["phase"] == "Succeeded"
 
 
 def test_logs_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

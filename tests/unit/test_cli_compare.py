@@ -14,6 +14,7 @@ from finetune_trainer.cli.main import main
 from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.records import BASE, TUNED, DataSet, Records, encode, of_rows
+from tests.support.printed_json import conforms
 
 LABELS = ("no", "yes")
 
@@ -59,6 +60,7 @@ def test_two_artifacts_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     assert main(["compare", first, second, "-o", "json"]) == ExitCode.OK
     told = json.loads(capsys.readouterr().out)
+    conforms("compare", told)
     main_line = told["data"][0]
     assert (main_line["name"], main_line["metric"], main_line["verdict"]) == ("test", "accuracy", "better")
     assert main_line["difference"] == pytest.approx(0.15)

@@ -11,6 +11,7 @@ import yaml
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.data import GREEN, PLAIN, bars, marked
 from finetune_trainer.cli.main import main
+from tests.support.printed_json import conforms
 from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
 
@@ -49,6 +50,7 @@ def test_a_slice_as_json_is_the_row_in_pieces(job: list[str], capsys: pytest.Cap
     assert main([*job, "--set", "news", "-o", "json"]) == ExitCode.OK
 
     printed = json.loads(capsys.readouterr().out)
+    conforms("data-inspect", printed)
     (row,) = printed["rows"]
     assert [piece["trained"] for piece in row] == [False, True]
     assert row[0]["text"].endswith("a")

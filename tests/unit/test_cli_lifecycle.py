@@ -16,6 +16,7 @@ from finetune_api.failures import ExitCode, FinetuneError
 from finetune_trainer.cli.main import main
 from tests.support.documents import ROOT
 from tests.support.fake_cluster import FakeCluster, raw_job, with_job
+from tests.support.printed_json import conforms
 
 
 def test_a_command_prints_what_it_did_and_what_to_type_next(
@@ -37,6 +38,7 @@ def test_json_has_the_documented_fields(cluster: FakeCluster, capsys: pytest.Cap
     assert main(["resume", "tickets", "-o", "json"]) == ExitCode.OK
     printed = json.loads(capsys.readouterr().out)
     assert (printed["action"], printed["changed"]) == ("resumed", False)
+    conforms("resume", printed)
     page = (ROOT / "docs" / "cli.md").read_text()
     assert [field for field in printed if f"| `{field}` |" not in page] == []
 

@@ -18,6 +18,7 @@ from finetune_trainer.planning.model import read_shape
 from tests.support.asked_in_process import ask_in_process
 from tests.support.manifests import BASE, SCRIPT, changed
 from tests.support.planning_models import LLAMA_3B, MIXTRAL
+from tests.support.printed_json import conforms
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 3072, "intermediate_size": 8192,
@@ -53,6 +54,7 @@ def write(folder: Path, **spec: Any) -> str:
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert main(["plan", *arguments, "-o", "json"]) == ExitCode.OK
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    conforms("plan", told)
     return told
 
 

@@ -13,7 +13,7 @@ import yaml
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_trainer.cli.artifacts import SERVERS as OFFERED
 from finetune_trainer.cli.main import main
-from finetune_trainer.cli.serving import RANKS, SERVERS, Served, kserve, vllm
+from finetune_trainer.cli.serving import RANKS, SERVERS, Served, dynamo, kserve, vllm
 from finetune_trainer.methods.servable import LARGEST_RANK
 from finetune_trainer.report.record import Provenance
 from tests.support.documents import ROOT
@@ -101,6 +101,35 @@ def test_kserve_is_not_given_what_it_does_not_fetch() -> None:
         kserve(replace(ADAPTER, uri="az://corp/out"))
     assert error.value.reason is Reason.ModelUnsupported
     assert "stop_token_ids: [7]" in kserve(replace(ADAPTER, stops=(7,)))[0][1]
+
+
+DYNAMO_FIELDS = {"modelName": str, "baseModelName": str, "modelType": str, "source": {"uri": str}}
+"""Of DynamoModelSpec: deploy/operator/api/v1alpha1/dynamo_model_types.go of ai-dynamo/dynamo at
+26a7b40526fc952d9bb9353fffb483070ddcce04, read on 2026-12-01; modelType is base, lora or adapter. What a worker needs
+is in examples/backends/vllm/deploy/lora/agg_lora.yaml there, at 01c94133618e46f0be1476d8f48d5f3b8f0b738f."""
+
+
+def test_the_object_of_dynamo_and_what_its_worker_needs() -> None:
+    comments, document = dynamo(replace(ADAPTER, stops=(7,)))
+    assert document["spec"] == {
+        "modelName": "tickets", "baseModelName": "org/tiny", "modelType": "lora",
+        "source": {"uri": "s3://corp/models/tickets"},
+    }  # fmt: skip
+    assert (document["apiVersion"], document["kind"]) == ("nvidia.com/v1alpha1", "DynamoModel")
+    assert fits(document["spec"], DYNAMO_FIELDS)
+    assert "--model org/tiny --enable-lora --max-lora-rank 32 --revision 12fd25f7" in comments[1]
+    assert "Not tested" in comments[0]
+    assert "stop_token_ids: [7]" in comments[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(WHOLE, "is a whole model"), (replace(ADAPTER, uri="pvc://claim/out"), "Dynamo does not fetch pvc://claim/out")],
+)
+def test_dynamo_is_not_given_what_it_does_not_load(given: Served, said: str) -> None:
+    with pytest.raises(FinetuneError, match=said) as error:
+        dynamo(given)
+    assert error.value.reason is Reason.ModelUnsupported
 
 
 @pytest.mark.parametrize(("rank", "bound"), [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (512, 512)])
@@ -191,4 +220,5 @@ def test_the_page_shows_what_is_printed() -> None:
     shown = re.findall(r"```yaml\n(.*?)```", page, re.S)
     given = replace(ADAPTER, base="hf://HuggingFaceTB/SmolLM2-135M-Instruct", rank=16)
 
-    assert [yaml.safe_load(text) for text in shown] == [SERVERS[name](given)[1] for name in ("vllm", "kserve")]
+    printed = [yaml.safe_load(text) for text in shown if "switchTest" not in text]
+    assert printed == [make(given)[1] for make in SERVERS.values()]

@@ -30,6 +30,7 @@ from finetune_trainer.cli.watch_view import (
 from finetune_trainer.rundir import RunDir, TrainerReport
 from tests.support.documents import ROOT
 from tests.support.fake_cluster import FakeCluster, raw_job
+from tests.support.printed_json import conforms
 
 HALF = Progress(step=60, total_steps=120, loss=1.25, eval_loss=1.5, tokens_per_second=1234.5, eta_seconds=190)
 CURVE = (LossPoint(step=6, loss=2.5), LossPoint(step=60, loss=1.25))
@@ -79,6 +80,11 @@ SCREENS: list[tuple[str, dict[str, Any], list[str]]] = [
         "on this machine",
         {"namespace": "", "activity": "evaluating", "attempt": 1, "nodes": 1},
         ["tickets  Running (evaluating)  attempt 1, 1 node"],
+    ),
+    (
+        "with GPUs",
+        {"attempt": 1, "nodes": 2, "gpus": 16, "gpu_hours": 12.25, "wasted_gpu_hours": 1.5},
+        ["team/tickets  Running  attempt 1, 2 nodes, 16 GPUs", "12.2 GPU hours (1.5 wasted)"],
     ),
     (
         "it failed",
@@ -194,11 +200,17 @@ def test_a_job_of_a_cluster_is_followed_to_its_failure(
 def test_as_json_with_the_curve_from_before_the_first_look(
     cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.jobs["tickets"] = raw_job(phase="Running", attempt=4, progress={"step": 3, "totalSteps": 9, "loss": 1.25})
+    eight = {"resources": {"limits": {"nvidia.com/gpu": "8"}}}
+    cluster.jobs["tickets"] = raw_job(
+        phase="Running", attempt=4, nodes=2, progress={"step": 3, "totalSteps": 9, "loss": 1.25},
+        usage={"gpuHours": 3.5, "wastedGpuHours": 0.5}, spec=eight,
+    )  # fmt: skip
 
     assert main(["watch", "tickets", "-n", "team", "--once", "-o", "json"]) == ExitCode.OK
     (printed,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (printed["gpus"], printed["gpuHours"], printed["wastedGpuHours"]) == (16, 3.5, 0.5)
     assert [point["loss"] for point in printed["curve"]] == [6.5, 1.5, 1.25]
+    conforms("watch", printed)
     page = (ROOT / "docs" / "cli.md").read_text().partition("`watch` prints")[2]
     assert [field for field in printed if f"| `{field}` |" not in page] == []
 

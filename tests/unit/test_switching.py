@@ -24,6 +24,7 @@ from finetune_trainer.store.fingerprints import fingerprint_of
 from finetune_trainer.switching.files import CONFIG, WEIGHTS, Adapter, ServedBase, check
 from finetune_trainer.switching.pool import Pool, shapes_of
 from finetune_trainer.switching.protocol import prompts, switch_test
+from tests.support.printed_json import conforms
 from tests.support.small_artifact import committed
 from tests.support.small_report import record
 from tests.support.tiny_model import tiny_model
@@ -275,6 +276,7 @@ def test_the_command_prints_what_it_found(
     command = ["switch-test", *named, "--switches", "5", "--home", str(tmp_path / "home")]
     assert main([*command, "-o", "json"]) == ExitCode.OK
     printed = json.loads(capsys.readouterr().out)
+    conforms("switch-test", printed)
     assert (printed["result"]["verdict"], printed["adapters"][1]["name"], printed["maxRank"]) == ("passed", "policy", 8)
     assert main(command) == ExitCode.OK
     shown = capsys.readouterr().out

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import names
 from finetune_api.plan import JobIdentity
 from finetune_api.status import Evaluation, GuardResult
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, ValidationPoint
@@ -187,13 +188,13 @@ def test_a_tracker_that_fails_is_tried_again_with_all_points_in_order_and_named_
     said: list[str] = []
     gate = threading.Event()
     tracker = Recorded(failing=3, until=gate)
-    background = Background("Demo", tracker, said.append, retry_seconds=0.0)
+    background = Background("Demo", tracker, said.append, retry_seconds=0.0, patience=600)
     for step in range(1, 6):
         background.log(points(step))
     gate.set()
     _until(lambda: tracker.steps == [1, 2, 3, 4, 5])
     background.log(points(6))
-    background.leave(Ending.interrupted, patience=60)
+    background.leave(Ending.interrupted)
     assert (tracker.steps, tracker.ends, tracker.starts) == ([1, 2, 3, 4, 5, 6], [Ending.interrupted], 1)
     opened, failed = said
     assert opened == "Demo: here"
@@ -203,9 +204,9 @@ def test_a_tracker_that_fails_is_tried_again_with_all_points_in_order_and_named_
 def test_a_tracker_that_hangs_is_left_behind() -> None:
     said: list[str] = []
     gate = threading.Event()
-    background = Background("Demo", Recorded(until=gate), said.append)
+    background = Background("Demo", Recorded(until=gate), said.append, patience=0.01)
     background.log(points(1))
-    background.finish(Outcome(1), patience=0.01)
+    background.finish(Outcome(1))
     assert said == ["Demo: no answer within 0.01 s; the end of this run is not logged there"]
     gate.set()
 
@@ -252,7 +253,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
 def test_the_environment_decides_which_trackers_there_are(
     opened: dict[str, Recorded], tmp_path: Path, environ: dict[str, str], titles: list[str]
 ) -> None:
-    trackers = group.opened(run_in(tmp_path), environ, lambda _: None)
+    trackers = group.opened(run_in(tmp_path), {**environ, names.ENV_TRACKER_SECONDS: "600"}, lambda _: None)
     assert list(opened) == titles
     curve = [CurvePoint(step=step, loss=1.0) for step in (1, 2)]
     trackers.progress(curve, ())
@@ -280,7 +281,9 @@ def test_no_secret_of_the_environment_comes_out_in_a_line(monkeypatch: pytest.Mo
 
     said: list[str] = []
     monkeypatch.setattr(group, "KINDS", (Kind("Leaky", lambda _: "always", lambda *_: Leaks()),))
-    trackers = group.opened(run_in(tmp_path), {"WANDB_API_KEY": "0123456789abcdef"}, said.append)
+    trackers = group.opened(
+        run_in(tmp_path), {"WANDB_API_KEY": "0123456789abcdef", names.ENV_TRACKER_SECONDS: "600"}, said.append
+    )
     trackers.leave(Ending.failed)
     assert len(said) == 1
     assert "0123456789abcdef" not in said[0]

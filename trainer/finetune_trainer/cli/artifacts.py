@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-SERVERS = ("vllm", "kserve")
+SERVERS = ("vllm", "kserve", "dynamo")
 
 
 def add_commands(commands: Any, cluster_options: Callable[[argparse.ArgumentParser], None]) -> None:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from finetune_trainer.store.fetch import fetch_folder
 from finetune_trainer.store.models import resolve_model
 from finetune_trainer.store.opening import open_folder
 
+Written = Callable[[str, str], None]
+"""("base" or "tuned", the next piece of its answer)."""
 NARROW = 60
 """Columns below which the answers are printed one after the other."""
 
@@ -63,24 +66,29 @@ class Pair:
     switched_off: Callable[[], AbstractContextManager[None]]
     """In it, `base` is the untouched model."""
 
-    def answers(self, prompt: str, wish: Wish) -> tuple[str, str]:
-        """(base, tuned)."""
+    def answers(self, prompt: str, wish: Wish, written: Written | None = None) -> tuple[str, str]:
+        """(base, tuned). `written` gets each piece of text as soon as it is known."""
         text, has_bos = (prompt, False) if wish.raw else prompt_of(self.record, self.tokenizer, prompt)
         tokens = self.tokenizer(text, return_tensors="pt", add_special_tokens=not has_bos).to(self.base.device)
         with self.switched_off():
-            before = self._answer(self.base, tokens, wish, stops=())
-        return before, self._answer(self.tuned, tokens, wish, stops=self.record.eos_token_ids)
+            before = self._answer(self.base, tokens, wish, stops=(), written=written and partial(written, "base"))
+        stops, of_tuned = self.record.eos_token_ids, written and partial(written, "tuned")
+        return before, self._answer(self.tuned, tokens, wish, stops=stops, written=of_tuned)
 
-    def _answer(self, network: Any, tokens: Any, wish: Wish, *, stops: tuple[int, ...]) -> str:
+    def _answer(
+        self, network: Any, tokens: Any, wish: Wish, *, stops: tuple[int, ...], written: Callable[[str], None] | None
+    ) -> str:
         import torch
 
         torch.manual_seed(wish.seed)
         sampling = {"do_sample": True, "temperature": wish.temperature} if wish.temperature else {"do_sample": False}
         more: dict[str, Any] = {"eos_token_id": list(stops)} if stops else {}
         more |= {"pad_token_id": self.tokenizer.pad_token_id, "max_new_tokens": wish.max_new_tokens}
+        if written is not None:
+            more["streamer"] = _streamer(self.tokenizer, written)
         with torch.inference_mode():
-            written = network.generate(**tokens, **sampling, **more)
-        answer = self.tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+            ids = network.generate(**tokens, **sampling, **more)
+        answer = self.tokenizer.decode(ids[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
         return printable(str(answer)).strip()
 
 
@@ -88,12 +96,41 @@ def chat(target: str, where: Where, wish: Wish) -> int:
     """Answers one prompt, or each line of the input."""
     pair = load(uri_of(target, where), cache=where.home.absolute() / "cache")
     for prompt in [wish.prompt] if wish.prompt is not None else _lines():
-        before, after = pair.answers(prompt, wish)
+        streams = sys.stdout.isatty() and not wish.as_json
+        before, after = _streamed(pair, prompt, wish) if streams else pair.answers(prompt, wish)
         if wish.as_json:
             print(json.dumps({"prompt": prompt, "base": before, "tuned": after}, ensure_ascii=False), flush=True)
         else:
             print("\n".join(side_by_side(before, after, width=shutil.get_terminal_size().columns)), flush=True)
     return ExitCode.OK
+
+
+def _streamed(pair: Pair, prompt: str, wish: Wish) -> tuple[str, str]:
+    """Shows both columns while they are written, as much of their ends as the terminal has lines for."""
+    from rich.live import Live
+    from rich.text import Text
+
+    size = shutil.get_terminal_size()
+    texts = {"base": "", "tuned": ""}
+    with Live(transient=True, refresh_per_second=8) as live:
+
+        def written(side: str, piece: str) -> None:
+            texts[side] += printable(piece)
+            lines = side_by_side(texts["base"], texts["tuned"], width=size.columns)
+            live.update(Text("\n".join(lines[-max(1, size.lines - 1) :])))
+
+        return pair.answers(prompt, wish, written)
+
+
+def _streamer(tokenizer: Any, written: Callable[[str], None]) -> Any:
+    """Pieces are whole characters and, where there are spaces, whole words."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002  # its name is asked for
+            written(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _lines() -> Iterator[str]:

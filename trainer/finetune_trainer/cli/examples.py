@@ -57,7 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "verify": ("finetune verify s3://corp/models/tickets",),
     "data": ("finetune data inspect job.yaml", "finetune data inspect job.yaml --set test --rows 10"),
     "completion": ("source <(finetune completion bash)", "finetune completion fish | source"),
-    "schema": ("finetune schema > finetunejob.schema.json",),
+    "schema": ("finetune schema > finetunejob.schema.json", "finetune schema plan"),
 }
 """Command → what a person would type."""
 

@@ -1,5 +1,5 @@
-"""`finetune serve-manifest ARTIFACT --for vllm|kserve`: what a server reads to serve an artifact, with the base model's
-revision pinned and the adapter's rank bound. What the server cannot load is refused."""
+"""`finetune serve-manifest ARTIFACT --for vllm|kserve|dynamo`: what a server reads to serve an artifact, with the base
+model's revision pinned and the adapter's rank bound. What the server cannot load is refused."""
 
 from __future__ import annotations
 
@@ -190,4 +190,40 @@ def _fetched(uri: str) -> str:
     return uri
 
 
-SERVERS: Mapping[str, Callable[[Served], Printed]] = {"vllm": vllm, "kserve": kserve}
+DYNAMO_READS = ("hf://", "s3://")
+"""What a DynamoModel fetches."""
+
+
+def dynamo(given: Served) -> Printed:
+    """A DynamoModel of NVIDIA Dynamo, which loads an adapter into a deployment of its base model. Its keys are those of
+    the v1alpha1 types; no Dynamo was run."""
+    if given.rank is None:
+        message = f"{given.uri} is a whole model, and a DynamoModel loads LoRA adapters"
+        raise FinetuneError(Reason.ModelUnsupported, message, "Use it as --model of a worker, or serve the adapter.")
+    if not given.uri.startswith(DYNAMO_READS):
+        hint = f"Copy it to {' or '.join(DYNAMO_READS)}, and use that URI."
+        raise FinetuneError(Reason.ModelUnsupported, f"Dynamo does not fetch {given.uri}", hint)
+    base = given.base.rstrip("/").rpartition("://")[2]
+    worker = f"--model {base} --enable-lora --max-lora-rank {given.rank_bound}"
+    if given.base.startswith("hf://") and given.revision:
+        worker += f" --revision {given.revision}"
+    comments = [
+        "Not tested with Dynamo. It needs a DynamoGraphDeployment whose worker has",
+        f"  modelRef: {{name: {base}}}, DYN_LORA_ENABLED=true, and the arguments {worker}",
+    ]
+    if given.stops:
+        comments.append(f"Requests must set stop_token_ids: {list(given.stops)}: the base model does not stop there.")
+    return comments, {
+        "apiVersion": "nvidia.com/v1alpha1",
+        "kind": "DynamoModel",
+        "metadata": {"name": given.name},
+        "spec": {
+            "modelName": given.name,
+            "baseModelName": base,
+            "modelType": "lora",
+            "source": {"uri": given.uri},
+        },
+    }
+
+
+SERVERS: Mapping[str, Callable[[Served], Printed]] = {"vllm": vllm, "kserve": kserve, "dynamo": dynamo}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import names
-from finetune_api.failures import ExitCode
+from finetune_api.failures import ExitCode, FinetuneError, Reason
 
 SHELLS = ("bash", "zsh", "fish")
 JsonSchema = dict[str, Any]
@@ -20,8 +20,21 @@ def add_commands(commands: Any, top: argparse.ArgumentParser) -> None:
     completion = commands.add_parser("completion", help="print the completion of a shell")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(handler=lambda options: _print(completion_of(top, options.shell)))
-    for_editors = commands.add_parser("schema", help="print the JSON schema of a manifest, for editors")
-    for_editors.set_defaults(handler=lambda _: _print(json.dumps(json_schema(), indent=1)))
+    schema = commands.add_parser("schema", help="print the JSON schema of a manifest, or of what a command prints")
+    schema.add_argument("of", metavar="COMMAND", nargs="?", help="command with -o json (default: the manifest)")
+    schema.set_defaults(handler=lambda options: _print(json.dumps(_schema(options.of), indent=1)))
+
+
+def _schema(command: str | None) -> JsonSchema:
+    """Of the manifest without a command. InvalidSpec for one without -o json."""
+    from finetune_trainer.cli.outputs import OUTPUTS, schema_of
+
+    if command is None:
+        return json_schema()
+    if command not in OUTPUTS:
+        message = f"{command} does not print JSON"
+        raise FinetuneError(Reason.InvalidSpec, message, f"Choose one of {', '.join(OUTPUTS)}.")
+    return schema_of(command)
 
 
 def _print(text: str) -> int:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from finetune_api import names
+from finetune_api import accelerators, names
 from finetune_api.client import Event, FineTuneJobs
 from finetune_api.failures import CLASSES, ExitCode, FailureClass, FinetuneError, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import parse
-from finetune_api.status import FineTuneJobStatus, Phase, Progress
+from finetune_api.status import FineTuneJobStatus, Phase, Progress, Usage
 from finetune_trainer.agent.home import Home
 from finetune_trainer.cli.jobs import Where, find
 from finetune_trainer.cli.logs import selector
@@ -181,7 +181,11 @@ def _snapshot(
     message, failure = why(status), status.last_failure
     if failure is not None and status.phase in (Phase.Failed, Phase.Restarting):
         message = f"{failure.reason}: {failure.message} {failure.hint}".strip()
+    usage = status.usage or Usage()
+    each_node = sum(accelerators.devices(job.spec.resources.to_json().get("limits") or {}).values())
     return Snapshot(
+        gpus=(status.nodes or 0) * each_node or None, gpu_hours=usage.gpu_hours if status.usage else None,
+        wasted_gpu_hours=usage.wasted_gpu_hours if status.usage else None,
         name=job.metadata.name, namespace=namespace, phase=status.phase or Phase.Pending, attempt=status.attempt,
         nodes=status.nodes, restarts=status.restarts.total if status.restarts else 0,
         progress=status.progress or Progress(), curve=curve, events=events, message=message,

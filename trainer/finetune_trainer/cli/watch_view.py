@@ -38,6 +38,9 @@ class Snapshot(ApiModel):
     activity: str = Field("", description="What a run on this machine does now: loading, training, evaluating, saving.")
     attempt: int | None = Field(None, description="Number of the current attempt.")
     nodes: int | None = Field(None, description="Nodes of the attempt.")
+    gpus: int | None = Field(None, description="GPUs of the attempt; unset without any.")
+    gpu_hours: float | None = Field(None, description="GPU hours of all attempts, on a cluster.")
+    wasted_gpu_hours: float | None = Field(None, description="Part of gpuHours without result.")
     restarts: int = Field(0, description="Restarts so far.")
     progress: Progress = Field(
         default_factory=Progress, description="As in status.progress: step, loss, tokensPerSecond, etaSeconds."
@@ -89,6 +92,7 @@ def _head(now: Snapshot) -> str:
     parts = [f"{now.namespace}/{now.name}" if now.namespace else now.name, _state(now)]
     if now.attempt is not None:
         nodes = f", {now.nodes} {'node' if now.nodes == 1 else 'nodes'}" if now.nodes else ""
+        nodes += f", {now.gpus} {'GPU' if now.gpus == 1 else 'GPUs'}" if now.gpus else ""
         restarts = f", {now.restarts} {'restart' if now.restarts == 1 else 'restarts'}" if now.restarts else ""
         parts.append(f"attempt {now.attempt}{nodes}{restarts}")
     return "  ".join(parts)
@@ -104,7 +108,10 @@ def _progress(now: Snapshot) -> Iterator[str]:
         filled = BAR * percent(done) // 100
         step = f"step {done.step}/{done.total_steps} ({percent(done)} %)"
         yield f"{'█' * filled}{'░' * (BAR - filled)}  {step}{_left(now)}"
-    if facts := measurements(done):
+    facts = measurements(done)
+    if now.gpu_hours is not None:
+        facts.append(f"{now.gpu_hours:,.1f} GPU hours ({now.wasted_gpu_hours or 0:,.1f} wasted)")
+    if facts:
         yield "  ".join(facts)
 
 

@@ -19,18 +19,24 @@ RETRY_SECONDS = 60.0
 MOST_WAITING = 4000
 """Points that wait for a tracker; then the oldest are dropped. A run has about a thousand."""
 PATIENCE = 30.0
-"""Seconds that a finished run waits for each tracker."""
-PATIENCE_AFTER_FAILURE = 5.0
-"""The same for an attempt that failed or was interrupted: its pods are about to end, or to start again."""
+"""Seconds that a finished run waits for each tracker. An attempt that failed or was interrupted waits for a sixth of
+them: its pods are about to end, or to start again."""
 
 
 class Background:
     """The calls return at once, except for `finish` and `leave`, which wait for so many seconds at most."""
 
     def __init__(
-        self, title: str, tracker: Tracker, say: Callable[[str], None], *, retry_seconds: float = RETRY_SECONDS
+        self,
+        title: str,
+        tracker: Tracker,
+        say: Callable[[str], None],
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
-        self._title, self._tracker, self._say, self._retry_seconds = title, tracker, say, retry_seconds
+        self._title, self._tracker, self._say = title, tracker, say
+        self._retry_seconds, self._patience = retry_seconds, patience
         self._waiting: list[Point] = []
         self._last: Callable[[], None] | None = None
         self._changed = threading.Condition()
@@ -43,11 +49,11 @@ class Background:
             self._waiting = [*self._waiting, *points][-MOST_WAITING:]
             self._changed.notify()
 
-    def finish(self, outcome: Outcome, *, patience: float = PATIENCE) -> None:
-        self._end(partial(self._tracker.finish, outcome), patience)
+    def finish(self, outcome: Outcome) -> None:
+        self._end(partial(self._tracker.finish, outcome), self._patience)
 
-    def leave(self, ending: Ending, *, patience: float = PATIENCE_AFTER_FAILURE) -> None:
-        self._end(partial(self._tracker.leave, ending), patience)
+    def leave(self, ending: Ending) -> None:
+        self._end(partial(self._tracker.leave, ending), self._patience / 6)
 
     def _end(self, last: Callable[[], None], patience: float) -> None:
         with self._changed:

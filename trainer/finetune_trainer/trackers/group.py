@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TypeVar
 
+from finetune_api import names
 from finetune_api.text import REDACTED, one_line
 from finetune_trainer.report.record import CurvePoint, ValidationPoint
 
-from .background import Background
+from .background import PATIENCE, Background
 from .base import Ending, Kind, TrackedRun
 from .mlflow import MLFLOW
 from .points import Outcome, of_curves
@@ -63,7 +64,7 @@ class Trackers:
 def opened(run: TrackedRun, environ: Mapping[str, str], say: Callable[[str], None]) -> Trackers:
     """Starts the trackers that the environment asks for. A tracker that cannot be used is named in the log."""
     started = []
-    private = _without_secrets(environ, say)
+    private, patience = _without_secrets(environ, say), _patience(environ)
     for kind in KINDS:
         if not (variable := kind.asked_by(environ)):
             continue
@@ -71,10 +72,18 @@ def opened(run: TrackedRun, environ: Mapping[str, str], say: Callable[[str], Non
             say(f"{kind.title}: {variable} is set, but the package {kind.package} is not installed; nothing is logged")
             continue
         try:
-            started.append(Background(kind.title, kind.open(run, environ), private))
+            started.append(Background(kind.title, kind.open(run, environ), private, patience=patience))
         except Exception as error:
             private(f"{kind.title}: {one_line(error)}; nothing is logged there")
     return Trackers(started)
+
+
+def _patience(environ: Mapping[str, str]) -> float:
+    """Seconds; the default for what is not a number."""
+    try:
+        return max(0.0, float(environ.get(names.ENV_TRACKER_SECONDS, PATIENCE)))
+    except ValueError:
+        return PATIENCE
 
 
 def _without_secrets(environ: Mapping[str, str], say: Callable[[str], None]) -> Callable[[str], None]:
