@@ -125,6 +125,12 @@ def _compare(spec: FineTuneJobSpec, request: Request, *, artifact: str, wanted: 
 def _comparable(record: RunRecord) -> Any:
     """The artifact's method. InvalidSpec where the states of the model's own tokens are not what it changes."""
     method = record.spec.method
+    if record.spec.vocabulary is not None:
+        raise FinetuneError(
+            Reason.InvalidSpec,
+            "the artifact has a vocabulary of its own, so its tokens are not those of the base model",
+            "Compare scores instead: finetune compare.",
+        )
     if not method.traits.steps or method.traits.virtual:
         what = "leaves the model as it is" if not method.traits.steps else "puts a soft prompt before the model's input"
         raise FinetuneError(

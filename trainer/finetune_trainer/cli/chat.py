@@ -24,7 +24,6 @@ from typing import Any
 from finetune_api import names
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.methods import TRAITS, Traits
-from finetune_api.spec import ModelSource
 from finetune_api.text import printable
 from finetune_trainer.cli.compare import uri_of
 from finetune_trainer.cli.jobs import Where
@@ -192,8 +191,7 @@ def load(uri: str, *, cache: Path) -> Pair:
         raise FinetuneError(Reason.ModelUnsupported, f"{uri} is a classifier, which writes no text", hint)
     top = [re.sub(r"([*?[])", r"[\1]", name) for name in manifest.files if "/" not in name]
     own = fetch_folder(uri, prefix=names.PREFIX_OUTPUT, cache=cache, patterns=top)
-    source = ModelSource(uri=record.provenance.base_model or record.spec.model.uri, revision=record.provenance.revision)
-    base = resolve_model(source, cache=cache).path
+    base = resolve_model(record.base_of(uri), cache=cache).path
     with lean_peft(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations between PEFT and transformers
         return _pair(traits, record, base, own)

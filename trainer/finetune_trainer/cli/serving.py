@@ -80,10 +80,10 @@ def served(folder: Folder, uri: str, *, whole: bool) -> Served:
             else "Load it as its model card shows, or train with output.merged: true if the method can be merged."
         )
         raise FinetuneError(Reason.ModelUnsupported, f"no server loads {uri}: {'; '.join(verdict.reasons)}", hint)
-    base = record.provenance.base_model or record.spec.model.uri
+    base = record.base_of(uri)
     return Served(
-        name=record.job.name, uri=f"{uri}/{below}".rstrip("/"), base=base,
-        revision=record.provenance.revision, rank=_rank(folder) if adapter and not below else None,
+        name=record.job.name, uri=f"{uri}/{below}".rstrip("/"), base=base.uri,
+        revision=base.revision, rank=_rank(folder) if adapter and not below else None,
         stops=record.eos_token_ids,
     )  # fmt: skip
 

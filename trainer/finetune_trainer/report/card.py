@@ -16,7 +16,7 @@ from finetune_api.status import Evaluation, Metric
 from . import generated
 from .compare import METRICS, WORDS, Row, difference, headline, interval, number, sentences
 from .judged import rows_of
-from .record import REPORT_FILE, RunRecord
+from .record import BASE_FOLDER, REPORT_FILE, RunRecord
 
 
 def model_card(record: RunRecord) -> str:
@@ -129,8 +129,8 @@ def _table_row(row: Row, metrics: list[Metric]) -> str:
 def _usage(record: RunRecord, base: str) -> Iterator[str]:
     revision = f", revision={record.provenance.revision!r}" if record.provenance.revision else ""
     base = base.removeprefix("file://")
-    if record.spec.vocabulary is not None:
-        base, revision = "path/of/this/folder/base", ""
+    if record.has_own_base:
+        base, revision = f"path/of/this/folder/{BASE_FOLDER}", ""
     # Of a class with towers the Auto class may have another one for the text alone, with other names of weights.
     given = record.provenance.model_class
     loader = given if given.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"

@@ -15,7 +15,7 @@ from finetune_api.base import ApiModel
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.ladder import LadderStatus
 from finetune_api.plan import JobIdentity
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
 from finetune_api.switching import SwitchTest
 from finetune_trainer.statistics import DataRecord
@@ -27,6 +27,8 @@ from .layers import Inside
 RECORD_FILE = "run.json"
 REPORT_FILE = "report.html"
 CARD_FILE = "README.md"
+BASE_FOLDER = "base"
+"""The model that an adapter is for, where it is not the one that was tuned."""
 
 
 class CurvePoint(ApiModel):
@@ -183,6 +185,17 @@ class RunRecord(ApiModel):
     def manifest(self) -> FineTuneJobSpec:
         """What was asked for."""
         return self.asked or self.spec
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether the artifact has the model that its adapter is for, in its folder `base/`."""
+        return self.spec.vocabulary is not None and not self.spec.method.trains_the_model
+
+    def base_of(self, artifact: str) -> ModelSource:
+        """The model that the adapter of this artifact is for. artifact: its URI."""
+        if self.has_own_base:
+            return ModelSource(uri=f"{artifact.rstrip('/')}/{BASE_FOLDER}")
+        return ModelSource(uri=self.provenance.base_model or self.spec.model.uri, revision=self.provenance.revision)
 
     @property
     def temperature(self) -> float | None:

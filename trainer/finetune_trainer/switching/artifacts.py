@@ -36,8 +36,7 @@ class Found:
     @property
     def base(self) -> ModelSource:
         """The model that its run tuned, at the commit that it used."""
-        origin = self.record.provenance
-        return ModelSource(uri=origin.base_model or self.record.spec.model.uri, revision=origin.revision)
+        return self.record.base_of(self.uri)
 
 
 def find(uri: str, *, name: str, cache: Path, environ: Mapping[str, str] = os.environ) -> Found:

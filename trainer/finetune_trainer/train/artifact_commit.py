@@ -24,6 +24,7 @@ from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import manifest, render
 from finetune_trainer.report.layers import Inside
 from finetune_trainer.report.record import (
+    BASE_FOLDER,
     CARD_FILE,
     RECORD_FILE,
     REPORT_FILE,
@@ -92,7 +93,7 @@ def record_of(
             base_model=setup.local.uri,
             model_class=class_in(setup.local.path),
             revision=setup.local.revision,
-            base_weights=fingerprint_of(setup.local.path),
+            base_weights=fingerprint_of(setup.local.path) if setup.rows is None else "",  # the adapter's are others
             data=dict(setup.data.digests),
             versions=_versions(),
             hardware=_hardware(setup),
@@ -175,7 +176,7 @@ def _notes(setup: Setup, state: State, evidence: Evidence) -> Iterator[str]:
     if setup.vocabulary is not None and setup.vocabulary.record.new_tokens:
         yield "the base model was measured with the extended vocabulary, whose new embeddings had not trained yet"
     if setup.rows is not None:
-        yield f"{derived.BASE}/ is the base model with the embeddings that trained: the adapter is for this model"
+        yield f"{BASE_FOLDER}/ is the base model with the embeddings that trained: the adapter is for this model"
     if setup.spec.method.traits.four_bits:
         yield "base and tuned model were measured with the base in 4 bits"
 
@@ -214,8 +215,8 @@ def commit(
         files: dict[str, bytes | Path] = dict(tokenizer)
         rows = setup.rows.written() if setup.rows is not None else {}
         if rows:
-            derived.copy(setup.local.path, folder / derived.BASE, rows=rows)
-            files |= {f"{derived.BASE}/{name}": file for name, file in tokenizer.items()}
+            derived.copy(setup.local.path, folder / BASE_FOLDER, rows=rows)
+            files |= {f"{BASE_FOLDER}/{name}": file for name, file in tokenizer.items()}
         kind = record.provenance.model_class
         servable, reasons = judge(folder, kind=kind, beside=tokenizer)
         notes = [*record.notes, *(f"servable as {servable} only: {reason}" for reason in reasons)]
@@ -224,7 +225,7 @@ def commit(
             added.write(folder, setup.local.path)
             notes.append(added.line)
             if rows:
-                added.write(folder / derived.BASE, setup.local.path)
+                added.write(folder / BASE_FOLDER, setup.local.path)
         if merges(setup.spec) and isinstance(setup.attached, Merges):
             whole = folder / merged.FOLDER
             merged.write(setup.attached.changes(), setup.local.path, whole, alive=setup.trainer.reporter.alive)

@@ -28,6 +28,7 @@ from finetune_trainer.methods.needs import check_compile, check_inputs, check_re
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.positions import fitted
+from finetune_trainer.report.record import BASE_FOLDER
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -37,7 +38,6 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
 from finetune_trainer.transfer.references import References, references_of
 from finetune_trainer.transfer.tasks import EarlierTest
-from finetune_trainer.vocabulary.derived import BASE
 from finetune_trainer.vocabulary.prepared import Prepared, prepared
 from finetune_trainer.vocabulary.rows import VocabularyRows
 
@@ -382,7 +382,7 @@ def _base(local: LocalModel, stored: torch.dtype, earlier: Earlier | None) -> Ba
 
 def _own_base(local: LocalModel, stored: torch.dtype, output: str) -> Base:
     """The base model with other rows, which the artifact holds."""
-    return Base(LocalModel(local.path, None, f"{output.rstrip('/')}/{BASE}").loadable, stored, None, local.path)
+    return Base(LocalModel(local.path, None, f"{output.rstrip('/')}/{BASE_FOLDER}").loadable, stored, None, local.path)
 
 
 def _rows(

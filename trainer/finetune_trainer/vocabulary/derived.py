@@ -26,9 +26,6 @@ from finetune_trainer.store.tensors import INDEX, StoredTensor, stored_tensors, 
 from .bpe import Bpe
 from .extension import Extension
 
-BASE = "base"
-"""The folder of an adapter's artifact that holds the model which the adapter is for."""
-
 Floats = NDArray[np.float32]
 
 _BY_TOKEN = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|lm_head|embed_out)\.(weight|bias)$")
