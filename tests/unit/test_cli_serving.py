@@ -18,7 +18,7 @@ from finetune_trainer.methods.servable import LARGEST_RANK
 from finetune_trainer.report.record import Provenance
 from tests.support.documents import ROOT
 from tests.support.small_artifact import adapter, committed, whole
-from tests.support.small_report import record
+from tests.support.small_report import record, spec
 
 ADAPTER = Served(
     name="tickets", uri="s3://corp/models/tickets", base="hf://org/tiny", revision="12fd25f7", rank=20, stops=()
@@ -158,6 +158,17 @@ def test_an_artifact_is_read_from_its_files(tmp_path: Path, capsys: pytest.Captu
     }  # fmt: skip
     assert main(["serve-manifest", str(tmp_path), "--for", "vllm", "--merged"]) == ExitCode.CONFIG
     assert "output.merged: true" in capsys.readouterr().err
+
+
+def test_an_adapter_with_new_tokens_is_served_on_its_own_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter(tmp_path)
+    whole(tmp_path / "base")
+    committed(tmp_path, record(spec=spec(vocabulary={"mine": True})))
+
+    assert main(["serve-manifest", str(tmp_path), "--for", "vllm"]) == ExitCode.OK
+    assert printed(capsys)["model"] == f"{tmp_path}/base"
 
 
 def test_a_merged_model_is_served_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

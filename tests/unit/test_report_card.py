@@ -61,6 +61,16 @@ def test_the_text_has_table_and_snippet() -> None:
     assert "`finetune verify URI`" in card
 
 
+def test_an_adapter_with_new_tokens_is_loaded_onto_its_own_base() -> None:
+    card = model_card(record(spec=spec(vocabulary={"terms": ["STEMI"], "mine": True, "maxNewTokens": 64})))
+    assert "base = AutoModelForCausalLM.from_pretrained('path/of/this/folder/base')" in card
+    assert "- Vocabulary: extended by 1 terms and merges learned from the training rows, at most 64 tokens" in card
+    full = model_card(
+        record(plan=ResolvedPlan(method="full"), spec=spec(method={"type": "full"}, vocabulary={"mine": True}))
+    )
+    assert "folder/base" not in full
+
+
 def test_whole_models_load_without_peft() -> None:
     card = model_card(record(plan=ResolvedPlan(method="full"), spec=spec(method={"type": "full"})))
     assert front(card)["library_name"] == "transformers"

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora, Method
+from finetune_trainer.train.method_support import answer
 from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout
 from finetune_trainer.vocabulary import derived
@@ -153,3 +155,12 @@ def test_embeddings_that_are_computed_otherwise_are_refused(tmp_path: Path) -> N
     with pytest.raises(FinetuneError, match=r"vocabulary trains rows of nn\.Embedding, and .* has Doubled") as refused:
         VocabularyRows.of(net, folder, IDS, device=CPU)
     assert refused.value.reason is Reason.ModelUnsupported
+
+
+def test_a_class_is_asked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = made(tmp_path, "untied")
+    assert answer(folder, LORA, vocabulary=True) == {}
+    monkeypatch.setattr(LlamaForCausalLM, "get_output_embeddings", lambda _: None)
+    assert answer(folder, LORA) == {}
+    told = answer(folder, LORA, vocabulary=True)
+    assert told["message"] == "vocabulary trains rows of nn.Embedding, and LlamaForCausalLM has Embedding with NoneType"

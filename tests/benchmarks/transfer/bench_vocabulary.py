@@ -53,6 +53,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--only", nargs="+", choices=list(CORPORA), default=list(CORPORA))
     options = parser.parse_args()
+    from models import smollm2
+
+    model = smollm2()
     settings = [options.steps, options.batch, options.rate, ROWS, BYTES, NEW_TOKENS]
     file = cache_root() / "vocabulary-bench.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
@@ -63,7 +66,7 @@ def main() -> int:
             for name in VOCABULARIES:
                 known = [r for r in kept if (r["corpus"], r["seed"], r["vocabulary"]) == (corpus, seed, name)]
                 if not known:
-                    known = [{"settings": settings, **run(corpus, name, seed=seed, options=options)}]
+                    known = [{"settings": settings, **run(corpus, name, model=model, seed=seed, options=options)}]
                     with file.open("a") as out:
                         out.write(json.dumps(known[0]) + "\n")
                 shown.append(known[0])
@@ -73,11 +76,9 @@ def main() -> int:
     return 0 if all(new["tokens"] < old["tokens"] and new["tuned"] < old["tuned"] for old, new in pairs) else 1
 
 
-def run(corpus: str, name: str, *, seed: int, options: argparse.Namespace) -> Found:
+def run(corpus: str, name: str, *, model: Path, seed: int, options: argparse.Namespace) -> Found:
     """One run, measured on the held-out rows before and after."""
     import torch
-    from models import smollm2
-
     from finetune_api.plan import JobIdentity, RunPlan
     from finetune_trainer.parallel.single import Single
     from finetune_trainer.rundir import RunDir
@@ -91,7 +92,7 @@ def run(corpus: str, name: str, *, seed: int, options: argparse.Namespace) -> Fo
         os.environ["FINETUNE_CACHE"] = str(folder / "cache")
         size = write_data(folder, corpus)
         spec = {
-            "model": {"uri": f"file://{smollm2()}"},
+            "model": {"uri": f"file://{model}"},
             "data": {
                 "train": [{"uri": f"file://{folder}/train.jsonl"}],
                 "test": {"uri": f"file://{folder}/test.jsonl"},
@@ -151,8 +152,8 @@ def paragraphs(package: str, pattern: str) -> Iterator[str]:
 
 def line(found: Found) -> str:
     return (
-        f"{found['corpus']}, {found['vocabulary']} vocabulary, seed {found['seed']}: {found['tokens']:.3f} tokens per byte, "
-        f"{found['base']:.3f} to {found['tuned']:.3f} bits per byte, {found['seconds']:.0f} CPU s"
+        f"{found['corpus']}, {found['vocabulary']} vocabulary, seed {found['seed']}: {found['tokens']:.3f} tokens per "
+        f"byte, {found['base']:.3f} to {found['tuned']:.3f} bits per byte, {found['seconds']:.0f} CPU s"
     )
 
 

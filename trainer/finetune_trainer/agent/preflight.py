@@ -110,7 +110,8 @@ def check(plan: RunPlan, *, cache: Path) -> None:
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
     check_inputs(spec.method, json.loads((model.path / "config.json").read_bytes()))
-    check_suits(model.path, spec.method, device="cuda" if machine.gpu_memory() else "cpu")
+    device = "cuda" if machine.gpu_memory() else "cpu"
+    check_suits(model.path, spec.method, device=device, vocabulary=spec.vocabulary is not None)
     if shape is not None and shape.passed:
         _tell(shape.experts_line())
         check_on_experts(spec.method, shape)

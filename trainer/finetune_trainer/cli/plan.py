@@ -86,7 +86,8 @@ def show_plan(wish: Wish) -> int:
     spec = spec.model_copy(update={"given_data": fitted(spec.data, folder, spec.method)})
     if shape.passed:
         check_on_experts(spec.method, shape)
-    check_suits(folder, spec.method, device=None if wish.gpu else "cpu")
+    device = None if wish.gpu else "cpu"
+    check_suits(folder, spec.method, device=device, vocabulary=spec.vocabulary is not None)
     planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)

@@ -23,6 +23,7 @@ from finetune_api.methods import Method
 from finetune_trainer.methods import fault
 from finetune_trainer.methods.base import Base, PacksWeights
 from finetune_trainer.methods.registry import method_of
+from finetune_trainer.vocabulary.rows import check_embeddings
 
 from .process_exit import exit_process
 
@@ -34,28 +35,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--method", required=True, help="as JSON")
     parser.add_argument("--device", help="where it would run: what its kernels cannot do is refused too")
+    parser.add_argument("--vocabulary", action="store_true", help="whether rows of the embeddings can train too")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     device = torch.device(options.device) if options.device else None
-    print(json.dumps(answer(options.model, Method.model_validate_json(options.method), device)), flush=True)
+    method = Method.model_validate_json(options.method)
+    print(json.dumps(answer(options.model, method, device, vocabulary=options.vocabulary)), flush=True)
     return 0
 
 
-def answer(folder: Path, method: Method, device: torch.device | None = None) -> dict[str, Any]:
+def answer(
+    folder: Path, method: Method, device: torch.device | None = None, *, vocabulary: bool = False
+) -> dict[str, Any]:
     """What the process prints."""
     try:
-        check(folder, method, device)
+        check(folder, method, device, vocabulary=vocabulary)
     except FinetuneError as error:
         return {"reason": error.reason, "message": error.message, "hint": error.hint}
     return {}
 
 
-def check(folder: Path, method: Method, device: torch.device | None = None) -> None:
-    """The FinetuneError that a run would end with. `device`: None where it is not here."""
+def check(folder: Path, method: Method, device: torch.device | None = None, *, vocabulary: bool = False) -> None:
+    """The FinetuneError that a run would end with. `device`: None where it is not here. `vocabulary`: rows of the
+    embeddings train too."""
     if method.is_open:  # any number of layers is as good as another
         method = method.settled(1)
     with torch.device("meta"):
         network = network_of(folder, torch.float32)
+        if vocabulary:
+            check_embeddings(network)
         try:
             with fault.of_model(network, f"cannot be trained by method.type {method.type}", hint=OTHER_METHOD):
                 _attach(network, method, device, Base("model", torch.float32, folder=folder))

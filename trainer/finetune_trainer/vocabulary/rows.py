@@ -47,19 +47,10 @@ class VocabularyRows:
     def of(cls, network: nn.Module, folder: Path, ids: tuple[int, ...], *, device: torch.device) -> VocabularyRows:
         """As they are in the files of the model in `folder`, which `network` was loaded from. ModelUnsupported where
         its embeddings are computed in another way."""
-        hugging = cast(Any, network)
-        embedding, head = hugging.get_input_embeddings(), hugging.get_output_embeddings()
-        scaled = isinstance(getattr(embedding, "embed_scale", None), Tensor)  # Gemma 3
-        if (type(embedding).forward is not nn.Embedding.forward and not scaled) or type(head) is not nn.Linear:
-            raise FinetuneError(
-                Reason.ModelUnsupported,
-                f"vocabulary trains rows of nn.Embedding, and {type(network).__name__} has {type(embedding).__name__} "
-                f"with {type(head).__name__}",
-                "Remove vocabulary, or use another model.",
-            )
+        check_embeddings(network)
         stored = derived.by_token(folder)
         matrices = {name: tensor for name, tensor in stored.items() if len(tensor.shape) == 2}
-        tied = bool(hugging.config.tie_word_embeddings)
+        tied = bool(cast(Any, network).config.tie_word_embeddings)
         names = {name: "wanted" if _is_head(name) and not tied else "given" for name in matrices}
         made: dict[str, nn.Parameter] = {}
         for name, role in names.items():
@@ -135,6 +126,20 @@ class VocabularyRows:
             return out
         logits = F.linear(hidden, self.wanted.to(hidden.dtype))
         return out.index_copy(-1, self.ids, logits)
+
+
+def check_embeddings(network: nn.Module) -> None:
+    """ModelUnsupported where rows of the embeddings cannot train alone. The network may be on the meta device."""
+    hugging = cast(Any, network)
+    embedding, head = hugging.get_input_embeddings(), hugging.get_output_embeddings()
+    scaled = isinstance(getattr(embedding, "embed_scale", None), Tensor)  # Gemma 3
+    if (type(embedding).forward is not nn.Embedding.forward and not scaled) or type(head) is not nn.Linear:
+        raise FinetuneError(
+            Reason.ModelUnsupported,
+            f"vocabulary trains rows of nn.Embedding, and {type(network).__name__} has {type(embedding).__name__} "
+            f"with {type(head).__name__}",
+            "Remove vocabulary, or use another model.",
+        )
 
 
 def _is_head(name: str) -> bool:
