@@ -79,6 +79,7 @@ def main() -> int:
 def run(corpus: str, name: str, *, model: Path, seed: int, options: argparse.Namespace) -> Found:
     """One run, measured on the held-out rows before and after."""
     import torch
+
     from finetune_api.plan import JobIdentity, RunPlan
     from finetune_trainer.parallel.single import Single
     from finetune_trainer.rundir import RunDir
