@@ -4,7 +4,8 @@
 # make check    lint, types, layers and wording only    make fix       format, and fix what can be fixed
 # make generate the CRD and generated docs              make bench     benchmarks beside rivals (not pass/fail)
 # make docs     the documentation as a site, links checked; prints how to read it
-# make proof    what takes longer: docs/models.md again (every method on every family)
+# make proof    what takes longer: docs/models.md again (every method on every family), and what remedies against
+#               forgetting save on a real model (each run of that is stored: it goes on where it stopped)
 # make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
 # make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too
@@ -42,6 +43,7 @@ proof: setup
 	@$(PY) -m tests.proof.coverage
 	@$(PY) -m tests.proof.fuzzed
 	@$(PY) -m tests.proof.ladder
+	@$(PY) -m tests.benchmarks.transfer.bench_forgetting
 
 audit: setup
 	@$(PY) tools/audit.py

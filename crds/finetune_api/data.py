@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,11 @@ class DataSource(ApiModel):
 
 
 class TrainSource(DataSource):
+    name: Name | None = Field(
+        None,
+        description="Name of the source, such as the task that it teaches. Its held-out validation rows are reported "
+        "apart, as a slice of that name.",
+    )
     weight: float = Field(
         1.0,
         gt=0,
@@ -43,6 +48,18 @@ class TrainSource(DataSource):
         le=1_000_000_000,
         description="Use a random sample of this many rows, held-out rows included. The sample depends on row content "
         "and training.seed, and is the same in every attempt. Default: all rows.",
+    )
+
+
+class Mixing(ApiModel):
+    """How much of an epoch each source of data.train is."""
+
+    temperature: float = Field(
+        ge=1,
+        le=100,
+        description="Shares of the sources are in proportion to weight * rows^(1 / temperature): 1 is by size, 2 by "
+        "its square root, and 100 almost the same for each. An epoch has as many rows as without. Small sources are "
+        "repeated, of large ones an epoch has a part, another one each time.",
     )
 
 
@@ -128,6 +145,19 @@ class Augmentation(ApiModel):
     )
 
 
+MOST_SLICES = 32
+
+
+def _names(new: dict[str, Any]) -> list[str]:
+    """Of the sources that have one."""
+    return [source["name"] for source in new.get("train", ()) if "name" in source]
+
+
+def _reported(new: dict[str, Any]) -> list[str]:
+    """Names of everything that is reported as a slice; a slice without one is refused for that."""
+    return [*_names(new), *(part["name"] for part in new.get("slices") or () if "name" in part)]
+
+
 _LEARNED_FROM = (
     "messages", "conversations", "role", "content", "from", "value", "prompt", "completion", "instruction", "output",
     "text", "label",
@@ -146,7 +176,7 @@ class Data(ApiModel):
     test: DataSource | None = Field(
         None, description="Test data, evaluated once before training (base model) and once after it (tuned model)."
     )
-    slices: Annotated[tuple[Slice, ...], Field(max_length=32)] = Field(
+    slices: Annotated[tuple[Slice, ...], Field(max_length=MOST_SLICES)] = Field(
         (),
         description="Held-out domains, on which base and tuned model are compared.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
@@ -193,6 +223,9 @@ class Data(ApiModel):
     allow_duplicates: bool = Field(
         False, description="Allow validation or test rows that also occur in the training data."
     )
+    mixing: Mixing | None = Field(
+        None, description="Temperature sampling of the sources of data.train. Default: each row weight times per epoch."
+    )
     packing: bool = Field(
         True, description="Pack several documents into one sequence; attention does not cross documents."
     )
@@ -211,6 +244,29 @@ class Data(ApiModel):
             + "]))",
             message=f"data.ignoreKeys must not contain keys that hold training text ({', '.join(_LEARNED_FROM)})",
             holds=lambda new, _: not set(new.get("ignoreKeys", ())) & set(_LEARNED_FROM),
+        ),
+        Rule(
+            cel="!has(self.mixing) || self.train.size() > 1",
+            message="data.mixing needs several sources in data.train: add sources, or remove it",
+            holds=lambda new, _: "mixing" not in new or len(new.get("train", ())) > 1,
+        ),
+        Rule(
+            cel="!has(self.validation) || !has(self.validation.uri) || self.train.all(source, !has(source.name))",
+            message="data.train[].name reports the held-out rows of a source apart, and data.validation.uri holds out "
+            "none: remove the names and use data.slices, or set data.validation.fraction",
+            holds=lambda new, _: not (new.get("validation") or {}).get("uri") or not _names(new),
+        ),
+        Rule(
+            cel="self.train.all(source, !has(source.name) || (self.train.exists_one(other, has(other.name) && "
+            "other.name == source.name) && (!has(self.slices) || self.slices.all(slice, slice.name != source.name))))",
+            message="data.train[].name must be unique among the sources and data.slices",
+            holds=lambda new, _: len(set(_reported(new))) == len(_reported(new)),
+        ),
+        Rule(
+            cel="self.train.filter(source, has(source.name)).size() + (has(self.slices) ? self.slices.size() : 0) "
+            f"<= {MOST_SLICES}",
+            message=f"data.train[].name and data.slices are reported as at most {MOST_SLICES} slices in total",
+            holds=lambda new, _: len(_reported(new)) <= MOST_SLICES,
         ),
         Rule(
             cel="!has(self.augmentation) || self.augmentation.size() == 0 || !has(self.format) || "

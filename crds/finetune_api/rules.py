@@ -102,6 +102,8 @@ def _asks_for_steps(new: dict[str, Any]) -> bool:
 
 def _takes_rows_as_they_are(new: dict[str, Any]) -> bool:
     data = new.get("data") or {}
+    if data.get("mixing"):
+        return False
     return not data.get("augmentation") and all(source.get("weight", 1) == 1 for source in data.get("train", ()))
 
 
@@ -124,10 +126,10 @@ def _makes_no_steps(method: Traits) -> Rule:
 def _takes_each_row_once(method: Traits) -> Rule:
     return Rule(
         cel=f"{_is_other_than(method)} || !has(self.data) || "
-        "((!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
+        "(!has(self.data.mixing) && (!has(self.data.augmentation) || self.data.augmentation.size() == 0) && "
         "self.data.train.all(source, !has(source.weight) || source.weight == 1.0))",
-        message=f"method.type {method.name} uses each row once and unchanged: remove data.augmentation and the weights "
-        "of sources",
+        message=f"method.type {method.name} uses each row once and unchanged: remove data.augmentation, data.mixing "
+        "and the weights of sources",
         holds=lambda new, _: type_of(new) != method.name or _takes_rows_as_they_are(new),
     )
 

@@ -87,10 +87,23 @@ def test_a_run_with_shards_reports_what_an_analysis_of_its_artifact_finds(
         diagnostics={"similarity": "cka", "probes": [{"name": "code", "uri": code, "labels": "pythonTokens"}]},
     )
     asked["spec"]["data"] |= {"general": {"uri": numbers_as_text(tmp_path / "general.jsonl").as_uri()}}
+    lines = (files / "corpus" / "train.jsonl").read_text().splitlines(keepends=True)
+    sources = {"many": lines[:48], "few": lines[48:]}
+    for name, rows in sources.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    train = [{"name": name, "uri": (tmp_path / f"{name}.jsonl").as_uri()} for name in sources]
+    asked["spec"]["data"] |= {"train": train, "mixing": {"temperature": 2}, "validation": {"fraction": 0.3}}
     asked["spec"]["training"] |= {"learningRate": 0.02}
     assert workspace.run(asked) == ExitCode.OK, workspace.story()
     output = tmp_path / "output" / "tiny"
-    told = json.loads((output / "run.json").read_bytes())["inside"]
+    record = json.loads((output / "run.json").read_bytes())
+    told = record["inside"]
+    data = {(each["kind"], each["name"]): each for each in record["evaluation"]["data"]}
+    parts = [data["slice", name] for name in sources]
+    assert sum(part["rows"] for part in parts) == data["validation", "validation"]["rows"]
+    assert all((output / "evaluation" / "slice" / f"{name}.parquet").is_file() for name in sources)
+    many, few = record["data"]["weights"].values()
+    assert many < 1 < few, "a temperature of 2 makes the sources more equal"
     [general] = told["similarity"]
     assert general["name"] == "general"
     assert [each["cka"] for each in general["layers"][:2]] == [1, 1], "only the last layer has an adapter"

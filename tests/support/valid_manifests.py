@@ -46,6 +46,18 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "64 sources, half of them with names, at a temperature",
+        {
+            "spec.data": {
+                "train": [
+                    {"uri": f"s3://corp/{n}.jsonl", **({"name": f"task-{n}"} if n % 2 else {})} for n in range(64)
+                ],
+                "mixing": {"temperature": 2},
+            }
+        },
+        None,
+    ),
+    (
         "an evaluation of a sample of rows in groups",
         {
             "spec.evaluation": {"maxRows": 2000, "groupBy": "patient"},

@@ -15,6 +15,8 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data import load as load_module
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture
+from finetune_trainer.data.sample import measured_part
+from finetune_trainer.data.tokenizer import Tokenizer
 from finetune_trainer.data.writer import short_names
 from finetune_trainer.statistics import DataRecord
 from tests.support.datasets import labelled, load, spec_of, texts
@@ -248,6 +250,35 @@ def test_weights_make_a_mixture_and_no_new_tokens(tmp_path: Path) -> None:
     counts = np.add.reduceat(data.train.trained, data.train.offsets[:-1], dtype=np.int64)
     assert data.trained_tokens_per_epoch == round(2 * counts[:20].sum() + 0.25 * counts[20:].sum())
     assert len([path for path in (tmp_path / "cache" / "tokenized").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_temperature_makes_a_mixture_of_the_sizes_and_no_new_tokens(tmp_path: Path) -> None:
+    small = write_jsonl(tmp_path / "small.jsonl", *texts(10))
+    large = write_jsonl(tmp_path / "large.jsonl", *texts(90, start=10))
+    validation = {"uri": write_jsonl(tmp_path / "v.jsonl", *texts(2, start=200))}
+    load(tmp_path, spec_of([small, large], validation=validation))
+    mixed = load(tmp_path, spec_of([small, large], validation=validation, mixing={"temperature": 2.0}))
+    assert mixed.mixture.weights == pytest.approx((2.5, 75 / 90))
+    assert len([path for path in (tmp_path / "cache" / "tokenized").iterdir() if path.is_dir()]) == 1
+
+
+def test_held_out_rows_know_their_source_if_it_has_a_name(tmp_path: Path) -> None:
+    """Also after a sample was drawn of them."""
+    uris = [write_jsonl(tmp_path / f"{n}.jsonl", *({"text": f"{n} {i}"} for i in range(60))) for n in "abc"]
+    train = ({"uri": uris[0], "name": "first"}, {"uri": uris[1]}, {"uri": uris[2], "name": "third"})
+    data = load(tmp_path, Data.model_validate({"train": train, "validation": {"fraction": 0.3}}))
+    sampled, _ = measured_part(data, most=20, seed=1)
+    assert sampled.validation is not None
+    assert sampled.validation.marks is not None
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    named = {"a": "first", "c": "third"}
+    found = set()
+    for at, digest in enumerate(sampled.validation.marks.rows.tolist()):
+        text = tokenizer.backend.decode(sampled.validation.row(at).tokens.tolist())
+        assert sampled.origins.get(digest) == named.get(text[0])
+        found.add(text[0])
+    assert found == {"a", "b", "c"}
+    assert load(tmp_path, Data.model_validate({"train": tuple({"uri": uri} for uri in uris)})).origins == {}
 
 
 def test_what_became_of_long_rows_is_counted(tmp_path: Path) -> None:

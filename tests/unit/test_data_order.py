@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.data.order import Mixture, share, step_rows, steps_per_epoch, total_steps
+from finetune_trainer.data.order import Mixture, share, step_rows, steps_per_epoch, tempered, total_steps
 
 SIZES = st.integers(1, 200)
 BATCHES = st.integers(1, 50)
@@ -26,6 +26,22 @@ def test_the_order_is_the_one_that_earlier_runs_saw() -> None:
     assert step_rows(10, batch_size=4, seed=1, step=0).tolist() == [9, 2, 4, 7]
     assert step_rows(10, batch_size=4, seed=1, step=2).tolist() == [3, 1]
     assert step_rows(10, batch_size=4, seed=1, step=3).tolist() == [5, 6, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "seen"), [(1, [100, 900]), (2, [250, 750]), (100, [495, 505]), (1e9, [500, 500])]
+)
+def test_a_temperature_makes_sources_more_equal_and_an_epoch_no_longer(temperature: float, seen: list[int]) -> None:
+    mixture = Mixture((100, 900), tempered((100, 900), (1, 1), temperature))
+    epoch = mixture.epoch(seed=1, epoch=0)
+    assert np.bincount(epoch >= 100).tolist() == pytest.approx(seen, abs=1)
+    assert mixture.per_epoch == pytest.approx(1000, abs=2)
+
+
+def test_a_weight_counts_next_to_a_temperature_and_a_source_without_rows_has_no_share() -> None:
+    weights = tempered((100, 0, 900), (3, 1, 1), 2)
+    assert weights[0] * 100 + weights[2] * 900 == pytest.approx(1200)
+    assert weights[0] * 100 / (weights[2] * 900) == pytest.approx(3 * 10 / 30)
 
 
 def test_seeds_and_epochs_differ() -> None:

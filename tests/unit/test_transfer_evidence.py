@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Marks, corpus_of
 from finetune_trainer.statistics.paired import difference
 from finetune_trainer.transfer import kept
+from finetune_trainer.transfer.by_source import with_sources
 from finetune_trainer.transfer.evaluate import Measured, scores_of
 from finetune_trainer.transfer.evidence import (
     Evidence,
@@ -132,6 +134,30 @@ def test_intervals_of_slices_are_adjusted_for_their_number() -> None:
         assert first.high is not None
         widths.append(first.high - first.low)
     assert widths[1] > 1.3 * widths[0]
+
+
+def test_held_out_rows_of_a_named_source_are_a_slice_of_what_both_models_were_measured_on() -> None:
+    corpus = classified(60)
+    before, after = measured(corpus, 2.0, right=0.5), measured(corpus, 1.0, seed=1, right=0.9)
+    [whole] = subjects({"validation": corpus}, {"validation": before}, {"validation": after})
+    whole = dataclasses.replace(whole, apart=np.zeros(60))
+    origins = {n + 1: "tickets" if n < 20 else "summaries" for n in range(45)}
+    _, tickets, summaries = with_sources((whole,), origins)
+    assert [(each.kind, each.name, len(each.corpus)) for each in (tickets, summaries)] == [
+        ("slice", "tickets", 20), ("slice", "summaries", 25),
+    ]  # fmt: skip
+    for part, rows in ((tickets, slice(0, 20)), (summaries, slice(20, 45))):
+        assert isinstance(part.base, Measured)
+        assert part.tuned is not None
+        assert len(part.data_set(LABELS).models["tuned"]) == len(part.corpus)
+        assert part.base.nats.tolist() == before.nats[rows].tolist()
+        assert part.tuned.scores == scores_of(part.corpus, after.nats[rows], after.labels[rows])  # type: ignore[index]
+    found = evidence_of((whole, tickets, summaries), LABELS)
+    assert {each.name for each in found.evaluation().data if each.kind == "slice"} == {"tickets", "summaries"}
+    assert with_sources((whole,), {}) == (whole,)
+    assert with_sources((whole,), {10_000: "others"}) == (whole,), "none of its rows were drawn"
+    older = dataclasses.replace(whole, base=Scores(loss=1.0))
+    assert with_sources((older,), origins) == (older,)
 
 
 def test_rows_of_one_document_count_once() -> None:

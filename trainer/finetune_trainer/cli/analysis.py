@@ -97,7 +97,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
         rows=sets.statistics.splits["train"].rows,
         held_out=0 if held_out is None else len(held_out),
         blocks=subject.blocks,
-        vocabulary=_vocabulary(sets, model.path, seed=spec.training.seed),
+        vocabulary=_vocabulary(sets, model.path, spec),
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
         curve=curve,
         answers=answers,
@@ -127,27 +127,28 @@ def _missing(sets: Datasets, *, labelled: bool) -> list[str]:
     return missing
 
 
-def _vocabulary(sets: Datasets, model: Path, *, seed: int) -> Vocabulary:
+def _vocabulary(sets: Datasets, model: Path, spec: FineTuneJobSpec) -> Vocabulary:
     from finetune_trainer.data.sample import drawn_part
     from finetune_trainer.data.tokenizer import Tokenizer
     from finetune_trainer.transfer.diagnostics.advice import GENERAL
     from finetune_trainer.transfer.diagnostics.vocabulary import vocabulary
 
+    seed = spec.training.seed
     others = {GENERAL: sets.general, **{f"slice {name}": corpus for name, corpus in sets.slices.items()}}
     return vocabulary(
-        {name: drawn_part(corpus, CUT, seed) for name, corpus in _by_source(sets).items()},
+        {name: drawn_part(corpus, CUT, seed) for name, corpus in _by_source(sets, spec).items()},
         {name: drawn_part(corpus, CUT, seed) for name, corpus in others.items() if corpus is not None},
         general=GENERAL,
         tokenizer=Tokenizer.load(model),
     )
 
 
-def _by_source(sets: Datasets) -> dict[str, Corpus]:
+def _by_source(sets: Datasets, spec: FineTuneJobSpec) -> dict[str, Corpus]:
     """The training rows, by source where there are several with names of their own."""
     import numpy as np
 
     sources = sets.statistics.sources
-    names = [source.uri.rstrip("/").rsplit("/", 1)[-1] for source in sources]
+    names = [given.name or given.uri.rstrip("/").rsplit("/", 1)[-1] for given in spec.data.train]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         return {"training rows": sets.train}
     edges = np.cumsum([0, *(source.documents for source in sources)])

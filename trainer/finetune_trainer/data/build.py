@@ -220,6 +220,7 @@ class Build:
                 rows=rows_of_source,
                 drawn=end - start if source.max_rows else None,
                 documents=int(facts.documents[start:end][~held[start:end]].sum()),
+                held_out=int(facts.documents[start:end][held[start:end]].sum()),
                 columns=tuple(sorted(self.columns.get(source.uri, ()))),
             )
             for source, rows_of_source, start, end in zip(self.spec.train, given_rows, ends, ends[1:], strict=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .augment import Variants
 from .build import SLICE, TEXTS, Build, sha256
 from .cache import kept
 from .corpus import Corpus
-from .order import Mixture
+from .order import Mixture, tempered
 from .read import ENDINGS
 from .tokenizer import Tokenizer, tokenizer_files
 
@@ -36,8 +36,9 @@ RECIPE = 10
 _ELSEWHERE: dict[str, Any] = {
     "credentials": True,
     "packing": True,
+    "mixing": True,
     "augmentation": True,
-    "train": {"__all__": {"weight": True}},
+    "train": {"__all__": {"weight": True, "name": True}},
 }
 """Settings that the arrays do not depend on."""
 
@@ -57,6 +58,8 @@ class Datasets:
     """What augmentation makes of the training rows, if it is asked for."""
     statistics: Statistics
     pad_id: int
+    origins: dict[int, str] = field(default_factory=dict)
+    """Name of the source by the digest of a held-out row, of sources that have one."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -141,12 +144,25 @@ def _read(folder: Path, spec: Data, *, tokenizer_path: Path, seed: int) -> Datas
         variants=_variants(folder, spec, statistics, train, tokenizer_path, seed) if spec.augmentation else None,
         statistics=statistics,
         pad_id=json.loads((folder / "pad_id.json").read_text()),
+        origins=_origins(spec, statistics, corpora.get("validation")),
     )
+
+
+def _origins(spec: Data, statistics: Statistics, validation: Corpus | None) -> dict[int, str]:
+    """Held-out rows are in the order of the sources."""
+    if validation is None or validation.marks is None or not any(source.name for source in spec.train):
+        return {}
+    counts = [source.held_out for source in statistics.sources]
+    owners = np.repeat([source.name or "" for source in spec.train], counts).tolist()
+    named = zip(validation.marks.rows.tolist(), owners, strict=True)
+    return {digest: name for digest, name in named if name}
 
 
 def _mixture(spec: Data, statistics: Statistics) -> Mixture:
     rows = tuple(source.documents for source in statistics.sources)
     weights: Sequence[float] = [source.weight for source in spec.train]
+    if spec.mixing is not None:
+        weights = tempered(rows, weights, spec.mixing.temperature)
     if all(weight == 1 for weight in weights):
         return Mixture.even(sum(rows))
     return Mixture(rows, tuple(weights))

@@ -2,12 +2,13 @@
 needs no saved cursor, and another number of processes sees the same rows in the same steps.
 
 Sources may be weighted: with weight 2 each row of a source is seen twice in an epoch, with 0.5 every epoch sees another
-half of them, with 1.25 all of them and a quarter twice.
+half of them, with 1.25 all of them and a quarter twice. data.mixing sets the weights by the sizes of the sources.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,6 +67,17 @@ class Mixture:
             part = round((weight - whole) * n)
             times.append((whole, part if whole or not n else max(1, part)))
         return times
+
+
+def tempered(rows: Sequence[int], weights: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Weights by which an epoch has as many rows, of each source in proportion to weight · rows^(1 / temperature). 100
+    and 900 rows at 2: 250 and 750 of an epoch of 1,000, so weights 2.5 and 0.83."""
+    shares = [weight * n ** (1 / temperature) for n, weight in zip(rows, weights, strict=True)]
+    total = sum(weight * n for n, weight in zip(rows, weights, strict=True))
+    return tuple(
+        total * share / (sum(shares) * n) if n else weight
+        for share, n, weight in zip(shares, rows, weights, strict=True)
+    )
 
 
 def steps_per_epoch(rows: int | Mixture, *, batch_size: int) -> int:

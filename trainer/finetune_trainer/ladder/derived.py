@@ -67,7 +67,7 @@ def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
         training = {name: value for name, value in spec.pop("training", {}).items() if name not in STEPPED}
         training.pop("skipBadBatch", None)
         spec |= {"training": training} if training else {}
-        spec["data"] = {name: value for name, value in spec["data"].items() if name != "augmentation"}
+        spec["data"] = {name: value for name, value in spec["data"].items() if name not in ("augmentation", "mixing")}
         train = [{k: v for k, v in source.items() if k != "weight"} for source in spec["data"]["train"]]
         spec["data"]["train"] = train
     return spec

@@ -73,6 +73,7 @@ class SourceStatistics(ApiModel):
     rows: int = Field(description="In the files.")
     drawn: int | None = Field(None, description="Of these, rows drawn by data.train[].maxRows. None: all.")
     documents: int = Field(description="That train: without held-out and dropped rows, long texts in windows.")
+    held_out: int = Field(0, description="Documents of its rows that are held out for validation.")
     columns: tuple[str, ...] = Field((), description="Of its rows, those that the format does not look at.")
 
     @property

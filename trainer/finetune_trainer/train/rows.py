@@ -74,6 +74,14 @@ def _penalties(spec: FineTuneJobSpec, attached: Attached, place: Place) -> Itera
             yield DistanceOfWeights.of(attached.trainable.values(), strength=l2sp.strength, place=place)
 
 
+def _weights(spec: FineTuneJobSpec, data: Datasets) -> dict[str, float]:
+    """By URI, of sources whose rows are not seen once in an epoch."""
+    if len(data.mixture.weights) != len(spec.data.train):
+        return {}
+    pairs = zip(spec.data.train, data.mixture.weights, strict=True)
+    return {source.uri: weight for source, weight in pairs if weight != 1}
+
+
 def longest_row(data: Datasets) -> int:
     """Tokens of the longest row of a step."""
     return max(int(corpus.lengths.max(initial=1)) for corpus in (data.train, data.replay) if corpus is not None)
@@ -85,7 +93,7 @@ def data_record(
     steps, batch = course.total_steps, course.batch_size
     return DataRecord(
         statistics=data.statistics,
-        weights={source.uri: source.weight for source in spec.data.train if source.weight != 1},
+        weights=_weights(spec, data),
         layout=layout_statistics(
             lengths,
             data.mixture,

@@ -30,6 +30,7 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.shared_leases import cache_outcome
 from finetune_trainer.trackers.points import outcome_of
 from finetune_trainer.transfer import kept
+from finetune_trainer.transfer.by_source import with_sources
 from finetune_trainer.transfer.diagnostics.inside import Layerwise, inside
 from finetune_trainer.transfer.evaluate import Measured, Stopped
 from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
@@ -145,6 +146,7 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         mean, nats = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
         measured = tuple(replace(each, apart=nats) if each is task else each for each in found.subjects)
         found = replace(found, subjects=measured, divergence=mean)
+    found = replace(found, subjects=with_sources(found.subjects, setup.data.origins))
     answers = _stoppable(setup, state, answering.judged)
     return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
 
@@ -173,7 +175,8 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
     trainer.reporter.trackers = tracked(setup, state, kept_back.environ)
     before = {name: each.scores for name, each in base.items()}
     state = state.update(base=before, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
-    return _finish(setup, state, Swept(subjects(corpora, base, tuned)), output, kept_back)
+    measured = with_sources(subjects(corpora, base, tuned), setup.data.origins)
+    return _finish(setup, state, Swept(measured), output, kept_back)
 
 
 def _finish(

@@ -8,6 +8,7 @@ records    one record per row and model, next to the artifact      compare    tw
 calibrated calibration of both models, out of the records    scale      which scale of an adapter is published
 kept       the base model's rows, for a run that resumes  references  slices against earlier artifacts
 tasks      earlier tasks, measured again
+by_source  the held-out rows of each source that has a name
 diagnostics   what an analysis finds before a run
 generated  what both models answer to held-out prompts: scores, collapse check, records
 guards     bounds on these numbers                               release    whether the artifact may be published

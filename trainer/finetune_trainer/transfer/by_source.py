@@ -1,0 +1,36 @@
+"""The held-out rows of each source of data.train that has a name, as a slice of that name.
+
+They are a part of the validation rows, which both models were measured on, so they cost nothing. Where half of the
+validation rows chose the adapter's scale, those are in none of the slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from .evaluate import Measured
+from .evidence import Subject
+from .scale import Half
+
+
+def with_sources(subjects: tuple[Subject, ...], origins: Mapping[int, str]) -> tuple[Subject, ...]:
+    """`origins`: name of the source by the digest of a row."""
+    more = [part for subject in subjects if subject.kind == "validation" for part in _by_source(subject, origins)]
+    return (*subjects, *more)
+
+
+def _by_source(subject: Subject, origins: Mapping[int, str]) -> Iterator[Subject]:
+    marks, base = subject.corpus.marks, subject.base
+    if marks is None or not origins or not isinstance(base, Measured):
+        return
+    names = np.array([origins.get(digest, "") for digest in marks.rows.tolist()])
+    for name in dict.fromkeys(origins.values()):
+        rows = np.flatnonzero(names == name)
+        if not len(rows):
+            continue
+        half = Half(subject.corpus.take(rows), rows)
+        whole = replace(subject, name=name, kind="slice", tried_on=None, tried={}, apart=None)
+        yield half.subject(whole, None if subject.tuned is None else half.of(subject.tuned))
