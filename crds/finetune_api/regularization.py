@@ -11,12 +11,18 @@ from pydantic import Field
 
 from .base import ApiModel, Rule
 from .fields import DataUri
-from .methods import TRAITS, Traits, type_of
+from .methods import AUTO, TRAITS, Traits, type_of
 from .strategy import SHARDED
 
 FRACTIONS: Final = {"small": 0.01, "medium": 0.05, "large": 0.25}
 """Of the rows of a step that are replayed, by the shift of the training rows from general text. 1 % stops most of the
 drift (arXiv 2502.06042); 5 % for a weak shift, 25 % for another language (arXiv 2403.08763)."""
+
+
+OWN_FRACTION: Final = 0.1
+"""Of the rows of a step, where the base model's own text is replayed (arXiv 2605.29495 has 1 % and 10 %)."""
+OWN_TOKENS: Final = 129
+"""Of such a text, at most."""
 
 
 class Replay(ApiModel):
@@ -29,9 +35,14 @@ class Replay(ApiModel):
         description="Fraction of the rows of a step that are general text. They are added to the batchSize rows of "
         "data.train, so that steps and epochs stay the same; a row of general text weighs as much as an average "
         "training row. Default: by the shift of the training rows from the text to replay, measured before the first "
-        "step: 0.01 if it is small, 0.05 if it is medium, 0.25 for a change of language or script.",
+        "step: 0.01 if it is small, 0.05 if it is medium, 0.25 for a change of language or script; with "
+        "source self 0.1.",
     )
-    source: Literal["general"] = Field("general", description="general: rows of uri.")
+    source: Literal["general", "self"] = Field(
+        "general",
+        description="general: rows of uri. self: text that the base model writes before the first step, for jobs "
+        "without general text: at most 256 texts of 128 tokens, drawn at temperature 1, without repetitive ones.",
+    )
     uri: DataUri | None = Field(
         None,
         description="General text to replay, like data.general.uri. Documents that are also held-out or general rows "
@@ -45,7 +56,9 @@ class Replay(ApiModel):
     @property
     def planned(self) -> float:
         """The fraction; where it is not decided yet the largest that it may be."""
-        return max(FRACTIONS.values()) if self.fraction is None else self.fraction
+        if self.fraction is not None:
+            return self.fraction
+        return OWN_FRACTION if self.source == "self" else max(FRACTIONS.values())
 
 
 class KlToBase(ApiModel):
@@ -128,7 +141,8 @@ class Regularization(ApiModel):
     @property
     def reads_general_text(self) -> bool:
         """Whether training sees general text."""
-        return any(term is not None for term in (self.replay, self.ewc, self.drift))
+        replayed = self.replay is not None and self.replay.source == "general"
+        return replayed or self.ewc is not None or self.drift is not None
 
     def works_under(self, strategy: str) -> bool:
         """Whether all terms are proved to work with weights in shards of this strategy."""
@@ -138,8 +152,10 @@ class Regularization(ApiModel):
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yields (title, settings in words) of each term, for report and model card."""
         if self.replay is not None:
-            source = self.replay.uri or "half of data.general"
-            share = "by the shift" if self.replay.fraction is None else f"{100 * self.replay.fraction:g} %"
+            source, open_share = self.replay.uri or "half of data.general", "by the shift"
+            if self.replay.source == "self":
+                source, open_share = "text that the base model wrote", f"{100 * OWN_FRACTION:g} %"
+            share = open_share if self.replay.fraction is None else f"{100 * self.replay.fraction:g} %"
             yield TERMS["replay"].title, f"{share} of the rows of a step, from {source}"
         if self.kl_to_base is not None:
             where = "replayed rows" if self.replay else "training rows, without the right token"
@@ -243,10 +259,16 @@ TERMS: dict[str, TermTraits] = {term.name: term for term in _ALL}
 def replay_uri(spec: dict[str, Any]) -> str | None:
     """Returns the URI of the general text that training sees, if it needs any: that of replay, or of data.general."""
     terms = spec.get("regularization") or {}
-    if all(terms.get(name) is None for name in ("replay", "ewc", "drift")):
+    if all(terms.get(name) is None for name in ("ewc", "drift")) and (
+        terms.get("replay") is None or _writes_itself(spec)
+    ):
         return None
     uri = (terms.get("replay") or {}).get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
     return str(uri) if uri else None
+
+
+def _writes_itself(new: dict[str, Any]) -> bool:
+    return ((new.get("regularization") or {}).get("replay") or {}).get("source") == "self"
 
 
 def _asks(new: dict[str, Any], term: TermTraits) -> bool:
@@ -274,6 +296,14 @@ def _not_under(term: TermTraits, strategy: str) -> Rule:
     )
 
 
+_SELF = "(has(self.regularization.replay.source) && self.regularization.replay.source == 'self')"
+_WRITING = (*(method.name for method in TRAITS.values() if method.generates), AUTO)
+
+
+def _not_self(otherwise: str) -> str:
+    return f"!has(self.regularization) || !has(self.regularization.replay) || !{_SELF} || ({otherwise})"
+
+
 def _needs_text(name: str, what_for: str) -> Rule:
     return Rule(
         cel=f"!has(self.regularization) || !has(self.regularization.{name}) || (has(self.regularization.replay) && "
@@ -289,11 +319,38 @@ REGULARIZATION_RULES = (
     *(_not_under(term, strategy) for term in _ALL for strategy in SHARDED if strategy not in term.sharded),
     Rule(
         cel="!has(self.regularization) || !has(self.regularization.replay) || has(self.regularization.replay.uri) || "
-        "!has(self.data) || has(self.data.general)",
-        message="regularization.replay needs general text: set regularization.replay.uri, or data.general",
+        f"{_SELF} || !has(self.data) || has(self.data.general)",
+        message="regularization.replay needs general text: set regularization.replay.uri, data.general, or "
+        "replay.source: self",
         holds=lambda new, _: (
-            "data" not in new or (new.get("regularization") or {}).get("replay") is None or replay_uri(new) is not None
+            "data" not in new
+            or (new.get("regularization") or {}).get("replay") is None
+            or _writes_itself(new)
+            or replay_uri(new) is not None
         ),
+    ),
+    Rule(
+        cel=_not_self(
+            "!has(self.regularization.replay.uri) && !has(self.regularization.ewc) && !has(self.regularization.drift)"
+        ),
+        message="regularization.replay.source self replays text that the base model writes: remove uri, and ewc and "
+        "drift, which measure on given text, or set source: general",
+        holds=lambda new, _: (
+            not _writes_itself(new)
+            or not (set(new["regularization"]) & {"ewc", "drift"} or "uri" in new["regularization"]["replay"])
+        ),
+    ),
+    Rule(
+        cel=_not_self(f"(!has(self.method) || !has(self.method.type) || self.method.type in {list(_WRITING)})"),
+        message="regularization.replay.source self lets the base model write text, which works with method.type "
+        f"{', '.join(_WRITING)}: use one of these, or set regularization.replay.uri",
+        holds=lambda new, _: not _writes_itself(new) or type_of(new) in _WRITING,
+    ),
+    Rule(
+        cel=_not_self("(!has(self.strategy) || !has(self.strategy.type) || self.strategy.type != 'deepspeed')"),
+        message="regularization.replay.source self is not supported by strategy.type deepspeed: set strategy.type: ddp "
+        "or fsdp",
+        holds=lambda new, _: not _writes_itself(new) or (new.get("strategy") or {}).get("type") != "deepspeed",
     ),
     _needs_text("ewc", "measure importance on"),
     _needs_text("drift", "measure activations on"),

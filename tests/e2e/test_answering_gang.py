@@ -17,8 +17,8 @@ from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Place, Strategy
 from finetune_trainer.parallel.registry import join, spread
-from finetune_trainer.train.answering import answers
 from finetune_trainer.train.model import load_network
+from finetune_trainer.train.written import answers
 from finetune_trainer.transfer.generated.evidence import MODES
 from tests.support import rank_processes
 from tests.support.training import BASE, CPU, VOCAB, disturb, model, network

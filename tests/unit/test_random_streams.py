@@ -26,6 +26,8 @@ INITIAL = {"methods/lora.py", "methods/ptuning.py", "methods/adapter.py", "metho
 """One of them is in a run: initial values by torch's generator, seeded with training.seed."""
 ANSWERS = {"cli/chat.py"}
 """Answers to a person, who gives the seed."""
+SWITCHES = {"switching/protocol.py"}
+"""The order in which finished adapters are tried: nothing learns there."""
 WAITS = {"store/retries.py", "store/checkpoint_parts.py"}
 """How long to wait for a store."""
 
@@ -56,8 +58,8 @@ def test_chance_is_used_under_a_name_alone() -> None:
     root = Path(finetune_trainer.__file__).parent
     drawing = re.compile(r"SeedSequence|default_rng|PCG64|manual_seed\(|random\.Random|np\.random\.[a-z]|random\.seed")
     found = {str(path.relative_to(root)) for path in root.rglob("*.py") if drawing.search(path.read_text())}
-    named = {"random_streams.py", "train/loop.py", "train/importance.py", "train/answering.py", "data/augment.py"}
-    assert found == named | CONSTANT | INITIAL | ANSWERS | WAITS
+    named = {"random_streams.py", "train/loop.py", "train/importance.py", "train/written.py", "data/augment.py"}
+    assert found == named | CONSTANT | INITIAL | ANSWERS | SWITCHES | WAITS
 
 
 def test_rows_that_an_epoch_sees_twice_are_spread_over_all_of_it() -> None:

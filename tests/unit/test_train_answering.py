@@ -11,7 +11,7 @@ from finetune_api.generated_text import Mode
 from finetune_api.methods import Lora, Method
 from finetune_trainer.methods.base import HasPrompt
 from finetune_trainer.methods.registry import method_of
-from finetune_trainer.train.answering import answers
+from finetune_trainer.train.written import answers
 from finetune_trainer.transfer.evaluate import Stopped
 from finetune_trainer.transfer.generated.answers import Answers
 from tests.support.training import BASE, VOCAB, disturb, model, network

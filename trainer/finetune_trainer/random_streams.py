@@ -75,11 +75,25 @@ REPLAYED = Stream("order of the replayed rows", ("pass",), tag=0x2E91)
 FISHER = Stream("documents that importance is measured on, and their labels", ("documents or labels",), tag=0xF15E)
 PERMUTED = Stream("what an analysis permutes to see chance", ("permutation",), tag=0x9E4)
 ANSWERED = Stream("generated answers", ("batch",), tag=0x6E4A)
+OWN_TEXT = Stream("text that the base model writes to replay it", ("batch",), tag=0x5E1F)
 CONTROL = Stream("random labels of words, the control of a concept probe", ("control",), tag=0xC0A7)
 LABELLED = Stream("windows of text with labelled tokens", (), tag=0x1ABE)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
 
-STREAMS = (ORDER, PART, DROPOUT, AUGMENTED, AUGMENTATION, REPLAYED, FISHER, PERMUTED, ANSWERED, CONTROL, LABELLED)
+STREAMS = (
+    ORDER,
+    PART,
+    DROPOUT,
+    AUGMENTED,
+    AUGMENTATION,
+    REPLAYED,
+    FISHER,
+    PERMUTED,
+    ANSWERED,
+    OWN_TEXT,
+    CONTROL,
+    LABELLED,
+)
 KEYS = (SAMPLE, HELD_OUT, MEASURED)

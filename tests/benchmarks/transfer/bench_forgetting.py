@@ -48,8 +48,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "ewc": {"ewc": {"strength": 1e-4}},
     "drift": {"drift": {}},
 }
-"""Strengths of l2sp and ewc for which the term is as large as what is to be gained: both are squared distances of all
-weights, and at their defaults nothing would be learned at this rate."""
+"""l2sp and ewc far below their defaults: both are squared distances of all weights, which this rate makes large."""
 _BY_GENERAL_TEXT = {"ewc", "drift"}
 """Measure the general text before the first step, and replay none of it."""
 SCALES = (0.75, 0.5)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.methods import TRAITS, Method
+from finetune_api.regularization import OWN_TOKENS
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.strategy import SHARDABLE
 from finetune_trainer.planning.answering import Answering, answering
@@ -117,7 +118,10 @@ class Planner:
     @property
     def replayed_row(self) -> float:
         """Mean tokens of a row of general text; unless they are known it is taken to fill data.sequenceLength."""
-        return self.workload.replayed_row or self.spec.data.sequence_length
+        replay, longest = self.spec.regularization.replay, self.spec.data.sequence_length
+        if replay is not None and replay.source == "self":
+            return min(OWN_TOKENS, longest)
+        return self.workload.replayed_row or longest
 
     @property
     def steps(self) -> int | None:

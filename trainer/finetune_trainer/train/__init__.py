@@ -8,6 +8,7 @@ pinned_inputs      the same model and data on every node and in every attempt
 check_weights      a process that reports what a model's files lack, for the preflight
 auto_layers        how many layers `partial` trains, where the manifest says auto
 auto_replay        how much `replay` replays, where the manifest does not say
+self_replay        text that the base model writes, to be replayed
 resolved_spec      the spec that runs, with nothing left open
 rows               the training rows as a step sees them
 model              micro-batches in, summed nats out
@@ -28,6 +29,7 @@ tensor_cache       tensors that follow from model, text and seed, kept on the no
 diagnose           what an analysis asks of a model
 diagnosing         what spec.diagnostics asks of a run
 token_states       states of chosen tokens in every layer, by one process or a gang
+written            what a model writes after prompts
 answering          what both models answer to held-out prompts
 continual          the sequence of tasks that a run adds to
 divergence         KL to the base on rows of the task

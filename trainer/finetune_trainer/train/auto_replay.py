@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from finetune_api.regularization import FRACTIONS
+from finetune_api.regularization import FRACTIONS, OWN_FRACTION
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.load import Datasets
@@ -43,6 +43,9 @@ def settle_replay(
     replay = spec.regularization.replay
     if replay is None or replay.fraction is not None or data.replay is None:
         return spec, ""
+    if replay.source == "self":
+        told = f"{100 * OWN_FRACTION:g} % of the rows of a step are replayed: they are the base model's own text"
+        return _with_fraction(spec, OWN_FRACTION), told
     gang = model.strategy
     noted = gang.broadcast_json(store.noted(_NOTE) if store is not None else None)
     if noted is None:
@@ -55,8 +58,14 @@ def settle_replay(
         if store is not None:
             store.note(_NOTE, noted)
     fraction, told = noted
+    return _with_fraction(spec, fraction), told
+
+
+def _with_fraction(spec: FineTuneJobSpec, fraction: float) -> FineTuneJobSpec:
+    replay = spec.regularization.replay
+    assert replay is not None
     terms = spec.regularization.model_copy(update={"replay": replay.model_copy(update={"fraction": fraction})})
-    return spec.model_copy(update={"regularization": terms}), told
+    return spec.model_copy(update={"regularization": terms})
 
 
 def _measured(

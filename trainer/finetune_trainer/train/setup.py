@@ -60,6 +60,7 @@ from .pinned_inputs import Inputs
 from .reporter import Reporter
 from .resolved_spec import resolve_spec
 from .rows import data_record, longest_row, regularization_of, replay_of, varied
+from .self_replay import own_text
 
 _EVALUATIONS = 10
 """Evaluations of the validation rows in a run, where the manifest does not say."""
@@ -197,6 +198,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
 
     train = data.train.after(prompt.ids) if prompt else data.train
     with prompt.off() if prompt else nullcontext():
+        data = own_text(spec, model, data, local.path, store=checkpointer.notes, reporter=reporter)
         spec, replayed = settle_replay(spec, model, data, store=checkpointer.notes, reporter=reporter)
     replay = replay_of(spec, data, prompt.ids if prompt else None)
     layout = fitting_layout(
