@@ -5,7 +5,7 @@
 # make generate the CRD and generated docs              make bench     benchmarks beside rivals (not pass/fail)
 # make docs     the documentation as a site, links checked; prints how to read it
 # make proof    what takes longer: docs/models.md again (every method on every family), and what remedies against
-#               forgetting save on a real model (each run of that is stored: it goes on where it stopped)
+#               forgetting save on a real model (each run of that is stored: it resumes where it was stopped)
 # make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
 # make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too

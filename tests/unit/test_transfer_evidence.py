@@ -160,6 +160,21 @@ def test_held_out_rows_of_a_named_source_are_a_slice_of_what_both_models_were_me
     assert with_sources((older,), origins) == (older,)
 
 
+def test_a_source_of_a_classifier_is_measured_by_row_and_not_by_text() -> None:
+    """As `linear_probe` measures: nats of the right label, one for each row."""
+    corpus = classified(40)
+    labels = np.random.default_rng(1).random((40, 2))
+    nats = labels[np.arange(40), corpus.choices.gold]  # type: ignore[union-attr]
+    scores = scores_of(corpus, nats, labels).model_copy(
+        update={"loss": float(nats.mean()), "bits_per_byte": None, "tokens": 40}
+    )
+    fitted = Measured(scores, nats, np.ones(40, np.int64), labels)
+    [whole] = subjects({"validation": corpus}, {"validation": fitted}, {"validation": fitted})
+    _, part = with_sources((whole,), {n + 1: "tickets" for n in range(25)})
+    assert part.scores.loss == pytest.approx(nats[:25].mean())
+    assert part.metrics == whole.metrics == ("accuracy", "loss")
+
+
 def test_rows_of_one_document_count_once() -> None:
     few = {"general": texts(100, groups=9)}
     base, tuned = ({"general": measured(few["general"], nats)} for nats in (20.0, 30.0))

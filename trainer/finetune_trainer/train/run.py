@@ -242,9 +242,8 @@ def _stoppable(setup: Setup, state: State, work: Callable[[], T]) -> T:
     except Stopped:
         setup.trainer.checkpointer.wait()
         setup.trainer.strategy.barrier()  # none must end before all have saved
-        raise FinetuneError(
-            Reason.Interrupted, f"stopped on request while measuring, after step {state.step}"
-        ) from None
+        after = f", after step {state.step}" if state.step else ""
+        raise FinetuneError(Reason.Interrupted, f"stopped on request while measuring{after}") from None
 
 
 def _held_out(setup: Setup) -> Iterator[tuple[str, Corpus]]:

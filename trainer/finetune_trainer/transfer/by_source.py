@@ -22,6 +22,17 @@ def with_sources(subjects: tuple[Subject, ...], origins: Mapping[int, str]) -> t
     return (*subjects, *more)
 
 
+class _Part(Half):
+    """Also of a classifier, whose nats are of labels and not of text: for each row, and by no bytes."""
+
+    def of(self, measured: Measured) -> Measured:
+        found = super().of(measured)
+        if not (measured.tokens == 1).all() or found.labels is None:
+            return found
+        told = {"loss": float(found.nats.mean()), "bits_per_byte": None, "tokens": len(found.nats)}
+        return replace(found, scores=found.scores.model_copy(update=told))
+
+
 def _by_source(subject: Subject, origins: Mapping[int, str]) -> Iterator[Subject]:
     marks, base = subject.corpus.marks, subject.base
     if marks is None or not origins or not isinstance(base, Measured):
@@ -31,6 +42,6 @@ def _by_source(subject: Subject, origins: Mapping[int, str]) -> Iterator[Subject
         rows = np.flatnonzero(names == name)
         if not len(rows):
             continue
-        half = Half(subject.corpus.take(rows), rows)
+        half = _Part(subject.corpus.take(rows), rows)
         whole = replace(subject, name=name, kind="slice", tried_on=None, tried={}, apart=None)
         yield half.subject(whole, None if subject.tuned is None else half.of(subject.tuned))
