@@ -45,7 +45,7 @@ class Kit:
 
     @cached_property
     def device(self) -> torch.device:
-        from finetune_trainer.train.setup import choose_device
+        from finetune_trainer.train.device import choose_device
 
         return choose_device(0)
 

@@ -27,8 +27,10 @@ from finetune_trainer.data.token_sample import TokenSample
 from finetune_trainer.methods.base import Attached, Product, UpdatesByProducts
 from finetune_trainer.regularization.base import Penalty
 from finetune_trainer.regularization.drift import ActivationDrift, Seen, shared, watched
+from finetune_trainer.transfer.evaluate import Layout
 
 from . import tensor_cache
+from .importance import ewc_of
 from .model import LanguageModel
 from .reporter import Reporter
 from .token_states import layout_of
@@ -37,6 +39,27 @@ _EACH = 8
 """Tokens of a document: about 70 documents."""
 _VERSION = 1
 """Raised when the same inputs give something else."""
+
+
+def held_to(
+    spec: FineTuneJobSpec,
+    attached: Attached,
+    model: LanguageModel,
+    layout: Layout,
+    text: Corpus | None,
+    *,
+    cache: Path,
+    of_model: str,
+    reporter: Reporter,
+) -> Iterator[Penalty]:
+    """The terms that hold to something that is measured on general `text` before the first step. Collective.
+    `of_model`: a digest of the model as training starts from it."""
+    yield from ewc_of(
+        spec, attached, model, layout, text, folder=cache / "fisher", of_model=of_model, reporter=reporter
+    )  # fmt: skip
+    yield from drift_of(
+        spec, attached, model, text, pad_id=layout.pad_id, folder=cache / "drift", of_model=of_model, reporter=reporter
+    )
 
 
 def drift_of(

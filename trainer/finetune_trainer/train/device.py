@@ -24,6 +24,14 @@ from finetune_trainer.store.models import LocalModel
 from finetune_trainer.transfer.evaluate import Layout
 
 
+def choose_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
     """Whether products are of bfloat16, and not of float32."""
     if spec.training.precision == "auto":

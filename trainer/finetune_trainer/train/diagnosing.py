@@ -127,7 +127,7 @@ class Diagnosing:
 
     @property
     def _layout(self) -> Layout:
-        return layout_of(self.setup.trainer.model, pad_id=self.setup.data.pad_id)
+        return layout_of(self.setup.trainer.model, pad_id=self.setup.trainer.layout.pad_id)
 
     def _similarity(self, name: str, before: PartOfStates, after: PartOfStates) -> Similarity | None:
         """On rank 0: it computes while others wait with their part of the next layer."""

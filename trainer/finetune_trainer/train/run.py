@@ -40,12 +40,13 @@ from finetune_trainer.transfer.release import Release, judge
 from .answering import Answering
 from .artifact_commit import check_export, commit, computed_otherwise, record_of, refused_words, termination_message
 from .continual import in_sequence, scores_of_original
+from .device import choose_device
 from .diagnosing import Diagnosing
 from .divergence import divergence, rows_of_the_task
 from .linear_probe import ProbeRun, probed
 from .reporter import Reporter
 from .scale_sweep import Swept, swept
-from .setup import Setup, choose_device, prepare
+from .setup import Setup, prepare
 from .state import State
 from .tracking import ending_of, tracked
 from .without_triton import disable_triton

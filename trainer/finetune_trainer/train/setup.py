@@ -43,14 +43,13 @@ from finetune_trainer.vocabulary.rows import VocabularyRows
 
 from . import frozen_cache
 from .activation_checkpointing import recompute_blocks
-from .activations import drift_of
+from .activations import held_to
 from .auto_layers import resolve_layers
 from .auto_replay import settle_replay
 from .capabilities import probe
 from .checkpointer import Checkpointer
 from .compilation import compile_blocks
 from .device import fitting_layout, fitting_strategy, low_precision
-from .importance import ewc_of
 from .kernel_selection import chosen
 from .loop import Course, Trainer
 from .method_support import OTHER_METHOD
@@ -93,14 +92,6 @@ class Setup:
     @property
     def labels_of_tests(self) -> dict[str, tuple[str, ...]]:
         return {test.name: test.task.test.labels for test in self.tests}
-
-
-def choose_device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Folder, run_dir: RunDir) -> Setup:
@@ -215,15 +206,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     )
     model = replace(model, kernels=chosen(spec, model, layout, train, store=checkpointer.notes, say=reporter.say))
     start = frozen_cache.digest_of(local.path) + (earlier.digest if earlier and earlier.adapter else "")
-    importance = ewc_of(
-        spec, attached, model, layout, data.replay, folder=cache / "fisher",
-        of_model=start, reporter=reporter,
-    )  # fmt: skip
-    drift = drift_of(
-        spec, attached, model, data.replay, pad_id=data.pad_id, folder=cache / "drift",
-        of_model=frozen_cache.digest_of(local.path), reporter=reporter,
-    )  # fmt: skip
-    terms = regularization_of(spec, attached, replay, strategy.place).and_penalties((*importance, *drift))
+    held = held_to(spec, attached, model, layout, data.replay, cache=cache, of_model=start, reporter=reporter)
+    terms = regularization_of(spec, attached, replay, strategy.place).and_penalties(held)
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
     resolved = ResolvedPlan(
         method=spec.method.type,
