@@ -140,7 +140,7 @@ def test_every_rank_and_attempt_trains_the_commit_that_the_first_one_found(
     """`main` is commit a, then b; rank 1 of the second attempt has seen b alone."""
     asked: list[str | None] = []
 
-    def resolve(source: ModelSource, *, cache: Path) -> LocalModel:
+    def resolve(source: ModelSource, *, cache: Path, prefix: str = "") -> LocalModel:
         asked.append(source.revision)
         return LocalModel(cache, source.revision or head, source.uri)
 
