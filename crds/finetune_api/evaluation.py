@@ -47,6 +47,13 @@ class EvaluationSettings(ApiModel):
         "rows (without data.test, the validation rows), in nats per token. It predicts forgetting without general "
         "text. Costs two passes over these rows. For methods with an adapter that can be switched off.",
     )
+    prior_gain: bool = Field(
+        False,
+        description="Measure what pretraining is worth on this task: a linear classifier on the states of the model as "
+        "it is, against one on those of a copy with random weights, on the rows of data.test (else of "
+        "data.validation). For classification rows. Costs passes over at most 2000 training rows and over these rows, "
+        "twice, and a second copy of the weights, before the first step of each attempt.",
+    )
     references: Annotated[tuple[Reference, ...], Field(max_length=8)] = Field(
         (),
         description="Artifacts of earlier, perhaps cheaper jobs. Slices on which one of them, or the base model, is "
@@ -95,6 +102,41 @@ REFERENCE_RULES = (
         cel=f"!({_HAS_REFERENCES}) || self.evaluation.references.all(each, each.name != '{BASE}')",
         message=f"evaluation.references: {BASE} is the untouched model, which is always compared: choose another name",
         holds=lambda new, _: all(each.get("name") != BASE for each in _references(new)),
+    ),
+)
+
+_WITH_A_COPY = tuple(method.name for method in TRAITS.values() if method.steps and not method.four_bits)
+_ASKS_PRIOR = "has(self.evaluation) && has(self.evaluation.priorGain) && self.evaluation.priorGain"
+
+
+def _asks_for_prior(new: dict[str, Any]) -> bool:
+    return bool((new.get("evaluation") or {}).get("priorGain"))
+
+
+PRIOR_RULES = (
+    Rule(
+        cel=f"!({_ASKS_PRIOR}) || !has(self.method) || !has(self.method.type) || self.method.type in "
+        f"{list(_WITH_A_COPY)}",
+        message="evaluation.priorGain compares with a copy that has random weights, which only method.type "
+        f"{', '.join(_WITH_A_COPY)} have: use one of these, or remove it",
+        holds=lambda new, _: not _asks_for_prior(new) or type_of(new) in _WITH_A_COPY,
+    ),
+    Rule(
+        cel=f"!({_ASKS_PRIOR}) || !has(self.strategy) || !has(self.strategy.type) || self.strategy.type in "
+        "['auto', 'ddp']",
+        message="evaluation.priorGain needs a whole copy of the model on each process: set strategy.type: ddp, or "
+        "remove it",
+        holds=lambda new, _: (
+            not _asks_for_prior(new) or (new.get("strategy") or {}).get("type", "auto") in ("auto", "ddp")
+        ),
+    ),
+    Rule(
+        cel=f"!({_ASKS_PRIOR}) || !has(self.data) || !has(self.data.format) || self.data.format in "
+        "['auto', 'classification']",
+        message="evaluation.priorGain needs rows of data.format classification: remove it",
+        holds=lambda new, _: (
+            not _asks_for_prior(new) or (new.get("data") or {}).get("format", "auto") in ("auto", "classification")
+        ),
     ),
 )
 

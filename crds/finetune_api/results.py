@@ -33,6 +33,7 @@ from .status import (
     Measurement,
     Metric,
     NegativeTransfer,
+    PriorGain,
     ScaleSweep,
     Verdict,
 )
@@ -90,6 +91,8 @@ def packed(evaluation: Evaluation) -> str:
         told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
     if evaluation.kl_to_base is not None:
         told["k"] = _short(evaluation.kl_to_base.to_json())
+    if evaluation.prior_gain is not None:
+        told["p"] = _short(evaluation.prior_gain.to_json())
     if evaluation.calibration is not None:
         told["c"] = _short(evaluation.calibration.to_json())
     if evaluation.generation is not None:
@@ -126,12 +129,13 @@ def _evaluation(told: Any) -> Evaluation:
     guards = tuple(GuardResult(**row) for row in _read(told.get("g"), _GUARDS))
     transfer = tuple(NegativeTransfer(**row) for row in _read(told.get("n"), _TRANSFER))
     calibration, scale, divergence = told.get("c"), told.get("s"), told.get("k")
-    generation, collapse, continual = told.get("t"), told.get("l"), told.get("q")
+    generation, collapse, continual, prior = told.get("t"), told.get("l"), told.get("q"), told.get("p")
     return Evaluation(
         data=data,
         guards=guards,
         negative_transfer=transfer,
         kl_to_base=None if divergence is None else Divergence.model_validate_json(json.dumps(divergence)),
+        prior_gain=None if prior is None else PriorGain.model_validate_json(json.dumps(prior)),
         calibration=None if calibration is None else Calibration.model_validate_json(json.dumps(calibration)),
         scale=None if scale is None else ScaleSweep.model_validate_json(json.dumps(scale)),
         generation=None if generation is None else _generation(*generation),

@@ -10,7 +10,7 @@ from . import accelerators, sizes
 from .base import Rule
 from .continuing import CONTINUING_RULES
 from .diagnostics import DIAGNOSTICS_RULES
-from .evaluation import DIVERGENCE_RULES, REFERENCE_RULES, SAME_GROUPS
+from .evaluation import DIVERGENCE_RULES, PRIOR_RULES, REFERENCE_RULES, SAME_GROUPS
 from .generation import GENERATION_RULES
 from .guards import GUARD_RULES
 from .ladder import LADDER_RULES
@@ -243,6 +243,7 @@ SPEC_RULES = (
     SAME_GROUPS,
     *REFERENCE_RULES,
     *DIVERGENCE_RULES,
+    *PRIOR_RULES,
     *DIAGNOSTICS_RULES,
     *SWITCH_RULES,
     *GUARD_RULES,

@@ -233,6 +233,31 @@ class Continual(ApiModel):
         return f"{self.tasks} tasks in sequence by {self.metric}: {', '.join(parts)}"
 
 
+class PriorGain(ApiModel):
+    """A linear classifier on the untouched model's states, against one on those of a copy with random weights."""
+
+    name: Literal["test", "validation"] = Field(description="Data set: data.test, else data.validation.")
+    random: float | None = Field(None, description="Accuracy on states of random weights.")
+    pretrained: float | None = Field(None, description="Accuracy on states of the model as it is.")
+    difference: float | None = Field(None, description="pretrained minus random.")
+    low: float | None = Field(None, description="Lower limit of the 95 % interval of difference.")
+    high: float | None = Field(None, description="Upper limit of the 95 % interval of difference.")
+    minimum_detectable: float | None = Field(None, description="See data.")
+    verdict: Verdict | None = Field(None, description="See data. worse: random weights are better.")
+    rows: int = 0
+    groups: int = Field(0, description="See data.")
+
+    def told(self) -> str:
+        """What pretraining is worth on test rows: +21.0 points [+15.2, +26.9], better (random weights 62.0 %)."""
+        if self.difference is None or self.random is None:
+            return f"what pretraining is worth on {self.name} rows is not known: {self.rows} rows are too few"
+        between = "" if self.low is None or self.high is None else f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return (
+            f"what pretraining is worth on {self.name} rows: {100 * self.difference:+.1f} points{between}, "
+            f"{self.verdict} (a linear classifier on random weights has {100 * self.random:.1f} %)"
+        )
+
+
 class NegativeTransfer(ApiModel):
     """A slice on which something cheaper than the tuned model is better."""
 
@@ -303,6 +328,7 @@ class Evaluation(ApiModel):
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["slice"]},
     )
     kl_to_base: Divergence | None = Field(None, description="With evaluation.klToBase.")
+    prior_gain: PriorGain | None = Field(None, description="With evaluation.priorGain.")
     calibration: Calibration | None = Field(
         None, description="Whether confidence matches accuracy, where rows are classifications."
     )

@@ -80,6 +80,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},
         None,
     ),
+    ("what pretraining is worth", {"spec.evaluation": {"priorGain": True}, "spec.method": {"type": "full"}}, None),
     (
         "slices that are compared with earlier artifacts",
         {

@@ -78,6 +78,7 @@ ANSWERED = Stream("generated answers", ("batch",), tag=0x6E4A)
 OWN_TEXT = Stream("text that the base model writes to replay it", ("batch",), tag=0x5E1F)
 CONTROL = Stream("random labels of words, the control of a concept probe", ("control",), tag=0xC0A7)
 LABELLED = Stream("windows of text with labelled tokens", (), tag=0x1ABE)
+UNTRAINED = Stream("weights of an untrained copy", ("copy",), tag=0x92A1)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
@@ -95,5 +96,6 @@ STREAMS = (
     OWN_TEXT,
     CONTROL,
     LABELLED,
+    UNTRAINED,
 )
 KEYS = (SAMPLE, HELD_OUT, MEASURED)

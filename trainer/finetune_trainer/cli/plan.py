@@ -121,6 +121,7 @@ def show_plan(wish: Wish) -> int:
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
     text += f"\n\n{answering.told}" if answering else ""
+    text += f"\n\n{_copied(planner)}" if spec.evaluation.prior_gain else ""
     text += f"\n\n{forecast_text(ladder, spec)}" if ladder else ""
     print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK
@@ -286,6 +287,16 @@ def grouped(rows: list[Row], advice: Advice, method: str) -> tuple[list[Row], li
     first = [advice.row] if advice.row is not None else []
     shown = [*first, *fits, *own]
     return shown, [row for row in rows if row not in shown]
+
+
+def _copied(planner: Planner) -> str:
+    width = 2 if planner.precision == "bfloat16" else 4
+    copy, free = planner.shape.parameters * width, planner.device.memory - 2 * planner.shape.parameters * width
+    more = "" if free > 0 else ", which is more than a device has: remove it"
+    return (
+        f"evaluation.priorGain: a second copy of the weights on each process before the first step of an attempt, "
+        f"{human(copy)}{more}; passes over at most 2,000 training rows and the test rows, twice"
+    )
 
 
 def _replayed(spec: FineTuneJobSpec) -> str:

@@ -91,6 +91,7 @@ def guard_lines(evaluation: Evaluation | None) -> str:
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
     lines += [f"  {evaluation.kl_to_base.told()}"] if evaluation.kl_to_base else []
     lines += [f"  {evaluation.continual.told()}"] if evaluation.continual else []
+    lines += [f"  {evaluation.prior_gain.told()}"] if evaluation.prior_gain else []
     lines += [f"  scale: {evaluation.scale.told()}"] if evaluation.scale else []
     return "\n".join([*lines, f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else lines)
 

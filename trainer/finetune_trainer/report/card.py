@@ -74,6 +74,8 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
         yield f"- {record.evaluation.kl_to_base.told()}"
     if record.evaluation.continual is not None:
         yield f"- {record.evaluation.continual.told()}"
+    if record.evaluation.prior_gain is not None:
+        yield f"- {record.evaluation.prior_gain.told()}"
     if judged := headline(rows):
         yield "\n## Before and after\n"
         metrics = [m for m in METRICS if any(r.change(m) for r in rows)]

@@ -29,6 +29,9 @@ def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
         words = (*words, f"{told[0].upper()}{told[1:]}.")
     if report.evaluation.kl_to_base is not None:
         words = (*words, f"{report.evaluation.kl_to_base.told()}.")
+    if report.evaluation.prior_gain is not None:
+        told = report.evaluation.prior_gain.told()
+        words = (*words, f"{told[0].upper()}{told[1:]}.")
     for each in report.evaluation.negative_transfer:
         told = each.told()
         words = (*words, f"{told[0].upper()}{told[1:]}.")

@@ -33,6 +33,7 @@ written            what a model writes after prompts
 answering          what both models answer to held-out prompts
 continual          the sequence of tasks that a run adds to
 divergence         KL to the base on rows of the task
+prior_gain         what pretraining is worth, against random weights
 scale_sweep        the scale at which an adapter is published
 switched           the new adapter in one network with earlier ones
 artifact_commit    the artifact's files, the run's record, and the commit

@@ -44,6 +44,7 @@ from .device import choose_device
 from .diagnosing import Diagnosing
 from .divergence import divergence, rows_of_the_task
 from .linear_probe import ProbeRun, probed
+from .prior_gain import Prior
 from .reporter import Reporter
 from .scale_sweep import Swept, swept
 from .setup import Setup, prepare
@@ -95,8 +96,9 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     corpora = dict(_held_out(setup))
     answering = Answering.of(setup, corpora)
     untouched = _of_untouched(setup, corpora, answering)
-    diagnosing = Diagnosing.of(setup, corpora)
+    diagnosing, prior = Diagnosing.of(setup, corpora), Prior.of(setup, corpora)
     _stoppable(setup, State(), diagnosing.measure_base)
+    prior.measure()
     state = trainer.checkpointer.resume(trainer.weights)
     if untouched is not None:
         state = state.update(base={name: each.scores for name, each in untouched.items()})
@@ -147,7 +149,7 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         mean, nats = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
         measured = tuple(replace(each, apart=nats) if each is task else each for each in found.subjects)
         found = replace(found, subjects=measured, divergence=mean)
-    found = replace(found, subjects=with_sources(found.subjects, setup.data.origins))
+    found = replace(found, subjects=with_sources(found.subjects, setup.data.origins), prior=prior.judged())
     answers = _stoppable(setup, state, answering.judged)
     return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
 
@@ -196,7 +198,8 @@ def _finish(
     evidence = Evidence()
     if strategy.place.first:
         evidence = evidence_of(found.subjects, labels, found.sweep, setup.references)
-        evidence = in_sequence(replace(evidence, divergence=found.divergence), setup, state, found.subjects)
+        evidence = replace(evidence, divergence=found.divergence, prior=found.prior)
+        evidence = in_sequence(evidence, setup, state, found.subjects)
     if generated is not None:
         evidence = replace(evidence, generation=generated.told, collapse=generated.collapse)
         reporter.say(generated.collapse.told())

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from finetune_api.status import Divergence, ScaleSweep
+from finetune_api.status import Divergence, PriorGain, ScaleSweep
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.base import Scales
 from finetune_trainer.transfer.evaluate import Measured
@@ -32,6 +32,7 @@ class Swept:
     sweep: ScaleSweep | None = None
     divergence: Divergence | None = None
     """From the base model, at the scale that is published."""
+    prior: PriorGain | None = None
 
 
 def swept(setup: Setup, measured: tuple[Subject, ...], measure: Measure) -> Swept:

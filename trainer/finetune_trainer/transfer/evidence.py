@@ -22,6 +22,7 @@ from finetune_api.status import (
     GuardResult,
     Measurement,
     Metric,
+    PriorGain,
     ScaleSweep,
     Scores,
 )
@@ -163,6 +164,7 @@ class Evidence:
     generation: Generation | None = None
     collapse: Collapse | None = None
     divergence: Divergence | None = None
+    prior: PriorGain | None = None
     sources: tuple[Measurement, ...] = ()
     """General text by its files, where there are several."""
     sequence: Sequence | None = None
@@ -177,6 +179,7 @@ class Evidence:
             guards=guards,
             negative_transfer=flagged(self.against),
             kl_to_base=self.divergence,
+            prior_gain=self.prior,
             calibration=self.calibrated.told if self.calibrated is not None else None,
             scale=self.scale,
             generation=self.generation,
