@@ -14,10 +14,13 @@ from finetune_api.status import (
     NegativeTransfer,
     ScalePoint,
     ScaleSweep,
+    Scores,
 )
+from finetune_api.switching import Latency, SwitchTest
 from finetune_trainer.report.layers import ChangedData, Inside, LayerChange, Recommendation
 from finetune_trainer.report.record import AnswerSample, ReliabilityPoint, RunRecord, SliceAgainst
 from finetune_trainer.statistics.data import DataRecord, SplitStatistics, Statistics
+from finetune_trainer.store.sequence import HeldOut, Sequence, Task
 from tests.support.small_report import MEASURED, change, record
 
 LONG = "a-slice-whose-name-is-as-long-as-names-may-be-which-is-63-chars"
@@ -31,6 +34,17 @@ SOURCES = tuple(
 METRICS: tuple[GenerationMetric, ...] = ("exactMatch", "rougeL", "jsonValid", "jsonSchema", "regex", "stops", "length")
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
 FIGURES: tuple[Figure, ...] = ("distinct1", "distinct2", "distinct4", "entropy")
+
+
+def in_sequence(tasks: int) -> Sequence:
+    test = HeldOut(uri="s3://corp/test.jsonl", format="completion", sequence_length=128)
+    names = [f"{LONG[:60]}-{number:02}" for number in range(tasks)]
+    found = Scores(loss=1.0, accuracy=0.5)
+    return Sequence(
+        tasks=tuple(Task(name=name, artifact=f"s3://corp/{name}", test=test) for name in names),
+        scores=tuple(tuple(found if j <= i + 1 else None for j in range(tasks)) for i in range(tasks)),
+        base=tuple(found for _ in range(tasks)),
+    )
 
 
 def full_record() -> RunRecord:
@@ -97,6 +111,9 @@ def full_record() -> RunRecord:
                 RungStatus(name="full", state="skipped", reason="out of memory"),
             ),
         ),
+        continual=in_sequence(12),
+        switch_test=SwitchTest(verdict="passed", adapters=3, switches=200, largest_difference=0.0, refused=4,
+                               load=Latency(median=2, p95=3), switch=Latency(median=0.4, p95=0.6)),
         inside=Inside(
             similarity=(
                 ChangedData(
