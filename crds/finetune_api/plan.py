@@ -62,6 +62,11 @@ class RunPlan(ApiModel):
         "kept from training, and the checkpoints stay.",
     )
     publishes: Publishes | None = None
+    uri_prefixes: tuple[str, ...] | None = Field(
+        None,
+        description="With continueFrom: what the admin's policy lets URIs begin with, for those that are named in the "
+        "earlier artifact. None: anything.",
+    )
     spec: FineTuneJobSpec
 
     @property

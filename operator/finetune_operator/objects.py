@@ -80,7 +80,10 @@ def attempt_job(
         notes |= {names.ANNOTATION_QUEUE_MIN: str(spec.min_nodes), names.ANNOTATION_QUEUE_SYNC: "true"}
     token, nonce = (_secret(defaults.key, what, job.uid, str(attempt)) for what in ("token", "nonce"))
     notes |= {names.ANNOTATION_AGENT: f"{token}.{nonce}"}
-    changed = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step, "token": token, "nonce": nonce}
+    changed: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
+    changed |= {"token": token, "nonce": nonce}
+    if spec.continue_from is not None:
+        changed["uri_prefixes"] = tuple(defaults.policy.of(job.namespace).uri_prefixes) or None
     plan = run_plan(job, spec, attempt=attempt, nodes=nodes).model_copy(update=changed)
     made: dict[str, Any] = {
         "apiVersion": "batch/v1",

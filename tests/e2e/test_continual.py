@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.status import Measurement
+from finetune_trainer.agent.preflight import check
 from finetune_trainer.report.record import RunRecord, decode
 from finetune_trainer.store.manifest import Manifest
 from finetune_trainer.store.sequence import Sequence
+from finetune_trainer.train.reporter import Reporter
+from finetune_trainer.train.state import State, Step
 from finetune_trainer.transfer.records import decode as records_of
-from tests.support.task_sequence import output, refused, task, trained
+from tests.support.task_sequence import output, plan, refused, task, trained
 from tests.support.tiny_model import tiny_model
 
 JOBS = ("one", "two", "three")
@@ -254,6 +257,41 @@ def test_an_artifact_of_another_base_model_is_refused(small: Path) -> None:
         refused(small, "next", other)
     assert caught.value.reason is Reason.ModelUnsupported
     assert "Set model.uri: file:" in caught.value.hint
+
+
+def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path) -> None:
+    """Its URI is in the earlier artifact, where no policy has seen it."""
+    spec = task(small, "next", seed=1, after="small")
+    here = plan("next", spec).model_copy(update={"uri_prefixes": (small.as_uri(),)})
+    check(here, cache=small / "cache")
+    elsewhere = here.model_copy(update={"uri_prefixes": ("s3://corp", (small / "output").as_uri())})
+    with pytest.raises(FinetuneError, match=r"heldout.jsonl is not allowed by the admin's policy") as caught:
+        check(elsewhere, cache=small / "cache")
+    assert caught.value.reason is Reason.InvalidSpec
+
+
+def test_a_stopped_job_continues_from_where_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, and with the matrix of the job that was not stopped."""
+    spec = task(root, "unbroken", seed=1, after="one", checkpoint={"every": 2})
+    trained(root, "unbroken", spec, monkeypatch)
+    again = task(root, "stopped", seed=1, after="one", checkpoint={"every": 2}) | {"data": spec["data"]}
+    plain = Reporter.step
+
+    def step(reporter: Reporter, state: State, done: Step) -> None:
+        plain(reporter, state, done)
+        if state.step == 3:
+            reporter.run_dir.request_stop("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "step", step)
+        with pytest.raises(FinetuneError, match="stopped on request after step"):
+            trained(root, "stopped", again, monkeypatch)
+    trained(root, "stopped", again, monkeypatch)
+    weights = [(output(root, name) / "adapter_model.safetensors").read_bytes() for name in ("unbroken", "stopped")]
+    assert weights[0] == weights[1]
+    one, other = sequence(root, "unbroken"), sequence(root, "stopped")
+    assert (one.scores, one.base) == (other.scores, other.base)
+    assert len(record(root, "stopped").attempts) == 2
 
 
 @pytest.mark.parametrize("method", ["full", "dora", "ia3"])

@@ -15,6 +15,7 @@ import torch
 from finetune_api.methods import Lora, Method
 from finetune_api.status import Scores
 from finetune_api.strategy import Strategy as Settings
+from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.parallel.ddp import Ddp
 from finetune_trainer.parallel.registry import spread
@@ -24,6 +25,7 @@ from finetune_trainer.train.model import load_network
 from finetune_trainer.transfer.evidence import Subject
 from tests.support import rank_processes
 from tests.support.training import (
+    BASE,
     CPU,
     LENGTHS,
     Knobs,
@@ -46,6 +48,7 @@ SETTINGS = {
     "kl": Knobs(method=LORA, beta=2.0),
     "l2sp": Knobs(method=LORA, l2sp=50.0),
     "l2sp-full": Knobs(method=Method(type="full"), l2sp=50.0),
+    "continued": Knobs(method=LORA, beta=2.0),
     "ewc": Knobs(method=LORA),
     "ewc-full": Knobs(method=Method(type="full")),
     "drift": Knobs(method=LORA),
@@ -65,12 +68,15 @@ class Case:
 TWO = [
     Case(settings, kind) for kind in ("ddp", "fsdp") for settings in ("replay-kl", "kl", "l2sp", "l2sp-full", "drift")
 ]
+TWO += [Case("continued", "ddp"), Case("continued", "fsdp")]
 TWO += [Case(settings, "ddp") for settings in ("ewc", "ewc-full")]
 ZERO = [Case("replay", "deepspeed")]
 
 
 def _run(root: Path, folder: str, settings: str, strategy: Strategy) -> dict[str, Any]:
     knobs = replace(SETTINGS[settings], steps=5, rate=1e-3)
+    if settings == "continued":
+        knobs = replace(knobs, earlier=root / "earlier")
     frozen = not knobs.method.trains_the_model
     net, _ = load_network(root / "base", dtype=torch.float32, strategy=strategy, device=CPU, frozen=frozen)
     run = make_run(root / folder, knobs, strategy=strategy, net=net)
@@ -91,7 +97,8 @@ def _divergence(run: Run) -> float:
     disturb(run.attached)
     corpus = documents(LENGTHS, seed=3)
     subject = Subject("test", "test", corpus, base=Scores(loss=1.0), tuned=None)
-    return divergence(run.trainer, run.attached, subject).value
+    mean, _ = divergence(run.trainer, run.attached, subject)
+    return mean.value
 
 
 def _rank(rank: int, world_size: int, port: int, root: str, cases: list[Case], library: str | None) -> None:
@@ -112,6 +119,10 @@ def _rank(rank: int, world_size: int, port: int, root: str, cases: list[Case], l
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("regularization")
     network("Llama").save_pretrained(folder / "base")
+    earlier = method_of(LORA).attach(network("Llama"), seed=3, base=BASE)
+    disturb(earlier)
+    (folder / "earlier").mkdir()
+    earlier.export(folder / "earlier")
     for settings in SETTINGS:
         torch.save(_run(folder, f"alone-{settings}", settings, Single()), folder / f"alone-{settings}.pt")
     rank_processes.start(_rank, 2, str(folder), TWO, None)

@@ -140,6 +140,8 @@ class Knobs:
     """Of regularization.klToBase."""
     l2sp: float = 0.0
     """Its strength."""
+    earlier: Path | None = None
+    """An adapter that stays below the one that trains."""
     rows: tuple[int, ...] = ()
     """Tokens whose rows of the embeddings train."""
 
@@ -214,7 +216,7 @@ def make_run(
     folder.mkdir(parents=True, exist_ok=True)
     shape = {} if knobs.hidden == 32 else {"hidden_size": knobs.hidden, "intermediate_size": 128}
     net = net or network(knobs.kind, **shape)
-    attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=BASE)
+    attached = method_of(knobs.method).attach(net, seed=knobs.seed, base=replace(BASE, earlier=knobs.earlier))
     prompt = attached if isinstance(attached, HasPrompt) else None
     train = corpus or documents(LENGTHS)
     rows = VocabularyRows.of(net, base, knobs.rows, device=CPU) if base is not None and knobs.rows else None

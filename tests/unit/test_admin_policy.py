@@ -69,6 +69,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "an output": ({"uriPrefixes": ["hf://", "s3://corp/train.jsonl"]}, {}, "spec.output.uri: s3://corp/out", "below"),
     "data": ({"uriPrefixes": ["hf://", "s3://corp/out"]}, {}, "spec.data.train[0].uri: s3://corp/train.jsonl", "below"),
+    "an artifact to continue from": (
+        {"uriPrefixes": ["hf://", "s3://corp"]},
+        {"continueFrom": "s3://other/model"},
+        "spec.continueFrom: s3://other/model is not allowed",
+        "below",
+    ),
     "nodes": ({"maxNodes": 1}, {}, "spec.nodes: 2 nodes are more than the 1", "at most 1 nodes"),
     "elastic nodes": ({"maxNodes": 3}, {"nodes": {"min": 1, "max": 4}}, "spec.nodes.max: 4 nodes", "at most 3"),
     "GPUs of all nodes": ({"maxGpus": 15}, A100, "spec.resources.limits: 16 GPUs on 2 nodes", "at most 15"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api import names
+from finetune_api.admin_policy import AdminPolicy
 from finetune_api.plan import RunPlan
 from finetune_api.pod import Pod as PodSpec
 from finetune_operator.objects import attempt_job, claims, pod_spec, service
+from finetune_operator.state.observe import Defaults
 from tests.support.operator_objects import DEFAULTS, job, spec
 
 
@@ -223,8 +226,23 @@ CLAIMS = [
      {"data": {"train": [{"uri": "pvc://d/a"}], "validation": {"fraction": 0.1}, "test": {"uri": "pvc://t/x"}}},
      {"d": False, "t": False}),
     ("read earlier adapters", {"output": {"uri": "s3://corp/o", "switchTest": ["pvc://old/a"]}}, {"old": False}),
+    ("read the artifact that a job continues from", {"continue_from": "pvc://old/a"}, {"old": False}),
     ("read earlier artifacts", {"evaluation": {"references": [{"name": "a", "uri": "pvc://old/a"}]}}, {"old": False}),
 ]  # fmt: skip
+
+
+def test_the_trainer_knows_which_uris_of_an_earlier_artifact_are_allowed() -> None:
+    """They are not in the manifest. Plans of other jobs are as before."""
+    allowed = replace(DEFAULTS, policy=AdminPolicy.model_validate({"uriPrefixes": ["s3://corp"]}))
+
+    def prefixes(defaults: Defaults, **fields: Any) -> Any:
+        made = attempt_job(job(), spec(**fields), attempt=1, nodes=1, defaults=defaults)
+        notes = made["spec"]["template"]["metadata"]["annotations"]
+        return json.loads(notes[names.ANNOTATION_PLAN]).get("uriPrefixes")
+
+    assert prefixes(allowed, continue_from="s3://corp/a") == ["s3://corp"]
+    assert prefixes(DEFAULTS, continue_from="s3://corp/a") is None
+    assert prefixes(allowed) is None
 
 
 @pytest.mark.parametrize(("fields", "then"), [c[1:] for c in CLAIMS], ids=[c[0] for c in CLAIMS])
