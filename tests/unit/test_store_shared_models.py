@@ -174,6 +174,25 @@ def test_a_damaged_file_is_downloaded_again_and_no_other(
     assert third.result == "hit"
 
 
+@pytest.mark.parametrize("where", ["entry", "files", "models"])
+def test_a_link_in_the_place_of_a_folder_leads_nowhere(
+    bucket: Bucket, pod: Callable[..., Pod], tmp_path: Path, where: str
+) -> None:
+    model = pod("first").resolve()
+    folder = {"entry": model.path.parent, "files": model.path, "models": model.path.parents[1]}[where]
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    for each in (elsewhere, elsewhere / "files", elsewhere / model.path.parent.name / "files"):
+        if each.is_dir():
+            (each / "mine").write_text("kept")
+    folder.symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    found = pod("second").resolve()
+    assert {file.name: file.read_bytes() for file in found.path.iterdir()} == MODEL
+    assert sorted(elsewhere.rglob("*")) == before
+    assert not found.path.resolve().is_relative_to(elsewhere)
+
+
 def test_a_file_that_nobody_listed_is_removed(bucket: Bucket, pod: Callable[..., Pod]) -> None:
     model = pod("first").resolve()
     (model.path / "model.safetensors.index.json").write_text("{}")

@@ -30,6 +30,8 @@ class RemoteModel:
     revision: str | None
     """The commit of a hub model; None elsewhere."""
     files: tuple[Entry, ...]
+    durable: bool
+    """Whether `get` syncs a file to the disk before it appears."""
     get: Callable[[str, Path], Digest]
     """Downloads a file of the model below a folder, over an older one. It appears only when it is complete. OSError of
     the folder; FinetuneError of the store."""
@@ -44,6 +46,10 @@ class RemoteModel:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files)
+
+    def lasts(self, path: str) -> bool:
+        """Whether a file that is there was complete on the disk before it got its name, or its digest can show it."""
+        return self.durable or any(file.version.startswith(SHA256) for file in self.files if file.path == path)
 
     def is_listed(self, path: str, found: Digest) -> bool:
         """Whether a file may be the one in the list, by its size, and by its digest where the hub knows it."""
@@ -76,7 +82,7 @@ def bucket_model(uri: str, *, patterns: Sequence[str], environ: Mapping[str, str
                 raise error.__cause__ from None
             raise
 
-    return RemoteModel(uri=uri, identity=uri, revision=None, files=files, get=get)
+    return RemoteModel(uri=uri, identity=uri, revision=None, files=files, durable=True, get=get)
 
 
 def hub_model(
@@ -110,7 +116,8 @@ def hub_model(
             for each in sorted(wanted, key=lambda each: each.rfilename)
         )
         if files:
-            url = hf_hub_url(repository, files[0].path, revision=info.sha, endpoint=hub.endpoint)
+            largest = max(files, key=lambda each: each.size)  # weights: licences may be read by all
+            url = hf_hub_url(repository, largest.path, revision=info.sha, endpoint=hub.endpoint)
             get_hf_file_metadata(url, token=token, endpoint=hub.endpoint)
     except Exception as error:
         raise explained(error) from None
@@ -129,4 +136,4 @@ def hub_model(
         return digest_of(Path(done))
 
     identity = f"{hub.endpoint or ''}|hf://{repository}@{info.sha}"
-    return RemoteModel(uri=uri, identity=identity, revision=info.sha, files=files, get=get)
+    return RemoteModel(uri=uri, identity=identity, revision=info.sha, files=files, durable=False, get=get)

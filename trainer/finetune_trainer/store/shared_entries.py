@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from finetune_api.base import ApiModel
 from finetune_api.failures import FinetuneError
@@ -48,7 +48,7 @@ class CacheFull(Exception):
 
 
 class StoredFile(ApiModel):
-    size: int
+    size: int = Field(ge=0)
     sha256: str = ""
 
 
@@ -87,10 +87,21 @@ class Shelf:
     def leases(self) -> Path:
         return self.root / "leases"
 
-    def prepare(self) -> None:
-        """Makes the folders, for all users of the volume's group. OSError."""
-        for name in ("models", "locks", "leases", "trash"):
-            make_folder(self.root / name)
+    def prepare(self) -> bool:
+        """Makes the folders, for all users of the volume's group. False if one of them is a link. OSError."""
+        folders = [self.root / name for name in ("models", "locks", "leases", "trash")]
+        for folder in folders:
+            make_folder(folder)
+        return not any(folder.is_symlink() for folder in folders)
+
+    def links(self, key: str) -> list[Path]:
+        """Links in the place of a model's folders: what is written there would be written elsewhere."""
+        of = (self.entry(key), self.partial(key))
+        return [path for each in of for path in (each, each / FILES) if path.is_symlink()]
+
+    def unlink(self, key: str) -> None:
+        for link in self.links(key):
+            remove(link)
 
     def discard(self, path: Path) -> None:
         """Renames a folder out of the way at once, and deletes it then."""
@@ -199,9 +210,9 @@ def make_space(shelf: Shelf, key: str, needed: int, *, bound: int, now: float, d
     for old in (shelf.root / "trash").iterdir():
         shutil.rmtree(old, ignore_errors=True)
     entries = [each for each in _entries(shelf) if each.path != shelf.partial(key)]
-    taken = sum(each.size for each in entries)
+    taken, more = sum(each.size for each in entries), needed - size_of(shelf.partial(key))
     candidates = iter(sorted(entries, key=lambda each: each.last_use))
-    while taken + needed > bound or needed > free_bytes(shelf.root):
+    while taken + needed > bound or more > free_bytes(shelf.root):
         if needed > bound:
             raise CacheFull(f"the model has more bytes than its bound, {bound / 1e9:.1f} GB")
         if (oldest := next(candidates, None)) is None:
@@ -252,12 +263,12 @@ def _removed(shelf: Shelf, entry: _Entry, *, now: float, dead_seconds: float) ->
         return True
     if leased(shelf, entry.key, now=now):
         return False
-    aside = entry.path.with_name(f".{entry.key}.{secrets.token_hex(4)}")
+    aside = shelf.root / "trash" / f"{entry.key}.{secrets.token_hex(4)}"
     entry.path.rename(aside)
     if leased(shelf, entry.key, now=now):
         aside.rename(entry.path)
         return False
-    shelf.discard(aside)
+    shutil.rmtree(aside, ignore_errors=True)
     return True
 
 

@@ -12,9 +12,9 @@ shared_leases    what is in use, and what earlier processes of a run have verifi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -91,7 +91,8 @@ class SharedModels:
             return None
         source = hashlib.sha256(source.encode()).hexdigest()[:32]
         try:
-            self.shelf.prepare()
+            if not self.shelf.prepare():
+                raise Unusable("its folders are links")
             return self._noted(source) or self._fetch(source, listed())
         except (CacheFull, Unusable) as error:
             why = str(error)
@@ -139,7 +140,7 @@ class SharedModels:
     def _stored(self, model: RemoteModel) -> StoredModel | None:
         """The manifest in the cache, if it has the files that the store lists."""
         stored = entries.read_manifest(self.shelf.entry(model.key))
-        if stored is None or stored.files.keys() != {file.path for file in model.files}:
+        if stored is None or self.shelf.links(model.key) or stored.files.keys() != {file.path for file in model.files}:
             return None
         digests = {name: Digest(file.sha256, file.size) for name, file in stored.files.items()}
         return stored if all(model.is_listed(name, digest) for name, digest in digests.items()) else None
@@ -162,6 +163,7 @@ class SharedModels:
 
     def _fill_alone(self, source: str, model: RemoteModel) -> Result:
         entry = self.shelf.entry(model.key)
+        self.shelf.unlink(model.key)
         if not entry.exists():
             self._download(source, model)
             return "miss"
@@ -182,7 +184,12 @@ class SharedModels:
             )
             entries.make_folder(partial)
             entries.write_manifest(partial, _listed(model))
-        received = _files(model, partial / FILES, [file.path for file in model.files])
+        try:
+            received = _files(model, partial / FILES, [file.path for file in model.files], kept=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self.shelf.discard(partial)
+            raise
         entries.write_manifest(partial, _listed(model, received))
         try:
             partial.rename(entry)
@@ -195,32 +202,35 @@ class SharedModels:
 
     def _heal(self, entry: Path, model: RemoteModel, stored: StoredModel, damaged: Collection[str]) -> None:
         """In place, for others may use the files that are whole."""
-        for name in damaged:
-            entries.remove(entry / FILES / name)
-        received = _files(model, entry / FILES, [file.path for file in model.files if file.path in damaged])
+        known = {file.path for file in model.files}
+        for path, name in ((entry / FILES / name, name) for name in damaged):
+            if name not in known or path.is_symlink() or not path.is_file():
+                entries.remove(path)
+        received = _files(model, entry / FILES, [name for name in damaged if name in known], kept=False)
         entries.write_manifest(entry, stored.model_copy(update={"files": stored.files | _stored(received)}))
 
 
-def _files(model: RemoteModel, target: Path, wanted: list[str]) -> dict[str, Digest]:
-    """Downloads the files that are not there, several at a time, and returns what all of them contain."""
+def _files(model: RemoteModel, target: Path, wanted: list[str], *, kept: bool) -> dict[str, Digest]:
+    """Downloads files, several at a time, and returns what they contain. Those that are there may be `kept`."""
     entries.make_folder(target)
+    entries.remove(target / _HUB_NOTES)
     received: dict[str, Digest] = {}
 
     def get(name: str) -> None:
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             entries.make_folder(target / folder)
-        received[name] = _there(model, target, name) or model.download(name, target)
+        received[name] = (_there(model, target / name, name) if kept else None) or model.download(name, target)
 
     at_once(get, wanted)
-    shutil.rmtree(target / _HUB_NOTES, ignore_errors=True)
+    entries.remove(target / _HUB_NOTES)
     return received
 
 
-def _there(model: RemoteModel, target: Path, name: str) -> Digest | None:
+def _there(model: RemoteModel, file: Path, name: str) -> Digest | None:
     """What a file of an earlier download contains, if it is the listed one as far as can be known."""
-    if not (target / name).is_file() or (target / name).is_symlink():
+    if not model.lasts(name) or not file.is_file() or file.is_symlink():
         return None
-    found = digest_of(target / name)
+    found = digest_of(file)
     return found if model.is_listed(name, found) else None
 
 
@@ -237,6 +247,7 @@ class _Waiting:
     cache: SharedModels
     seen: int = -1
     since: float = field(default_factory=time.monotonic)
+    next_look: float = 0.0
 
     def __post_init__(self) -> None:
         self.missing = not self.cache.shelf.entry(self.key).exists()
@@ -246,10 +257,13 @@ class _Waiting:
             raise _Arrived
         if self.seen < 0:
             self.cache.tell("model cache: another pod downloads the model; waiting for it")
+        if (now := time.monotonic()) < self.next_look:
+            return
+        self.next_look = now + self.cache.stuck_seconds / 30  # many may wait, on a volume that answers slowly
         size = entries.size_of(self.cache.shelf.partial(self.key))
         if size != self.seen:
-            self.seen, self.since = size, time.monotonic()
-        elif time.monotonic() - self.since > self.cache.stuck_seconds:
+            self.seen, self.since = size, now
+        elif now - self.since > self.cache.stuck_seconds:
             raise Unusable(f"another pod's download has made no progress for {self.cache.stuck_seconds:.0f} s")
 
 
