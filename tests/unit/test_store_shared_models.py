@@ -22,6 +22,7 @@ from finetune_api.spec import ModelSource
 from finetune_trainer.store import shared_entries, shared_leases
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.shared_leases import cache_outcome, keeping
+from finetune_trainer.store.shared_lock import Pace, held
 from tests.support.fake_hub import COMMIT, environ, serving
 from tests.support.shared_models import Bucket, Pod, counting
 from tests.unit.test_store_models import MODEL, safetensors
@@ -84,6 +85,20 @@ def test_threads_of_many_pods_get_each_file_once(bucket: Bucket, pod: Callable[.
     assert len(paths) == 1
     assert bucket.given == dict.fromkeys(MODEL, 1)
     assert sorted(each.result for each in pods) == ["hit"] * 5 + ["miss"]
+
+
+def test_those_who_wait_verify_a_model_as_soon_as_it_is_there(bucket: Bucket, pod: Callable[..., Pod]) -> None:
+    """And not one after the other, when each gets the lock."""
+    entry = pod("first").resolve().path.parent
+    away = entry.rename(entry.with_name("away"))
+    second = pod("second")
+    with held(pod().root / "locks" / entry.name, pace=Pace()), ThreadPoolExecutor(1) as pool:
+        found = pool.submit(second.resolve)
+        while "model cache: another pod downloads the model; waiting for it" not in second.said:
+            time.sleep(0.01)
+        away.rename(entry)
+        assert found.result(timeout=60).path.parent == entry
+    assert second.result == "hit"
 
 
 def test_later_processes_of_a_run_ask_no_store(bucket: Bucket, pod: Callable[..., Pod]) -> None:
