@@ -189,17 +189,18 @@ def test_a_damaged_file_is_downloaded_again_and_no_other(
     assert third.result == "hit"
 
 
+@pytest.mark.parametrize("more", [["mine"], []], ids=["with more files", "with the same files"])
 @pytest.mark.parametrize("where", ["entry", "files", "models"])
 def test_a_link_in_the_place_of_a_folder_leads_nowhere(
-    bucket: Bucket, pod: Callable[..., Pod], tmp_path: Path, where: str
+    bucket: Bucket, pod: Callable[..., Pod], tmp_path: Path, where: str, more: list[str]
 ) -> None:
     model = pod("first").resolve()
     folder = {"entry": model.path.parent, "files": model.path, "models": model.path.parents[1]}[where]
     elsewhere = tmp_path / "elsewhere"
     folder.rename(elsewhere)
     for each in (elsewhere, elsewhere / "files", elsewhere / model.path.parent.name / "files"):
-        if each.is_dir():
-            (each / "mine").write_text("kept")
+        for name in more if each.is_dir() else ():
+            (each / name).write_text("kept")
     folder.symlink_to(elsewhere)
     before = sorted(elsewhere.rglob("*"))
     found = pod("second").resolve()
