@@ -6,10 +6,11 @@
 # make docs     the documentation as a site, links checked; prints how to read it
 # make proof    what takes longer: docs/models.md again (every method on every family), and what remedies against
 #               forgetting save on a real model (each run of that is stored: it resumes where it was stopped)
+# make pictures docs/watch.svg, and docs/report.png from the last demo
 # make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
 # make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too
-.PHONY: docs audit proof demo test quick check fix generate bench gpu-rehearsal setup lock unit e2e integration cluster
+.PHONY: docs pictures audit proof demo test quick check fix generate bench gpu-rehearsal setup lock unit e2e integration cluster
 SHELL := /bin/bash
 export OMP_NUM_THREADS ?= 1
 PY := .venv/bin/python
@@ -44,6 +45,10 @@ proof: setup
 	@$(PY) -m tests.proof.fuzzed
 	@$(PY) -m tests.proof.ladder
 	@$(PY) -m tests.benchmarks.transfer.bench_forgetting
+	@$(PY) -m tests.proof.scripts
+
+pictures: setup
+	@$(PY) tools/pictures.py
 
 audit: setup
 	@$(PY) tools/audit.py

@@ -56,7 +56,9 @@ def test_every_command_is_run_somewhere(document: Path) -> None:
         assert (ROOT / runners[0]).exists()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"], ids=lambda path: path.name
+)
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         assert (document.parent / target).exists(), f"{document.name} → {target}"

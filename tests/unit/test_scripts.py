@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -22,6 +23,18 @@ SCRIPTS = sorted(
 def test_arguments_are_parsed(script: Path) -> None:
     calls = [node.func for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
     assert any(isinstance(function, ast.Attribute) and function.attr == "parse_args" for function in calls)
+
+
+EXAMPLES = [file for file in sorted((ROOT / "examples").glob("*.yaml")) if "\n  command:" in file.read_text()]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda file: file.name)
+def test_the_command_of_an_example_has_the_options_of_its_script(example: Path) -> None:
+    _, script, *options = yaml.safe_load(example.read_text())["spec"]["command"]
+    text = (ROOT / "examples" / Path(script).name).read_text()
+    compile(text, script, "exec")
+    assert [option for option in options if f'"{option.partition("=")[0]}"' not in text] == []
+    assert f"--from-file=examples/{Path(script).name}" in example.read_text()
 
 
 @pytest.mark.parametrize("words", [["-m", "tests.benchmarks"], ["tools/check.py"]], ids=["benchmarks", "check"])
