@@ -78,7 +78,7 @@ class Vocabulary(ApiModel):
         if self.existing_rows:
             yield "Vocabulary", f"the embeddings of the pieces of {len(self.terms)} terms train"
             return
-        asked = [f"{len(self.terms)} terms"] if self.terms else []
+        asked = [f"{len(self.terms)} term{'s' if len(self.terms) > 1 else ''}"] if self.terms else []
         asked += ["merges learned from the training rows"] if self.mine else []
         yield "Vocabulary", f"extended by {' and '.join(asked)}, at most {self.most} tokens"
 

@@ -64,7 +64,7 @@ def test_the_text_has_table_and_snippet() -> None:
 def test_an_adapter_with_new_tokens_is_loaded_onto_its_own_base() -> None:
     card = model_card(record(spec=spec(vocabulary={"terms": ["STEMI"], "mine": True, "maxNewTokens": 64})))
     assert "base = AutoModelForCausalLM.from_pretrained('path/of/this/folder/base')" in card
-    assert "- Vocabulary: extended by 1 terms and merges learned from the training rows, at most 64 tokens" in card
+    assert "- Vocabulary: extended by 1 term and merges learned from the training rows, at most 64 tokens" in card
     full = model_card(
         record(plan=ResolvedPlan(method="full"), spec=spec(method={"type": "full"}, vocabulary={"mine": True}))
     )

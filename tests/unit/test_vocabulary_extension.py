@@ -150,6 +150,17 @@ def test_digits_stay_alone_where_they_are_alone(tmp_path: Path) -> None:
     assert not any(sum(letter.isdigit() for letter in token) > 1 for token in tokens)
 
 
+def test_text_without_spaces_is_mined_in_parts(tmp_path: Path) -> None:
+    """Also where the tokenizer lacks its characters."""
+    bpe = Bpe.of(tokenizer_folder(tmp_path, backend=sentencepiece_like()))
+    words = counted(bpe, ["心電図の検査" * 100])
+    assert max(map(len, words)) == 48
+    growing = Growing(bpe, most=20)
+    growing.mine(words)
+    assert "心電図の検査" in "".join(growing.made().tokens)
+    assert bpe.cut("a心b") == ["a", "心", "b"]
+
+
 def unigram() -> Backend:
     backend = Backend(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     backend.add_special_tokens([AddedToken("<unk>", special=True)])

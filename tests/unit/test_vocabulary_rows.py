@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.methods import Lora, Method
+from finetune_api.methods import Adapter, Lora, Method
 from finetune_trainer.train.method_support import answer
 from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout
@@ -123,19 +123,27 @@ def test_settled_rows_are_those_that_are_written(tmp_path: Path) -> None:
 LORA = Method(type="lora", lora=Lora(rank=4))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
-def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, optimizer: str) -> None:
-    knobs = Knobs(method=LORA, rows=IDS, optimizer=optimizer)  # type: ignore[arg-type]
+RUNS = {
+    "lora": Knobs(method=LORA, rows=IDS),
+    "lora, 8-bit": Knobs(method=LORA, rows=IDS, optimizer="adamw8bit"),
+    "dora": Knobs(method=Method(type="dora", dora=Lora(rank=4)), rows=IDS),
+    "qlora": Knobs(method=Method(type="qlora", qlora=Lora(rank=4)), rows=IDS),
+    "adapter": Knobs(method=Method(type="adapter", adapter=Adapter(bottleneck=4)), rows=IDS),
+    "ia3": Knobs(method=Method(type="ia3"), rows=IDS),
+}
 
+
+@pytest.mark.parametrize("knobs", RUNS.values(), ids=RUNS)
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path: Path, knobs: Knobs) -> None:
     def run(folder: Path) -> Run:
-        net = network("Llama")
+        net = network("Llama", hidden_size=64, intermediate_size=128)
         net.save_pretrained(tmp_path / "base")  # type: ignore[operator]
         return make_run(folder, knobs, net=net, base=tmp_path / "base")
 
     whole = run(tmp_path / "whole")
     state = whole.finish()
     tensors = whole.tensors()
-    assert tensors["weights/vocabulary.embeddings"].shape == (len(IDS), 32), "nothing of the whole matrix is kept"
+    assert tensors["weights/vocabulary.embeddings"].shape == (len(IDS), 64), "nothing of the whole matrix is kept"
     start = VocabularyRows.of(whole.net, tmp_path / "base", IDS, device=CPU)
     assert not torch.equal(tensors["weights/vocabulary.head"], start.wanted)
     again = interrupted(lambda: run(tmp_path / "cut"), 4)

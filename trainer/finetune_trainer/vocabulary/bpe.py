@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,11 @@ class Bpe:
 
     def cut(self, word: str) -> list[str]:
         """The word's tokens. A character that the vocabulary lacks stays as it is, and is part of no merge."""
-        if all(letter in self.vocabulary for letter in word):
-            return [token.value for token in self.backend.model.tokenize(word)]
-        return merged(list(word), self.ranks)
+        found: list[str] = []
+        for known, part in groupby(word, key=self.vocabulary.__contains__):
+            run = "".join(part)
+            found += [token.value for token in self.backend.model.tokenize(run)] if known else list(run)
+        return found
 
     def ids(self, token: str) -> tuple[int, ...]:
         """Of a token; of a character that the vocabulary lacks those of its bytes. Empty where nothing spells it."""

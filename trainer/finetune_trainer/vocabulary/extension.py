@@ -18,6 +18,8 @@ from .mining import Pair, learned
 
 FEWEST = 5
 """Occurrences of a pair in the training rows that make it a token."""
+LONGEST = 48
+"""Letters of a word that merges are learned from."""
 
 
 @dataclass(frozen=True)
@@ -129,5 +131,10 @@ class Growing:
 
 
 def counted(bpe: Bpe, texts: Iterable[str]) -> Counter[str]:
-    """How often each word occurs."""
-    return Counter(word for text in texts for word in bpe.words(text))
+    """How often each word occurs. Text without spaces is cut into parts: mining takes time by the square of a word."""
+    return Counter(
+        word[start : start + LONGEST]
+        for text in texts
+        for word in bpe.words(text)
+        for start in range(0, len(word), LONGEST)
+    )
