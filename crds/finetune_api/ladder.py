@@ -24,6 +24,9 @@ class LadderBudget(ApiModel):
     )
 
 
+Factor = Annotated[float, Field(gt=0, le=100)]
+
+
 class Ladder(ApiModel):
     min_gain: float = Field(
         0.01,
@@ -44,6 +47,18 @@ class Ladder(ApiModel):
         "data; finetune plan shows it.",
         json_schema_extra={LIST_MAP: "set"},
     )
+    learning_rates: Annotated[tuple[Factor, ...], Field(max_length=5)] = Field(
+        (),
+        description="Multiples of each rung's default learning rate to try, such as [1, 0.33, 3]. All train a tenth of "
+        "the steps, the better half three tenths, and the best continues to the end, each from its own checkpoint. "
+        "Three cost 1.4 times one. Default: only the default rate.",
+        json_schema_extra={LIST_MAP: "atomic"},
+    )
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Each once, in the order of the manifest."""
+        return tuple(dict.fromkeys(self.learning_rates)) or (1.0,)
 
 
 RungState = Literal["planned", "running", "done", "skipped"]

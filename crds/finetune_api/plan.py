@@ -31,6 +31,22 @@ class Publishes(ApiModel):
     ladder: LadderStatus
 
 
+class Trial(ApiModel):
+    """Of a run with one of the learning rates of a rung (ladder.learningRates)."""
+
+    factor: float = Field(1.0, description="Multiple of the learning rate.")
+    until: float | None = Field(
+        None,
+        description="Share of the steps after which it stops with a checkpoint, and notes the validation loss. None: "
+        "to the end.",
+    )
+
+    @property
+    def note(self) -> str:
+        """Name of the note with the loss."""
+        return f"trial-{self.until}"
+
+
 class RunPlan(ApiModel):
     """The plan of one attempt. It is the same for every node; the node rank comes from the environment."""
 
@@ -67,6 +83,7 @@ class RunPlan(ApiModel):
         description="With continueFrom: what the admin's policy lets URIs begin with, for those that are named in the "
         "earlier artifact. None: anything.",
     )
+    trial: Trial | None = None
     spec: FineTuneJobSpec
 
     @property

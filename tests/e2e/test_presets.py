@@ -10,18 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api import names
-from finetune_api.failures import TerminationMessage
-from finetune_api.ladder import LadderStatus
-from finetune_api.plan import JobIdentity, RunPlan
-from finetune_api.spec import FineTuneJobSpec
-from finetune_trainer.agent.climb import climb
-from finetune_trainer.agent.preflight import check, foresee
-from finetune_trainer.report.record import RunRecord, decode
-from finetune_trainer.rundir import RunDir
-from finetune_trainer.train.run import run
+from finetune_trainer.report.record import RunRecord
 from tests.support import preset_rows
 from tests.support.documents import ROOT
+from tests.support.in_process import climbed, trained
 from tests.support.preset_rows import Rows, write
 
 pytestmark = pytest.mark.timeout(600)
@@ -52,36 +44,6 @@ def _here(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _here(value) for key, value in node.items() if key not in ("credentials", "resources")}
     return [_here(each) for each in node] if isinstance(node, list) else node
-
-
-def trained(spec: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
-    """Through the preflight and one rank, in this process."""
-    plan = plan_of(spec, folder, monkeypatch)
-    check(plan, cache=folder / "cache")
-    rank(plan, folder)
-    return decode((Path(spec["output"]["uri"].removeprefix("file://")) / "run.json").read_bytes())
-
-
-def plan_of(spec: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunPlan:
-    monkeypatch.setenv(names.ENV_CACHE, str(folder / "cache"))
-    typed = FineTuneJobSpec.model_validate(spec, strict=False)
-    return RunPlan(job=JobIdentity(namespace="test", name="preset", uid="u-1"), spec=typed)
-
-
-def rank(plan: RunPlan, folder: Path) -> TerminationMessage:
-    run_dir = RunDir(folder / "run")
-    run_dir.clear()
-    run(plan, run_dir, {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"})
-    return TerminationMessage()
-
-
-def climbed(spec: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> LadderStatus:
-    """All rungs and the run that publishes the best, in this process."""
-    plan, shown = plan_of(spec, folder, monkeypatch), list[LadderStatus]()
-    foreseen = foresee(plan, cache=folder / "cache")
-    ended = climb(plan, foreseen=foreseen, run=lambda each: rank(each, folder), tell=print, show=shown.append)
-    assert ended.failure_class is None, ended.message
-    return shown[-1]
 
 
 def guards(record: RunRecord) -> dict[str, str]:

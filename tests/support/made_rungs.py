@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from finetune_api import manifest
 from finetune_api.failures import Reason, TerminationMessage, class_of
 from finetune_api.job import FineTuneJob
-from finetune_api.plan import JobIdentity, Publishes
+from finetune_api.plan import JobIdentity, Publishes, Trial
 from finetune_api.status import Artifact
 from finetune_trainer.report.record import RunRecord
 from finetune_trainer.store.artifact import commit_artifact
+from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.records import BASE, TUNED, DataSet, Records, encode, of_rows
@@ -60,21 +62,37 @@ class Machine:
     fails: dict[str, Reason] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     published: list[Publishes] = field(default_factory=list)
+    losses: dict[float, float] = field(default_factory=dict)
+    """Of the learning rates of a race, by their multiple."""
+    legs: list[tuple[float, float]] = field(default_factory=list)
+    wrap: Callable[[Folder], Any] = lambda folder: folder
 
     def run_one(
         self, rung_job: FineTuneJob, *, rung: str | None = None, publishes: Publishes | None = None,
-        tick: Callable[[], None] = lambda: None,
+        trial: Trial | None = None, tick: Callable[[], None] = lambda: None,
     ) -> tuple[FineTuneJob, TerminationMessage]:  # fmt: skip
         tick()
         method = rung_job.spec.method.type
         if (reason := self.fails.get(method)) is not None:
             return rung_job, TerminationMessage(failure_class=class_of(reason), reason=reason, message="failed")
+        if trial is not None and trial.until is not None:
+            return rung_job, self._paused(rung_job, trial)
         if publishes is not None:
             self.published.append(publishes)
         else:
             assert rung == method
             self.trained.append(method)
         return rung_job, TerminationMessage(artifact=self._commit(rung_job))
+
+    def _paused(self, rung_job: FineTuneJob, trial: Trial) -> TerminationMessage:
+        """A leg of a race: its loss is the factor's, and infinite ones diverge."""
+        self.legs.append((trial.factor, trial.until or 1.0))
+        if math.isinf(loss := self.losses[trial.factor]):
+            reason = Reason.LossNonFinite
+            return TerminationMessage(failure_class=class_of(reason), reason=reason, message="diverged")
+        folder = open_folder(rung_job.spec.output.uri, prefix="OUTPUT_")
+        CheckpointStore(self.wrap(folder), identity(rung_job)).note(trial.note, {"loss": loss})
+        return TerminationMessage(reason=Reason.Succeeded)
 
     def _commit(self, rung_job: FineTuneJob) -> Artifact:
         models = {BASE: measured(0.5), TUNED: measured(self.accuracy[rung_job.spec.method.type])}

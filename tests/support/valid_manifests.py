@@ -76,6 +76,11 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "a ladder whose rungs race",
+        {"spec.method": {"type": "auto"}, "spec.ladder": {"learningRates": [1, 0.33, 3]}},
+        None,
+    ),
+    (
         "an adapter that is tested with others",
         {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},
         None,

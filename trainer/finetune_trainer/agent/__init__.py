@@ -8,6 +8,7 @@ launch     a separate process that runs torchrun, and leaves a `Launch` in the r
 launched   the result that `launch` leaves
 script     custom scripts instead of the built-in trainer
 rungs      method.type auto: runs the rungs of a ladder, and publishes the best
+race       the learning rates of a rung, one leg after the other
 climb      a ladder in a pod
 callback   receives progress from such scripts, as sent by Hugging Face's KubeflowCallback
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs

@@ -16,7 +16,7 @@ from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob, Metadata
 from finetune_api.ladder import LadderStatus
 from finetune_api.manifest import ManifestError
-from finetune_api.plan import Publishes, RunPlan
+from finetune_api.plan import Publishes, RunPlan, Trial
 from finetune_api.status import Restarts
 from finetune_trainer.agent.rungs import LadderRun
 from finetune_trainer.agent.verdict import say
@@ -54,10 +54,11 @@ def climb(
         *,
         rung: str | None = None,
         publishes: Publishes | None = None,
+        trial: Trial | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> tuple[FineTuneJob, TerminationMessage]:
         identity = plan.job.model_copy(update={"uid": made.metadata.uid})
-        changes = {"job": identity, "spec": made.spec, "rung": rung, "publishes": publishes}
+        changes = {"job": identity, "spec": made.spec, "rung": rung, "publishes": publishes, "trial": trial}
         with _ticking(tick):
             words = run(plan.model_copy(update=changes))
         return made, words if publishes else _of_rung(words)

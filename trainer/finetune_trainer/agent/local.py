@@ -21,7 +21,7 @@ from pathlib import Path
 from finetune_api import names
 from finetune_api.failures import CLASSES, TerminationMessage
 from finetune_api.job import FineTuneJob
-from finetune_api.plan import JobIdentity, Publishes, RunPlan
+from finetune_api.plan import JobIdentity, Publishes, RunPlan, Trial
 from finetune_trainer.agent import script
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.main import TERMINATION_MESSAGE_FILE
@@ -67,7 +67,13 @@ def _local_files(job: FineTuneJob) -> list[Path]:
 
 
 def local_plan(
-    job: FineTuneJob, *, uid: str, attempt: int, rung: str | None = None, publishes: Publishes | None = None
+    job: FineTuneJob,
+    *,
+    uid: str,
+    attempt: int,
+    rung: str | None = None,
+    publishes: Publishes | None = None,
+    trial: Trial | None = None,
 ) -> RunPlan:
     """The attempt's plan, on a loopback port that is free now."""
     return RunPlan(
@@ -81,6 +87,7 @@ def local_plan(
         skipped_step=job.status.skipped_step,
         rung=rung,
         publishes=publishes,
+        trial=trial,
         spec=job.spec,
     )
 

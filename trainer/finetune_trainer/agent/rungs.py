@@ -20,12 +20,14 @@ from finetune_api import names
 from finetune_api.failures import ExitCode, Reason, TerminationMessage, class_of, hint_of
 from finetune_api.job import FineTuneJob
 from finetune_api.ladder import LadderStatus
-from finetune_api.plan import Publishes
+from finetune_api.methods import TRAITS
+from finetune_api.plan import Publishes, Trial
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
+from finetune_trainer.agent.race import Race, RunOne
 from finetune_trainer.ladder import evidence, story
 from finetune_trainer.ladder.climb import Climb, Done, Step
 from finetune_trainer.ladder.climb import Run as RunRung
-from finetune_trainer.ladder.derived import folder_uri, of_best, of_rung, rung_uid, rung_uri
+from finetune_trainer.ladder.derived import folder_uri, of_best, of_candidate, of_rung, rung_uid, rung_uri
 from finetune_trainer.ladder.evidence import Committed, Finding
 from finetune_trainer.ladder.rungs import BASE, Rung
 from finetune_trainer.planning.forecast import Forecast
@@ -40,9 +42,6 @@ NOTED_SECONDS = 10.0
 
 _MEMORY = (FailureClass.OutOfMemory,)
 _MEMORY_REASONS = (Reason.InsufficientMemory, Reason.OutOfMemory)
-
-RunOne = Callable[..., tuple[FineTuneJob, TerminationMessage]]
-"""(job, rung=…, publishes=…, tick=…): runs it to the end, and returns it with its status."""
 
 
 @dataclass(kw_only=True)
@@ -137,7 +136,7 @@ class LadderRun:
             job = of_rung(self.job, method)
             self.say(f"rung {method}: {rung.why}")
             with costs.noting(method, processes=job.spec.world_size) as tick:
-                ended, words = self.run_one(job, rung=method, tick=tick)
+                ended, words = self._raced(job, tick)
             if _lacks_memory(words) and self.final(words):
                 costs.too_large.append(method)
                 costs.write()
@@ -152,6 +151,24 @@ class LadderRun:
         finding = self._find(climb, committed)
         self.findings[method] = finding
         return Done(rung=rung, cost=cost, decision=finding.decision, reaches_target=finding.reaches_target), words
+
+    def _raced(self, rung: FineTuneJob, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
+        """At the rate that wins, if there are several."""
+        method, factors = rung.spec.method, self._factors(rung.spec.method.type)
+        if len(factors) == 1 and factors[0] == 1:
+            return self.run_one(rung, rung=method.type, tick=tick)
+        folder = self._open(rung.spec.output.uri)
+        race = Race(job=rung, factors=factors, folder=folder, run_one=self.run_one, say=self.say)
+        return race.to_the_end(rung=method.type, tick=tick)
+
+    def _factors(self, method: str) -> tuple[float, ...]:
+        return self.job.spec.ladder.factors if TRAITS[method].steps else (1.0,)
+
+    def _candidates(self, method: str) -> dict[str, float]:
+        """UIDs of the runs of a rung, with their multiples of its default rate."""
+        uid = rung_uid(self.job.metadata.uid, method)
+        rung = self.job.model_copy(update={"metadata": self.job.metadata.model_copy(update={"uid": uid})})
+        return {of_candidate(rung, each).metadata.uid: each for each in self._factors(method)}
 
     def _find(self, climb: Climb, committed: Committed) -> Finding:
         ladder = self.job.spec.ladder
@@ -170,21 +187,24 @@ class LadderRun:
             words = _no_gain(told)
             return self.job, words
         self.say(f"measuring all held-out rows with the rung {climb.best}, and publishing it")
-        source = Publishes(uri=rung_uri(output, uid, climb.best), uid=rung_uid(uid, climb.best), ladder=told)
+        winner = self.known[climb.best].record.job.uid
+        source = Publishes(uri=rung_uri(output, uid, climb.best), uid=winner, ladder=told)
         best = of_best(self.job, climb.best).model_copy(update={"status": self.job.status})
-        ended, words = self.run_one(best, publishes=source)
+        factor = self._candidates(climb.best)[winner]
+        ended, words = self.run_one(best, publishes=source, **({} if factor == 1 else {"trial": Trial(factor=factor)}))
         self.job = self.job.model_copy(update={"status": ended.status})
         if words.failure_class is None:
             for method in self.known:
                 folder = self._open(rung_uri(output, uid, method))
-                identity = self.known[method].record.job
-                CheckpointStore(folder, identity).clear()
+                for candidate in self._candidates(method):
+                    identity = self.known[method].record.job.model_copy(update={"uid": candidate})
+                    CheckpointStore(folder, identity).clear()
         return self.job, words
 
     def _committed(self, method: str) -> Committed | None:
         uid = self.job.metadata.uid
         folder = self._open(rung_uri(self.job.spec.output.uri, uid, method))
-        return evidence.read(folder, uid=rung_uid(uid, method))
+        return evidence.read(folder, uids=self._candidates(method))
 
     def _open(self, uri: str) -> Folder:
         return open_folder(uri, prefix=names.PREFIX_OUTPUT, patience=self.patience)

@@ -20,7 +20,7 @@ from finetune_api.budget import Enough, next_attempt, recent, written
 from finetune_api.failures import ExitCode, FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
-from finetune_api.plan import Publishes
+from finetune_api.plan import Publishes, Trial
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.local import Gang, local_plan, run_uid
@@ -88,6 +88,7 @@ def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
         *,
         rung: str | None = None,
         publishes: Publishes | None = None,
+        trial: Trial | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> tuple[FineTuneJob, TerminationMessage]:
         where = home
@@ -95,7 +96,15 @@ def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
             where = Home(home.run(job.metadata.name) / "rungs" / rung)
             view.say(f"logs of the rung in {where.run(job.metadata.name)}")
         one = Run(
-            job=rung_job, home=where, stop=stop, view=view, rung=rung, publishes=publishes, tick=tick, cache=home.cache
+            job=rung_job,
+            home=where,
+            stop=stop,
+            view=view,
+            rung=rung,
+            publishes=publishes,
+            trial=trial,
+            tick=tick,
+            cache=home.cache,
         ).to_the_end()
         nonlocal logs
         assert one.words is not None
@@ -163,6 +172,8 @@ class Run:
     """Of a ladder."""
     publishes: Publishes | None = None
     """The rung whose weights this run publishes."""
+    trial: Trial | None = None
+    """Of a rung with several learning rates."""
     tick: Callable[[], None] = lambda: None
     """Called while it runs, several times a second."""
     cache: Path | None = None
@@ -205,7 +216,12 @@ class Run:
 
     def _attempt(self, attempt: int) -> TerminationMessage:
         plan = local_plan(
-            self.job, uid=self.job.metadata.uid, attempt=attempt, rung=self.rung, publishes=self.publishes
+            self.job,
+            uid=self.job.metadata.uid,
+            attempt=attempt,
+            rung=self.rung,
+            publishes=self.publishes,
+            trial=self.trial,
         )
         environ = {names.ENV_CACHE: str(self.cache or self.home.cache)} | dict(os.environ)
         gang = Gang(plan=plan, home=self.home, environ=environ)

@@ -5,6 +5,7 @@
     ledger      the budget: reserve an upper estimate, settle the measured cost
     decision    whether a rung is better than the best so far: a paired test and the minimum gain
     climb       what to do next, given the rungs done so far: run a rung, or stop, and why
+    race        the learning rates of a rung: successive halving from their own checkpoints
     derived     the manifest of a rung, and of the run that publishes the best one
     evidence    what the committed artifact of a rung shows, from its records
     story       the ladder as status, log and report show it

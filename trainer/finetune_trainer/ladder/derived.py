@@ -22,6 +22,14 @@ def rung_uid(uid: str, method: str) -> str:
     return f"{uid}-{method}"
 
 
+def of_candidate(rung: FineTuneJob, factor: float) -> FineTuneJob:
+    """A rung at a multiple of its default learning rate: a run of its own, in the same folder."""
+    if factor == 1:
+        return rung
+    uid = f"{rung.metadata.uid}-x{factor:g}".replace(".", "-")
+    return rung.model_copy(update={"metadata": rung.metadata.model_copy(update={"uid": uid})})
+
+
 def rung_uri(output: str, uid: str, method: str) -> str:
     """The output folder of a rung."""
     return f"{folder_uri(output, uid)}/{method}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +38,11 @@ class Finding:
     best_reaches_target: bool
 
 
-def read(folder: Folder, *, uid: str) -> Committed | None:
-    """None where the rung has not been committed. DataUnreadable where its files are damaged, or without validation
-    rows."""
+def read(folder: Folder, *, uids: Collection[str]) -> Committed | None:
+    """None where none of these runs has committed the rung. DataUnreadable where its files are damaged, or without
+    validation rows."""
     try:
-        if read_manifest(folder).run.uid != uid:
+        if read_manifest(folder).run.uid not in uids:
             return None
         where = path_of("validation")
         return Committed(record=read_record(folder), validation=decode(folder.read(where), where=where))

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.methods import DEFAULT, TRAITS, Method
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.ladder import race
 from finetune_trainer.ladder.rules import Choice, Facts, Skipped, choose
 from finetune_trainer.ladder.rungs import rung
 from finetune_trainer.planning import machine
@@ -106,4 +107,6 @@ def _hours(planner: Planner | None, method: str) -> float | None:
     seconds = planner.row(Method.model_validate({"type": method}), planner.spread("ddp")).seconds
     if seconds is None:
         return None
-    return (UPPER * (1 + MEASURING) * seconds + STARTUP_SECONDS) * planner.spec.world_size / 3600
+    rates = len(planner.spec.ladder.factors) if TRAITS[method].steps else 1
+    longest = UPPER * (1 + MEASURING) * seconds * race.cost(rates) + STARTUP_SECONDS * race.runs(rates)
+    return longest * planner.spec.world_size / 3600

@@ -83,6 +83,8 @@ class Trainer:
     varied: Varied | None = None
     regularization: Regularization = field(default_factory=Regularization)
     """What steps have besides the loss of the training rows."""
+    pause: int | None = None
+    """Stop after this step, as at the end."""
     skipped_step: int | None = None
     """The step, counted from 0, that learns nothing: an attempt before found its batch not finite."""
 
@@ -98,7 +100,8 @@ class Trainer:
             if self._validation_due(state) and not asked.stop:
                 state, stopped = self._validate(state)
                 asked = Asked(stop=stopped, save=asked.save)
-            ends = state.step >= self.course.total_steps or bool(state.stopped_early)
+            last = self.course.total_steps if self.pause is None else self.pause
+            ends = state.step >= last or bool(state.stopped_early)
             if asked.stop:
                 self._interrupt(state)
             if asked.save or ends or state.best != best_before:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
-from finetune_api.plan import RunPlan
+from finetune_api.plan import RunPlan, Trial
 from finetune_api.status import Artifact, Scores
 from finetune_api.text import redact
 from finetune_trainer.data.corpus import Corpus
@@ -130,6 +130,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     ).evaluation()
     reporter.phase("training")
     state = trainer.run(state)
+    if setup.plan.trial is not None and setup.plan.trial.until is not None:
+        return _paused(setup, state, setup.plan.trial)
     state = trainer.checkpointer.restore_best(state, trainer.weights)
     if state.passed_over:
         reporter.say(state.passed_over)
@@ -152,6 +154,18 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     found = replace(found, subjects=with_sources(found.subjects, setup.data.origins), prior=prior.judged())
     answers = _stoppable(setup, state, answering.judged)
     return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
+
+
+def _paused(setup: Setup, state: State, trial: Trial) -> TerminationMessage:
+    """Of a learning rate in a race: it resumes from its checkpoint, or never."""
+    checkpointer, loss = setup.trainer.checkpointer, state.best.loss if state.best else None
+    checkpointer.wait()
+    if checkpointer.notes is not None:
+        checkpointer.notes.note(trial.note, {"loss": loss})
+    message = f"stopped after step {state.step} of {setup.trainer.course.total_steps} to compare learning rates"
+    setup.trainer.reporter.say(message)
+    setup.trainer.reporter.trackers.leave(ending_of(FinetuneError(Reason.Interrupted, message)))
+    return TerminationMessage(reason=Reason.Succeeded, message=message, time=now(), step=state.step)
 
 
 def _of_untouched(setup: Setup, corpora: Mapping[str, Corpus], answering: Answering) -> dict[str, Measured] | None:

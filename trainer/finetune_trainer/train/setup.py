@@ -21,6 +21,7 @@ from finetune_trainer.data.halves import tune_half
 from finetune_trainer.data.load import Datasets
 from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.data.sample import measured_part
+from finetune_trainer.ladder.race import pause_of
 from finetune_trainer.methods import fault
 from finetune_trainer.methods.base import Attached, Base, HasPrompt, PacksWeights, without_adapter
 from finetune_trainer.methods.earlier import Earlier
@@ -209,6 +210,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     held = held_to(spec, attached, model, layout, data.replay, cache=cache, of_model=start, reporter=reporter)
     terms = regularization_of(spec, attached, replay, strategy.place).and_penalties(held)
     course = _course(spec, rows=data.mixture, hidden_size=model.hidden_size)
+    if plan.trial is not None:
+        course = replace(course, peak_rate=plan.trial.factor * course.peak_rate)
     resolved = ResolvedPlan(
         method=spec.method.type,
         strategy=strategy.name,
@@ -265,6 +268,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         varied=varied(data, prompt.ids if prompt else None),
         regularization=terms,
         skipped_step=plan.skipped_step,
+        pause=pause_of(plan.trial, total=course.total_steps, every=course.evaluate_every),
     )
     spec = resolve_spec(
         spec,
