@@ -1,7 +1,7 @@
 """Writes what is generated: the CRD and docs/manifest.md from the models; docs/metrics.md, docs/reasons.md and heads
 of docs/runbooks.md from the records of series and failure classes; docs/models.md from the committed results of
-`make proof`; docs/cli.md from the command's parser; the chart's values, schema and copies; and operator/install.yaml
-from the chart. Tests compare the committed files."""
+`make proof`; docs/cli.md from the command's parser; the chart's values, schema and copies; operator/install.yaml
+from the chart; and tools/images.toml from pyproject.toml. Tests compare the committed files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
     table.PAGE.write_text(table.written())
     print(f"generated {table.PAGE.relative_to(ROOT)}")
     from tests.cluster.rig.state import Paths
-    from tools import chart, cli_page, install_manifest
+    from tools import chart, cli_page, image_lock, install_manifest
 
     (ROOT / "docs" / "cli.md").write_text(cli_page.page())
     print("generated docs/cli.md")
@@ -40,6 +40,8 @@ def main() -> None:
     for path, text in cli_page.schema_files().items():
         path.write_text(text)
     print("generated docs/json")
+    image_lock.PACKAGES.write_text(image_lock.generated())
+    print(f"generated {image_lock.PACKAGES.relative_to(ROOT)}")
     for path, text in chart.generated().items():
         path.write_text(text)
         print(f"generated {path.relative_to(ROOT)}")
