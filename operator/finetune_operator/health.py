@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from finetune_api import pages
 from finetune_api.pages import TEXT, Page, Route
+
+from . import exposition
 
 OLDEST_WATCH = 300.0
 OLDEST_KEY = 300.0
@@ -85,7 +87,7 @@ async def serve(
         guard.token.read_text()
     routes = {
         "/metrics": Route(
-            lambda: Page(CONTENT_TYPE_LATEST, generate_latest(registry)),
+            lambda: Page(CONTENT_TYPE_LATEST, exposition.text(registry)),
             token=None if guard.token is None else lambda: _read(guard.token),
             keep=lambda took: min(LONGEST, max(SHORTEST, SHARE * took)),
         ),

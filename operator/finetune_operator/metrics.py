@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -40,6 +41,9 @@ KNOWN = frozenset(resource.plural for resource in (FINETUNEJOBS, JOBS, PODS, SER
 SHOWN = tuple(each for each in series.of(Scope.JOB) if each.shows)
 """Those that show a field of a job's progress."""
 BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+_seconds, _shown = lru_cache(1024)(durations.seconds), lru_cache(1024)(redact)
+"""Thousands of jobs have few durations and models."""
+
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -143,7 +147,7 @@ def _of_job(job: JobView, now: datetime) -> Iterator[Sample]:
     status, restarts = job.status, job.status.restarts or Restarts()
     ours = type_of(job.raw_spec)
     method = "command" if "command" in job.raw_spec else ours
-    yield series.JOB_INFO, (method, redact(str(job.raw_spec.get("model", {}).get("uri", "")))), 1
+    yield series.JOB_INFO, (method, _shown(str(job.raw_spec.get("model", {}).get("uri", "")))), 1
     yield series.JOB_PHASE, ((status.phase or Phase.Pending).value,), 1
     yield series.JOB_ATTEMPT, (), status.attempt or 0
     yield series.JOB_NODES, (), status.nodes or 0
@@ -193,10 +197,10 @@ def _of_spec(job: JobView, restarts: Restarts, now: datetime) -> Iterator[Sample
     for name in series.JOB_DEADLINE_SECONDS.labels["deadline"]:
         with suppress(ValueError, TypeError):
             if text := (spec.get("deadlines") or {}).get(name, getattr(DEADLINES, name)):
-                yield series.JOB_DEADLINE_SECONDS, (name,), durations.seconds(text)
+                yield series.JOB_DEADLINE_SECONDS, (name,), _seconds(text)
     with suppress(ValueError, TypeError):
         every = (spec.get("checkpoint") or {}).get("every", CHECKPOINT.every)
-        yield series.JOB_CHECKPOINT_INTERVAL_SECONDS, (), durations.seconds(every)
+        yield series.JOB_CHECKPOINT_INTERVAL_SECONDS, (), _seconds(every)
     with suppress(ValueError, TypeError):
         retry = spec.get("retry") or {}
         window = retry.get("window", RETRY.window)

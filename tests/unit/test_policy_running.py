@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import ProgressReport
 from finetune_api.status import (
@@ -13,13 +15,19 @@ from finetune_api.status import (
 )
 from finetune_operator.decide import decide
 from finetune_operator.decision import Decision
+from finetune_operator.kube.resources import FINETUNEJOBS
+from finetune_operator.state.agent_contact import AgentContact
+from finetune_operator.state.cache import Cache
+from finetune_operator.state.observe import observe
 from finetune_operator.state.status import rfc3339
 from tests.support.operator_objects import (
+    DEFAULTS,
     NOW,
     child,
     job,
     later,
     pod,
+    raw_job,
     seen,
     status,
 )
@@ -39,8 +47,8 @@ def report(step: int, **fields: Any) -> ProgressReport:
     return ProgressReport(attempt=1, phase="training", progress=Progress(step=step, total_steps=10, **fields))
 
 
-def progressed(given: FineTuneJobStatus, told: ProgressReport, at: float) -> Decision:
-    return decide(seen(job(given), children=(child(),), pods=RUNNING, report=told), later(at))
+def progressed(given: FineTuneJobStatus, told: ProgressReport, at: float, **fields: Any) -> Decision:
+    return decide(seen(job(given), children=(child(),), pods=RUNNING, report=told, **fields), later(at))
 
 
 def test_progress_is_written_when_it_moved_and_not_too_often() -> None:
@@ -54,6 +62,31 @@ def test_progress_is_written_when_it_moved_and_not_too_often() -> None:
     later_on = progressed(first, report(2), 15).status.progress
     assert later_on is not None
     assert later_on.step == 2
+
+
+@pytest.mark.parametrize(("jobs", "after"), [(0, 15), (600, 15), (1200, 30), (5000, 125)])
+def test_many_jobs_together_write_no_more_progress_than_few(jobs: int, after: float) -> None:
+    running = decide(seen(job(status(Phase.Pending)), children=(child(),), pods=RUNNING), NOW).status
+    first = progressed(running, report(1), 0).status
+
+    early = progressed(first, report(2), 5, followed=jobs)
+    assert (early.status, early.look_again_in) == (first, after - 5)
+    told = progressed(first, report(2), after, followed=jobs).status.progress
+    assert told is not None
+    assert told.step == 2
+    learned = report(2).model_copy(update={"ladder": LadderStatus(rule="x", rungs=())})
+    assert progressed(first, learned, 15, followed=jobs).status.ladder is not None, "a result does not wait"
+
+
+def test_a_job_knows_how_many_others_are_followed() -> None:
+    cache = Cache()
+    cache.feed(FINETUNEJOBS, None, raw_job())
+    for name in ("a", "b", "c"):
+        cache.note(("ml", name), contact=AgentContact("u", 1, NOW))
+    found = observe(cache, ("ml", "a"), DEFAULTS)
+
+    assert found is not None
+    assert found.followed == 3
 
 
 def test_a_loss_that_is_no_number_does_not_reach_the_status() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 
 import orjson
 from pydantic import ValidationError
@@ -75,6 +75,8 @@ class Observed:
     """When the last one could not be made."""
     report: ProgressReport | None = None
     """Of the present attempt."""
+    followed: int = 0
+    """Jobs of which something is noted: about as many as run."""
     unreadable: str = ""
     """Why the latest answer of the present attempt's node 0 is not a progress report."""
     heard: datetime | None = None
@@ -108,12 +110,12 @@ class Observed:
         """The present attempt's Job."""
         return next((c for c in self.children if c.attempt == self.attempt), None)
 
-    @property
+    @cached_property
     def gang(self) -> tuple[Pod, ...]:
         """The present attempt's pods, in order of their index, less those that end since the Job was suspended."""
         return tuple(sorted(self._own(self.pods), key=lambda p: p.index))
 
-    @property
+    @cached_property
     def gone(self) -> tuple[Pod, ...]:
         """Pods of the present attempt that ended and were deleted, less those from before it was resumed."""
         present = {pod.uid for pod in self.pods}
@@ -188,6 +190,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         unknown=unknown,
         violations=violations(policy, spec) if spec else (),
         report=report.progress if report and current else None,
+        followed=len(cache.notes),
         unreadable=unreadable.problem if unreadable and confused else "",
         heard=contact.at if contact else None,
         silence=contact.silence if contact else 0.0,
