@@ -11,6 +11,7 @@ decision, objects  what a policy answers; the Job and the Service of an attempt
 network_policy     the NetworkPolicy of a job, where it is asked for
 apply, events      carry a decision out
 metrics, health    /metrics, from the cache at scrape time; the server of /metrics, /healthz and /readyz
+exposition         the text of /metrics, faster than the library writes it
 health_checks      what makes it unhealthy or not ready
 unexpected_errors  our own errors, kept to their job
 logs               the log, as text or JSON
