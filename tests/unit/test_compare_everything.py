@@ -24,6 +24,7 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evidence import Evidence, Subject, evidence_of, subjects
 from finetune_trainer.transfer.generated.files import answer_files
 from finetune_trainer.transfer.records import encode
+from tests.support.printed_json import conforms
 from tests.unit.test_generated_evidence import LOOP, REFERENCES, judged, prose
 from tests.unit.test_transfer_evidence import LABELS, classified, measured, texts
 
@@ -80,6 +81,7 @@ def test_everything_in_the_status_comes_again_from_the_records(
     uri = committed(tmp_path / "a", files)
     assert main(["compare", uri, "-o", "json"]) == ExitCode.OK
     again = json.loads(capsys.readouterr().out)
+    conforms("compare", again)
     status = evidence.evaluation().to_json()
     for name in ("calibration", "klToBase", "generation", "collapse"):
         assert close(again[name], status[name]), name

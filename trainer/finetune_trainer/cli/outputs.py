@@ -13,8 +13,9 @@ from pydantic import Field, TypeAdapter
 
 from finetune_api.base import ApiModel
 from finetune_api.client import Outcome
+from finetune_api.generated_text import Collapse, Generation
 from finetune_api.job import FineTuneJob
-from finetune_api.status import DataKind, Phase
+from finetune_api.status import Calibration, DataKind, Divergence, Phase, ScalePoint
 from finetune_api.switching import SwitchTest
 from finetune_api.verdicts import Verdict
 from finetune_trainer.cli.watch_view import Snapshot
@@ -89,6 +90,15 @@ class PlannedLadder(ApiModel):
     skipped: tuple[SkippedRung, ...]
 
 
+class PlannedAnswers(ApiModel):
+    """What generated answers cost."""
+
+    answers: int = Field(description="At most.")
+    passes: int = Field(description="Of each process, at most: each makes one token of each answer of a batch.")
+    seconds: float = Field(description="At least, if no answer ends early.")
+    gathered: bool = Field(description="Whether all weights are gathered from other processes for each token.")
+
+
 class Plan(ApiModel):
     """finetune plan"""
 
@@ -109,6 +119,7 @@ class Plan(ApiModel):
     exact_bytes: int | None = Field(description="Traced peak, with --exact.")
     merged_bytes: int | None = Field(description="What output.merged adds to the artifact.")
     ladder: PlannedLadder | None
+    generation: PlannedAnswers | None = Field(description="With evaluation.generate.")
 
 
 class Running(ApiModel):
@@ -139,7 +150,7 @@ class Difference(ApiModel):
     low: float | None = Field(description="Of the interval of the difference.")
     high: float | None
     minimum_detectable: float | None
-    verdict: Verdict
+    verdict: Verdict | None = Field(description="Unset where neither direction is better.")
     rows: int
     groups: int
     method: str = Field(description="Of the interval.")
@@ -165,13 +176,24 @@ class Side(ApiModel):
     model: str = Field(description="base, tuned or scale/NUMBER.")
 
 
+class Scales(ApiModel):
+    """The adapter at other scales, on the rows that chose its scale."""
+
+    curve: tuple[ScalePoint, ...] = Field(description="As in status.evaluation.scale, without verdicts.")
+
+
 class Comparison(ApiModel):
     """finetune compare"""
 
     first: Side
     second: Side
     data: tuple[Compared, ...]
-    left_out: tuple[str, ...] = Field(description="Data sets that only one of them was measured on, in words.")
+    left_out: tuple[str, ...] = Field(description="What cannot be compared, and why, in words.")
+    calibration: Calibration | None = Field(None, description="base: the first model. tuned: the second.")
+    kl_to_base: Divergence | None = Field(None, description="Of the second model.")
+    generation: Generation | None = Field(None, description="base: the first model. tuned: the second.")
+    collapse: Collapse | None = Field(None, description="base: the first model. tuned: the second. At a bound of 0.2.")
+    scale: Scales | None = Field(None, description="Of the second artifact, if scales were measured.")
 
 
 class Piece(ApiModel):
