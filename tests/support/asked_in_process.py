@@ -18,7 +18,7 @@ from finetune_trainer.train.method_support import answer
 
 
 def ask_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(folder: Path, method: Method, device: str | None) -> dict[str, Any]:
-        return answer(folder, method, torch.device(device) if device else None)
+    def asked(folder: Path, method: Method, device: str | None, *, vocabulary: bool = False) -> dict[str, Any]:
+        return answer(folder, method, torch.device(device) if device else None, vocabulary=vocabulary)
 
     monkeypatch.setattr(suits, "_asked", asked)

@@ -4,12 +4,14 @@ and report show."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from finetune_api.base import ApiModel
 
-from .fragmentation import Fragmentation
+if TYPE_CHECKING:  # it needs numpy, and `finetune plan` reads records without
+    from .fragmentation import Fragmentation
 
 _TOLD = 12
 """Terms that a line names."""

@@ -23,7 +23,6 @@ from finetune_api.evaluation import EvaluationSettings
 from finetune_api.fields import DataUri, Name
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import HIGHER_IS_BETTER, MOST_TASKS, Continual, Metric, Scores
-from finetune_trainer.statistics.continual import continual
 
 _METRICS: tuple[Metric, ...] = ("accuracy", "bitsPerByte", "loss")
 """The first that all scores have is the metric of a sequence."""
@@ -95,6 +94,8 @@ class Sequence(ApiModel):
 
     def judged(self) -> Continual:
         """The numbers of status. Losses count downwards, so that more is better in all of them but acc."""
+        from finetune_trainer.statistics.continual import continual  # of numpy, which readers of records do without
+
         metric = self.metric
         sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
