@@ -2,6 +2,9 @@
 with one that is extended by merges of the training rows.
 
     python -m tests.benchmarks.transfer.bench_vocabulary [--seeds 1] [--steps 16] [--only english lisp japanese]
+    python -m tests.benchmarks.transfer.bench_vocabulary --tokens 200 1000
+
+With --tokens nothing is trained: it says how many tokens the held-out rows take after so many new tokens, in seconds.
 
 english: the manual of git (package git-doc). lisp: the calculator of Emacs (emacs-el). japanese: the Debian Reference
 (debian-reference-ja). The held-out rows come from other paragraphs. Both runs of a corpus make the same steps over the
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +60,15 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--only", nargs="+", choices=list(CORPORA), default=list(CORPORA))
+    parser.add_argument("--tokens", type=int, nargs="+", help="only count tokens, for so many new ones")
     options = parser.parse_args()
     from models import smollm2
 
     model = smollm2()
+    if options.tokens:
+        for corpus in options.only:
+            print(count(corpus, model, options.tokens), flush=True)
+        return 0
     settings = [options.steps, options.batch, options.rate, ROWS, BYTES, NEW_TOKENS]
     file = cache_root() / "vocabulary-bench.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
@@ -79,6 +87,27 @@ def main() -> int:
     print(f"{time.process_time() / 60:.1f} CPU minutes in this process\n{table(shown)}")
     pairs = zip(shown[::2], shown[1::2], strict=True)
     return 0 if all(new["tokens"] < old["tokens"] and new["tuned"] < old["tuned"] for old, new in pairs) else 1
+
+
+def count(corpus: str, model: Path, sizes: Sequence[int]) -> str:
+    """A row of a table: tokens per byte of held-out text, by the model's tokenizer and by extended ones."""
+    from tokenizers import Tokenizer
+
+    from finetune_trainer.vocabulary.bpe import Bpe
+    from finetune_trainer.vocabulary.extension import Growing, counted
+
+    rows, bpe = list(paragraphs(*CORPORA[corpus])), Bpe.of(model)
+    held_out = rows[::10]
+    words = counted(bpe, (row for place, row in enumerate(rows) if place % 10))
+    size = sum(len(row.encode()) for row in held_out)
+    cells = [sum(len(each.ids) for each in bpe.backend.encode_batch(held_out)) / size]
+    for most in sizes:
+        growing = Growing(bpe, most=most)
+        growing.mine(words)
+        extended = Tokenizer.from_str(growing.made().encoded(bpe).decode())
+        cells.append(sum(len(each.ids) for each in extended.encode_batch(held_out)) / size)
+    own, *others = cells
+    return f"| {corpus} | {own:.3f} | " + " | ".join(f"{cell:.3f} ({cell / own - 1:+.0%})" for cell in others) + " |"
 
 
 def run(corpus: str, name: str, *, model: Path, seed: int, options: argparse.Namespace) -> Found:
