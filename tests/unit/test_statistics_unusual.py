@@ -48,6 +48,16 @@ def test_a_score_that_few_rows_change_is_not_sure_to_stay(rows: int, share: floa
     assert few_change(rows=rows, share=share, size=size, repetitions=200) >= LOWEST
 
 
+def test_the_plain_t_interval_that_was_not_chosen_fails() -> None:
+    """At 20 rows of which 3 % change, most samples have no change, and its interval is [0, 0]."""
+    random, held, truth = np.random.default_rng(8), 0, -0.0045
+    for _ in range(500):
+        change = np.where(random.random(20) < 0.03, random.uniform(0.2, 0.7, 20), 0) * random.choice([1, -1, -1], 20)
+        half = 2.093 * change.std(ddof=1) / np.sqrt(20)  # t of .975 and 19 degrees of freedom
+        held += abs(change.mean() - truth) <= half
+    assert 0.35 < held / 500 < 0.5
+
+
 def test_scores_without_any_change_are_as_unsure_as_right_and_wrong_answers_without_one() -> None:
     same = np.full(50, 0.5)
     found = difference(Paired.scores(base=same, tuned=same, measure=SCORE))
