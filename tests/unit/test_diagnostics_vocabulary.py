@@ -37,9 +37,10 @@ def test_each_source_has_a_line_and_planted_terms_are_found_with_their_pieces(tm
         tmp_path / "second.jsonl", *({"text": text} for text in _texts(40, seed=2, extra="electrocardiogram"))
     )
     general = write_jsonl(tmp_path / "general.jsonl", *({"text": text} for text in _texts(60, seed=3)))
-    data = load(tmp_path, spec_of([first, second], general={"uri": general}, validation={"fraction": 0.1}))
+    given = spec_of([first, second], general={"uri": general}, validation={"fraction": 0.1})
+    data = load(tmp_path, given)
     assert data.general is not None
-    training = _by_source(data)
+    training = _by_source(data, given)
     assert list(training) == ["first.jsonl", "second.jsonl"]
     assert sum(map(len, training.values())) == len(data.train)
     found = vocabulary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_the_story(given: Observed, then: tuple[Any, ...]) -> None:
 def test_a_status_once_written_is_not_written_again(given: Observed) -> None:
     """The same view with the status that was decided: nothing more to write, but maybe a later look."""
     first = decide(given, NOW)
-    again = Observed(**{**vars(given), "job": job(first.status, **_as_it_was(given))})
+    again = replace(given, job=job(first.status, **_as_it_was(given)))
     second = decide(again, NOW)
     if second.status.attempt == first.status.attempt and second.status.phase == first.status.phase:
         assert second.status == first.status

@@ -12,7 +12,7 @@ import pytest
 from finetune_api.failures import Reason, TerminationMessage, class_of
 from finetune_api.plan import ProgressReport
 from finetune_api.results import packed
-from finetune_api.status import Artifact, Evaluation, FailureClass, Measurement, Phase, Progress
+from finetune_api.status import MOST_DATA_SETS, Artifact, Evaluation, FailureClass, Measurement, Phase, Progress
 from finetune_operator.decide import decide
 from finetune_operator.diagnosis.root_cause import evidence_of
 from finetune_operator.policies.finish import succeeded
@@ -119,7 +119,7 @@ WEDGES: list[tuple[str, dict[str, Any]]] = [
     ("a long word within the bounds", {"plan": {"method": "m" * 2000}}),
     ("slices of one name", {"evaluation": {"data": [slice_of("a"), slice_of("a")]}}),
     ("guards of one name", {"evaluation": {"guards": [guard_of("minGain"), guard_of("minGain")]}}),
-    ("many slices", {"evaluation": {"data": [slice_of(f"a{n}") for n in range(41)]}}),
+    ("many slices", {"evaluation": {"data": [slice_of(f"a{n}") for n in range(MOST_DATA_SETS + 1)]}}),
     ("a verdict of its own", {"evaluation": {"data": [slice_of("a") | {"verdict": "excellent"}]}}),
     ("results that are no text", {"results": {"d": []}}),
     ("results that nobody packed", {"results": "rubbish"}),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_api.data import Data
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.job import FineTuneJob
 from finetune_api.manifest import ManifestError
@@ -136,19 +137,19 @@ def _vocabulary(sets: Datasets, model: Path, spec: FineTuneJobSpec) -> Vocabular
     seed = spec.training.seed
     others = {GENERAL: sets.general, **{f"slice {name}": corpus for name, corpus in sets.slices.items()}}
     return vocabulary(
-        {name: drawn_part(corpus, CUT, seed) for name, corpus in _by_source(sets, spec).items()},
+        {name: drawn_part(corpus, CUT, seed) for name, corpus in _by_source(sets, spec.data).items()},
         {name: drawn_part(corpus, CUT, seed) for name, corpus in others.items() if corpus is not None},
         general=GENERAL,
         tokenizer=Tokenizer.load(model),
     )
 
 
-def _by_source(sets: Datasets, spec: FineTuneJobSpec) -> dict[str, Corpus]:
+def _by_source(sets: Datasets, data: Data) -> dict[str, Corpus]:
     """The training rows, by source where there are several with names of their own."""
     import numpy as np
 
     sources = sets.statistics.sources
-    names = [given.name or given.uri.rstrip("/").rsplit("/", 1)[-1] for given in spec.data.train]
+    names = [given.name or given.uri.rstrip("/").rsplit("/", 1)[-1] for given in data.train]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         return {"training rows": sets.train}
     edges = np.cumsum([0, *(source.documents for source in sources)])

@@ -68,11 +68,12 @@ class Leases:
     def take(self, key: str) -> None:
         """Makes sure that this run has a lease on the model. OSError if the volume cannot be written."""
         file = self.notes / f"{key}.lease" if self.notes else None
-        lease = _OWN.get(key) if file is None else _path(file)
+        model = self.shelf.leases / key
+        lease = _OWN.get(model) if file is None else _path(file)
         lease = lease or self.shelf.leases / f"{key}.{secrets.token_hex(6)}"
         touch(lease)
         if file is None:
-            _keep_own(key, lease)
+            _keep_own(model, lease)
         else:
             write_atomic(file, str(lease))
 
@@ -159,15 +160,15 @@ def _path(file: Path) -> Path | None:
         return None
 
 
-_OWN: dict[str, Path] = {}
-"""Leases of this process, by key of the model."""
+_OWN: dict[Path, Path] = {}
+"""Leases of this process, by folder of the leases and key of the model: one process may use two caches."""
 
 
-def _keep_own(key: str, lease: Path) -> None:
+def _keep_own(model: Path, lease: Path) -> None:
     if not _OWN:
         Thread(target=_touch_own, name="leases", daemon=True).start()
         atexit.register(_drop_own)
-    _OWN[key] = lease
+    _OWN[model] = lease
 
 
 def _touch_own() -> None:
