@@ -300,3 +300,13 @@ def test_an_adapter_is_no_start_for_a_method_that_needs_a_whole_model(small: Pat
         refused(small, "next", task(small, "next", seed=1, after="small", method={"type": method}))
     assert caught.value.reason is Reason.ModelUnsupported
     assert caught.value.hint == "Set method.type: lora, or use the earlier job with output.merged: true."
+
+
+def test_the_adapter_of_a_job_that_continues_is_switched_with_the_earlier_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = task(root, "switched", seed=5, after="one")
+    spec["output"]["switchTest"] = [output(root, "one").as_uri()]
+    found = trained(root, "switched", spec, monkeypatch).switch_test
+    assert found is not None
+    assert (found.verdict, found.adapters, found.largest_difference) == ("passed", 2, 0.0), found.reason
