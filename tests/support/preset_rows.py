@@ -73,9 +73,10 @@ def licences() -> Rows:
     """Questions about the licences of installed packages."""
     found = {}
     for package in importlib.metadata.distributions():
-        known = package.metadata["License-Expression"] or package.metadata["License"]
+        stated = dict(package.metadata.items())  # for a missing key some implementations give None, others raise
+        known = stated.get("License-Expression") or stated.get("License")
         if known and len(known) < 80:
-            found[package.metadata["Name"]] = known
+            found[stated["Name"]] = known
     return [
         {
             "messages": [
