@@ -77,7 +77,7 @@ def test_an_upgrade_changes_the_policy_in_place_and_running_jobs_stay(
             wait_for(lambda: kube.condition("running", "Running").get("reason") == "PolicyViolated", what="held")
 
         admin("upgrade", *where, "-f", values(file, [kube.namespace]))
-        assert not refusal(rig, kube.namespace, manifest("x", nodes=3))
+        wait_for(lambda: not refusal(rig, kube.namespace, manifest("x", nodes=3)), what="no policy is in force")
         with pytest.raises(RigError, match="not found"):
             admission(rig, home)
         with acting(rig, home):

@@ -170,7 +170,8 @@ def write_data(folder: Path, corpus: str) -> int:
 
 
 def paragraphs(package: str, pattern: str, share: float) -> Iterator[str]:
-    """Paragraphs, cut to `BYTES`, in the order of the files."""
+    """Different paragraphs, cut to `BYTES`, in the order of the files."""
+    seen: set[str] = set()
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(["apt-get", "download", "-q", package], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
         [archive] = Path(scratch).glob("*.deb")
@@ -181,8 +182,10 @@ def paragraphs(package: str, pattern: str, share: float) -> Iterator[str]:
             for block in re.split(r"\n\s*\n", text):
                 told = " ".join(block.split())
                 letters = sum(character.isalpha() or character == " " for character in told)
-                if len(told.encode()) > BYTES and letters > share * len(told):
-                    yield told.encode()[:BYTES].decode(errors="ignore")
+                row = told.encode()[:BYTES].decode(errors="ignore")
+                if len(told.encode()) > BYTES and letters > share * len(told) and row.casefold() not in seen:
+                    seen.add(row.casefold())
+                    yield row
 
 
 def line(found: Found) -> str:
