@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,7 @@ from finetune_trainer.cli.text import (
     evaluation_table,
     failure_block,
     problems_text,
+    runbook,
     size,
     status_text,
 )
@@ -57,6 +60,8 @@ def test_nothing_measured_is_no_table() -> None:
     assert evaluation_table(()) == ""
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
 FAILURE = LastFailure(
     failure_class=FailureClass.Infrastructure,
     reason="PodFailed",
@@ -74,6 +79,13 @@ def test_a_failure_says_class_reason_place_message_hint_and_log() -> None:
     for word in words:
         assert word in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_failure_names_the_page_that_explains_it() -> None:
+    text = failure_block(FAILURE)
+    assert re.search(r"docs +docs/runbooks\.md#infrastructure", text)
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbooks.md").read_text(), flags=re.MULTILINE)
+    assert {runbook(name) for name in FailureClass} <= {f"docs/runbooks.md#{heading.lower()}" for heading in headings}
 
 
 def test_problems_name_their_fields() -> None:

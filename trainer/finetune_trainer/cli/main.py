@@ -72,11 +72,14 @@ def _lacking(error: ModuleNotFoundError) -> FinetuneError:
 
 
 def _told(error: FinetuneError) -> str:
-    from finetune_trainer.cli.text import aligned
+    from finetune_trainer.cli.text import aligned, runbook
 
     # A class decides about retries, and commands are not retried.
     reason = f"{error.reason}" + ("" if error.reason in OF_THE_COMMAND else f" (class {error.failure_class})")
-    return aligned([("reason", reason), ("message", error.message), ("hint", error.hint)], indent="")
+    told = [("reason", reason), ("message", error.message), ("hint", error.hint)]
+    if error.reason not in OF_THE_COMMAND:
+        told.append(("docs", runbook(error.failure_class)))
+    return aligned(told, indent="")
 
 
 def parser(program: str) -> argparse.ArgumentParser:

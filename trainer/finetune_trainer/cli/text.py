@@ -9,6 +9,7 @@ from finetune_api.generated_text import Generation
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.manifest import Problem
 from finetune_api.progress_text import progress_line
+from finetune_api.reasons import FailureClass
 from finetune_api.restarts import BUDGETS
 from finetune_api.status import (
     Artifact,
@@ -28,16 +29,21 @@ WIDTH = 100
 
 
 def failure_block(failure: LastFailure, *, logs: str = "") -> str:
-    """Describes a failure: class, reason, location, message, hint, and the log to read."""
+    """Describes a failure: class, reason, location, message, hint, page of the docs, and the log to read."""
     rows = [("reason", f"{failure.reason} (class {failure.failure_class})")]
     if failure.rank is not None or failure.node is not None:
         rank = "" if failure.rank is None else f"rank {failure.rank}"
         node = "" if failure.node is None else f"node {failure.node}"
         rows.append(("location", ", ".join(part for part in (rank, node, f"attempt {failure.attempt}") if part)))
-    rows += [("message", failure.message), ("hint", failure.hint)]
+    rows += [("message", failure.message), ("hint", failure.hint), ("docs", runbook(failure.failure_class))]
     if logs:
         rows.append(("logs", logs))
     return aligned((name, value) for name, value in rows if value)
+
+
+def runbook(name: FailureClass) -> str:
+    """Where the docs say what happens after such a failure, and list all fixes."""
+    return f"docs/runbooks.md#{name.lower()}"
 
 
 def aligned(rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
