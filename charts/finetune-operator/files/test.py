@@ -87,6 +87,8 @@ def call(method: str, url: str, body: dict[str, Any] | None = None) -> dict[str,
     except urllib.error.HTTPError as error:
         if error.code == 404 and method != "POST":
             return None
+        if error.code == 409 and method == "DELETE":  # it changed meanwhile: whoever deletes looks again
+            return None
         raise SystemExit(f"{method} {url}: {error.code} {error.read().decode(errors='replace')[:2000]}") from None
 
 
