@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.jobs import CHECKOUT, readable
 from tests.cluster.operator_process import BIN, Operator
-from tests.cluster.rig import Helm, Rig, apply_host_trees, host_trees, job_volumes
+from tests.cluster.rig import Helm, Rig, RigError, apply_host_trees, host_trees, job_volumes
 from tests.cluster.rig.host_trees import IMAGE, pod_volumes
 
 pytestmark = pytest.mark.timeout(900)
@@ -73,6 +73,9 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
     admin("install", where[0], CHART, *where[1:], "-f", file)
     try:
         told = admin("test", *where, "--logs", "--timeout", "420s")
+    except RigError:
+        print(cluster.kubectl("logs", "-n", restricted_namespace, "finetune-operator-test"))
+        raise
     finally:
         admin("uninstall", *where)
 
