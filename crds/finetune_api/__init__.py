@@ -10,6 +10,7 @@ uris       the URI schemes that models, data and outputs may use
 durations  `10m`, `24h`, `7d`
 spec       FineTuneJob.spec; its parts are data, methods, strategy and pod
 status     FineTuneJob.status        job       the two together
+measurements  both models on held-out rows, and the verdicts of the guards: status.evaluation
 generation what models answer to held-out prompts; generated_text: the same in figures, for the status
 verdicts   the words in which a result is judged; calibration: that of both models, and the scale of an adapter
 evaluation how models are measured   guards    what keeps an artifact from being published

@@ -22,10 +22,11 @@ from .classes import (
     hint_of,
 )
 from .ladder import LadderStatus
+from .measurements import Evaluation
 from .names import TERMINATION_LIMIT
 from .reasons import ExitCode, FailureClass, Reason
 from .results import packed, unpacked
-from .status import Artifact, Candidate, Evaluation, ResolvedPlan
+from .status import Artifact, Candidate, ResolvedPlan
 
 __all__ = [
     "CLASSES",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from .base import ApiModel, Rule
 from .generation import GENERATION_GUARDS, GenerationMetric
-from .status import GuardName
+from .measurements import GuardName
 
 
 class Forgetting(ApiModel):

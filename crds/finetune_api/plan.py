@@ -9,9 +9,10 @@ from pydantic import Field
 from .base import ApiModel
 from .ladder import LadderStatus
 from .logs import JobLog, chosen_format
+from .measurements import Evaluation
 from .names import MASTER_PORT
 from .spec import FineTuneJobSpec
-from .status import Artifact, Candidate, Evaluation, Progress, ResolvedPlan
+from .status import Artifact, Candidate, Progress, ResolvedPlan
 
 PHASES = ("preflight", "waiting", "loading", "evaluating", "training", "saving", "done", "failed")
 """What an agent does, in a word."""

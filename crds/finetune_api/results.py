@@ -19,24 +19,22 @@ from typing import Any, NoReturn, get_args
 from pydantic import ValidationError
 
 from .base import ApiModel
+from .calibration import Calibration, ScaleSweep
 from .generated_text import Collapse, CollapseFigure, Ending, Figure, Generation, GenerationScore, Mode
 from .generation import GenerationMetric
-from .status import (
-    Calibration,
+from .measurements import (
     Continual,
     DataKind,
     Divergence,
     Evaluation,
     GuardName,
     GuardResult,
-    GuardVerdict,
     Measurement,
     Metric,
     NegativeTransfer,
     PriorGain,
-    ScaleSweep,
-    Verdict,
 )
+from .verdicts import GuardVerdict, Verdict
 
 LARGEST = 32 * 1024
 """Bytes of inflated JSON; 32 slices with names of 63 characters are 6 KiB."""

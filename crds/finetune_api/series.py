@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, get_args
 
+from .measurements import GuardName
 from .plan import PHASES
-from .status import FailureClass, GuardName, GuardVerdict, Phase
+from .status import FailureClass, Phase
+from .verdicts import GuardVerdict
 
 Values = tuple[str, ...]
 

@@ -17,10 +17,11 @@ from prometheus_client.registry import Collector
 
 from finetune_api import durations, series
 from finetune_api.budget import recent
+from finetune_api.measurements import GuardResult
 from finetune_api.methods import type_of
 from finetune_api.series import Scope, Series
 from finetune_api.spec import Checkpoint, Deadlines, Retry
-from finetune_api.status import GuardResult, Phase, Restarts
+from finetune_api.status import Phase, Restarts
 from finetune_api.text import redact
 
 from . import __version__

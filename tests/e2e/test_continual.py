@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import Measurement
+from finetune_api.measurements import Measurement
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.report.record import RunRecord, decode
 from finetune_trainer.store.manifest import Manifest

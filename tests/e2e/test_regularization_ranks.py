@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from finetune_api.measurements import Scores
 from finetune_api.methods import Lora, Method
-from finetune_api.status import Scores
 from finetune_api.strategy import Strategy as Settings
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api import names
 from finetune_api.failures import CLASSES, Reason, TerminationMessage, class_of
+from finetune_api.measurements import Evaluation, Measurement
 from finetune_api.plan import RunPlan
-from finetune_api.status import Artifact, Evaluation, Measurement, ResolvedPlan
+from finetune_api.status import Artifact, ResolvedPlan
 from finetune_operator.kube.resources import EVENTS, JOBS, PODS, SERVICES
 from tests.support.kube_client import DISCOVERY, Kube, manifest, wait_for
 from tests.support.operator_harness import Start

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
+from finetune_api.calibration import Calibration, CalibrationScores, ScalePoint, ScaleSweep
 from finetune_api.generated_text import Collapse, CollapseFigure, Ending, Figure, Generation, GenerationScore, Mode
 from finetune_api.generation import GenerationMetric
 from finetune_api.ladder import LadderStatus, RungStatus
-from finetune_api.status import (
-    Calibration,
-    CalibrationScores,
-    Divergence,
-    Evaluation,
-    GuardResult,
-    NegativeTransfer,
-    ScalePoint,
-    ScaleSweep,
-    Scores,
-)
+from finetune_api.measurements import Divergence, Evaluation, GuardResult, NegativeTransfer, Scores
 from finetune_api.switching import Latency, SwitchTest
 from finetune_trainer.report.layers import ChangedData, Inside, LayerChange, Recommendation
 from finetune_trainer.report.record import AnswerSample, ReliabilityPoint, RunRecord, SliceAgainst

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finetune_api.status import Evaluation, Measurement, Metric
+from finetune_api.measurements import Evaluation, Measurement, Metric
 
 
 def scored(

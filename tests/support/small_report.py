@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from finetune_api.measurements import DataKind, Evaluation, Measurement, Metric, Scores
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import DataKind, Evaluation, Measurement, Metric, ResolvedPlan, Scores, Verdict
+from finetune_api.status import ResolvedPlan
+from finetune_api.verdicts import Verdict
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, Provenance, RunRecord, ValidationPoint
 
 SPEC = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.failures import CLASSES, ExitCode, Reason, TerminationMessage
-from finetune_api.status import Artifact, Evaluation, FailureClass, Measurement, Progress, ResolvedPlan
+from finetune_api.measurements import Evaluation, Measurement
+from finetune_api.status import Artifact, FailureClass, Progress, ResolvedPlan
 from finetune_trainer.agent.launched import Launch, RankEnd
 from finetune_trainer.agent.verdict import Evidence, died, judge, say
 from finetune_trainer.rundir import TrainerReport

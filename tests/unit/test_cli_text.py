@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from finetune_api.manifest import Problem
+from finetune_api.measurements import Evaluation
 from finetune_api.progress_text import progress_line, span
 from finetune_api.status import (
     Artifact,
     AvoidedNode,
     Condition,
-    Evaluation,
     FailureClass,
     FineTuneJobStatus,
     LastFailure,

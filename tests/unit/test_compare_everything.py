@@ -14,8 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from finetune_api.failures import ExitCode
+from finetune_api.measurements import Evaluation
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Evaluation
 from finetune_trainer.cli.main import main
 from finetune_trainer.data.corpus import Marks
 from finetune_trainer.statistics.divergence import per_token

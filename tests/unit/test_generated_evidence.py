@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from finetune_api.generation import Generate
 from finetune_api.guards import Guards
+from finetune_api.measurements import Evaluation
 from finetune_api.results import packed, unpacked
-from finetune_api.status import Evaluation
 from finetune_trainer.data.corpus import corpus_of
 from finetune_trainer.transfer.generated import answers
 from finetune_trainer.transfer.generated.answers import Answers, cut

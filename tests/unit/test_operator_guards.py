@@ -8,18 +8,10 @@ import pytest
 from prometheus_client.registry import CollectorRegistry
 
 from finetune_api.failures import Reason, TerminationMessage, class_of, exit_code_of
+from finetune_api.measurements import Evaluation, GuardResult, Measurement
 from finetune_api.plan import ProgressReport
-from finetune_api.status import (
-    Artifact,
-    Candidate,
-    Evaluation,
-    FailureClass,
-    FineTuneJobStatus,
-    GuardResult,
-    GuardVerdict,
-    Measurement,
-    Phase,
-)
+from finetune_api.status import Artifact, Candidate, FailureClass, FineTuneJobStatus, Phase
+from finetune_api.verdicts import GuardVerdict
 from finetune_operator.decide import decide
 from finetune_operator.kube.resources import FINETUNEJOBS
 from finetune_operator.kube.workqueue import WorkQueue

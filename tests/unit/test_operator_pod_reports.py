@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import Reason, TerminationMessage, class_of
+from finetune_api.measurements import MOST_DATA_SETS, Evaluation, Measurement
 from finetune_api.plan import ProgressReport
 from finetune_api.results import packed
-from finetune_api.status import MOST_DATA_SETS, Artifact, Evaluation, FailureClass, Measurement, Phase, Progress
+from finetune_api.status import Artifact, FailureClass, Phase, Progress
 from finetune_operator.decide import decide
 from finetune_operator.diagnosis.root_cause import evidence_of
 from finetune_operator.policies.finish import succeeded

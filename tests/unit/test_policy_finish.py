@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from finetune_api.failures import TerminationMessage
 from finetune_api.ladder import LadderStatus, RungStatus
+from finetune_api.measurements import Evaluation, Measurement
 from finetune_api.plan import ProgressReport
-from finetune_api.status import (
-    Artifact,
-    Evaluation,
-    Measurement,
-    Phase,
-    Progress,
-)
+from finetune_api.status import Artifact, Phase, Progress
 from finetune_operator.decide import decide
 from tests.support.operator_objects import (
     NOW,

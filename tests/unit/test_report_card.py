@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.status import Evaluation, ResolvedPlan
+from finetune_api.measurements import Evaluation
+from finetune_api.status import ResolvedPlan
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.record import Provenance
 from tests.support.small_report import DIGEST, record, spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.status import Measurement
+from finetune_api.measurements import Measurement
 from finetune_trainer.report.compare import (
     compare,
     detectable,

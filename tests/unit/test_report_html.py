@@ -10,17 +10,10 @@ import pytest
 import yaml
 
 from finetune_api import manifest as manifests
+from finetune_api.calibration import Calibration, CalibrationScores, ScalePoint, ScaleSweep
+from finetune_api.measurements import Evaluation, NegativeTransfer, Scores
 from finetune_api.plan import JobIdentity
-from finetune_api.status import (
-    Calibration,
-    CalibrationScores,
-    Evaluation,
-    NegativeTransfer,
-    ResolvedPlan,
-    ScalePoint,
-    ScaleSweep,
-    Scores,
-)
+from finetune_api.status import ResolvedPlan
 from finetune_trainer.methods.lora import Lora
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import duration, manifest, render

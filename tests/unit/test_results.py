@@ -9,18 +9,11 @@ import string
 import pytest
 
 from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.measurements import DataKind, Evaluation, Measurement, Metric, NegativeTransfer
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.results import DIGITS, packed, unpacked
-from finetune_api.status import (
-    Artifact,
-    DataKind,
-    Evaluation,
-    Measurement,
-    Metric,
-    NegativeTransfer,
-    ResolvedPlan,
-    Verdict,
-)
+from finetune_api.status import Artifact, ResolvedPlan
+from finetune_api.verdicts import Verdict
 from finetune_operator.state.pod_reports import termination_message
 
 PLAN = ResolvedPlan(

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.generated_text import Generation, GenerationScore
 from finetune_api.guards import Guards
-from finetune_api.status import Evaluation
+from finetune_api.measurements import Evaluation
 from finetune_trainer.data.corpus import Choices, Marks, corpus_of
 from finetune_trainer.statistics.calibration import calibration
 from finetune_trainer.statistics.differences import Verdict

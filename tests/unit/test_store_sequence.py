@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from finetune_api.measurements import MOST_TASKS, Continual, Evaluation, Scores
 from finetune_api.results import packed, unpacked
-from finetune_api.status import MOST_TASKS, Continual, Evaluation, Scores
 from finetune_trainer.store.sequence import HeldOut, Sequence, Task, unused
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from finetune_api import names
+from finetune_api.measurements import Evaluation, GuardResult
 from finetune_api.plan import JobIdentity
-from finetune_api.status import Evaluation, GuardResult
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, ValidationPoint
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.trackers import events, group, tensorboard

@@ -12,10 +12,10 @@ import torch
 from finetune_api.data import Data, DataSource, TrainSource
 from finetune_api.diagnostics import ConceptProbe, Diagnostics
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.measurements import Evaluation
 from finetune_api.methods import Lora, Method
 from finetune_api.plan import RunPlan
 from finetune_api.spec import Training
-from finetune_api.status import Evaluation
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.parallel.single import Single
 from finetune_trainer.report.html import render

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.measurements import Divergence, Evaluation, Scores
 from finetune_api.methods import TRAITS, Method
 from finetune_api.results import packed, unpacked
-from finetune_api.status import Divergence, Evaluation, Scores
 from finetune_trainer.regularization.kl_to_base import logit_divergences, token_divergences
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.measurements import Evaluation, PriorGain
 from finetune_api.results import packed, unpacked
-from finetune_api.status import Evaluation, PriorGain
 from finetune_trainer.cli.text import guard_lines
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import render

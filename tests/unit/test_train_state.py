@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.status import Scores
+from finetune_api.measurements import Scores
 from finetune_trainer.report.record import AttemptRecord
 from finetune_trainer.train.state import State
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from finetune_api.guards import Forgetting, Guards
+from finetune_api.measurements import Scores
 from finetune_api.reasons import Reason
-from finetune_api.status import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Marks, corpus_of
 from finetune_trainer.statistics.paired import difference
 from finetune_trainer.transfer import kept

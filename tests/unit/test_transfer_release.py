@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.calibration import Calibration, CalibrationScores
 from finetune_api.guards import Guards
+from finetune_api.measurements import Evaluation, GuardResult, Measurement
 from finetune_api.reasons import Reason
-from finetune_api.status import Calibration, CalibrationScores, Evaluation, GuardResult, Measurement
 from finetune_trainer.transfer import release
 from finetune_trainer.transfer.release import Release, sentence
 from tests.support.small_report import change

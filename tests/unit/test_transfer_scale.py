@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune_api.guards import Guards
-from finetune_api.status import Evaluation, Measurement
+from finetune_api.measurements import Evaluation, Measurement
 from finetune_trainer.data.corpus import Corpus, Marks, corpus_of
 from finetune_trainer.transfer.evaluate import Measured, scores_of
 from finetune_trainer.transfer.evidence import Subject

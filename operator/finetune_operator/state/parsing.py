@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from finetune_api import names
-from finetune_api.status import Evaluation, FineTuneJobStatus
+from finetune_api.measurements import Evaluation
+from finetune_api.status import FineTuneJobStatus
 from finetune_api.text import clean
 from finetune_operator.kube.resources import Raw
 

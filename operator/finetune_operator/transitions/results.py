@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.ladder import LadderStatus
+from finetune_api.measurements import Evaluation, GuardResult
 from finetune_api.plan import ProgressReport
-from finetune_api.status import Candidate, Evaluation, FineTuneJobStatus, GuardResult
+from finetune_api.status import Candidate, FineTuneJobStatus
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.pod_reports import below
 from finetune_operator.state.status import Stamp, change, condition, sound

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.status import Continual
+from finetune_api.measurements import Continual
 from tests.support.task_sequence import output, trained
 from tests.support.tiny_model import tiny_model
 

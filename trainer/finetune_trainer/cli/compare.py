@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
 from finetune_api.failures import ExitCode
-from finetune_api.status import shown
+from finetune_api.measurements import shown
 from finetune_trainer.cli.jobs import Where
 
 if TYPE_CHECKING:
+    from finetune_api.calibration import ScalePoint
     from finetune_api.generated_text import Generation, GenerationScore
-    from finetune_api.status import ScalePoint
     from finetune_trainer.statistics.differences import Difference
     from finetune_trainer.transfer.compare import Comparison, Line, Side
 

@@ -12,10 +12,12 @@ from typing import Any
 from pydantic import Field, TypeAdapter
 
 from finetune_api.base import ApiModel
+from finetune_api.calibration import Calibration, ScalePoint
 from finetune_api.client import Outcome
 from finetune_api.generated_text import Collapse, Generation
 from finetune_api.job import FineTuneJob
-from finetune_api.status import Calibration, DataKind, Divergence, Phase, ScalePoint
+from finetune_api.measurements import DataKind, Divergence
+from finetune_api.status import Phase
 from finetune_api.switching import SwitchTest
 from finetune_api.verdicts import Verdict
 from finetune_trainer.cli.watch_view import Snapshot

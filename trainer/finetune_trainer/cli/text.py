@@ -8,20 +8,11 @@ from collections.abc import Iterable, Sequence
 from finetune_api.generated_text import Generation
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.manifest import Problem
+from finetune_api.measurements import Evaluation, Measurement, shown
 from finetune_api.progress_text import progress_line
 from finetune_api.reasons import FailureClass
 from finetune_api.restarts import BUDGETS
-from finetune_api.status import (
-    Artifact,
-    Evaluation,
-    FineTuneJobStatus,
-    LastFailure,
-    Measurement,
-    Phase,
-    Restarts,
-    Usage,
-    shown,
-)
+from finetune_api.status import Artifact, FineTuneJobStatus, LastFailure, Phase, Restarts, Usage
 from finetune_trainer.report import generated
 from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval, number
 

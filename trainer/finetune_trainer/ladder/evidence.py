@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_api.status import Evaluation, GuardResult
+from finetune_api.measurements import Evaluation, GuardResult
 from finetune_trainer.data.halves import selects
 from finetune_trainer.ladder.decision import Decision, compared, decide, mean_of, reaches
 from finetune_trainer.report.record import RunRecord, read_record

@@ -16,8 +16,8 @@ from pathlib import Path
 from finetune_api import names
 from finetune_api.continuing import STACKED
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.measurements import MOST_TASKS
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_api.status import MOST_TASKS
 from finetune_trainer.data.cache import kept
 from finetune_trainer.report.record import RECORD_FILE, RunRecord, decode
 from finetune_trainer.store.artifact import read_manifest

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from finetune_api.measurements import Evaluation, Metric
 from finetune_api.methods import TRAITS
-from finetune_api.status import Evaluation, Metric
 
 from . import generated
 from .compare import METRICS, WORDS, Row, difference, headline, interval, number, sentences

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from finetune_api.status import DataKind, Measurement, Metric, Verdict
+from finetune_api.measurements import DataKind, Measurement, Metric
+from finetune_api.verdicts import Verdict
 
 METRICS: tuple[Metric, ...] = ("accuracy", "loss", "bitsPerByte")
 WORDS: dict[Metric, str] = {"accuracy": "accuracy", "loss": "loss", "bitsPerByte": "bits per byte"}

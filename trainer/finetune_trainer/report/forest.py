@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from finetune_api.status import HIGHER_IS_BETTER, Metric
+from finetune_api.measurements import HIGHER_IS_BETTER, Metric
 
 from .compare import WORDS, Row, difference, interval
 from .plots import ticks

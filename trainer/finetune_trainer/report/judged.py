@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from finetune_api.status import Measurement
+from finetune_api.measurements import Measurement
 
 from .compare import METRICS, WORDS, Row, compare, difference, headline, interval, number, sentences, unseen
 from .forest import forest

@@ -14,9 +14,10 @@ from pydantic import Field, field_validator
 from finetune_api.base import ApiModel
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.ladder import LadderStatus
+from finetune_api.measurements import Evaluation, Measurement, Scores
 from finetune_api.plan import JobIdentity
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_api.status import Evaluation, Measurement, ResolvedPlan, Scores
+from finetune_api.status import ResolvedPlan
 from finetune_api.switching import SwitchTest
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.folder import Folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from finetune_api.status import CalibrationScores
+from finetune_api.calibration import CalibrationScores
 
 from .plots import Point
 from .record import RunRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from finetune_api.status import HIGHER_IS_BETTER, Metric, Scores
+from finetune_api.measurements import HIGHER_IS_BETTER, Metric, Scores
 from finetune_trainer.store.sequence import Sequence, value_of
 
 from .compare import WORDS, number

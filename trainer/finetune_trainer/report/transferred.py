@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import cast
 
-from finetune_api.status import Metric
+from finetune_api.measurements import Metric
 
 from .compare import METRICS, WORDS, number
 from .record import RunRecord, SliceAgainst

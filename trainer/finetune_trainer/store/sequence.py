@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from finetune_api.base import ApiModel
 from finetune_api.evaluation import EvaluationSettings
 from finetune_api.fields import DataUri, Name
+from finetune_api.measurements import HIGHER_IS_BETTER, MOST_TASKS, Continual, Metric, Scores
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import HIGHER_IS_BETTER, MOST_TASKS, Continual, Metric, Scores
 
 _METRICS: tuple[Metric, ...] = ("accuracy", "bitsPerByte", "loss")
 """The first that all scores have is the metric of a sequence."""

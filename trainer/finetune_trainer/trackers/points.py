@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from finetune_api.status import Measurement
+from finetune_api.measurements import Measurement
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, RunRecord, ValidationPoint
 
 _ODD = re.compile(r"[^\w. -]")

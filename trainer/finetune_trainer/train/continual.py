@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from finetune_api.status import Scores
+from finetune_api.measurements import Scores
 from finetune_trainer.methods.base import Continues
 from finetune_trainer.store.sequence import Task, held_out
 from finetune_trainer.transfer.evaluate import Measured

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import Divergence
+from finetune_api.measurements import Divergence
 from finetune_trainer.data.pack import MicroBatch
 from finetune_trainer.methods.base import Attached, SwitchesOff
 from finetune_trainer.statistics.divergence import per_token

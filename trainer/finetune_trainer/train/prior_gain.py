@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.measurements import PriorGain
 from finetune_api.methods.probe import Probe as ProbeSettings
-from finetune_api.status import PriorGain
 from finetune_api.strategy import SHARDED
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.sample import drawn_part

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from finetune_api.measurements import Evaluation
 from finetune_api.plan import RunPlan
-from finetune_api.status import Artifact, Candidate, Evaluation, Progress, ResolvedPlan
+from finetune_api.status import Artifact, Candidate, Progress, ResolvedPlan
 from finetune_trainer.parallel.base import Place
 from finetune_trainer.rundir import RunDir, TrainerReport, now
 from finetune_trainer.trackers.group import Trackers

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
+from finetune_api.measurements import Scores
 from finetune_api.plan import RunPlan, Trial
-from finetune_api.status import Artifact, Scores
+from finetune_api.status import Artifact
 from finetune_api.text import redact
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.base import FitsWithoutSteps

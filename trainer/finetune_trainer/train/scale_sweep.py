@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from finetune_api.status import Divergence, PriorGain, ScaleSweep
+from finetune_api.calibration import ScaleSweep
+from finetune_api.measurements import Divergence, PriorGain
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.methods.base import Scales
 from finetune_trainer.transfer.evaluate import Measured

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from finetune_api.base import ApiModel
-from finetune_api.status import Scores
+from finetune_api.measurements import Scores
 from finetune_trainer.report.record import AttemptRecord, CurvePoint, ValidationPoint
 from finetune_trainer.rundir import now
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.status import Calibration, CalibrationScores
+from finetune_api.calibration import Calibration, CalibrationScores
 from finetune_trainer.statistics import calibration
 from finetune_trainer.statistics.differences import Difference
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from finetune_api.calibration import Calibration, ScalePoint
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.generated_text import Collapse, Generation
-from finetune_api.status import Calibration, DataKind, Divergence, ScalePoint, shown
+from finetune_api.measurements import DataKind, Divergence, shown
 from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.divergence import KL_TO_BASE, per_token
 from finetune_trainer.statistics.paired import Paired, difference

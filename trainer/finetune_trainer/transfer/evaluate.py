@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.status import Scores
+from finetune_api.measurements import Scores
 from finetune_trainer.data.corpus import Choices, Corpus, Numbers
 from finetune_trainer.data.order import share
 from finetune_trainer.data.pack import IGNORED, MicroBatch, idle, micro_batches

@@ -13,8 +13,9 @@ from types import MappingProxyType
 
 import numpy as np
 
+from finetune_api.calibration import ScaleSweep
 from finetune_api.generated_text import Collapse, Generation
-from finetune_api.status import (
+from finetune_api.measurements import (
     Continual,
     DataKind,
     Divergence,
@@ -23,7 +24,6 @@ from finetune_api.status import (
     Measurement,
     Metric,
     PriorGain,
-    ScaleSweep,
     Scores,
 )
 from finetune_trainer.data.corpus import Corpus

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_api.status import Scores
+from finetune_api.measurements import Scores
 from finetune_trainer.data.corpus import Corpus
 
 from .evaluate import Measured

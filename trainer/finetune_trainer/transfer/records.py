@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import DataKind
+from finetune_api.measurements import DataKind
 from finetune_trainer.statistics.differences import Measure
 from finetune_trainer.statistics.divergence import KL_TO_BASE
 from finetune_trainer.statistics.paired import ACCURACY, BITS_PER_BYTE, LOSS, SCORE, Paired

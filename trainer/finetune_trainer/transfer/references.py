@@ -19,7 +19,7 @@ import numpy as np
 from finetune_api import names
 from finetune_api.evaluation import Reference
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.status import DataKind, NegativeTransfer
+from finetune_api.measurements import DataKind, NegativeTransfer
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.paired import Paired, difference

@@ -10,19 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from finetune_api.calibration import Calibration
 from finetune_api.generated_text import Collapse, Generation
 from finetune_api.generation import GenerationMetric
 from finetune_api.guards import Guards
+from finetune_api.measurements import HIGHER_IS_BETTER, Evaluation, GuardName, GuardResult, Measurement
 from finetune_api.reasons import Reason
-from finetune_api.status import (
-    HIGHER_IS_BETTER,
-    Calibration,
-    Evaluation,
-    GuardName,
-    GuardResult,
-    GuardVerdict,
-    Measurement,
-)
+from finetune_api.verdicts import GuardVerdict
 from finetune_trainer.statistics.diversity import Drop
 
 from .guards import Compared, Facts, Guard, Judgement, Outcome, Share, judge_all

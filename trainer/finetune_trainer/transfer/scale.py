@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from finetune_api.calibration import ScalePoint
 from finetune_api.guards import Guards
-from finetune_api.status import HIGHER_IS_BETTER, Measurement, ScalePoint
+from finetune_api.measurements import HIGHER_IS_BETTER, Measurement
 from finetune_trainer.data.corpus import Corpus, Numbers
 
 from .evaluate import Measured, scores_of

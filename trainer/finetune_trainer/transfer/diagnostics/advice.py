@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from finetune_api.measurements import Evaluation
 from finetune_api.regularization import FRACTIONS
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Evaluation
 from finetune_trainer.statistics.fragmentation import PIECES
 from finetune_trainer.statistics.shift import LONGER
 

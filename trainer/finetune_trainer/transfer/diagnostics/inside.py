@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.status import Evaluation
+from finetune_api.measurements import Evaluation
 from finetune_trainer.report.layers import (
     ChangedData,
     ConceptCurve,

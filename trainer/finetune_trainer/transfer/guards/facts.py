@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.status import DataKind
+from finetune_api.measurements import DataKind
 from finetune_trainer.statistics.differences import FEWEST_ROWS, Difference
 from finetune_trainer.statistics.diversity import Drop
 
