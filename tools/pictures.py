@@ -4,7 +4,7 @@
     docs/report.png  the top of the report of the last `make demo`, as Chromium shows it
 
 A picture whose source is missing is skipped by name: Chromium is Debian's package `chromium`, or the program that
-CHROMIUM names. Nothing is drawn by hand, and nothing in a picture is changed but the path of this folder.
+CHROMIUM names. Nothing is drawn by hand, and only the paths of this folder and the cache are left out of a picture.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from xml.sax.saxutils import escape
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.chromium import browser  # noqa: E402  # tools/ is not a package that could be installed
+
 CACHE = Path(os.environ.get("FINETUNE_CACHE", Path.home() / ".cache" / "finetune-operator"))
 REPORT, WATCH = ROOT / "docs" / "report.png", ROOT / "docs" / "watch.svg"
 SIDE = 1000
@@ -49,9 +53,9 @@ def _report(page: Path) -> str:
     """Why there is no picture; empty where there is one."""
     if not page.exists():
         return f" skipped: {page} is missing; run `make demo` first"
-    if (browser := chromium()) is None:
+    if (program := browser()) is None:
         return " skipped: there is no Chromium (apt-get install chromium)"
-    photograph(browser, page, REPORT)
+    photograph(program, page, REPORT)
     return ""
 
 
@@ -85,8 +89,10 @@ def _terminal(command: Sequence[str], folder: Path) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """Without the path of this checkout."""
-    return text.replace(f"{ROOT.as_uri()}/", "").replace(f"{ROOT}/", "")
+    """Without the paths of this checkout and of the cache, where the packaged model is."""
+    for folder in (ROOT, CACHE):
+        text = text.replace(f"{folder.as_uri()}/", "").replace(f"{folder}/", "")
+    return text
 
 
 def svg(lines: Sequence[str], *, title: str) -> str:
@@ -105,16 +111,12 @@ def svg(lines: Sequence[str], *, title: str) -> str:
     )
 
 
-def chromium() -> str | None:
-    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def photograph(browser: str, page: Path, picture: Path) -> None:
-    """The top of a page, without this checkout's path in it."""
+def photograph(program: str, page: Path, picture: Path) -> None:
+    """The top of a page, without this machine's paths in it."""
     with tempfile.TemporaryDirectory() as temporary:
         shown = Path(temporary) / "report.html"
         shown.write_text(shortened(page.read_text()))
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--user-data-dir={temporary}/profile", f"--window-size={SIDE},{SIDE}", f"--screenshot={picture}"]
         subprocess.run([*command, shown.as_uri()], check=True, capture_output=True, timeout=300)
 

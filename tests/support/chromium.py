@@ -19,8 +19,8 @@ NAMES = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
 
 
 def browser() -> str | None:
-    """The first of these programs that the machine has."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    """The program that the variable CHROMIUM names, else the first of these that the machine has."""
+    return os.environ.get("CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 @dataclass

@@ -23,8 +23,9 @@ def test_an_svg_has_every_line_as_text_and_fetches_nothing() -> None:
     assert "url(" not in drawn
 
 
-def test_the_path_of_the_checkout_is_not_in_a_picture() -> None:
+def test_paths_of_this_machine_are_not_in_a_picture() -> None:
     assert pictures.shortened(f"artifact  {ROOT.as_uri()}/.finetune/out {ROOT}/x") == "artifact  .finetune/out x"
+    assert pictures.shortened(f"lora on {pictures.CACHE.as_uri()}/models/SmolLM2") == "lora on models/SmolLM2"
     for picture in (pictures.WATCH, pictures.REPORT):
         assert str(ROOT).encode() not in picture.read_bytes()
 
@@ -37,7 +38,7 @@ def test_a_picture_without_its_source_is_skipped_by_name(
     assert "docs/report.png skipped" in capsys.readouterr().out
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "report.html").write_text("<h1>report</h1>")
-    monkeypatch.setattr(pictures, "chromium", lambda: None)
+    monkeypatch.setattr(pictures, "browser", lambda: None)
     assert pictures.main() == 0
     assert "there is no Chromium" in capsys.readouterr().out
 
@@ -45,4 +46,4 @@ def test_a_picture_without_its_source_is_skipped_by_name(
 def test_without_a_browser_there_is_no_name_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHROMIUM", raising=False)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert pictures.chromium() is None
+    assert pictures.browser() is None

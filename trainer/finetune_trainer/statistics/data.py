@@ -126,7 +126,7 @@ class LayoutStatistics(ApiModel):
     def line(self) -> str:
         without = 1 - self.tokens / max(1, self.unpacked)
         return (
-            f"layout of the first {self.steps:,} steps: {100 * self.padding_ratio:.1f} % padding, packing efficiency "
+            f"in the first {self.steps:,} steps {100 * self.padding_ratio:.1f} % padding, packing efficiency "
             f"{100 * (1 - self.padding_ratio):.1f} % ({100 * (1 - without):.1f} % without packing), "
             f"{self.micro_batches / max(1, self.steps):.1f} micro-batches a step"
         )
