@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -97,3 +99,13 @@ def test_a_file_that_is_no_lock_is_taken_over_too(tmp_path: Path, text: str) -> 
     (tmp_path / "lock").write_text(text)
     with held(tmp_path / "lock", pace=QUICK):
         assert "token" in (tmp_path / "lock").read_text()
+
+
+def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"), held(tmp_path / "lock", pace=QUICK):
+        pass
+    assert list(tmp_path.iterdir()) == []

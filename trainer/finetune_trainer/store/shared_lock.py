@@ -81,7 +81,12 @@ def _take(file: Path, token: str, pace: Pace, waiting: Callable[[], None]) -> in
             descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o664)
             with suppress(OSError):  # a file system may have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(descriptor, _written(token))
+            try:
+                os.write(descriptor, _written(token))
+            except OSError:  # no space: others need not wait for a lock that nobody holds
+                os.close(descriptor)
+                file.unlink()
+                raise
             return descriptor
         if (dead := watch.dead(file)) is not None:
             _remove(file, dead)
