@@ -209,6 +209,38 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(
     assert not found.path.resolve().is_relative_to(elsewhere)
 
 
+def test_a_link_in_a_download_that_ended_early_leads_nowhere(
+    bucket: Bucket, pod: Callable[..., Pod], tmp_path: Path
+) -> None:
+    bucket.put("sub/more.json", b"{}")
+    model = pod("first").resolve()
+    partial = model.path.parent.rename(model.path.parent.with_suffix(".partial"))
+    elsewhere = (partial / "files" / "sub").rename(tmp_path / "elsewhere")
+    (elsewhere / "more.json").unlink()
+    (partial / "files" / "sub").symlink_to(elsewhere)
+    assert pod("second").resolve() == model
+    assert (model.path / "sub" / "more.json").read_bytes() == b"{}"
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/files", "{}.partial", "{}.partial/files"])
+def test_a_file_in_the_place_of_a_folder_is_removed(bucket: Bucket, pod: Callable[..., Pod], place: str) -> None:
+    model = pod("first").resolve()
+    entry = model.path.parent
+    entry.rename(entry.with_name("away"))
+    file = entry.parent / place.format(entry.name)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("not a folder")
+    assert pod("second").resolve() == model
+
+
+def test_a_name_that_leads_out_of_the_cache_is_refused(pod: Callable[..., Pod], tmp_path: Path) -> None:
+    name = "additional_chat_templates/../../../../../outside/x.jinja"
+    with serving("models/org/name", MODEL | {name: b""}) as hub, pytest.raises(FinetuneError, match="not the name"):
+        pod(**environ(hub)).resolve(HUB_SOURCE)
+    assert not (tmp_path / "outside").exists()
+
+
 def test_a_file_that_nobody_listed_is_removed(bucket: Bucket, pod: Callable[..., Pod]) -> None:
     model = pod("first").resolve()
     (model.path / "model.safetensors.index.json").write_text("{}")

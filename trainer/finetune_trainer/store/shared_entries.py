@@ -94,14 +94,14 @@ class Shelf:
             make_folder(folder)
         return not any(folder.is_symlink() for folder in folders)
 
-    def links(self, key: str) -> list[Path]:
-        """Links in the place of a model's folders: what is written there would be written elsewhere."""
+    def misplaced(self, key: str) -> list[Path]:
+        """Links and files in the place of a model's folders: what is written below a link is written elsewhere."""
         of = (self.entry(key), self.partial(key))
-        return [path for each in of for path in (each, each / FILES) if path.is_symlink()]
+        return [path for each in of for path in (each, each / FILES) if _misplaced(path)]
 
-    def unlink(self, key: str) -> None:
-        for link in self.links(key):
-            remove(link)
+    def clear(self, key: str) -> None:
+        for path in self.misplaced(key):
+            remove(path)
 
     def discard(self, path: Path) -> None:
         """Renames a folder out of the way at once, and deletes it then."""
@@ -118,6 +118,17 @@ def make_folder(path: Path) -> None:
     if not mode & _GROUP_WRITES:
         with suppress(PermissionError):
             path.chmod(mode | _GROUP_WRITES)
+
+
+def make_own_folder(path: Path) -> None:
+    """The same, in place of a link or a file that another pod has put there."""
+    if _misplaced(path):
+        remove(path)
+    make_folder(path)
+
+
+def _misplaced(path: Path) -> bool:
+    return path.is_symlink() or (path.exists() and not path.is_dir())
 
 
 def read_manifest(entry: Path) -> StoredModel | None:

@@ -25,7 +25,7 @@ from finetune_api import names
 
 from . import shared_entries as entries
 from .fetch import at_once
-from .folder import Digest, digest_of
+from .folder import Digest, digest_of, safe_path
 from .remote_models import RemoteModel
 from .shared_entries import FILES, CacheFull, Checked, Shelf, StoredFile, StoredModel
 from .shared_leases import Leases, Note, Outcome, Result
@@ -139,8 +139,8 @@ class SharedModels:
 
     def _stored(self, model: RemoteModel) -> StoredModel | None:
         """The manifest in the cache, if it has the files that the store lists."""
-        stored = entries.read_manifest(self.shelf.entry(model.key))
-        if stored is None or self.shelf.links(model.key) or stored.files.keys() != {file.path for file in model.files}:
+        stored = None if self.shelf.misplaced(model.key) else entries.read_manifest(self.shelf.entry(model.key))
+        if stored is None or stored.files.keys() != {file.path for file in model.files}:
             return None
         digests = {name: Digest(file.sha256, file.size) for name, file in stored.files.items()}
         return stored if all(model.is_listed(name, digest) for name, digest in digests.items()) else None
@@ -163,7 +163,7 @@ class SharedModels:
 
     def _fill_alone(self, source: str, model: RemoteModel) -> Result:
         entry = self.shelf.entry(model.key)
-        self.shelf.unlink(model.key)
+        self.shelf.clear(model.key)
         if not entry.exists():
             self._download(source, model)
             return "miss"
@@ -212,13 +212,12 @@ class SharedModels:
 
 def _files(model: RemoteModel, target: Path, wanted: list[str], *, kept: bool) -> dict[str, Digest]:
     """Downloads files, several at a time, and returns what they contain. Those that are there may be `kept`."""
-    entries.make_folder(target)
+    for folder in sorted({parent for name in wanted for parent in Path(safe_path(name)).parents} | {Path()}):
+        entries.make_own_folder(target / folder)
     entries.remove(target / _HUB_NOTES)
     received: dict[str, Digest] = {}
 
     def get(name: str) -> None:
-        for folder in reversed((target / name).relative_to(target).parents[:-1]):
-            entries.make_folder(target / folder)
         received[name] = (_there(model, target / name, name) if kept else None) or model.download(name, target)
 
     at_once(get, wanted)
