@@ -15,7 +15,7 @@ from finetune_api.spec import ModelSource
 from finetune_trainer.store import remote_models, shared_entries, shared_leases
 from finetune_trainer.store.folder import Digest
 from finetune_trainer.store.shared_lock import held
-from finetune_trainer.store.shared_models import SharedModels
+from finetune_trainer.store.shared_models import SharedModels, Unusable, _Waiting
 from tests.support.fake_hub import environ, serving
 from tests.support.shared_models import QUICK, Bucket, Pod, counting
 from tests.unit.test_store_models import MODEL
@@ -236,3 +236,22 @@ def test_a_download_of_another_pod_that_hangs_is_not_waited_for(bucket: Bucket, 
         assert fetch(cache, bucket, 1) is None
     assert said[0] == "model cache: another pod downloads the model; waiting for it"
     assert "another pod's download has made no progress for 0 s" in said[1]
+
+
+def test_a_repair_by_another_pod_is_waited_for_while_it_makes_progress(bucket: Bucket, tmp_path: Path) -> None:
+    cache = SharedModels(root=tmp_path, pace=QUICK)
+    entry = fetch(cache, bucket, 1)
+    assert entry
+    (entry / "config.json").unlink()
+    key = entry.parent.name
+    cache.stuck_seconds = 60.0
+    waiting = _Waiting(key, cache)
+    waiting()
+    waiting.since -= 61
+    waiting.next_look = 0.0
+    (entry / ".config.json.1234.partial").write_text("{")
+    waiting()
+    waiting.since -= 61
+    waiting.next_look = 0.0
+    with pytest.raises(Unusable):
+        waiting()

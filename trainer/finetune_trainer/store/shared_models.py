@@ -259,7 +259,8 @@ class _Waiting:
         if (now := time.monotonic()) < self.next_look:
             return
         self.next_look = now + self.cache.stuck_seconds / 30  # many may wait, on a volume that answers slowly
-        size = entries.size_of(self.cache.shelf.partial(self.key))
+        shelf = self.cache.shelf  # a new model grows in the first folder, files of a damaged one in the second
+        size = sum(entries.size_of(folder) for folder in (shelf.partial(self.key), shelf.entry(self.key)))
         if size != self.seen:
             self.seen, self.since = size, now
         elif now - self.since > self.cache.stuck_seconds:
