@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +111,56 @@ def test_a_model_larger_than_the_bound_removes_nothing(bucket: Bucket, tmp_path:
     forget_leases(tmp_path)
     assert fetch(shared(tmp_path, models=0.5), bucket, 2) is None
     assert first.exists()
+
+
+def test_a_model_that_does_not_fit_next_to_those_in_use_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    cache = shared(tmp_path, models=2.5)
+    used, unused = (fetch(cache, bucket, number) for number in (1, 2))
+    assert used
+    assert unused
+    (lease,) = (tmp_path / "leases").glob(f"{unused.parent.name}.*")
+    lease.unlink()
+    bucket.put("more.json", b"x" * MODEL_SIZE)
+    assert fetch(cache, bucket, 3) is None
+    assert used.exists()
+    assert unused.exists()
+
+
+def test_a_model_larger_than_the_volume_removes_nothing(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = shared(tmp_path, models=9)
+    first = fetch(cache, bucket, 1)
+    assert first
+    forget_leases(tmp_path)
+    monkeypatch.setattr(shared_entries, "free_bytes", lambda _: MODEL_SIZE // 2)
+    bucket.put("more.json", b"x" * MODEL_SIZE)
+    assert fetch(cache, bucket, 2) is None
+    assert first.exists()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["used", "downloaded"])
+def test_the_clock_of_a_node_whose_pod_is_alive_may_be_wrong(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Some network file systems take a file's time from the node that touches it."""
+    cache = shared(tmp_path, models=1.5)
+    found = fetch(cache, bucket, 1)
+    assert found
+    kept = found.parent
+    (sign,) = (tmp_path / "leases").iterdir()
+    shared_leases._OWN.clear()
+    if begun:
+        sign = sign.rename(tmp_path / "locks" / kept.name)
+        kept = kept.rename(kept.with_name(f"{kept.name}.partial"))
+    os.utime(sign, (1000, 1000))
+    touch = SimpleNamespace(sleep=lambda _: os.utime(sign, (1060, 1060)))
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_entries, "time", touch)
+        assert fetch(cache, bucket, 2) is None
+    assert kept.exists()
+    assert fetch(cache, bucket, 3), "nobody touches it any more"
+    assert not kept.exists()
 
 
 def test_a_lease_that_nobody_touches_counts_no_more(bucket: Bucket, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,18 +218,25 @@ def used_bytes(shelf: Shelf) -> int:
 
 def make_space(shelf: Shelf, key: str, needed: int, *, bound: int, now: float, dead_seconds: float) -> None:
     """Removes the models that were not used for the longest time until `needed` bytes more are within the bound, and
-    on the volume. CacheFull if that cannot be reached without one that is in use. Under the lock `space`."""
+    on the volume. CacheFull, and nothing is removed, if that cannot be reached without one that is in use. Under the
+    lock `space`."""
+    if needed > bound:
+        raise CacheFull(f"the model has more bytes than its bound, {bound / 1e9:.1f} GB")
     for old in (shelf.root / "trash").iterdir():
         shutil.rmtree(old, ignore_errors=True)
     entries = [each for each in _entries(shelf) if each.path != shelf.partial(key)]
     taken, more = sum(each.size for each in entries), needed - size_of(shelf.partial(key))
-    candidates = iter(sorted(entries, key=lambda each: each.last_use))
+    if taken + needed <= bound and more <= free_bytes(shelf.root):
+        return
+    unused = _unused(shelf, entries, now=now, dead_seconds=dead_seconds)
+    most = free_bytes(shelf.root) + sum(size_of(each.path / FILES) for each in unused)
+    if unused and (taken - sum(each.size for each in unused) + needed > bound or more > most):
+        raise CacheFull("too little space for the model, even without all models that no run uses")
+    candidates = iter(sorted(unused, key=lambda each: each.last_use))
     while taken + needed > bound or more > free_bytes(shelf.root):
-        if needed > bound:
-            raise CacheFull(f"the model has more bytes than its bound, {bound / 1e9:.1f} GB")
         if (oldest := next(candidates, None)) is None:
             raise CacheFull("full, and every model in it is in use")
-        if _removed(shelf, oldest, now=now, dead_seconds=dead_seconds):
+        if _removed(shelf, oldest):
             taken -= oldest.size
 
 
@@ -254,6 +262,10 @@ class _Entry:
     def key(self) -> str:
         return self.path.name.removesuffix(PARTIAL)
 
+    @property
+    def partial(self) -> bool:
+        return self.path.name.endswith(PARTIAL)
+
 
 def _entries(shelf: Shelf) -> list[_Entry]:
     found = []
@@ -265,33 +277,42 @@ def _entries(shelf: Shelf) -> list[_Entry]:
     return found
 
 
-def _removed(shelf: Shelf, entry: _Entry, *, now: float, dead_seconds: float) -> bool:
+def _unused(shelf: Shelf, entries: Iterable[_Entry], *, now: float, dead_seconds: float) -> list[_Entry]:
+    """Those that no run uses or downloads; leases of runs that died are removed. Some file systems take times from the
+    writer's clock, which may be wrong. So a lease or lock that looks old is watched for `dead_seconds`: if its time
+    changes, a process still touches it."""
+    before = {each: _signs(shelf, each) for each in entries}
+    idle = []
+    for each, signs in before.items():
+        oldest = now - (dead_seconds if each.partial else LEASE_SECONDS)
+        if all(seen <= oldest for seen in signs.values()):
+            idle.append(each)
+    if any(before[each] for each in idle):
+        time.sleep(dead_seconds)
+    unused = [each for each in idle if not _signs(shelf, each).items() - before[each].items()]
+    for lease in (lease for each in unused if not each.partial for lease in before[each]):
+        lease.unlink(missing_ok=True)
+    return unused
+
+
+def _signs(shelf: Shelf, entry: _Entry) -> dict[Path, float]:
+    """Times of the files that the users of a model touch: leases, or the lock of a download."""
+    files = [shelf.lock(entry.key)] if entry.partial else shelf.leases.glob(f"{entry.key}.*")
+    return {file: seen for file in files if (seen := _time(file))}
+
+
+def _removed(shelf: Shelf, entry: _Entry) -> bool:
     """A user makes a lease first and looks for the model then. So one that is renamed and has no lease is unused."""
-    if entry.path.name.endswith(PARTIAL):
-        if _time(shelf.lock(entry.key)) > now - dead_seconds:
-            return False
+    if entry.partial:
         shelf.discard(entry.path)
         return True
-    if leased(shelf, entry.key, now=now):
-        return False
     aside = shelf.root / "trash" / f"{entry.key}.{secrets.token_hex(4)}"
     entry.path.rename(aside)
-    if leased(shelf, entry.key, now=now):
+    if any(shelf.leases.glob(f"{entry.key}.*")):
         aside.rename(entry.path)
         return False
     shutil.rmtree(aside, ignore_errors=True)
     return True
-
-
-def leased(shelf: Shelf, key: str, *, now: float) -> bool:
-    """Whether a run uses the model. Leases of those that died are removed."""
-    alive = False
-    for lease in shelf.leases.glob(f"{key}.*"):
-        if _time(lease) > now - LEASE_SECONDS:
-            alive = True
-        else:
-            lease.unlink(missing_ok=True)
-    return alive
 
 
 def _time(path: Path) -> float:
