@@ -195,6 +195,7 @@ def test_a_tracker_that_fails_is_tried_again_with_all_points_in_order_and_named_
     _until(lambda: tracker.steps == [1, 2, 3, 4, 5])
     background.log(points(6))
     background.leave(Ending.interrupted)
+    background.wait()
     assert (tracker.steps, tracker.ends, tracker.starts) == ([1, 2, 3, 4, 5, 6], [Ending.interrupted], 1)
     opened, failed = said
     assert opened == "Demo: here"
@@ -207,6 +208,7 @@ def test_a_tracker_that_hangs_is_left_behind() -> None:
     background = Background("Demo", Recorded(until=gate), said.append, patience=0.01)
     background.log(points(1))
     background.finish(Outcome(1))
+    background.wait()
     assert said == ["Demo: no answer within 0.01 s; the end of this run is not logged there"]
     gate.set()
 

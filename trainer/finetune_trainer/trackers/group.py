@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -52,12 +53,17 @@ class Trackers:
     def finish(self, outcome: Outcome) -> None:
         for tracker in self.each:
             tracker.finish(outcome)
-        self.each = ()
+        self._end()
 
     def leave(self, ending: Ending) -> None:
         """Of an attempt without a result; does nothing after `finish`."""
         for tracker in self.each:
             tracker.leave(ending)
+        self._end()
+
+    def _end(self) -> None:
+        for tracker in self.each:
+            tracker.wait()
         self.each = ()
 
 
@@ -79,9 +85,9 @@ def opened(run: TrackedRun, environ: Mapping[str, str], say: Callable[[str], Non
 
 
 def _patience(environ: Mapping[str, str]) -> float:
-    """Seconds; the default for what is not a number."""
+    """Seconds, at most as many as a thread can wait; the default for what is not a number."""
     try:
-        return max(0.0, float(environ.get(names.ENV_TRACKER_SECONDS, PATIENCE)))
+        return min(max(0.0, float(environ.get(names.ENV_TRACKER_SECONDS, PATIENCE))), threading.TIMEOUT_MAX)
     except ValueError:
         return PATIENCE
 

@@ -7,6 +7,7 @@ MLFLOW_EXPERIMENT_NAME is used, and made if it does not exist.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,8 +35,11 @@ class MLflow:
         self._id = ""
         self._logged = -1
         """The last step that an earlier attempt has logged."""
+        self._times: dict[int, int] = {}
+        """Of the steps that are being logged, in milliseconds."""
 
     def start(self) -> str:
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that is in it
         from mlflow.tracking import MlflowClient
 
         uri = self._environ["MLFLOW_TRACKING_URI"]
@@ -68,13 +72,14 @@ class MLflow:
         return made
 
     def log(self, points: Sequence[Point]) -> None:
-        now = int(time.time() * 1000)
-        new = [(point.step, point.values) for point in points if point.step > self._logged]
-        self._send([(step, name, value) for step, values in new for name, value in values.items()], now)
+        """Called again with the same points, it sends the same times: to MLflow's databases that is the same value."""
+        now = _now()
+        new = [point for point in points if point.step > self._logged]
+        self._send([(self._times.setdefault(point.step, now), point) for point in new])
+        self._times.clear()
 
     def finish(self, outcome: Outcome) -> None:
-        now = int(time.time() * 1000)
-        self._send([(outcome.step, name, value) for name, value in outcome.values.items()], now)
+        self._send([(_now(), Point(outcome.step, outcome.values))])
         for name, word in outcome.words.items():
             self._client.set_tag(self._id, f"finetune.{name.replace('/', '.')}", word[:_MOST_CHARACTERS])
         self._client.set_terminated(self._id, "FAILED" if outcome.words.get("refused") else "FINISHED")
@@ -82,13 +87,17 @@ class MLflow:
     def leave(self, ending: Ending) -> None:
         self._client.set_terminated(self._id, _STATUS[ending])
 
-    def _send(self, values: Sequence[tuple[int, str, float]], now: int) -> None:
-        """Logged twice, the same value at the same step and time is one value: a failed call can be repeated."""
+    def _send(self, timed: Sequence[tuple[int, Point]]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, now, step) for step, name, value in values]
+        metrics = [Metric(name, value, at, point.step) for at, point in timed for name, value in point.values.items()]
         for start in range(0, len(metrics), _MOST_METRICS):
             self._client.log_batch(self._id, metrics=metrics[start : start + _MOST_METRICS])
+
+
+def _now() -> int:
+    """Milliseconds, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def _experiment(client: Any, name: str) -> str:

@@ -3,11 +3,14 @@ WANDB_BASE_URL, WANDB_DIR, …) hold as everywhere.
 
 The id of the run is the job's UID, so that all attempts of a job are one run, also those that are synchronised later
 (WANDB_MODE=offline). Neither code nor console output nor the command line is sent, only what is logged here, and the
-usage of the machine that Weights & Biases measures by itself.
+usage of the machine that Weights & Biases measures by itself. The package's reports of its own errors are off unless
+WANDB_ERROR_REPORTING says otherwise: they go to the vendor wherever the server is, and each failed start leaves two
+threads and more than a megabyte.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +34,7 @@ class WeightsAndBiases:
         """The last step that an earlier attempt has logged, as far as known."""
 
     def start(self) -> str:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read by the import
         import wandb
 
         run = self._run
