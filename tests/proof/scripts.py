@@ -52,6 +52,7 @@ class Example:
     rows: Sequence[dict[str, str]]
     writes: str
     """A file that proves that it saved its result."""
+    options: Sequence[str] = ("--pairs=rows.jsonl",)
 
 
 EXAMPLES = (
@@ -62,6 +63,12 @@ EXAMPLES = (
             for n in range(ROWS)
         ],
         "adapter_model.safetensors",
+    ),
+    Example(
+        "grpo.py",
+        [{"prompt": f"Where is parcel {n}?", "answer": str(n)} for n in range(ROWS // 4)],
+        "adapter_model.safetensors",
+        ("--prompts=rows.jsonl", "--tokens=16"),
     ),
     Example(
         "embeddings.py",
@@ -99,7 +106,7 @@ def trained(example: Example, python: Path, folder: Path) -> str:
     tiny_model(folder / "model")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in example.rows))
     (folder / example.script).write_bytes((ROOT / "examples" / example.script).read_bytes())
-    command = ["python", example.script, "--model=model", "--pairs=rows.jsonl", "--output=out"]
+    command = ["python", example.script, "--model=model", "--output=out", *example.options]
     spec = {"command": command, "processesPerNode": 2}
     job = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "mine"}, "spec": spec}
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
