@@ -176,6 +176,11 @@ BAD = (
         "embeddings of vocabulary have none"),
     Bad("new tokens among other adapters", {"spec.vocabulary": {"mine": True}, "spec.output.switchTest": ["s3://corp/a"]}, "spec",
         "output.switchTest needs adapters of one base model, and vocabulary makes another base model"),
+    *(Bad(f"new tokens with the guard {name}",
+          {"spec.vocabulary": {"mine": True}, "spec.guards": {name: bound}, "spec.data.general": {"uri": "s3://corp/g.txt"},
+           "spec.data.slices": [{"name": "a", "uri": "s3://corp/a.jsonl"}], "spec.data.test": {"uri": "s3://corp/t.jsonl"}},
+          "spec", "compare with the base model, which vocabulary extends by embeddings that are not trained yet")
+      for name, bound in (("minGain", 0.01), ("forgetting", {}), ("slices", {}), ("calibration", {}), ("collapse", {}))),
     Bad("new tokens of another base", {"spec.vocabulary": {"mine": True}, "spec.evaluation": {"klToBase": True}}, "spec",
         "evaluation.klToBase compares tokens with the base model's, which vocabulary changes"),
     Bad("a ladder without auto", {"spec.ladder": {"minGain": 0.02}}, "spec", "ladder is only for method.type auto"),

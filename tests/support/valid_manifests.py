@@ -176,13 +176,19 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
             "spec.vocabulary": {"terms": ["STEMI", "心電図", "acute care"], "mine": True, "maxNewTokens": 64},
             "spec.method": {"type": "qlora", "qlora": {"rank": 8}},
             "spec.strategy": {"type": "fsdp"},
+            "spec.guards": {"generation": {"minStops": 0.9}},
         },
         None,
     ),
     ("new tokens of a whole model", {"spec.vocabulary": {"mine": True}, "spec.method": {"type": "full"}}, None),
     (
         "existing rows",
-        {"spec.vocabulary": {"terms": ["STEMI"], "existingRows": True}, "spec.regularization": {}},
+        {
+            "spec.vocabulary": {"terms": ["STEMI"], "existingRows": True},
+            "spec.regularization": {},
+            "spec.guards": {"forgetting": {}},
+            "spec.data.general": {"uri": "s3://corp/general.jsonl"},
+        },
         None,
     ),
     (
