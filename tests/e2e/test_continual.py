@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.measurements import Measurement
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.report.record import RunRecord, decode
+from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.manifest import Manifest
 from finetune_trainer.store.sequence import Sequence
 from finetune_trainer.train.reporter import Reporter
+from finetune_trainer.train.run import run
 from finetune_trainer.train.state import State, Step
 from finetune_trainer.transfer.records import decode as records_of
 from tests.support.task_sequence import output, plan, refused, task, trained
@@ -259,8 +263,9 @@ def test_an_artifact_of_another_base_model_is_refused(small: Path) -> None:
     assert "Set model.uri: file:" in caught.value.hint
 
 
-def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path) -> None:
-    """Its URI is in the earlier artifact, where no policy has seen it."""
+def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its URI is in the earlier artifact, where no policy has seen it, and which may be another one after the
+    preflight."""
     spec = task(small, "next", seed=1, after="small")
     here = plan("next", spec).model_copy(update={"uri_prefixes": (small.as_uri(),)})
     check(here, cache=small / "cache")
@@ -268,6 +273,9 @@ def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path) -> None
     with pytest.raises(FinetuneError, match=r"heldout.jsonl is not allowed by the admin's policy") as caught:
         check(elsewhere, cache=small / "cache")
     assert caught.value.reason is Reason.InvalidSpec
+    monkeypatch.setenv(names.ENV_CACHE, str(small / "cache"))
+    with pytest.raises(FinetuneError, match=r"heldout.jsonl is not allowed by the admin's policy"):
+        run(elsewhere, RunDir(small / "runs" / "elsewhere"), dict(os.environ))
 
 
 def test_a_stopped_job_continues_from_where_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

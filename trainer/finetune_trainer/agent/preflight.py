@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finetune_api import names
-from finetune_api.admin_policy import begins_with
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.logs import JobLog
 from finetune_api.plan import RunPlan
@@ -177,8 +176,7 @@ def _output_and_model(plan: RunPlan, *, cache: Path) -> tuple[LocalModel, Earlie
     output = open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT)
     check_output(output, plan.job, overwrite=spec.output.overwrite)
     output.check_writable()
-    earlier = earlier_of(spec, cache=cache)
-    _check_allowed(earlier, plan)
+    earlier = earlier_of(spec, cache=cache, allowed=plan.uri_prefixes)
     if earlier is None:
         model = resolve_model(spec.model, cache=cache, tell=_tell)
     else:
@@ -189,21 +187,6 @@ def _output_and_model(plan: RunPlan, *, cache: Path) -> tuple[LocalModel, Earlie
     for line in check_weights(model.path):
         _tell(line)
     return model, earlier
-
-
-def _check_allowed(earlier: Earlier | None, plan: RunPlan) -> None:
-    """InvalidSpec for test data of earlier tasks outside of what the admin allows: its URIs are not in the manifest,
-    and so the operator has not seen them."""
-    if earlier is None or earlier.sequence is None or not plan.uri_prefixes:
-        return
-    for task in earlier.sequence.tasks:
-        if not any(begins_with(task.test.uri, prefix) for prefix in plan.uri_prefixes):
-            raise FinetuneError(
-                Reason.InvalidSpec,
-                f"continueFrom: the test data of the earlier task {task.name} is measured again, and {task.test.uri} "
-                "is not allowed by the admin's policy",
-                f"Ask for it, or continue from an artifact with data below {', '.join(plan.uri_prefixes)}.",
-            )
 
 
 def _check_tasks(earlier: Earlier, datasets: Datasets, model: LocalModel, *, cache: Path) -> None:

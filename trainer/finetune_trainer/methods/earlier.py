@@ -10,10 +10,12 @@ compared with the digests there, and of an adapter's configuration only numbers 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api import names
+from finetune_api.admin_policy import begins_with
 from finetune_api.continuing import STACKED
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.measurements import MOST_TASKS
@@ -88,15 +90,18 @@ class Earlier:
             )
 
 
-def earlier_of(spec: FineTuneJobSpec, *, cache: Path) -> Earlier | None:
+def earlier_of(spec: FineTuneJobSpec, *, cache: Path, allowed: Collection[str] | None = None) -> Earlier | None:
     """None without spec.continueFrom. ModelNotFound without an artifact there; DataUnreadable for one that is damaged;
-    ModelUnsupported for one that this job cannot start from; the store's errors."""
+    ModelUnsupported for one that this job cannot start from; InvalidSpec for one with test data outside of `allowed`,
+    the admin's prefixes of URIs, if there are any; the store's errors."""
     if spec.continue_from is None:
         return None
     folder = open_folder(spec.continue_from, prefix=names.PREFIX_OUTPUT)
     manifest, record = _read(folder)
     _check_base(folder.uri, record, spec)
     sequence = manifest.continual or _first(record, folder.uri)
+    if sequence and allowed:
+        _check_allowed(sequence, allowed)
     if sequence and len(sequence.tasks) >= MOST_TASKS and spec.data.test is not None:
         raise FinetuneError(
             Reason.ModelUnsupported,
@@ -140,6 +145,18 @@ def _check_base(uri: str, record: RunRecord, spec: FineTuneJobSpec) -> None:
             f"continueFrom: the artifact in {uri} was trained from {trained}, and model.uri is {wanted}",
             f"Set model.uri: {trained}.",
         )
+
+
+def _check_allowed(sequence: Sequence, allowed: Collection[str]) -> None:
+    """The URIs of earlier tasks are not in the manifest, and so the operator has not seen them."""
+    for task in sequence.tasks:
+        if not any(begins_with(task.test.uri, prefix) for prefix in allowed):
+            raise FinetuneError(
+                Reason.InvalidSpec,
+                f"continueFrom: the test data of the earlier task {task.name} is measured again, and {task.test.uri} "
+                "is not allowed by the admin's policy",
+                f"Ask for it, or continue from an artifact with data below {', '.join(allowed)}.",
+            )
 
 
 def _whole(uri: str, manifest: Manifest, record: RunRecord, spec: FineTuneJobSpec) -> str:

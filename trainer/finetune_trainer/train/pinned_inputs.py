@@ -38,14 +38,16 @@ class Inputs:
     gang: Gang
     store: CheckpointStore | None
     """Set on rank 0; None elsewhere."""
+    allowed: tuple[str, ...] | None = None
+    """What the admin lets the URIs of earlier tasks begin with; None: anything."""
 
     @classmethod
     def of(cls, plan: RunPlan, gang: Gang, output: Folder) -> Inputs:
-        return cls(gang, CheckpointStore(output, plan.job) if gang.place.first else None)
+        return cls(gang, CheckpointStore(output, plan.job) if gang.place.first else None, plan.uri_prefixes)
 
     def earlier(self, spec: FineTuneJobSpec, *, cache: Path) -> Earlier | None:
         """Errors of earlier_of, and DataChanged."""
-        found = earlier_of(spec, cache=cache)
+        found = earlier_of(spec, cache=cache, allowed=self.allowed)
         if found is not None:
             check_digests({found.uri: found.digest}, self._first(_EARLIER, {found.uri: found.digest}))
         return found
