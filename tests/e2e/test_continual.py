@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from finetune_api.measurements import Measurement
 from finetune_trainer.agent.preflight import check
 from finetune_trainer.report.record import RunRecord, decode
 from finetune_trainer.rundir import RunDir
-from finetune_trainer.store.manifest import Manifest
+from finetune_trainer.store.folder import digest_of
+from finetune_trainer.store.manifest import Manifest, entries
 from finetune_trainer.store.sequence import Sequence
 from finetune_trainer.train.reporter import Reporter
 from finetune_trainer.train.run import run
@@ -217,12 +219,34 @@ def _no_rows(folder: Path) -> None:
     (folder.parents[1] / "data" / folder.name / "heldout.jsonl").unlink()
 
 
+def _config(**changes: Any) -> Callable[[Path], None]:
+    """Another adapter_config.json, which the manifest names."""
+
+    def damage(folder: Path) -> None:
+        content = json.dumps(json.loads((folder / "adapter_config.json").read_bytes()) | changes).encode()
+        (folder / "adapter_config.json").write_bytes(content)
+        found = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+        files = {**found.files, **entries({"adapter_config.json": digest_of(content)})}
+        (folder / "manifest.json").write_bytes(found.model_copy(update={"files": files}).encode())
+
+    return damage
+
+
 DAMAGES: dict[str, tuple[Any, Reason, str]] = {
     "no artifact": (_without_manifest, Reason.ModelNotFound, "there is no artifact"),
     "not a manifest": (_not_json, Reason.DataUnreadable, "is not a manifest"),
     "a manifest without end": (_large, Reason.DataUnreadable, "bytes"),
     "another record": (_other_record, Reason.DataUnreadable, "run.json is not the file that"),
     "other weights": (_other_weights, Reason.DataUnreadable, "adapter_model.safetensors is not the file that"),
+    "a rank of its own": (_config(r=512), Reason.ModelUnsupported, r"says rank 512, and .*lora_A.weight is \(4, "),
+    "a rank in words": (_config(r="4"), Reason.ModelUnsupported, "adapter_config.json: r: Input should be a valid int"),
+    "a rank without end": (_config(r=10**9), Reason.ModelUnsupported, "rank 1000000000 is more than 512"),
+    "no scale": (_config(lora_alpha=None), Reason.ModelUnsupported, "adapter_config.json: lora_alpha: Input should be"),
+    "layers by a pattern": (
+        _config(target_modules=".*"),
+        Reason.ModelUnsupported,
+        "adapter_config.json: target_modules",
+    ),
     "other test rows": (_other_rows, Reason.DataChanged, "has 23 rows and had 24, 23 of them in both"),
     "no test rows": (_no_rows, Reason.DataNotFound, "the test data of the earlier task small is measured again"),
 }
@@ -253,6 +277,25 @@ def test_a_damaged_artifact_is_refused_before_anything_is_trained(
     finally:
         shutil.rmtree(small)
         kept.rename(small)
+
+
+def test_a_whole_model_that_is_not_the_committed_one_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one bit in the middle of its weights, and by weights that were added."""
+    whole = task(small, "whole", method=FULL, training={"maxSteps": 1, "batchSize": 8})
+    trained(small, "whole", whole, monkeypatch)
+    after, weights = task(small, "next", seed=1, after="whole"), output(small, "whole") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(FinetuneError, match=r"whole/model.safetensors is not the file that") as caught:
+        refused(small, "next", after)
+    assert caught.value.reason is Reason.DataUnreadable
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    refused(small, "next", after)
+    shutil.copyfile(weights, weights.with_name("consolidated.safetensors"))
+    with pytest.raises(FinetuneError, match=r"whole/consolidated.safetensors is not the file that"):
+        refused(small, "next", after)
 
 
 def test_an_artifact_of_another_base_model_is_refused(small: Path) -> None:

@@ -183,6 +183,7 @@ def _output_and_model(plan: RunPlan, *, cache: Path) -> tuple[LocalModel, Earlie
         model = resolve_model(earlier.source, cache=cache, prefix=earlier.prefix, tell=_tell)
         earlier.check_model(model)
         _tell(earlier.told())
+        earlier.check_files(model)
     _tell(f"model {model.uri}" + (f" at {model.revision}" if model.revision else ""))
     for line in check_weights(model.path):
         _tell(line)

@@ -16,5 +16,6 @@ merged     base and adapter as one model          servable   what serves an expo
 source     the base model's files, for what did not train
 lean       PEFT without bitsandbytes
 earlier    the artifact that a run continues from        stacked    its adapter, frozen under the one that trains
+frozen_adapter  what is read of that adapter's files, and why nothing can be trained on top of it
 peft_layout  PEFT around a network, and its layout on disk
 """

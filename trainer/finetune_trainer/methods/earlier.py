@@ -9,7 +9,6 @@ compared with the digests there, and of an adapter's configuration only numbers 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,14 @@ from finetune_trainer.data.cache import kept
 from finetune_trainer.report.record import RECORD_FILE, RunRecord, decode
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, digest_of
-from finetune_trainer.store.headers import file_header
 from finetune_trainer.store.manifest import MANIFEST, Manifest
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sequence import Sequence, Task, held_out
 
+from .frozen_adapter import FILES, unfit
 from .merged import FOLDER as MERGED
-from .servable import against_lora
 
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _LARGEST = {MANIFEST: 16 << 20, RECORD_FILE: 64 << 20}
 """Bytes that are read of a file that is held in memory."""
 _OTHER = "Name the output.uri of a job that succeeded."
@@ -78,6 +75,17 @@ class Earlier:
             f"has {local.revision}",
             f"Set model.revision: {trained}.",
         )
+
+    def check_files(self, local: LocalModel) -> None:
+        """DataUnreadable where a whole model is not the one that was committed. Reads every byte of it."""
+        if self.adapter is not None:
+            return
+        inside = "" if self.source.uri == self.uri else f"{MERGED}/"
+        for file in sorted(local.path.iterdir()):
+            entry = self.manifest.files.get(inside + file.name)
+            other = entry is not None and digest_of(file) != entry.digest
+            if other or (entry is None and file.suffix == ".safetensors"):
+                raise _not_as_committed(self.uri, inside + file.name)
 
     def check_tokenizer(self, digest: str) -> None:
         """ModelUnsupported where the earlier job had another tokenizer, and so another model, under the same URI."""
@@ -128,7 +136,7 @@ def _read(folder: Folder) -> tuple[Manifest, RunRecord]:
         manifest = read_manifest(folder)
         content = folder.read(RECORD_FILE)
         if RECORD_FILE not in manifest.files or digest_of(content) != manifest.files[RECORD_FILE].digest:
-            raise _not_as_committed(folder, RECORD_FILE)
+            raise _not_as_committed(folder.uri, RECORD_FILE)
         return manifest, decode(content)
     except NotFound:  # removed in between
         raise FinetuneError(Reason.ModelNotFound, f"{where}: there is no artifact", _OTHER) from None
@@ -183,17 +191,16 @@ def _whole(uri: str, manifest: Manifest, record: RunRecord, spec: FineTuneJobSpe
 
 def _adapter(folder: Folder, manifest: Manifest, cache: Path) -> Path:
     """Its files in the cache, as they were committed."""
-    if missing := [name for name in _ADAPTER if name not in manifest.files]:
-        raise _not_as_committed(folder, missing[0])
+    if missing := [name for name in FILES if name not in manifest.files]:
+        raise _not_as_committed(folder.uri, missing[0])
 
     def fill(target: Path) -> None:
-        for name in _ADAPTER:
+        for name in FILES:
             if folder.download(name, target / name) != manifest.files[name].digest:
-                raise _not_as_committed(folder, name)
+                raise _not_as_committed(folder.uri, name)
 
     with kept(cache / "adapters" / manifest.digest[:32], fill) as path:
-        config = json.loads((path / _ADAPTER[0]).read_bytes())
-        reasons = tuple(against_lora(config, sorted(file_header(path / _ADAPTER[1]).tensors)))
+        reasons = tuple(unfit(path))
     if reasons:
         raise FinetuneError(
             Reason.ModelUnsupported,
@@ -213,9 +220,9 @@ def _first(record: RunRecord, uri: str) -> Sequence | None:
     return Sequence(tasks=(task,), scores=((scores,),), base=(None,))
 
 
-def _not_as_committed(folder: Folder, name: str) -> FinetuneError:
+def _not_as_committed(uri: str, name: str) -> FinetuneError:
     return FinetuneError(
         Reason.DataUnreadable,
-        f"continueFrom: {folder.uri}/{name} is not the file that the artifact's manifest names",
-        f"See `finetune verify {folder.uri}`.",
+        f"continueFrom: {uri.rstrip('/')}/{name} is not the file that the artifact's manifest names",
+        f"See `finetune verify {uri}`.",
     )

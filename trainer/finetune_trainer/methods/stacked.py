@@ -12,7 +12,6 @@ so servers load it as they load any LoRA adapter. Layers that only one of the tw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 
+from .frozen_adapter import FrozenAdapter
 from .lean import lean_peft
 from .peft_layout import write_adapter
 
@@ -39,15 +39,15 @@ def stack(adapter: Any, folder: Path) -> None:
     with lean_peft():
         from peft import LoraConfig
 
-    found = json.loads((folder / "adapter_config.json").read_bytes())
+    found = FrozenAdapter.read(folder)
     own = adapter.peft_config["default"]
-    blocks = _both(found.get("layers_to_transform"), own.layers_to_transform)
+    blocks = _both(found.layers_to_transform, own.layers_to_transform)
     # Nothing else of what was written is taken: PEFT would read files and more by some of its settings.
     config = LoraConfig(
-        r=found["r"],
-        lora_alpha=found["lora_alpha"],
-        use_rslora=bool(found.get("use_rslora")),
-        target_modules=sorted({*found["target_modules"], *own.target_modules}),
+        r=found.r,
+        lora_alpha=cast(int, found.lora_alpha),  # PEFT divides by it, and no more
+        use_rslora=found.use_rslora,
+        target_modules=sorted({*found.target_modules, *own.target_modules}),
         layers_to_transform=blocks,
         layers_pattern=own.layers_pattern if blocks else None,
         task_type="CAUSAL_LM",
@@ -127,7 +127,7 @@ def both_factors(module: Any, *, scale: float, ranks: dict[str, int]) -> tuple[T
     return torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], dim=1)
 
 
-def _both(one: list[int] | None, other: list[int] | None) -> list[int] | None:
+def _both(one: tuple[int, ...] | None, other: list[int] | None) -> list[int] | None:
     """Blocks that either adapts; None: all."""
     return None if one is None or other is None else sorted({*one, *other})
 
