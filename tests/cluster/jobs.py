@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from finetune_api import names
+from finetune_operator.kube.resources import FINETUNEJOBS, PODS
 from tests.cluster.rig import S3, Rig, apply_host_trees, host_trees, job_volumes
 from tests.cluster.rig.host_trees import IMAGE
 from tests.support.tiny_model import tiny_corpus, tiny_model
@@ -62,13 +64,18 @@ class Place:
         self.rig.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(job))
 
     def get(self, name: str) -> Json:
-        return self.rig.get("finetunejob", name, "-n", self.namespace)
+        return self.rig.read(FINETUNEJOBS.path(self.namespace, name))
 
     def status(self, name: str) -> Json:
         return self.get(name).get("status", {})
 
     def pods(self, name: str) -> list[Json]:
-        return self.rig.get("pods", "-n", self.namespace, "-l", f"finetune.dev/job-name={name}")["items"]
+        of_the_job = f"{names.LABEL_JOB}={name}"
+        return list(self.rig.read(PODS.path(self.namespace), labelSelector=of_the_job)["items"])
+
+    def log(self, pod: str) -> str:
+        """What a pod has printed; nothing while its container does not run."""
+        return self.rig.log(pod, self.namespace)
 
     def wait(self, name: str, ready: Callable[[Json], bool], *, what: str, seconds: float = 600) -> Json:
         """The status, as soon as `ready` says so; else fails with everything that a person would look at."""

@@ -39,7 +39,7 @@ READ_JOBS = [
 
 
 def _pods(rig: Rig, namespace: str) -> list[dict]:
-    return rig.get("pods", "-n", namespace)["items"]
+    return rig.read(f"/api/v1/namespaces/{namespace}/pods")["items"]
 
 
 def test_the_job_controller_makes_pods_that_nobody_schedules(control_plane: Rig, namespace: str) -> None:

@@ -197,8 +197,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_when_its_queue_lets_it(
 
     place.wait("queued", lambda s: s.get("phase") == "Running", what="its second turn")
     first = next(pod["metadata"]["name"] for pod in place.pods("queued") if node(pod) == "0")
-    log = lambda: place.rig.kubectl("logs", first, "-n", place.namespace, check=False)  # noqa: E731
-    place.rig.wait_until(lambda: "resuming after step" in log(), what="it resumes")
+    place.rig.wait_until(lambda: "resuming after step" in place.log(first), what="it resumes")
     status = finish(place, "queued")
     assert (status["attempt"], status["restarts"]["counted"]) == (1, 0)
     assert status["lastFailure"]["reason"] == "Preempted"

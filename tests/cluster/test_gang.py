@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api import names
 from finetune_operator.gangs.native import KINDS
-from finetune_operator.kube.resources import Raw
+from finetune_operator.kube.resources import FINETUNEJOBS, PODS, Raw
 from tests.cluster.operator_process import ACCOUNT, CHECKOUT, SYSTEM, Operator
 from tests.cluster.rig import Rig
 from tests.support.kube_client import manifest
@@ -43,7 +43,7 @@ def gangs(cluster: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ri
 
 def nodes_of(rig: Rig, namespace: str, job: str) -> list[str]:
     """Of each pod of the FineTuneJob, its node; empty while it has none."""
-    pods = rig.get("pods", "-n", namespace, "-l", f"{names.LABEL_JOB}={job}")["items"]
+    pods = rig.read(PODS.path(namespace), labelSelector=f"{names.LABEL_JOB}={job}")["items"]
     return [pod["spec"].get("nodeName", "") for pod in pods]
 
 
@@ -77,7 +77,7 @@ def test_a_gang_gets_its_nodes_together_or_not_at_all(gangs: Rig, restricted_nam
     gangs.wait_until(lambda: len(nodes_of(gangs, restricted_namespace, "large")) == 2, what="the pods")
 
     def told() -> dict[str, str]:
-        status = gangs.get("finetunejob", "large", "-n", restricted_namespace).get("status", {})
+        status = gangs.read(FINETUNEJOBS.path(restricted_namespace, "large")).get("status", {})
         return status.get("lastFailure", {})
 
     gangs.wait_until(lambda: told().get("reason") == "Unschedulable", what="the scheduler's words")

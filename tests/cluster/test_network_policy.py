@@ -44,7 +44,7 @@ def knocking(rig: Rig, namespace: str, address: str) -> None:
 
 def heard(rig: Rig, namespace: str) -> str:
     """What it found last: of the agent's port, and of the rendezvous port."""
-    return rig.kubectl("logs", "knock", "-n", namespace, "--tail=1", check=False).strip()
+    return rig.log("knock", namespace, tailLines="1").strip()
 
 
 @pytest.mark.skipif(not has_nft(), reason="nftables: nft is not installed")

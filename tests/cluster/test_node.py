@@ -89,7 +89,8 @@ def finish(rig: Rig, namespace: str, name: str) -> str:
     """Waits for the Job's end and returns its pods' logs; a failed Job fails the test with them."""
 
     def ended() -> str | None:
-        conditions = rig.get("job", name, "-n", namespace).get("status", {}).get("conditions", [])
+        job = rig.read(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+        conditions = job.get("status", {}).get("conditions", [])
         true = {condition["type"] for condition in conditions if condition["status"] == "True"}
         return next((word for word in ("Complete", "Failed") if word in true), None)
 

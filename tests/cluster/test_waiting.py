@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from finetune_operator.kube.resources import FINETUNEJOBS
 from tests.cluster.operator_process import Operator
 from tests.cluster.rig import Rig
 from tests.cluster.rig.host_trees import IMAGE
@@ -21,7 +22,7 @@ def test_a_volume_of_a_secret_that_is_missing(cluster: Rig, operator: Operator, 
 
     def told() -> dict[str, str]:
         found: dict[str, str] = (
-            cluster.get("ftj", "a", "-n", restricted_namespace).get("status", {}).get("lastFailure", {})
+            cluster.read(FINETUNEJOBS.path(restricted_namespace, "a")).get("status", {}).get("lastFailure", {})
         )
         return found
 

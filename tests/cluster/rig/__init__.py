@@ -2,6 +2,7 @@
 
 Rooms, in the order in which a reader meets them:
     rig.py            `Rig`: what tests hold. Paths, kubeconfigs, `kubectl`, stop and start of one component
+    api.py            requests to the API server without kubectl, for what is asked often
     lifecycle.py      up, down, wipe, status; sessions that share one rig, the last one out stops it
     build.py          the table of programs and how each is built, once, into the cache
     machine.py        what this machine lacks, in words that a skipped test can show
