@@ -4,6 +4,7 @@
     python tools/check.py quick
 
 `quick`, for every edit, is the static checks and those unit tests that start no process (tests/support/quick.py).
+Integration and cluster tests run at the same time, since the first mostly wait; what the second print comes after them.
 A failing stage does not hide the ones after it; the exit code is 1 if any failed. The programs of the test cluster are
 built in the background, at the lowest priority, while the first stages run; a stage waits for those that it needs.
 Where CI=true, a skipped test that is not in tests/skips.toml counts as failed.
@@ -20,6 +21,8 @@ import tomllib
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.cluster.rig import build, machine  # noqa: E402  # tools/ is not a package that could be installed
-from tests.cluster.rig.state import Paths  # noqa: E402
+from tests.cluster.rig.state import Paths, port_range, shares  # noqa: E402
 from tests.support.quick import REASONS  # noqa: E402
 
 BIN = ROOT / ".venv" / "bin"
@@ -52,6 +55,10 @@ SUITES: dict[str, tuple[str, ...]] = {  # each suite, and the programs without w
 }
 TWO_AT_A_TIME = {"unit": "loadgroup", "e2e": "loadfile", "integration": "loadfile"}
 """Suites that run with two workers, and what stays on one of them. The cluster's node is one."""
+
+AT_ONCE = ("unit",), ("e2e",), ("integration", "cluster")
+"""Suites that run at the same time. Unit and e2e tests keep two cores busy by themselves; integration tests wait for
+timers and an API server most of their time. On an external cluster, all suites run one after the other."""
 
 PYTEST = """
 import atexit, os, sys, pytest
@@ -105,18 +112,18 @@ def main() -> int:
     if unknown := set(wanted) - {"static", *SUITES}:
         parser.error(f"no stage is called {', '.join(sorted(unknown))}; there are static, {', '.join(SUITES)}")
     REPORTS.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     outcomes: list[Outcome] = []
     with Preparation.begin([name for name in SUITES if name in wanted]) as preparation:
         if "static" in wanted:
             outcomes += [static(name, command) for name, command in STATIC]
         if {"unit", "e2e", "cluster"} & set(wanted):
             outcomes.append(static("model", ["python", "tools/models.py"]))
-        for name, programs in SUITES.items():
-            if name in wanted:
-                waited = preparation.wait_for(programs)
-                outcomes.append(replace(suite(name, quick=quick), waited=waited))
+        for names in [(name,) for name in SUITES] if EXTERNAL else AT_ONCE:
+            outcomes += at_once([name for name in names if name in wanted], preparation, quick=quick)
     listed = tomllib.loads(SKIPS.read_text())
-    return report(outcomes, summary(outcomes, listed=listed, strict=os.environ.get("CI") == "true"))
+    found = summary(outcomes, listed=listed, strict=os.environ.get("CI") == "true")
+    return report(outcomes, found, seconds=time.monotonic() - began)
 
 
 class Preparation:
@@ -170,6 +177,25 @@ class Preparation:
             self._process.wait()
 
 
+def at_once(names: list[str], preparation: Preparation, *, quick: bool) -> list[Outcome]:
+    """Runs the suites at the same time, each as soon as its programs are there. The first prints as it runs; what the
+    others print goes to a file, and follows when all have ended."""
+    if not names:
+        return []
+    logs = [None, *(REPORTS / f"{name}.log" for name in names[1:])]
+    ports = shares(port_range(), len(names))
+
+    def run(name: str, log: Path | None, own: range) -> Outcome:
+        waited = preparation.wait_for(SUITES[name])
+        return replace(suite(name, quick=quick, log=log, ports=own), waited=waited)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        outcomes = list(pool.map(run, names, logs, ports))
+    for log in filter(None, logs):
+        print(log.read_text(errors="replace"), flush=True)
+    return outcomes
+
+
 def static(name: str, command: list[str]) -> Outcome:
     print(f"== {name}: {' '.join(command)}", flush=True)
     began = time.monotonic()
@@ -177,11 +203,12 @@ def static(name: str, command: list[str]) -> Outcome:
     return Outcome(name=name, ok=done.returncode == 0, seconds=time.monotonic() - began)
 
 
-def suite(name: str, *, quick: bool = False) -> Outcome:
+def suite(name: str, *, quick: bool, log: Path | None, ports: range) -> Outcome:
+    """Runs a suite's tests. `log`: the file for what they print. `ports`: those of the suite's servers."""
     folder = ROOT / "tests" / name
     file = REPORTS / f"{name}.xml"
     file.unlink(missing_ok=True)
-    print(f"== {name} tests", flush=True)
+    print(f"== {name} tests{f', which print to {log}' if log else ''}", flush=True)
     began = time.monotonic()
     command = [BIN / "python", "-c", PYTEST, folder, f"--junitxml={file}", "--durations=8", "--durations-min=5"]
     if quick:
@@ -190,7 +217,9 @@ def suite(name: str, *, quick: bool = False) -> Outcome:
         command += ["-n", "2", "--dist", TWO_AT_A_TIME[name]]
     if name != "unit":
         command += ["-p", "no:hypothesispytest"]  # only unit tests draw examples
-    done = subprocess.run(command, cwd=ROOT, check=False)
+    environment = {**os.environ, "FINETUNE_RIG_PORTS": f"{ports.start}-{ports.stop - 1}"}
+    with log.open("wb") if log else nullcontext() as out:
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdout=out, stderr=out)
     seconds = time.monotonic() - began
     if not file.exists():
         return Outcome(name=name, ok=False, seconds=seconds, failed=1)
@@ -233,8 +262,9 @@ def summary(outcomes: list[Outcome], *, listed: Mapping[str, str], strict: bool)
     return Summary(passed=passed, failed=failed + strict * len(unproved), listed=by_list, unproved=unproved)
 
 
-def report(outcomes: list[Outcome], found: Summary) -> int:
-    print("\n== where the time went")
+def report(outcomes: list[Outcome], found: Summary, *, seconds: float) -> int:
+    """Prints how each stage went; `seconds` is what all took, some of them at the same time. Returns the exit code."""
+    print(f"\n== where the time went: {seconds / 60:.1f} minutes")
     for outcome in outcomes:
         counts = (
             f"{outcome.passed} passed, {outcome.failed} failed, {len(outcome.skipped)} skipped"

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.cluster.rig.state import PORT_RANGE, state_dir
+from tests.cluster.rig.state import port_range, shares, state_dir
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,9 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _rig_of_its_own(worker: str, workers: int) -> None:
-    share = len(PORT_RANGE) // workers
-    first = PORT_RANGE[int(worker.removeprefix("gw")) * share]
+    ports = shares(port_range(), workers)[int(worker.removeprefix("gw"))]
     os.environ |= {
         "FINETUNE_RIG_DIR": f"{state_dir()}-{worker}",
-        "FINETUNE_RIG_PORTS": f"{first}-{first + share - 1}",
+        "FINETUNE_RIG_PORTS": f"{ports.start}-{ports.stop - 1}",
     }

@@ -51,6 +51,19 @@ PORT_RANGE = range(20000, 32000)
 """Of servers on loopback."""
 
 
+def port_range() -> range:
+    """The ports of FINETUNE_RIG_PORTS=20000-25999, else all. Rigs that start at the same time could choose the same:
+    each is given a share."""
+    first, _, last = os.environ.get("FINETUNE_RIG_PORTS", f"{PORT_RANGE.start}-{PORT_RANGE.stop - 1}").partition("-")
+    return range(int(first), int(last) + 1)
+
+
+def shares(ports: range, count: int) -> list[range]:
+    """The ports in `count` equal ranges: shares(range(20000, 20010), 2) is [20000-20004, 20005-20009]."""
+    size = len(ports) // count
+    return [ports[number * size : (number + 1) * size] for number in range(count)]
+
+
 def cache_dir() -> Path:
     """The project's cache: FINETUNE_CACHE, else ~/.cache/finetune-operator."""
     return Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator").absolute()
@@ -148,13 +161,12 @@ class State:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, outside the range from which the kernel hands out clients' ports.
 
-    A port from the kernel's own range could be some client's by the time that its server is restarted. Rigs that start
-    at the same time could choose the same: FINETUNE_RIG_PORTS=20000-25999 gives one a part of the ports.
+    A port from the kernel's own range could be some client's by the time that its server is restarted.
     """
-    first, _, last = os.environ.get("FINETUNE_RIG_PORTS", f"{PORT_RANGE.start}-{PORT_RANGE.stop - 1}").partition("-")
+    ports = port_range()
     found: list[int] = []
     while len(found) < count:
-        port = secrets.choice(range(int(first), int(last) + 1))
+        port = secrets.choice(ports)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             if port not in found:
