@@ -104,6 +104,14 @@ def test_names_of_python_have_their_role() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("odd", ["\f", "# \v", "# \x1c", "# \x85", "# \u2028", "x = 1\r"])
+def test_only_what_python_takes_for_the_end_of_a_line_moves_labels(odd: str) -> None:
+    source = f"{odd}\n{SOURCE}"
+    for labels in (python_tokens, python_names):
+        found = [(source[span.start : span.end], span.label) for span in labels(source)]
+        assert found[-len(labels(SOURCE)) :] == [(SOURCE[span.start : span.end], span.label) for span in labels(SOURCE)]
+
+
 @pytest.mark.parametrize("source", ["def", "\0", "(" * 5000, "-" * 90_000 + "1", "a" + ".b" * 30_000, "x = '"])
 def test_what_is_not_python_has_no_labels_and_ends_nothing(tokenizer: Tokenizer, tmp_path: Path, source: str) -> None:
     rows = [{"text": SOURCE}] * 20
@@ -121,6 +129,8 @@ def test_what_is_not_python_has_no_labels_and_ends_nothing(tokenizer: Tokenizer,
         (_row(spans=[{"start": True, "end": 4, "label": "a"}]), "is not a labelled span"),
         (_row(spans=[{"start": 0, "end": 1}]), "is not a labelled span"),
         (_row(spans=[[0, 1, "a"]]), "is not a labelled span"),
+        ({"text": TEXT, "spans": 5}, "spans of the row are not a list"),
+        ({"text": TEXT, "spans": "noun"}, "spans of the row are not a list"),
     ],
 )
 def test_a_row_of_another_form_is_refused_by_its_line(

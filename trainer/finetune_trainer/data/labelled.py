@@ -146,8 +146,10 @@ def _made(make: Callable[[str], list[Span]], text: str) -> list[Span]:
 
 
 def _spans(row: Row, length: int) -> list[Span]:
-    found = []
-    for each in row.fields.get("spans") or ():
+    found, spans = [], row.fields.get("spans") or []
+    if not isinstance(spans, list):
+        raise row.problem(Reason.DataUnreadable, "the spans of the row are not a list", _FORM)
+    for each in spans:
         values = [each.get(name) for name in ("start", "end", "label")] if isinstance(each, dict) else [None]
         start, end, label = values if len(values) == 3 else (None, None, None)
         if type(start) is not int or type(end) is not int or not isinstance(label, str) or not 0 <= start < end:

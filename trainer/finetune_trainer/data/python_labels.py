@@ -12,6 +12,7 @@ import keyword
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def python_names(source: str) -> list[Span]:
     """One of FAULTS where the source is not Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd escapes in somebody else's strings
-        roles = dict(_roles(ast.parse(source), source.splitlines(keepends=True)))
+        roles = dict(_roles(ast.parse(source), _lines(source)))
     found, before = [], ""
     for kind, text, start, end in _tokens(source):
         if kind == tokenize.NAME and not keyword.iskeyword(text):
@@ -59,11 +60,17 @@ def _kind(kind: int, text: str) -> str:
 
 def _tokens(source: str) -> Iterator[tuple[int, str, int, int]]:
     """(kind, text, start, end) of all that have a text."""
-    starts = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
-    for each in tokenize.generate_tokens(io.StringIO(source, newline="").readline):
+    lines = _lines(source)
+    starts = [0, *accumulate(map(len, lines))]
+    for each in tokenize.generate_tokens(partial(next, iter(lines), "")):
         if each.type == tokenize.NAME or each.type in _KINDS:
             (first, column), (last, behind) = each.start, each.end
             yield each.type, each.string, starts[first - 1] + column, starts[last - 1] + behind
+
+
+def _lines(source: str) -> list[str]:
+    """As Python counts them: str.splitlines ends lines at form feeds and others, too."""
+    return list(io.StringIO(source, newline=""))
 
 
 def _roles(tree: ast.AST, lines: list[str]) -> Iterator[tuple[int, str]]:
