@@ -6,7 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from finetune_trainer.cli.main import main
 from finetune_trainer.report.html import render
 from finetune_trainer.report.record import Provenance
 from finetune_trainer.store.fingerprints import fingerprint_of
+from finetune_trainer.switching.artifacts import find_all
 from finetune_trainer.switching.files import CONFIG, WEIGHTS, Adapter, ServedBase, check
 from finetune_trainer.switching.pool import Pool, shapes_of
 from finetune_trainer.switching.protocol import prompts, switch_test
+from finetune_trainer.train import switched
 from tests.support.printed_json import conforms
 from tests.support.small_artifact import committed
 from tests.support.small_report import record
@@ -316,7 +319,47 @@ def test_the_command_refuses_bases_that_differ_and_artifacts_named_twice(
     assert main(["switch-test", first, other, *home]) == ExitCode.CONFIG
     assert "other weights of" in capsys.readouterr().err
     assert main(["switch-test", first, f"{first}/", *home]) == ExitCode.CONFIG
-    assert "named twice" in capsys.readouterr().err
+    assert "named twice" in " ".join(capsys.readouterr().err.split())  # lines are wrapped
+
+
+def test_adapters_whose_folders_have_the_same_name_keep_names_of_their_own(
+    base: Path, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("x/tone", "y/tone", "z/tone-1")]
+    for folder in folders:
+        folder.parent.mkdir()
+    named = [Path(artifact(folder, exported["tone"], base)).as_uri() for folder in folders]
+    found = [each.adapter.name for each in find_all(named, cache=tmp_path / "cache")]
+    assert found == ["tone-1", "tone-2", "tone-1-3"]
+    assert [each.adapter.name for each in find_all(named[1:], cache=tmp_path / "cache")] == ["tone", "tone-1"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (torch.OutOfMemoryError("tried to allocate 2 GiB"), "OutOfMemoryError: tried to allocate 2 GiB"),
+        (FinetuneError(Reason.DataNotFound, "there is no artifact in s3://a/b"), "there is no artifact in s3://a/b"),
+    ],
+)
+def test_what_goes_wrong_in_the_test_does_not_cost_the_run_its_artifact(
+    fault: Exception, reason: str, base: Path, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(switched, "find_all", fails)
+    network = SimpleNamespace(unload=lambda: network_of(base))
+    setup = SimpleNamespace(
+        spec=SimpleNamespace(output=SimpleNamespace(switch_test=("s3://a/b",))),
+        attached=SimpleNamespace(adapter=network),
+        trainer=SimpleNamespace(reporter=SimpleNamespace(phase=lambda *_: None, say=lambda _: None, alive=None)),
+        local=SimpleNamespace(path=base, loadable=str(base), revision=None),
+        plan=SimpleNamespace(job=SimpleNamespace(name="tone")),
+    )
+    found = switched.switched(cast(Any, setup), exported["tone"])
+    assert found is not None
+    assert (found.verdict, found.reason, found.adapters) == ("failed", reason, 2)
 
 
 def test_the_report_shows_it() -> None:

@@ -61,14 +61,15 @@ def find(uri: str, *, name: str, cache: Path, environ: Mapping[str, str] = os.en
 
 
 def find_all(uris: Sequence[str], *, cache: Path, environ: Mapping[str, str] = os.environ) -> list[Found]:
-    """Each under the last part of its URI, with a number where two have the same. InvalidSpec for one that is named
-    twice."""
+    """Each under the last part of its URI; all with their number where two have the same. InvalidSpec for one that is
+    named twice."""
     plain = [uri.rstrip("/") for uri in uris]
     for uri in plain:
         if plain.count(uri) > 1:
             raise FinetuneError(Reason.InvalidSpec, f"{uri} is named twice", "Name each artifact once.")
     lasts = [uri.rpartition("/")[2] for uri in plain]
-    named = [f"{last}-{at + 1}" if lasts.count(last) > 1 else last for at, last in enumerate(lasts)]
+    unique = len(set(lasts)) == len(lasts)
+    named = lasts if unique else [f"{last}-{at + 1}" for at, last in enumerate(lasts)]
     return [find(uri, name=name, cache=cache, environ=environ) for uri, name in zip(plain, named, strict=True)]
 
 

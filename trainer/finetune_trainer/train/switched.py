@@ -53,7 +53,8 @@ def switched(setup: Setup, exported: Path) -> SwitchTest | None:
         adapters = [new, *(found.adapter for found in find_all(earlier, cache=cache))]
         bound = rank_bound(adapters)
         found = switch_test(network, base, adapters, largest_rank=bound, alive=setup.trainer.reporter.alive)
-    except FinetuneError as error:
-        found = SwitchTest(verdict="failed", reason=error.message[:600], adapters=len(earlier) + 1, switches=0)
+    except Exception as error:  # such as a full disk, or adapters that do not fit next to the model
+        reason = error.message if isinstance(error, FinetuneError) else f"{type(error).__name__}: {error}"
+        found = SwitchTest(verdict="failed", reason=reason[:600], adapters=len(earlier) + 1, switches=0)
     setup.trainer.reporter.say(f"switch test {found.told()}")
     return found
