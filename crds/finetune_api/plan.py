@@ -45,7 +45,7 @@ class Trial(ApiModel):
     @property
     def note(self) -> str:
         """Name of the note with the loss."""
-        return f"trial-{self.until}"
+        return f"trial-{self.until or 1.0}"
 
 
 class RunPlan(ApiModel):

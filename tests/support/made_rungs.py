@@ -65,6 +65,10 @@ class Machine:
     losses: dict[float, float] = field(default_factory=dict)
     """Of the learning rates of a race, by their multiple."""
     legs: list[tuple[float, float]] = field(default_factory=list)
+    diverge_late: tuple[float, ...] = ()
+    """Multiples of rates that diverge after the last mark."""
+    factors: list[float] = field(default_factory=list)
+    """Of the published runs."""
     wrap: Callable[[Folder], Any] = lambda folder: folder
 
     def run_one(
@@ -79,6 +83,10 @@ class Machine:
             return rung_job, self._paused(rung_job, trial)
         if publishes is not None:
             self.published.append(publishes)
+            self.factors.append(trial.factor if trial else 1.0)
+        elif trial is not None and trial.factor in self.diverge_late:
+            self.legs.append((trial.factor, 1.0))
+            return rung_job, _diverged()
         else:
             assert rung == method
             self.trained.append(method)
@@ -88,8 +96,7 @@ class Machine:
         """A leg of a race: its loss is the factor's, and infinite ones diverge."""
         self.legs.append((trial.factor, trial.until or 1.0))
         if math.isinf(loss := self.losses[trial.factor]):
-            reason = Reason.LossNonFinite
-            return TerminationMessage(failure_class=class_of(reason), reason=reason, message="diverged")
+            return _diverged()
         folder = open_folder(rung_job.spec.output.uri, prefix="OUTPUT_")
         CheckpointStore(self.wrap(folder), identity(rung_job)).note(trial.note, {"loss": loss})
         return TerminationMessage(reason=Reason.Succeeded)
@@ -101,6 +108,11 @@ class Machine:
         files: dict[str, bytes | Path] = {data.path: encode(data), "run.json": told.encode().encode()}
         folder = open_folder(rung_job.spec.output.uri, prefix="OUTPUT_")
         return commit_artifact(folder, files, run=identity(rung_job), kind="adapter", overwrite=False)
+
+
+def _diverged() -> TerminationMessage:
+    reason = Reason.LossNonFinite
+    return TerminationMessage(failure_class=class_of(reason), reason=reason, message="diverged")
 
 
 def identity(rung_job: FineTuneJob) -> JobIdentity:

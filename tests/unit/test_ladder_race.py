@@ -11,17 +11,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from finetune_api.failures import FinetuneError, Reason
+from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_api.ladder import Ladder
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent.rungs import LadderRun
+from finetune_trainer.ladder.derived import factor_of, of_candidate
 from finetune_trainer.ladder.race import MARKS, Leg, cost, next_leg, runs
 from finetune_trainer.planning import forecast
 from tests.support.made_rungs import Deadly, Killed, Machine, job
 from tests.unit.test_ladder_run import ladder
 
 FACTORS = (1.0, 0.33, 3.0)
+END = len(MARKS)
 
 
 @dataclass
@@ -81,6 +83,27 @@ def test_a_rate_that_diverges_is_out_and_equal_rates_leave_the_default() -> None
     assert next_leg((2.0,), {}) == Leg(candidate=0, mark=None)
 
 
+@pytest.mark.parametrize(
+    ("late", "then"),
+    [
+        ([(0, 1)], 2),
+        ([(0, END)], 2),
+        ([(0, END), (2, END)], 1),
+        ([(0, 1), (2, 1)], 1),
+        ([(0, END), (2, END), (1, END)], None),
+    ],
+)
+def test_the_next_best_goes_on_to_the_end_for_one_that_diverges_late(
+    late: list[tuple[int, int]], then: int | None
+) -> None:
+    """The losses of three rates are 1.0, 1.2 and 1.1, so the first and the third have come to the second mark."""
+    losses = {(0, 0): 1.0, (1, 0): 1.2, (2, 0): 1.1, (0, 1): 1.0, (2, 1): 1.1}
+    assert next_leg(FACTORS, losses) == Leg(candidate=0, mark=None)
+    leg = next_leg(FACTORS, losses | dict.fromkeys(late, math.inf))
+    assert leg == (None if then is None else Leg(candidate=then, mark=None))
+    assert next_leg((0.5,), {(0, END): math.inf}) is None
+
+
 def test_a_factor_that_is_named_twice_races_once() -> None:
     assert Ladder(learning_rates=(1.0, 3.0, 1.0)).factors == (1.0, 3.0)
     assert Ladder().factors == (1.0,)
@@ -111,6 +134,36 @@ def test_a_rung_whose_rates_all_diverge_fails(tmp_path: Path) -> None:
         ladder(racing(tmp_path), machine, tmp_path).to_the_end()
     assert failed.value.reason is Reason.LossNonFinite
     assert machine.published == []
+
+
+def test_the_runner_up_is_published_where_the_winner_diverges_in_its_last_leg(tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.6, "lora": 0.8}, losses={1.0: 1.2, 0.33: 1.3, 3.0: 1.1}, diverge_late=(3.0,))
+    _, words = ladder(racing(tmp_path), machine, tmp_path).to_the_end()
+    assert words.failure_class is None
+    assert machine.legs == [(1.0, 0.1), (0.33, 0.1), (3.0, 0.1), (3.0, 0.3), (1.0, 0.3), (3.0, 1.0)]
+    assert (machine.trained, [each.uid for each in machine.published]) == (["probe", "lora"], ["u1-lora"])
+
+
+@pytest.mark.parametrize("factors", [[1.0, 0.33], [2.0]])
+def test_a_rung_that_is_committed_stays_when_the_rates_change(factors: list[float], tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.6, "lora": 0.8}, losses={1.0: 1.2, 0.33: 1.3, 3.0: 1.1})
+    interrupted = ladder(racing(tmp_path), machine, tmp_path)
+    interrupted._publish = lambda *_: (interrupted.job, TerminationMessage())  # type: ignore[method-assign]
+    interrupted.to_the_end()
+    before = list(machine.legs)
+    _, words = ladder(racing(tmp_path, **{"ladder.learningRates": factors}), machine, tmp_path).to_the_end()
+    assert words.failure_class is None
+    assert (machine.legs, machine.trained) == (before, ["probe", "lora"])
+    assert [each.uid for each in machine.published] == ["u1-lora-x3"]
+    assert machine.factors == [3.0]
+    assert not list((tmp_path / "out").rglob("notes/*")), "those of rates that are no longer asked for too"
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.33, 3.0, 100.0, 1e-5, 1.5e-7, 12.5])
+def test_the_rate_of_a_run_is_in_its_uid(factor: float, tmp_path: Path) -> None:
+    rung = job(tmp_path)
+    assert factor_of(of_candidate(rung, factor).metadata.uid, of=rung.metadata.uid) == factor
+    assert factor_of("u1-lora", of="u1") is None
 
 
 def test_a_failure_in_a_race_ends_the_run(tmp_path: Path) -> None:

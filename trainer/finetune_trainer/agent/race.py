@@ -37,17 +37,17 @@ class Race:
     def to_the_end(self, *, rung: str, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
         """The run that has committed the rung, or the failure that ended the race. LossNonFinite if all diverged."""
         while (leg := next_leg(self.factors, losses := self.losses())) is not None:
-            candidate, factor = self._job(leg), self.factors[leg.candidate]
+            factor = self.factors[leg.candidate]
+            candidate = of_candidate(self.job, factor)
             self.say(f"rung {rung}: {factor:g} times the default rate, {self._how_far(leg, losses)}")
             trial = Trial(factor=factor, until=leg.until)
             ended, words = self.run_one(candidate, rung=rung, trial=trial, tick=tick)
-            if leg.mark is None:
-                return ended, words
             if words.failure_class is FailureClass.NonFinite:
+                self.say(f"rung {rung}: {factor:g} times the default rate diverged")
                 self._store(candidate).note(trial.note, {"diverged": True})
-            elif words.failure_class is not None:
+            elif words.failure_class is not None or leg.mark is None:
                 return ended, words
-            if (leg.candidate, leg.mark) not in self.losses():
+            elif (leg.candidate, leg.mark) not in self.losses():
                 message = f"rung {rung} stopped at {leg.until:.0%} of its steps without noting its loss"
                 raise FinetuneError(Reason.UnexpectedError, message)
         rates = ", ".join(f"{factor:g}" for factor in self.factors)
@@ -57,15 +57,12 @@ class Race:
     def losses(self) -> dict[tuple[int, int], float]:
         """What is noted. Without validation rows no loss is known: then all are equal, and the default rate wins."""
         found = {}
-        for place in range(len(self.factors)):
-            for mark, until in enumerate(MARKS):
-                store = self._store(self._job(Leg(candidate=place, mark=mark)))
+        for place, factor in enumerate(self.factors):
+            store = self._store(of_candidate(self.job, factor))
+            for mark, until in enumerate((*MARKS, None)):
                 if (note := store.noted(Trial(until=until).note)) is not None:
                     found[place, mark] = math.inf if note.get("diverged") else float(note.get("loss") or 0.0)
         return found
-
-    def _job(self, leg: Leg) -> FineTuneJob:
-        return of_candidate(self.job, self.factors[leg.candidate])
 
     def _store(self, candidate: FineTuneJob) -> CheckpointStore:
         return CheckpointStore(self.folder, identity_of(candidate))

@@ -23,11 +23,11 @@ from finetune_api.ladder import LadderStatus
 from finetune_api.methods import TRAITS
 from finetune_api.plan import Publishes, Trial
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
-from finetune_trainer.agent.race import Race, RunOne
+from finetune_trainer.agent.race import Race, RunOne, identity_of
 from finetune_trainer.ladder import evidence, story
 from finetune_trainer.ladder.climb import Climb, Done, Step
 from finetune_trainer.ladder.climb import Run as RunRung
-from finetune_trainer.ladder.derived import folder_uri, of_best, of_candidate, of_rung, rung_uid, rung_uri
+from finetune_trainer.ladder.derived import factor_of, folder_uri, of_best, of_rung, rung_uid, rung_uri
 from finetune_trainer.ladder.evidence import Committed, Finding
 from finetune_trainer.ladder.rungs import BASE, Rung
 from finetune_trainer.planning.forecast import Forecast
@@ -164,12 +164,6 @@ class LadderRun:
     def _factors(self, method: str) -> tuple[float, ...]:
         return self.job.spec.ladder.factors if TRAITS[method].steps else (1.0,)
 
-    def _candidates(self, method: str) -> dict[str, float]:
-        """UIDs of the runs of a rung, with their multiples of its default rate."""
-        uid = rung_uid(self.job.metadata.uid, method)
-        rung = self.job.model_copy(update={"metadata": self.job.metadata.model_copy(update={"uid": uid})})
-        return {of_candidate(rung, each).metadata.uid: each for each in self._factors(method)}
-
     def _find(self, climb: Climb, committed: Committed) -> Finding:
         ladder = self.job.spec.ladder
         return evidence.find(
@@ -190,21 +184,23 @@ class LadderRun:
         winner = self.known[climb.best].record.job.uid
         source = Publishes(uri=rung_uri(output, uid, climb.best), uid=winner, ladder=told)
         best = of_best(self.job, climb.best).model_copy(update={"status": self.job.status})
-        factor = self._candidates(climb.best)[winner]
+        factor = factor_of(winner, of=rung_uid(uid, climb.best)) or 1.0
         ended, words = self.run_one(best, publishes=source, **({} if factor == 1 else {"trial": Trial(factor=factor)}))
         self.job = self.job.model_copy(update={"status": ended.status})
         if words.failure_class is None:
             for method in self.known:
-                folder = self._open(rung_uri(output, uid, method))
-                for candidate in self._candidates(method):
-                    identity = self.known[method].record.job.model_copy(update={"uid": candidate})
-                    CheckpointStore(folder, identity).clear()
+                self._clear(self._open(rung_uri(output, uid, method)))
         return self.job, words
+
+    def _clear(self, rung: Folder) -> None:
+        """Checkpoints and notes of all its candidates, those of earlier ladder.learningRates too."""
+        for uid in {entry.path.split("/")[1] for entry in rung.list(".finetune")}:
+            CheckpointStore(rung, identity_of(self.job).model_copy(update={"uid": uid})).clear()
 
     def _committed(self, method: str) -> Committed | None:
         uid = self.job.metadata.uid
         folder = self._open(rung_uri(self.job.spec.output.uri, uid, method))
-        return evidence.read(folder, uids=self._candidates(method))
+        return evidence.read(folder, uid=rung_uid(uid, method))
 
     def _open(self, uri: str) -> Folder:
         return open_folder(uri, prefix=names.PREFIX_OUTPUT, patience=self.patience)

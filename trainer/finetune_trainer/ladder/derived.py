@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from finetune_api import manifest
@@ -28,6 +29,14 @@ def of_candidate(rung: FineTuneJob, factor: float) -> FineTuneJob:
         return rung
     uid = f"{rung.metadata.uid}-x{factor:g}".replace(".", "-")
     return rung.model_copy(update={"metadata": rung.metadata.model_copy(update={"uid": uid})})
+
+
+def factor_of(uid: str, *, of: str) -> float | None:
+    """The factor of a candidate by its UID, where `of` is that of the rung; None for another run's."""
+    if uid == of:
+        return 1.0
+    found = re.fullmatch(re.escape(of) + r"-x([\d-]+)(e-\d+)?", uid)
+    return float(found[1].replace("-", ".") + (found[2] or "")) if found else None
 
 
 def rung_uri(output: str, uid: str, method: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from finetune_api.measurements import Evaluation, GuardResult
 from finetune_trainer.data.halves import selects
 from finetune_trainer.ladder.decision import Decision, compared, decide, mean_of, reaches
+from finetune_trainer.ladder.derived import factor_of
 from finetune_trainer.report.record import RunRecord, read_record
 from finetune_trainer.statistics.differences import Measure
 from finetune_trainer.statistics.paired import Paired
@@ -38,11 +38,11 @@ class Finding:
     best_reaches_target: bool
 
 
-def read(folder: Folder, *, uids: Collection[str]) -> Committed | None:
-    """None where none of these runs has committed the rung. DataUnreadable where its files are damaged, or without
-    validation rows."""
+def read(folder: Folder, *, uid: str) -> Committed | None:
+    """None where the rung of this UID is not committed, at any rate. DataUnreadable where its files are damaged, or
+    without validation rows."""
     try:
-        if read_manifest(folder).run.uid not in uids:
+        if factor_of(read_manifest(folder).run.uid, of=uid) is None:
             return None
         where = path_of("validation")
         return Committed(record=read_record(folder), validation=decode(folder.read(where), where=where))

@@ -6,6 +6,9 @@ weights are those of a run that had its rate from the beginning.
 
     step = next_leg((1.0, 0.33, 3.0), {(0, 0): 1.20, (1, 0): 1.31})    # Leg(candidate=2, until=0.1)
 
+A candidate that diverges is out, however late: the best of those that came as far as it did continues, or of all others
+if none of these is left.
+
 Candidates are compared by their best validation loss so far, on the half of the rows that tunes; whether the rung is
 taken is decided on the other half (decision). Nothing is tested here: a wrong choice costs a part of the gain, and no
 error of the ladder.
@@ -23,7 +26,8 @@ MARKS = (0.1, 0.3)
 """Shares of the steps after which candidates are compared. A run evaluates after every tenth by default."""
 
 Losses = Mapping[tuple[int, int], float]
-"""(candidate, mark) → validation loss there; infinite for a candidate that diverged."""
+"""(candidate, mark) → validation loss there; infinite for a candidate that diverged on its way there. Of the end, after
+the last mark, nothing else is noted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +46,18 @@ class Leg:
 
 def next_leg(factors: Sequence[float], losses: Losses) -> Leg | None:
     """factors: multiples of the default rate. None: all candidates diverged."""
+    diverged = {candidate for (candidate, _), loss in losses.items() if not math.isfinite(loss)}
     left = list(range(len(factors)))
     for mark in range(len(MARKS)):
-        if len(left) == 1:
+        if len(left) <= 1:
             break
         for candidate in left:
             if (candidate, mark) not in losses:
                 return Leg(candidate=candidate, mark=mark)
-        found = [candidate for candidate in left if math.isfinite(losses[candidate, mark])]
-        if not found:
-            return None
-        ranked = sorted(found, key=lambda each, at=mark: (losses[each, at], abs(math.log(factors[each]))))  # type: ignore[misc]
-        left = ranked[: _kept(len(left), mark)]
-    return Leg(candidate=left[0], mark=None)
+        ranked = sorted(left, key=lambda each, at=mark: (losses[each, at], abs(math.log(factors[each]))))  # type: ignore[misc]
+        kept, healthy = ranked[: _kept(len(left), mark)], [each for each in ranked if each not in diverged]
+        left = [each for each in kept if each in healthy] or healthy[:1]
+    return Leg(candidate=left[0], mark=None) if left and left[0] not in diverged else None
 
 
 def legs(count: int) -> list[tuple[int, float]]:
@@ -69,7 +72,7 @@ def legs(count: int) -> list[tuple[int, float]]:
 
 
 def cost(count: int) -> float:
-    """Of a race of so many candidates, as a multiple of one run: 1.4 for three."""
+    """Of a race of so many candidates, as a multiple of one run: 1.4 for three. One that diverges late costs more."""
     return sum(candidates * share for candidates, share in legs(count))
 
 
