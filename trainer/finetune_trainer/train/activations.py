@@ -104,11 +104,10 @@ class Activations:
 
     def of(self, products: tuple[Product, ...], *, folder: Path, of_model: str, reporter: Reporter) -> list[Seen]:
         """Collective. `of_model`: a digest of its files."""
-        strategy, device = self.model.strategy, self.model.device
+        strategy = self.model.strategy
         file = folder / f"{self._digest(products, of_model)}.safetensors"
-        if strategy.sum_counters([not file.exists()])[0] == 0:
+        if (found := tensor_cache.read(file, strategy, self.model.device)) is not None:
             reporter.say("the activations on general text are in the cache")
-            found = tensor_cache.read(file, device)
             inputs = [found[str(int(place))] for place in found["places"].tolist()]
             return [Seen(each, size) for each, size in zip(inputs, found[self.sizes], strict=True)]
         count = len(self.sample.documents)

@@ -78,9 +78,8 @@ class Importance:
         """With mean 1. Collective. `of_model`: a digest of its files."""
         strategy = self.model.strategy
         file = folder / f"{self._digest(weights, of_model)}.safetensors"
-        if strategy.sum_counters([not file.exists()])[0] == 0:
+        if (kept := tensor_cache.read(file, strategy, self.model.device)) is not None:
             reporter.say("the importance of the weights is in the cache")
-            kept = tensor_cache.read(file, self.model.device)
             return normalised([kept[str(at)] for at in range(len(kept))])
         reporter.phase("loading", f"measuring the importance of the weights on {len(self._rows)} documents")
         self.model.network.eval()

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune_trainer.parallel.base import Strategy
+
 
 def write(file: Path, found: Mapping[str, Tensor]) -> None:
     """Nothing where the disk is full: the next attempt measures again."""
@@ -25,5 +27,10 @@ def write(file: Path, found: Mapping[str, Tensor]) -> None:
             beside.unlink()
 
 
-def read(file: Path, device: torch.device) -> dict[str, Tensor]:
-    return load_file(file, device=str(device))
+def read(file: Path, strategy: Strategy, device: torch.device) -> dict[str, Tensor] | None:
+    """Collective: None, so that all measure again, unless each rank has a file that it can read."""
+    try:
+        found = load_file(file, device=str(device))
+    except (OSError, SafetensorError):  # not there, or cut off when the node went down
+        found = None
+    return found if strategy.sum_counters([found is None])[0] == 0 else None
