@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -16,12 +16,31 @@ MethodName = Literal[
 
 
 class LadderBudget(ApiModel):
-    gpu_hours: float = Field(
-        gt=0,
-        le=10_000_000,
-        description="Hours of all processes together: GPU hours where each process has a GPU. A rung starts only if "
-        "its upper estimate fits into what is left.",
+    """A rung starts only if its upper estimate fits into what is left of both."""
+
+    gpu_hours: Annotated[float, Field(gt=0, le=10_000_000)] | None = Field(
+        None, description="Hours of all processes together: GPU hours where each process has a GPU."
     )
+    money: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
+        None,
+        description="In the currency of the prices that the administrator has set, or of finetune run --prices. "
+        "Refused where no price is known for the job's devices.",
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.gpuHours) || has(self.money)",
+            message="ladder.budget is empty: set gpuHours, money or both",
+            holds=lambda new, _: "gpuHours" in new or "money" in new,
+        ),
+    )
+
+
+class Price(ApiModel):
+    """What the devices of one process cost."""
+
+    per_hour: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    currency: str = Field(max_length=16)
 
 
 Factor = Annotated[float, Field(gt=0, le=100)]
@@ -72,6 +91,7 @@ class RungStatus(ApiModel):
     state: RungState
     estimate: float | None = Field(None, description="Upper estimate of the cost, in GPU hours.")
     cost: float | None = Field(None, description="Measured cost, in GPU hours.")
+    money: float | None = Field(None, description="Measured cost, in the ladder's currency, where a price is known.")
     learning_rate: float | None = None
     score: float | None = Field(None, description="On the select half of the validation rows, by the main metric.")
     gain: float | None = Field(None, description="Over the best rung before it; more is better.")
@@ -94,9 +114,21 @@ class LadderStatus(ApiModel):
     )
     spent: float = Field(0.0, description="GPU hours of all rungs.")
     budget: float | None = Field(None, description="GPU hours; unset: unlimited.")
+    money_spent: float | None = Field(None, description="Cost of all rungs, where a price is known.")
+    money_budget: float | None = Field(None, description="ladder.budget.money.")
+    currency: str | None = Field(None, max_length=16, description="Of money, moneySpent and moneyBudget.")
     best: str | None = Field(None, max_length=32, description="The best rung so far, or base.")
     stop_reason: LadderStop | None = None
     story: Sentence = Field("", description="Why the ladder stopped where it did, in words.")
+
+    def costs(self) -> str:
+        """`1.2 of 4 GPU hours and 3.1 of 100 EUR`."""
+        parts = [(self.spent, self.budget, "GPU hours"), (self.money_spent, self.money_budget, self.currency or "")]
+        told = [(spent or 0.0, limit, unit) for spent, limit, unit in parts if spent is not None or limit is not None]
+        return " and ".join(
+            f"{spent:.3g} {unit}" if limit is None else f"{spent:.3g} of {limit:g} {unit}"
+            for spent, limit, unit in told
+        )
 
     def short(self) -> LadderStatus:
         """Without the reasons of the rungs, which the story has too, and with its beginning and its end only."""
@@ -116,6 +148,16 @@ def refused_on_cluster(*, nodes: int, skips: bool) -> str:
     if skips:
         return "the number of a step is another batch in each rung: remove spec.training.skipBadBatch"
     return ""
+
+
+def unpriced(budget: LadderBudget | None, price: Price | None) -> str:
+    """Why a budget of money cannot be kept, and what to do; empty if it can, or is not asked for."""
+    if budget is None or budget.money is None or price is not None:
+        return ""
+    return (
+        f"spec.ladder.budget.money: {budget.money:g}, but no price is known for the devices of this job: ask the "
+        "administrator to set prices (with finetune run: --prices FILE), or use budget.gpuHours"
+    )
 
 
 def _is_auto(new: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from .base import ApiModel
-from .ladder import LadderStatus
+from .ladder import LadderStatus, Price
 from .logs import JobLog, chosen_format
 from .measurements import Evaluation
 from .names import MASTER_PORT
@@ -85,6 +85,7 @@ class RunPlan(ApiModel):
         "earlier artifact. None: anything.",
     )
     trial: Trial | None = None
+    price: Price | None = Field(None, description="Of an hour of one process, for the budget of a ladder.")
     spec: FineTuneJobSpec
 
     @property

@@ -20,6 +20,7 @@ from finetune_api.spec import FineTuneJobSpec
 from .gangs import Gang, GroupObject, Members
 from .kube.resources import Resource
 from .state.observe import Defaults
+from .state.prices import price_of
 from .state.views import ChildJob, JobView
 
 WRITABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -84,6 +85,8 @@ def attempt_job(
     changed |= {"token": token, "nonce": nonce}
     if spec.continue_from is not None:
         changed["uri_prefixes"] = tuple(defaults.policy.of(job.namespace).uri_prefixes) or None
+    if spec.method.is_auto:
+        changed["price"] = price_of(defaults.prices, spec)
     plan = run_plan(job, spec, attempt=attempt, nodes=nodes).model_copy(update=changed)
     made: dict[str, Any] = {
         "apiVersion": "batch/v1",

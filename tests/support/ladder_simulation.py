@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune_trainer.ladder.climb import Climb, Done, Run, Stop, StopReason
 from finetune_trainer.ladder.decision import Decision, compared, decide
+from finetune_trainer.ladder.ledger import Ledger
 from finetune_trainer.ladder.rules import Choice
 from finetune_trainer.ladder.rungs import BASE, rung
 from finetune_trainer.statistics.differences import (
@@ -55,6 +56,10 @@ class Task:
     """Of each rung with the base model."""
     min_gain: float = 0.01
     budget: float | None = None
+    """GPU hours."""
+    money: float | None = None
+    price: float = 1.0
+    """Of a GPU hour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +134,8 @@ def _climb(task: Task, measured: dict[str, Rows], limits: Limits) -> Climbed:
     truth = {each.method: each for each in task.rungs}
     estimates = {each.method: each.cost if each.estimate is None else each.estimate for each in task.rungs}
     choice = Choice(rule="simulated", reason="", rungs=tuple(rung(method) for method in truth))
-    climb = Climb.of(choice, estimates, min_gain=task.min_gain, budget=task.budget)
+    ledger = Ledger(budget=task.budget, money=task.money, price=task.price)
+    climb = Climb.of(choice, estimates, min_gain=task.min_gain, ledger=ledger)
     overrun = 0.0
     while isinstance(step := climb.next(), Run):
         method = step.rung.method
@@ -138,7 +144,8 @@ def _climb(task: Task, measured: dict[str, Rows], limits: Limits) -> Climbed:
         before, after = measured[climb.best], measured[method]
         change = limits.change(*counted(before, after))
         decision = decide(change, min_gain=task.min_gain, blocked=truth[method].blocked)
-        climb = climb.ended(Done(rung=step.rung, cost=truth[method].cost, decision=decision))
+        cost = truth[method].cost
+        climb = climb.ended(Done(rung=step.rung, cost=cost, money=cost * task.price, decision=decision))
     assert isinstance(step, Stop)
     return Climbed(best=climb.best, stop=step.reason, spent=climb.ledger.spent, climb=climb, overrun=overrun)
 

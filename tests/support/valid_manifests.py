@@ -81,6 +81,11 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "a ladder with a budget of money",
+        {"spec.method": {"type": "auto"}, "spec.ladder": {"budget": {"money": 100}}},
+        None,
+    ),
+    (
         "an adapter that is tested with others",
         {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},
         None,

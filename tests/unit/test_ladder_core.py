@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from finetune_api.ladder import LadderBudget, Price
 from finetune_api.methods import TRAITS
 from finetune_trainer.ladder.climb import Climb, Done, Run, Stop
 from finetune_trainer.ladder.decision import Decision, Outcome
@@ -104,6 +105,17 @@ def test_a_ledger_reserves_and_settles() -> None:
         ledger.reserve(1).reserve(1)
 
 
+def test_money_that_was_spent_keeps_its_price_and_what_is_left_has_the_present_one() -> None:
+    ledger = Ledger(money=10, price=2).reserve(3)
+    assert ledger.left == 2
+    ledger = replace(ledger.settle(3, money=6), price=4.0)
+    assert (ledger.money_spent, ledger.left, ledger.affords(1.5)) == (6, 1, False)
+    assert replace(ledger, price=0.0).left is None, "hours that cost nothing"
+    assert Ledger.of(LadderBudget(gpu_hours=3, money=10), Price(per_hour=5, currency="EUR")).left == 2
+    with pytest.raises(ValueError, match="needs a price"):
+        Ledger.of(LadderBudget(money=10), None)
+
+
 TAKEN = Decision(outcome=Outcome.taken, reason="gains")
 NO_GAIN = Decision(outcome=Outcome.no_gain, reason="gains nothing")
 UNSURE = Decision(outcome=Outcome.inconclusive, reason="may be chance")
@@ -151,13 +163,18 @@ def test_a_target_that_is_met_ends_the_ladder() -> None:
 
 
 def test_a_rung_that_may_exceed_the_budget_is_not_started() -> None:
-    step = replace(climbed(TAKEN), ledger=Ledger(budget=1.5, spent=1.0)).next()
-    assert isinstance(step, Stop)
-    assert step.reason == "budget"
-    assert step.why == "lora may cost 1 GPU hours, and 0.5 of 1.5 are left"
+    for ledger, why in (
+        (Ledger(budget=1.5, spent=1.0), "lora may cost 1 GPU hours, and 0.5 of 1.5 are left"),
+        (Ledger(money=3, money_spent=2, price=2, currency="EUR"), "lora may cost 2 EUR, and 1 of 3 are left"),
+        (Ledger(budget=9, money=3, money_spent=2, price=2, currency="EUR"), "lora may cost 2 EUR, and 1 of 3 are left"),
+        (Ledger(budget=1.5, spent=1, money=9, price=2), "lora may cost 1 GPU hours, and 0.5 of 1.5 are left"),
+    ):
+        step = replace(climbed(TAKEN), ledger=ledger).next()
+        assert isinstance(step, Stop)
+        assert (step.reason, step.why) == ("budget", why)
 
 
 def test_without_a_rung_that_fits_memory_is_the_reason() -> None:
-    step = Climb.of(choose(Facts(fits=())), {}, min_gain=0, budget=None).next()
+    step = Climb.of(choose(Facts(fits=())), {}, min_gain=0, ledger=Ledger()).next()
     assert isinstance(step, Stop)
     assert step.reason == "memory"

@@ -7,23 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_api.failures import Reason
+from finetune_api.failures import FinetuneError, Reason
 from finetune_api.job import FineTuneJob
+from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_trainer.agent.home import Home
-from finetune_trainer.agent.rungs import LadderRun
+from finetune_trainer.agent.rungs import Costs, LadderRun
 from finetune_trainer.cli.ladder import foresee
 from finetune_trainer.data.halves import selects
 from finetune_trainer.ladder.derived import of_best, of_rung
 from finetune_trainer.report.html import render
+from finetune_trainer.store.opening import open_folder
 from tests.support.made_rungs import Deadly, Killed, Machine, job
 from tests.support.small_report import record
 
 
-def ladder(made: FineTuneJob, machine: Machine, folder: Path) -> LadderRun:
+def ladder(made: FineTuneJob, machine: Machine, folder: Path, price: Price | None = None) -> LadderRun:
     home = Home(folder / "home")
     return LadderRun(
-        job=made, foresee=lambda: foresee(made, home), run_one=machine.run_one, say=lambda _: None, save=home.save
+        job=made, foresee=lambda: foresee(made, home), run_one=machine.run_one, say=lambda _: None, save=home.save,
+        price=price,
     )  # fmt: skip
 
 
@@ -70,6 +73,39 @@ def test_a_target_ends_the_ladder_and_so_does_the_budget(tmp_path: Path) -> None
     assert ended.status.ladder is not None
     assert (ended.status.ladder.stop_reason, machine.trained) == ("budget", ["probe"])
     assert ended.status.ladder.spent > 1e-9
+
+
+EUR = Price(per_hour=2.0, currency="EUR")
+
+
+def test_a_budget_of_money_ends_the_ladder_and_needs_a_price(tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.8, "lora": 0.9, "full": 1.0})
+    made = job(tmp_path, **{"ladder.budget": {"money": 1e-9}})
+    with pytest.raises(FinetuneError, match=r"spec\.ladder\.budget\.money: 1e-09, but no price is known") as raised:
+        ladder(made, machine, tmp_path).to_the_end()
+    assert (raised.value.reason, machine.trained) == (Reason.InvalidSpec, [])
+    ended, _ = ladder(made, machine, tmp_path, EUR).to_the_end()
+    told = ended.status.ladder
+    assert told is not None
+    assert (told.stop_reason, machine.trained) == ("budget", ["probe"])
+    assert (told.money_budget, told.currency) == (1e-9, "EUR")
+    assert "1e-09 EUR" in told.story
+
+
+def test_hours_keep_the_price_that_they_had_and_those_in_another_currency_have_the_present_one(tmp_path: Path) -> None:
+    folder = open_folder((tmp_path / "rungs").as_uri(), prefix="OUTPUT_")
+    costs = Costs.read(folder, EUR)
+    costs.hours, costs.money = {"probe": 3.0}, {"probe": 6.0}
+    costs.write()
+    assert Costs.read(folder, Price(per_hour=5.0, currency="EUR")).money == {"probe": 6.0}
+    assert Costs.read(folder, Price(per_hour=5.0, currency="USD")).money == {"probe": 15.0}
+    assert Costs.read(folder).money == {}
+    again = Costs.read(folder, Price(per_hour=3600.0, currency="EUR"))
+    with again.noting("probe", processes=2):
+        pass
+    hours, money = again.hours["probe"] - 3, again.money["probe"] - 6
+    assert hours > 0
+    assert money == pytest.approx(hours * 3600, abs=1e-9)
 
 
 def test_a_rung_that_lacks_memory_ends_the_ladder_and_another_failure_ends_the_run(tmp_path: Path) -> None:

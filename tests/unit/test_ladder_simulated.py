@@ -60,7 +60,9 @@ def test_what_is_taken_has_a_lower_bound_above_zero_and_the_minimum_gain() -> No
         assert (each.outcome is Outcome.taken) is (each.low > 0 and each.gain >= 0.03)
 
 
-def test_the_budget_is_never_exceeded_by_more_than_one_settlement() -> None:
+@pytest.mark.parametrize("price", [None, 0.3, 4.0])
+def test_the_budget_is_never_exceeded_by_more_than_one_settlement(price: float | None) -> None:
+    """In GPU hours, and in money at these prices."""
     random = np.random.default_rng(4)
     stopped = 0
     for seed in range(100):
@@ -69,8 +71,11 @@ def test_the_budget_is_never_exceeded_by_more_than_one_settlement() -> None:
             for place, method in enumerate(("probe", "lora", "full"))
         )
         budget = float(random.uniform(0.2, 4))
-        (found,) = simulate(Task(rungs=rungs, budget=budget), runs=1, seed=seed)
+        limit = {"budget": budget} if price is None else {"money": budget * price, "price": price}
+        (found,) = simulate(Task(rungs=rungs, **limit), runs=1, seed=seed)
         assert found.spent <= budget + found.overrun + 1e-12
+        if price is not None:
+            assert found.climb.ledger.money_spent <= (budget + found.overrun) * price + 1e-12
         stopped += found.stop is StopReason.budget
     assert 20 < stopped < 100
 

@@ -17,9 +17,9 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Condition, FineTuneJobStatus, Phase, Progress, Usage
 from finetune_operator.decide import decide
 from finetune_operator.state.observe import Defaults
-from finetune_operator.state.prices import Prices
+from finetune_operator.state.prices import Prices, devices_of, price_of
 from finetune_operator.state.status import change, failure_of, rfc3339
-from finetune_operator.state.usage import devices_of, metered
+from finetune_operator.state.usage import metered
 from finetune_operator.state.views import Pod
 from tests.support.operator_objects import NOW, child, ended, job, later, pod, seen, spec, status
 from tests.support.stepwise_cluster import RANGE, World
@@ -202,6 +202,21 @@ def test_devices_of_a_pod(fields: dict[str, Any], devices: dict[str, int]) -> No
 # money
 
 TABLE = '{"currency": "EUR", "perGpuHour": [{"price": 3, "nodeSelector": {"gpu": "h100"}}, {"price": 1.5}]}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "per_hour"),
+    [
+        (GPUS, 1.5),
+        ({**GPUS, "processes_per_node": 2}, 3.0),
+        ({**GPUS, "pod": {"nodeSelector": {"gpu": "h100"}}}, 3.0),
+        ({}, None),
+    ],
+)
+def test_the_price_of_an_hour_of_one_process(fields: dict[str, Any], per_hour: float | None) -> None:
+    found = price_of(Prices.parse(TABLE), spec(**fields))
+    assert (found.per_hour if found else None) == per_hour
+    assert price_of(Prices(), spec(**fields)) is None
 
 
 def cost(known: FineTuneJobSpec, prices: str, before: FineTuneJobStatus) -> tuple[float | None, str | None]:

@@ -7,7 +7,7 @@ import yaml
 
 from finetune_api import names
 from finetune_api.failures import Reason
-from finetune_api.ladder import LadderStatus, RungStatus
+from finetune_api.ladder import LadderStatus, Price, RungStatus
 from finetune_api.plan import RunPlan
 from finetune_api.status import (
     FineTuneJobStatus,
@@ -16,8 +16,10 @@ from finetune_api.status import (
     Restarts,
 )
 from finetune_operator.decide import decide
-from finetune_operator.kube.resources import JOBS, Raw
-from finetune_operator.state.observe import read_spec
+from finetune_operator.kube.resources import FINETUNEJOBS, JOBS, Raw
+from finetune_operator.state.cache import Cache
+from finetune_operator.state.observe import Defaults, observe, read_spec
+from finetune_operator.state.prices import Prices
 from finetune_operator.state.status import find
 from tests.support.documents import ROOT
 from tests.support.operator_objects import (
@@ -29,6 +31,7 @@ from tests.support.operator_objects import (
     job,
     later,
     pod,
+    raw_job,
     seen,
     spec,
     status,
@@ -121,6 +124,43 @@ def test_a_ladder_in_one_pod_gets_a_job_whose_plan_has_it() -> None:
     plan = RunPlan.model_validate_json(made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN])
     assert plan.spec.ladder.rungs == ("probe", "lora")
     assert plan.spec.method.is_auto
+
+
+OF_MONEY = {
+    **SPEC,
+    "method": {"type": "auto"},
+    "nodes": 1,
+    "processesPerNode": 1,
+    "ladder": {"budget": {"money": 100}},
+    "resources": {"limits": {"nvidia.com/gpu": 2}},
+}
+PRICED = Defaults(prices=Prices.parse('{"currency": "EUR", "perGpuHour": [{"price": 2.5}]}'))
+
+
+def test_a_budget_of_money_is_refused_before_any_pod_unless_the_administrator_has_set_prices() -> None:
+    cache, key = Cache(), ("ml", "a")
+    cache.feed(FINETUNEJOBS, None, raw_job() | {"spec": OF_MONEY})
+    found = observe(cache, key, Defaults())
+    assert found is not None
+    after = decide(found, NOW)
+    failed = find(after.status, "Failed")
+    assert after.create == ()
+    assert failed is not None
+    assert failed.reason == "InvalidSpec"
+    assert "spec.ladder.budget.money: 100, but no price is known" in failed.message
+    priced = observe(cache, key, PRICED)
+    assert priced is not None
+    (made,) = (c.body for c in decide(priced, NOW).create if c.resource is JOBS)
+    plan = RunPlan.model_validate_json(made["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert plan.price == Price(per_hour=5.0, currency="EUR"), "one process has two GPUs"
+
+
+def test_prices_that_are_gone_do_not_end_a_ladder_that_runs() -> None:
+    cache, key = Cache(), ("ml", "a")
+    cache.feed(FINETUNEJOBS, None, raw_job(status={"attempt": 1}) | {"spec": OF_MONEY})
+    found = observe(cache, key, Defaults())
+    assert found is not None
+    assert (found.problem, found.spec is None) == ("", False)
 
 
 def test_a_ladder_without_a_gain_fails_with_what_was_tried() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api import manifest, names
 from finetune_api.admin_policy import AdminPolicy, Violation, violations, with_defaults
-from finetune_api.ladder import refused_on_cluster
+from finetune_api.ladder import refused_on_cluster, unpriced
 from finetune_api.plan import ProgressReport
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase
@@ -21,7 +21,7 @@ from finetune_operator.kube.resources import Key, Raw
 from .cache import Cache
 from .cluster_features import ClusterFeatures
 from .notes import PodEvent
-from .prices import Prices
+from .prices import Prices, price_of
 from .version_skew import not_understood
 from .views import SPEC_BYTES, TOO_DEEP, ChildJob, JobView, Pod
 
@@ -175,6 +175,9 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     )
     spec, problem, unknown = _spec_of(cache, job, thoroughly=seen.attempt == 0)
     policy = defaults.policy.of(job.namespace)
+    settled = with_defaults(policy, spec) if spec else None
+    if settled is not None and settled.method.is_auto and seen.attempt == 0:
+        problem = unpriced(settled.ladder.budget, price_of(defaults.prices, settled))
     child = seen.child
     contact = notes.contact if notes.contact and notes.contact.is_of(job.uid, seen.attempt) else None
     if contact is not None and child and child.resumed and contact.at < child.resumed:
@@ -185,7 +188,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     refused, queue = notes.pods_refused, notes.queue_message
     return replace(
         seen,
-        spec=with_defaults(policy, spec) if spec else None,
+        spec=None if problem else settled,
         problem=problem,
         unknown=unknown,
         violations=violations(policy, spec) if spec else (),

@@ -16,6 +16,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from finetune_api import accelerators
+from finetune_api.ladder import Price
+from finetune_api.spec import FineTuneJobSpec
+
 
 class _Part(BaseModel):
     """An unknown key is refused: a misspelled one would make everything cost the same."""
@@ -23,7 +27,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", alias_generator=to_camel)
 
 
-class Price(_Part):
+class Entry(_Part):
     """The price of an hour of one device."""
 
     price: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -38,7 +42,7 @@ class Price(_Part):
 
 class _Table(_Part):
     currency: Annotated[str, Field(pattern=r"^[A-Za-z]{1,16}$")]
-    per_gpu_hour: tuple[Price, ...]
+    per_gpu_hour: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Prices:
     """Without entries nothing has a price."""
 
     currency: str = ""
-    entries: tuple[Price, ...] = field(default=())
+    entries: tuple[Entry, ...] = field(default=())
 
     @classmethod
     def parse(cls, text: str) -> Prices:
@@ -69,3 +73,16 @@ class Prices:
                 return None
             total += price * count
         return total
+
+
+def devices_of(spec: FineTuneJobSpec) -> dict[str, int]:
+    """Accelerators of one pod, by resource. Devices of a claim are counted by the processes that use them."""
+    found = accelerators.devices(spec.resources.to_json().get("limits") or {})
+    return found or ({"": spec.processes} if spec.pod.resource_claims else {})
+
+
+def price_of(prices: Prices, spec: FineTuneJobSpec) -> Price | None:
+    """Of an hour of one process. None where a device has no price, and without devices."""
+    devices = devices_of(spec)
+    hourly = prices.per_hour(devices, spec.pod.node_selector) if devices else None
+    return None if hourly is None else Price(per_hour=hourly / spec.processes, currency=prices.currency)

@@ -22,11 +22,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_api import accelerators
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase, Usage
 
 from .observe import Observed
+from .prices import devices_of
 from .status import change, find, rfc3339
 from .timestamps import parse_time
 from .views import Pod
@@ -78,12 +78,6 @@ def metered(seen: Observed, status: FineTuneJobStatus, now: datetime) -> FineTun
         last_update_time=rfc3339(until),
     )
     return change(status, usage=usage.model_copy(update=_money(seen, spec, before, held, devices)))
-
-
-def devices_of(spec: FineTuneJobSpec) -> dict[str, int]:
-    """Accelerators of one pod, by resource. Devices of a claim are counted by the processes that use them."""
-    found = accelerators.devices(spec.resources.to_json().get("limits") or {})
-    return found or ({"": spec.processes} if spec.pod.resource_claims else {})
 
 
 def _money(

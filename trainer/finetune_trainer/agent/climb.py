@@ -65,7 +65,7 @@ def climb(
 
     ladder = LadderRun(
         job=job, foresee=lambda: foreseen, run_one=run_one, say=tell, save=save,
-        final=lambda words: _final(plan, words), patience=PATIENCE_SECONDS,
+        final=lambda words: _final(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
     )  # fmt: skip
     try:
         _, words = ladder.to_the_end()

@@ -1,7 +1,7 @@
 """`method.type: auto`: runs the rungs of the ladder one after the other, and publishes the best. `finetune run` and the
 agent of a pod do it alike: see cli.run and climb.
 
-    <output>/.finetune/<uid>/rungs/ladder.json    what each rung has cost so far
+    <output>/.finetune/<uid>/rungs/ladder.json    what each rung has cost so far, in GPU hours and money
     <output>/.finetune/<uid>/rungs/<method>/      the artifact of a rung, with its records and its checkpoints
 
 Decisions are functions of the records in the store. A run that was killed reads them again, continues the rung that was
@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from finetune_api import names
-from finetune_api.failures import ExitCode, Reason, TerminationMessage, class_of, hint_of
+from finetune_api.failures import ExitCode, FinetuneError, Reason, TerminationMessage, class_of, hint_of
 from finetune_api.job import FineTuneJob
-from finetune_api.ladder import LadderStatus
+from finetune_api.ladder import LadderStatus, Price, unpriced
 from finetune_api.methods import TRAITS
 from finetune_api.plan import Publishes, Trial
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
@@ -29,6 +30,7 @@ from finetune_trainer.ladder.climb import Climb, Done, Step
 from finetune_trainer.ladder.climb import Run as RunRung
 from finetune_trainer.ladder.derived import factor_of, folder_uri, of_best, of_rung, rung_uid, rung_uri
 from finetune_trainer.ladder.evidence import Committed, Finding
+from finetune_trainer.ladder.ledger import Ledger
 from finetune_trainer.ladder.rungs import BASE, Rung
 from finetune_trainer.planning.forecast import Forecast
 from finetune_trainer.rundir import now
@@ -46,34 +48,49 @@ _MEMORY_REASONS = (Reason.InsufficientMemory, Reason.OutOfMemory)
 
 @dataclass(kw_only=True)
 class Costs:
-    """What rungs have cost so far, in GPU hours, and which of them ran out of memory; kept in the store."""
+    """What rungs have cost so far, and which of them ran out of memory; kept in the store."""
 
     folder: Folder
+    price: Price | None = None
+    """The present one."""
     hours: dict[str, float] = field(default_factory=dict)
+    """GPU hours, by method."""
+    money: dict[str, float] = field(default_factory=dict)
+    """By method, each hour at the price that it had; empty without a price."""
     too_large: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Folder) -> Costs:
+    def read(cls, folder: Folder, price: Price | None = None) -> Costs:
+        """Hours whose cost was not noted in the currency of the price have the present price."""
         try:
             told = json.loads(folder.read(COSTS))
         except NotFound:
-            return cls(folder=folder)
-        return cls(folder=folder, hours=dict(told["hours"]), too_large=list(told["tooLarge"]))
+            return cls(folder=folder, price=price)
+        hours, money = dict(told["hours"]), {}
+        if price is not None:
+            noted = told.get("money", {}) if told.get("currency") == price.currency else {}
+            money = {method: noted.get(method, spent * price.per_hour) for method, spent in hours.items()}
+        return cls(folder=folder, price=price, hours=hours, money=money, too_large=list(told["tooLarge"]))
 
     def write(self) -> None:
-        content = {"hours": self.hours, "tooLarge": self.too_large}
+        content: dict[str, Any] = {"hours": self.hours, "tooLarge": self.too_large}
+        if self.price is not None:
+            content |= {"money": self.money, "currency": self.price.currency}
         self.folder.put(COSTS, json.dumps(content, sort_keys=True).encode())
 
     @contextmanager
     def noting(self, method: str, *, processes: int) -> Iterator[Callable[[], None]]:
         """Adds the time spent inside to the cost of the rung; yields what has to be called now and then."""
-        before, began = self.hours.get(method, 0.0), time.monotonic()
+        before, paid, began = self.hours.get(method, 0.0), self.money.get(method, 0.0), time.monotonic()
         noted = began
 
         def note() -> None:
             nonlocal noted
             noted = time.monotonic()
-            self.hours[method] = before + (noted - began) * processes / 3600
+            spent = (noted - began) * processes / 3600
+            self.hours[method] = before + spent
+            if self.price is not None:
+                self.money[method] = paid + spent * self.price.per_hour
             self.write()
 
         def tick() -> None:
@@ -98,6 +115,8 @@ class LadderRun:
     """Called with the job whenever its status.ladder has changed."""
     final: Callable[[TerminationMessage], bool] = lambda _: True
     """Whether nothing else can be done about a run that ran out of memory."""
+    price: Price | None = None
+    """Of an hour of one process, where it is known."""
     patience: float = 0.0
     """Seconds to wait for a store that is unavailable."""
     known: dict[str, Committed] = field(default_factory=dict)
@@ -105,13 +124,15 @@ class LadderRun:
 
     def to_the_end(self) -> tuple[FineTuneJob, TerminationMessage]:
         """The job with its final status, and the termination message of the run that ended it."""
+        ladder = self.job.spec.ladder
+        if refused := unpriced(ladder.budget, self.price):
+            raise FinetuneError(Reason.InvalidSpec, refused)
         foreseen = self.foresee()
         for rung in foreseen.choice.rungs:
             of_rung(self.job, rung.method)  # before anything is paid
-        ladder = self.job.spec.ladder
-        budget = ladder.budget.gpu_hours if ladder.budget else None
-        climb = Climb.of(foreseen.choice, foreseen.estimates, min_gain=ladder.min_gain, budget=budget)
-        costs = Costs.read(self._open(folder_uri(self.job.spec.output.uri, self.job.metadata.uid)))
+        budget = Ledger.of(ladder.budget, self.price)
+        climb = Climb.of(foreseen.choice, foreseen.estimates, min_gain=ladder.min_gain, ledger=budget)
+        costs = Costs.read(self._open(folder_uri(self.job.spec.output.uri, self.job.metadata.uid)), self.price)
         self.say(f"ladder: {foreseen.choice.reason}; rungs: {', '.join(r.method for r in climb.rungs)}")
         while isinstance(step := climb.next(), RunRung):
             climb = climb.started(step.rung)
@@ -144,13 +165,16 @@ class LadderRun:
                 self._fail(ended.status)
                 return None, words
             committed = self._committed(method)
-        cost = costs.hours.get(method, 0.0)
+        cost, money = costs.hours.get(method, 0.0), costs.money.get(method)
         if committed is None:
-            return Done(rung=rung, cost=cost, decision=None), words
+            return Done(rung=rung, cost=cost, money=money, decision=None), words
         self.known[method] = committed
         finding = self._find(climb, committed)
         self.findings[method] = finding
-        return Done(rung=rung, cost=cost, decision=finding.decision, reaches_target=finding.reaches_target), words
+        done = Done(
+            rung=rung, cost=cost, money=money, decision=finding.decision, reaches_target=finding.reaches_target
+        )  # fmt: skip
+        return done, words
 
     def _raced(self, rung: FineTuneJob, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
         """At the rate that wins, if there are several."""

@@ -5,21 +5,37 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_api.ladder import refused_on_cluster
+from finetune_api.ladder import Price, refused_on_cluster
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.cli.text import table
 from finetune_trainer.planning.forecast import Forecast
 
 
-def forecast_text(found: Forecast, spec: FineTuneJobSpec) -> str:
-    """The rungs with what is reserved for each, and where they run."""
-    hours = [(each, found.estimates.get(each.method)) for each in found.choice.rungs]
-    rows = [(each.method, "unknown" if cost is None else f"{cost:.3g}", each.why) for each, cost in hours]
+def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = None) -> str:
+    """The rungs with what is reserved for each, and where they run. price: of an hour of one process."""
+    priced = (f"reserved {price.currency}",) if price else ()
+    rows = [(each.method, *_reserved(found.estimates.get(each.method), price), each.why) for each in found.choice.rungs]
     skipped = [f"{each.rung.method} is left out: it {each.reason}" for each in found.choice.skipped]
     head = f"ladder, by the rule {found.choice.rule!r}: {found.choice.reason}"
     refused = refused_on_cluster(nodes=spec.max_nodes, skips=spec.training.skip_bad_batch)
     where = f"only with finetune run: {refused}" if refused else "all rungs run in one pod, one after the other"
-    return "\n".join([head, table(("rung", "reserved GPU hours", "why"), rows), *skipped, f"on a cluster, {where}"])
+    told = table(("rung", "reserved GPU hours", *priced, "why"), rows)
+    return "\n".join([head, told, *skipped, *_budget(spec, price), f"on a cluster, {where}"])
+
+
+def _reserved(hours: float | None, price: Price | None) -> tuple[str, ...]:
+    costs = [hours] if price is None else [hours, None if hours is None else hours * price.per_hour]
+    return tuple("unknown" if cost is None else f"{cost:.3g}" for cost in costs)
+
+
+def _budget(spec: FineTuneJobSpec, price: Price | None) -> list[str]:
+    budget = spec.ladder.budget
+    if budget is None:
+        return []
+    hours = [f"{budget.gpu_hours:g} GPU hours"] if budget.gpu_hours is not None else []
+    money = [f"{budget.money:g} {price.currency if price else 'of money'}"] if budget.money is not None else []
+    unknown = "" if not money or price else "; no price is known here: pass --prices FILE"
+    return [f"budget: {' and '.join([*hours, *money])}{unknown}"]
 
 
 def is_labelled(spec: FineTuneJobSpec) -> bool:

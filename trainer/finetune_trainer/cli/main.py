@@ -98,6 +98,11 @@ def parser(program: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--fresh", action="store_true", help="start from the first step, and replace an earlier result of this job"
     )
+    run.add_argument(
+        "--prices", type=Path, metavar="FILE",
+        help="price table, for ladder.budget.money: {currency, date, perGpuHour: {H100: 2.5, this machine: 0.1}}",
+    )  # fmt: skip
+    run.add_argument("--gpu", metavar="NAME", help="entry of the price table that applies (default: this machine)")
     home_option(run)
     run.set_defaults(handler=_run)
 
@@ -267,7 +272,7 @@ def _run(options: argparse.Namespace) -> int:
     from finetune_trainer.agent.home import Home
     from finetune_trainer.cli.run import run_file
 
-    return run_file(options.file, home=Home(options.home), fresh=options.fresh)
+    return run_file(options.file, home=Home(options.home), fresh=options.fresh, prices=options.prices, gpu=options.gpu)
 
 
 def _init(options: argparse.Namespace) -> int:

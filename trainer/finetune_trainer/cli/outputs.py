@@ -73,6 +73,7 @@ class PlannedRung(ApiModel):
 
     method: str
     reserved_gpu_hours: float | None = Field(description="Upper estimate; null if it is not known.")
+    reserved_money: float | None = Field(description="The same in currency; null without a price.")
     why: str
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from finetune_api import names, uris, yaml_text
 from finetune_api.base import ApiModel
 from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
@@ -43,7 +44,12 @@ class Prices(ApiModel):
 
     currency: Annotated[str, Field(min_length=1, max_length=16)]
     date: str
-    per_gpu_hour: dict[str, Annotated[float, Field(ge=0)]]
+    per_gpu_hour: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    def of(self, device: str) -> Price | None:
+        """By its name, in any case; None for one that is not in the table."""
+        hourly = {name.lower(): price for name, price in self.per_gpu_hour.items()}.get(device.lower())
+        return None if hourly is None else Price(per_hour=hourly, currency=self.currency)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,7 @@ def show_plan(wish: Wish) -> int:
     answering = planner.answering(advice.row)
     ladder = forecast(spec, planner, planner.workload, labelled=is_labelled(spec)) if auto else None
     prices = read_prices(wish.prices) if wish.prices else None
+    price = prices.of(planner.device.name) if prices else None
     content: dict[str, Any] = {
         "job": job.metadata.name,
         "device": {"name": planner.device.name, "memoryBytes": planner.device.memory},
@@ -116,13 +123,13 @@ def show_plan(wish: Wish) -> int:
         "hint": _hint(planner, rows),
         "exactBytes": exact(folder, planner) if wish.exact else None,
         "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
-        "ladder": ladder.to_json() if ladder else None,
+        "ladder": ladder.to_json(price) if ladder else None,
         "generation": asdict(answering) if answering else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
     text += f"\n\n{answering.told}" if answering else ""
     text += f"\n\n{_copied(planner)}" if spec.evaluation.prior_gain else ""
-    text += f"\n\n{forecast_text(ladder, spec)}" if ladder else ""
+    text += f"\n\n{forecast_text(ladder, spec, price)}" if ladder else ""
     print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK
 
@@ -132,17 +139,19 @@ def _planner(wish: Wish, spec: FineTuneJobSpec, shape: ModelShape) -> Planner:
 
     memory = quantity(wish.memory) if wish.memory else None
     device = _device(wish, spec, memory)
-    hourly = None
-    if wish.prices:
-        known = {name.lower(): price for name, price in read_prices(wish.prices).per_gpu_hour.items()}
-        hourly = known.get(device.name.lower())
+    price = read_prices(wish.prices).of(device.name) if wish.prices else None
     workload = (
         Workload(rows=wish.rows, tokens=wish.tokens, longest=wish.longest)
         if wish.rows or wish.tokens
         else workload_of(spec, longest=wish.longest)
     )
     return Planner(
-        spec=spec, shape=shape, device=device, network=wish.network * 1e9 / 8, workload=workload, hourly=hourly
+        spec=spec,
+        shape=shape,
+        device=device,
+        network=wish.network * 1e9 / 8,
+        workload=workload,
+        hourly=price.per_hour if price else None,
     )
 
 

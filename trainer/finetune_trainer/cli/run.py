@@ -19,6 +19,7 @@ from finetune_api import names
 from finetune_api.budget import Enough, next_attempt, recent, written
 from finetune_api.failures import ExitCode, FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
+from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_api.plan import Publishes, Trial
 from finetune_api.status import Condition, FailureClass, FineTuneJobStatus, LastFailure, Phase, Restarts
@@ -28,6 +29,7 @@ from finetune_trainer.agent.rungs import LadderRun
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.cli.ladder import foresee
 from finetune_trainer.cli.live import View, view_of
+from finetune_trainer.cli.plan import read_prices
 from finetune_trainer.cli.text import (
     aligned,
     artifact_rows,
@@ -38,6 +40,7 @@ from finetune_trainer.cli.text import (
     problems_text,
 )
 from finetune_trainer.cli.validate import read_manifest
+from finetune_trainer.planning.devices import THIS_MACHINE
 from finetune_trainer.report.compare import compare
 from finetune_trainer.rundir import TrainerReport, now
 from finetune_trainer.store.locks import locked
@@ -50,8 +53,10 @@ _AFTER_A_STOP = (Reason.Interrupted, Reason.PeerLost, Reason.PodFailed)
 """Reasons with which agents may end after a stop request. PodFailed: the agent had no signal handler yet."""
 
 
-def run_file(file: str, *, home: Home, fresh: bool) -> int:
-    """Runs the job in a manifest and returns the exit status."""
+def run_file(file: str, *, home: Home, fresh: bool, prices: Path | None = None, gpu: str | None = None) -> int:
+    """Runs the job in a manifest and returns the exit status. prices: a price table; gpu: which of its entries is this
+    machine's."""
+    price = read_prices(prices).of(gpu or THIS_MACHINE) if prices else None
     try:
         job = read_manifest(file)
     except ManifestError as error:
@@ -69,7 +74,7 @@ def run_file(file: str, *, home: Home, fresh: bool) -> int:
             view.say(f"{begins} run {job.metadata.uid}; logs in {home.run(job.metadata.name)}")
             if job.spec.method.is_auto:
                 try:
-                    run = _climbed(job, home=home, stop=stop, view=view)
+                    run = _climbed(job, home=home, stop=stop, view=view, price=price)
                 except ManifestError as error:
                     print(problems_text(file, error.problems), file=sys.stderr)
                     return ExitCode.CONFIG
@@ -78,7 +83,7 @@ def run_file(file: str, *, home: Home, fresh: bool) -> int:
         return run.tell()
 
 
-def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
+def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View, price: Price | None) -> Run:
     """A ladder, as the run that ended it."""
 
     logs = home
@@ -114,7 +119,7 @@ def _climbed(job: FineTuneJob, *, home: Home, stop: Stop, view: View) -> Run:
         return one.job, one.words
 
     ladder = LadderRun(
-        job=job, foresee=lambda: foresee(job, home), run_one=run_one, say=view.say, save=home.save
+        job=job, foresee=lambda: foresee(job, home), run_one=run_one, say=view.say, save=home.save, price=price
     )  # fmt: skip
     ended, words = ladder.to_the_end()
     return Run(job=ended, home=home, stop=stop, view=view, words=words, logs=logs)

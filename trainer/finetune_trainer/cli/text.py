@@ -112,8 +112,8 @@ def ladder_text(ladder: LadderStatus) -> str:
     head = ("rung", "state", "score", "gain", "interval", "GPU hours", "decision")
     base = "" if ladder.base_score is None else f"{ladder.base_score:.3g}"
     rows = [("base", "done" if base else "planned", base, "", "", "", ""), *map(_rung_row, ladder.rungs)]
-    text = table(head, rows)
-    return "\n".join([text, *textwrap.wrap(ladder.story, WIDTH, initial_indent="  ", subsequent_indent="  ")])
+    text = [table(head, rows), f"  cost so far: {ladder.costs()}"]
+    return "\n".join([*text, *textwrap.wrap(ladder.story, WIDTH, initial_indent="  ", subsequent_indent="  ")])
 
 
 def _rung_row(rung: RungStatus) -> tuple[str, ...]:

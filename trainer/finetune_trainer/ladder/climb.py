@@ -69,6 +69,9 @@ class Done:
 
     rung: Rung
     cost: float
+    """GPU hours."""
+    money: float | None = None
+    """None: no price is known."""
     decision: Decision | None
     reaches_target: bool = False
     """Its score reaches ladder.target, with its whole interval."""
@@ -93,14 +96,12 @@ class Climb:
     """A rung was left out of the plan because it does not fit."""
 
     @classmethod
-    def of(
-        cls, choice: Choice, estimates: Mapping[str, float | None], *, min_gain: float, budget: float | None
-    ) -> Climb:
+    def of(cls, choice: Choice, estimates: Mapping[str, float | None], *, min_gain: float, ledger: Ledger) -> Climb:
         return cls(
             rungs=choice.rungs,
             estimates=estimates,
             min_gain=min_gain,
-            ledger=Ledger(budget=budget),
+            ledger=ledger,
             lacks_memory=bool(choice.skipped),
         )
 
@@ -134,7 +135,7 @@ class Climb:
 
     def ended(self, done: Done) -> Climb:
         """Settles what it cost."""
-        return replace(self, ledger=self.ledger.settle(done.cost), done=(*self.done, done))
+        return replace(self, ledger=self.ledger.settle(done.cost, money=done.money or 0.0), done=(*self.done, done))
 
     def _best_reaches_target(self) -> bool:
         return any(done.reaches_target for done in self.done if done.taken)
@@ -148,10 +149,13 @@ class Climb:
         return Stop(reason=StopReason.top_rung, why="no rung is left to try")
 
     def _too_expensive(self, rung: Rung, estimate: float | None) -> str:
-        left = self.ledger.left or 0.0
+        ledger, left = self.ledger, self.ledger.left or 0.0
+        unit, budget, price = "GPU hours", ledger.budget, 1.0
+        if ledger.short_of_money and ledger.price is not None:
+            unit, budget, price = ledger.currency, ledger.money, ledger.price
         if estimate is None:
-            return f"nothing is left of the budget of {self.ledger.budget:g} GPU hours for {rung.method}"
-        return f"{rung.method} may cost {estimate:.3g} GPU hours, and {left:.3g} of {self.ledger.budget:g} are left"
+            return f"nothing is left of the budget of {budget:g} {unit} for {rung.method}"
+        return f"{rung.method} may cost {estimate * price:.3g} {unit}, and {left * price:.3g} of {budget:g} are left"
 
 
 def _missed(last: Done) -> Stop | None:

@@ -24,15 +24,19 @@ _WHY = {
 def status(
     choice: Choice, climb: Climb, step: Step, findings: Mapping[str, Finding], rates: Mapping[str, float | None]
 ) -> LadderStatus:
-    first = next(iter(findings.values()), None)
+    first, ledger = next(iter(findings.values()), None), climb.ledger
+    priced = any(done.money is not None for done in climb.done)
     return LadderStatus(
         rule=choice.rule,
         rule_reason=choice.reason,
         metric=first.measure.name if first else None,
         base_score=_finite(first.best_score) if first else None,
         rungs=tuple(_rungs(choice, climb, step, findings, rates)),
-        spent=round(climb.ledger.spent, 6),
-        budget=climb.ledger.budget,
+        spent=round(ledger.spent, 6),
+        budget=ledger.budget,
+        money_spent=round(ledger.money_spent, 6) if priced else None,
+        money_budget=ledger.money,
+        currency=ledger.currency or None,
         best=climb.best,
         stop_reason=step.reason.value if isinstance(step, Stop) else None,
         story=told(climb, step, findings)[:1024] if isinstance(step, Stop) else "",
@@ -84,13 +88,16 @@ def _done(done: Done, climb: Climb, found: Finding | None, rate: float | None) -
     estimate, cost = _rounded(climb.estimates.get(done.rung.method)), round(done.cost, 6)
     if found is None:
         why = "does not fit into memory"
-        return RungStatus(name=done.rung.method, state="skipped", estimate=estimate, cost=cost, reason=why)
+        return RungStatus(
+            name=done.rung.method, state="skipped", estimate=estimate, cost=cost, money=_rounded(done.money), reason=why
+        )
     decision = found.decision
     return RungStatus(
         name=done.rung.method,
         state="done",
         estimate=estimate,
         cost=cost,
+        money=_rounded(done.money),
         learning_rate=rate,
         score=_finite(found.score),
         gain=decision.gain,

@@ -17,6 +17,9 @@ from typing import Literal
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.planning.memory import Precision
 
+THIS_MACHINE = "this machine"
+"""Name of its CPUs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -86,7 +89,7 @@ def this_machine(*, memory: int, processes: int) -> Device:
     bandwidth = 2 * buffer.nbytes / copy / processes
     # 77 to 79 % of the peak were measured on SmolLM2-135M with 1024 tokens. bf16 is emulated where there is no AMX.
     return Device(
-        name="this machine", kind="cpu", memory=memory // processes, bf16=rate / 8, fp32=rate, bandwidth=bandwidth,
+        name=THIS_MACHINE, kind="cpu", memory=memory // processes, bf16=rate / 8, fp32=rate, bandwidth=bandwidth,
         link=bandwidth, utilisation=0.75, ramp=32,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.ladder import Price
 from finetune_api.methods import DEFAULT, TRAITS, Method
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.ladder import race
@@ -32,12 +33,17 @@ class Forecast:
     estimates: Mapping[str, float | None]
     """Upper estimates in GPU hours, by method; None where it is not known."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, price: Price | None = None) -> dict[str, Any]:
         return {
             "rule": self.choice.rule,
             "reason": self.choice.reason,
             "rungs": [
-                {"method": each.method, "reservedGpuHours": self.estimates.get(each.method), "why": each.why}
+                {
+                    "method": each.method,
+                    "reservedGpuHours": (hours := self.estimates.get(each.method)),
+                    "reservedMoney": None if hours is None or price is None else hours * price.per_hour,
+                    "why": each.why,
+                }
                 for each in self.choice.rungs
             ],
             "skipped": [{"method": each.rung.method, "reason": each.reason} for each in self.choice.skipped],

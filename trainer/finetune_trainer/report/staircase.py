@@ -16,7 +16,8 @@ def section(ladder: LadderStatus | None) -> str:
     if ladder is None:
         return ""
     rule = f"Rule: {ladder.rule} ({ladder.rule_reason})."
-    words = f'<p>{escape(ladder.story)}</p><p class="note">{escape(rule)}</p>'
+    costs = f"All rungs together cost {ladder.costs()}."
+    words = f'<p>{escape(ladder.story)} {escape(costs)}</p><p class="note">{escape(rule)}</p>'
     return f'<div class="panel">{_stairs(ladder)}{_table(ladder)}</div><div class="panel">{words}</div>'
 
 
