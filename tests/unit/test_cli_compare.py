@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_intervals_of_slices_are_adjusted_for_their_number(tmp_path: Path, capsy
     assert main(["compare", first, "-o", "json"]) == ExitCode.OK
     confidence = {line["name"]: line["confidence"] for line in json.loads(capsys.readouterr().out)["data"]}
     assert confidence == {"test": 0.95, "books": 0.975, "films": 0.975}
+
+
+def test_names_in_an_artifact_do_not_reach_the_terminal_as_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = np.array(["\x1b[2Jwiki", "code"] * 200)
+    base, tuned = (replace(classified(right), source=files) for right in (0.5, 0.6))
+    general = measured(base, tuned, kind="general", name="general")
+    assert main(["compare", artifact(tmp_path / "a", general)]) == ExitCode.OK
+    shown = capsys.readouterr().out
+    assert "wiki accuracy" in shown
+    assert "\x1b" not in shown
 
 
 def test_slices_on_which_the_second_is_worse_are_flagged_among_all_of_them(

@@ -4,6 +4,8 @@ same figures."""
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,28 @@ def test_a_file_of_answers_that_is_none_is_refused(tmp_path: Path, capsys: pytes
     files = run(right=0.8, apart=0.02, loops=False)[2] | {"evaluation/generated/test.parquet": b"PAR1"}
     assert main(["compare", committed(tmp_path / "a", files)]) != ExitCode.OK
     assert "is not a file of answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "model", "score", "why"),
+    [
+        ("greedy", "base", math.nan, "a score is not finite"),
+        ("other", "tuned", 0.0, "same prompts|KeyError"),
+        ("greedy", "third", 0.0, "same prompts"),
+    ],
+)
+def test_answers_that_no_run_writes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, model: str, score: float, why: str
+) -> None:
+    """The first greedy answer of the base model becomes one of another mode or model, or gets another score."""
+    files, path = run(right=0.8, apart=0.02, loops=False)[2], "evaluation/generated/test.parquet"
+    table = parquet.read_table(pyarrow.BufferReader(files[path]))
+    rows = table.to_pylist()
+    rows[0] |= {"mode": mode, "model": model, table.column_names[-1]: score}
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), sink)
+    files[path] = sink.getvalue().to_pybytes()
+    assert main(["compare", committed(tmp_path / "a", files)]) != ExitCode.OK
+    told = capsys.readouterr().err
+    assert "is not a file of answers" in told
+    assert re.search(why, told)

@@ -152,6 +152,7 @@ def test_held_out_rows_of_a_named_source_are_a_slice_of_what_both_models_were_me
         assert len(part.data_set(LABELS).models["tuned"]) == len(part.corpus)
         assert part.base.nats.tolist() == before.nats[rows].tolist()
         assert part.tuned.scores == scores_of(part.corpus, after.nats[rows], after.labels[rows])  # type: ignore[index]
+        assert part.tuned.scores.bits_per_byte is not None
     found = evidence_of((whole, tickets, summaries), LABELS)
     assert {each.name for each in found.evaluation().data if each.kind == "slice"} == {"tickets", "summaries"}
     assert with_sources((whole,), {}) == (whole,)

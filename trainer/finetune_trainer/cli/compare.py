@@ -4,7 +4,7 @@ of one artifact, if there is no second."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api import names
 from finetune_api.failures import ExitCode
 from finetune_api.measurements import shown
+from finetune_api.text import printable
 from finetune_trainer.cli.jobs import Where
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def show_comparison(request: Request, *, where: Where) -> int:
     first = _side(request.first, where, request.first_model or (BASE if alone else TUNED))
     second = _side(request.second if request.second is not None else request.first, where, request.second_model)
     found = compare(first, second, only=frozenset(request.only))
-    print(json.dumps(_plain(first, second, found), indent=2) if request.as_json else _text(first, second, found))
+    print(
+        json.dumps(_plain(first, second, found), indent=2)
+        if request.as_json
+        else printable(_text(first, second, found))
+    )
     return ExitCode.OK
 
 
@@ -131,7 +136,7 @@ def _text(first: Side, second: Side, found: Comparison) -> str:
 
     head = ("", "first", "second", "change", "interval", "visible from", "rows", "verdict")
     sides = aligned([("first", f"{first.uri} ({first.model})"), ("second", f"{second.uri} ({second.model})")])
-    rows = [*map(_row, found.lines), *(_scored(found.generation, each) for each in _scores(found))]
+    rows = [*map(_row, found.lines), *(_answered(found.generation) if found.generation is not None else ())]
     lines = [sides, "", table(head, rows)]
     if found.collapse is not None:
         lines += ["", f"  collapse: {found.collapse.told()}"]
@@ -144,37 +149,27 @@ def _text(first: Side, second: Side, found: Comparison) -> str:
 
 def _row(line: Line) -> tuple[str, ...]:
     found = line.difference
-    name = shown(line.kind, line.name)
-    interval = "" if found.low is None or found.high is None else f"{found.low:+.4f} … {found.high:+.4f}"
+    verdict = (str(found.verdict) if found.measure.judged else "") + (
+        ", negative transfer" if line.transfer is not None and line.transfer.flagged else ""
+    )
+    return _cells(f"{shown(line.kind, line.name)} {found.measure.name}", found, found.rows, verdict)
+
+
+def _answered(generation: Generation) -> Iterator[tuple[str, ...]]:
+    for score in generation.scores:
+        yield _cells(f"{generation.name}, generated {score.metric}", score, generation.rows, score.verdict or "")
+
+
+def _cells(name: str, found: Difference | GenerationScore, rows: int, verdict: str) -> tuple[str, ...]:
     return (
-        f"{name} {found.measure.name}",
+        name,
         _number(found.base),
         _number(found.tuned),
         "" if found.difference is None else f"{found.difference:+.4f}",
-        interval,
+        "" if found.low is None or found.high is None else f"{found.low:+.4f} … {found.high:+.4f}",
         _number(found.minimum_detectable),
-        f"{found.rows:,}",
-        (str(found.verdict) if found.measure.judged else "")
-        + (", negative transfer" if line.transfer is not None and line.transfer.flagged else ""),
-    )
-
-
-def _scores(found: Comparison) -> tuple[GenerationScore, ...]:
-    return found.generation.scores if found.generation is not None else ()
-
-
-def _scored(generation: Generation | None, score: GenerationScore) -> tuple[str, ...]:
-    assert generation is not None
-    interval = "" if score.low is None or score.high is None else f"{score.low:+.4f} … {score.high:+.4f}"
-    return (
-        f"{generation.name}, generated {score.metric}",
-        _number(score.base),
-        _number(score.tuned),
-        "" if score.difference is None else f"{score.difference:+.4f}",
-        interval,
-        _number(score.minimum_detectable),
-        f"{generation.rows:,}",
-        score.verdict or "",
+        f"{rows:,}",
+        verdict,
     )
 
 

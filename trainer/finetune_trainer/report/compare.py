@@ -109,22 +109,14 @@ def sentences(rows: tuple[Row, ...]) -> tuple[str, ...]:
 def _sentences(rows: tuple[Row, ...]) -> Iterator[str]:
     if judged := headline(rows):
         yield f"On the {judged.name} rows {_words(judged.main, 'the tuned model')}."
-    slices = [r for r in rows if r.kind == "slice"]
-    parts = [
-        f"{verdict} on {', '.join(names)}"
-        for verdict in VERDICTS
-        if (names := [r.name for r in slices if r.verdict == verdict])
-    ]
-    if parts:
-        yield f"Of the slices it is {'; '.join(parts)}."
-    tasks = [r for r in rows if r.kind == "task"]
-    parts = [
-        f"{verdict} on {', '.join(names)}"
-        for verdict in VERDICTS
-        if (names := [r.name for r in tasks if r.verdict == verdict])
-    ]
-    if parts:
-        yield f"Of the earlier tasks it is {'; '.join(parts)}."
+    for kind, whose in (("slice", "slices"), ("task", "earlier tasks")):
+        parts = [
+            f"{verdict} on {', '.join(names)}"
+            for verdict in VERDICTS
+            if (names := [r.name for r in rows if r.kind == kind and r.verdict == verdict])
+        ]
+        if parts:
+            yield f"Of the {whose} it is {'; '.join(parts)}."
     for row in rows:
         if row.kind == "general" and not row.part:
             yield f"On general text {_words(row.main, 'it')}."

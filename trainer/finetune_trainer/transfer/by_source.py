@@ -27,7 +27,7 @@ class _Part(Half):
 
     def of(self, measured: Measured) -> Measured:
         found = super().of(measured)
-        if not (measured.tokens == 1).all() or found.labels is None:
+        if measured.scores.bits_per_byte is not None or found.labels is None:
             return found
         told = {"loss": float(found.nats.mean()), "bits_per_byte": None, "tokens": len(found.nats)}
         return replace(found, scores=found.scores.model_copy(update=told))

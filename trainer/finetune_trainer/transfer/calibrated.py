@@ -78,7 +78,7 @@ def _figures(records: Records, labels: tuple[str, ...]) -> calibration.Calibrati
 
 def _scores(records: Records, labels: tuple[str, ...]) -> tuple[Floats, NDArray[Any]] | None:
     """(log scores (rows, labels), right labels (rows,)); None of rows without labels, and of no rows."""
-    if records.label is None or records.label_nats is None or not len(records):
+    if not labels or records.label is None or records.label_nats is None or not len(records):
         return None
     index = {label: at for at, label in enumerate(labels)}
     return -records.label_nats, np.array([index[label] for label in records.label.tolist()])

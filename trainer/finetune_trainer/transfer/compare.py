@@ -171,7 +171,7 @@ def _figures(common: list[tuple[DataKind, str]], first: Side, second: Side) -> C
 
 def _apart(key: tuple[DataKind, str], side: Side) -> Divergence | None:
     kind, records = key[0], side.records(key).sorted()
-    if records.kl is None or kind not in ("test", "validation"):
+    if records.kl is None or kind not in ("test", "validation") or not records.tokens.any():
         return None
     found = per_token(records.kl, records.tokens, groups=records.group.tolist())
     return Divergence(

@@ -37,12 +37,16 @@ from finetune_trainer.statistics.differences import Measure
 from finetune_trainer.statistics.divergence import KL_TO_BASE
 from finetune_trainer.statistics.paired import ACCURACY, BITS_PER_BYTE, LOSS, SCORE, Paired
 
+from .tables import read_table
+
 FOLDER = "evaluation/"
 ANSWERS = f"{FOLDER}generated/"
 """Records of generated text, see `generated.files`."""
 ENDING = ".parquet"
 VERSION = 1
 _METADATA = b"finetune.dev/records"
+_MOST_MODELS = 32
+"""The base model, the tuned one, and the scales of a sweep."""
 _LATER = ("kl", "source")
 """Columns that files of earlier releases do not have."""
 
@@ -163,11 +167,8 @@ def encode(data: DataSet) -> bytes:
 
 def decode(content: bytes, *, where: str = "the records") -> DataSet:
     """DataUnreadable where the content is not a file of records, or one of a later version."""
-    import pyarrow
-    from pyarrow import parquet
-
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        table = read_table(content)
         note = json.loads((table.schema.metadata or {})[_METADATA])
         if note["version"] != VERSION:
             raise FinetuneError(
@@ -175,19 +176,11 @@ def decode(content: bytes, *, where: str = "the records") -> DataSet:
                 f"{where} has version {note['version']} of the record format; this program reads version {VERSION}",
                 "Use the version of finetune that wrote the artifact, or a later one.",
             )
-        lacking = {name: pyarrow.nulls(len(table)) for name in _LATER if name not in table.column_names}
-        columns = {name: lacking[name] if name in lacking else table.column(name) for name in _schema().names}
-    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
+        return _data_set(table, note)
+    except (KeyError, ValueError, TypeError) as error:
         raise FinetuneError(
             Reason.DataUnreadable, f"{where} is not a file of evaluation records ({error})", "Measure the model again."
         ) from error
-    names = np.array(columns["model"].to_pylist(), np.str_)
-    return DataSet(
-        name=note["name"],
-        kind=note["kind"],
-        labels=tuple(note["labels"]),
-        models={str(model): _records(columns, names == model) for model in np.unique(names)},
-    )
 
 
 def measures(first: Records, second: Records, *, kind: DataKind) -> tuple[Measure, ...]:
@@ -329,20 +322,37 @@ def _plain(column: Any) -> Any:
     return column.tolist() if isinstance(column, np.ndarray) and column.dtype.kind == "U" else column
 
 
-def _records(columns: Mapping[str, Any], mine: NDArray[np.bool_]) -> Records:
-    def taken(name: str) -> list[Any]:
-        return [value for value, wanted in zip(columns[name].to_pylist(), mine, strict=True) if wanted]
+def _data_set(table: Any, note: Any) -> DataSet:
+    """KeyError, TypeError or ValueError for what `encode` does not write."""
+    import pyarrow
 
+    name, kind, labels = note["name"], note["kind"], tuple(note["labels"])
+    if not all(isinstance(each, str) for each in (name, *labels)) or kind not in JUDGED:
+        raise ValueError("its name, kind or labels are not those of a data set")
+    lacking = {each: pyarrow.nulls(len(table)) for each in _LATER if each not in table.column_names}
+    table = pyarrow.table({each: lacking[each] if each in lacking else table.column(each) for each in _schema().names})
+    of_model = np.array(table.column("model").to_pylist(), np.str_)
+    models = [str(model) for model in np.unique(of_model)]
+    if len(models) > _MOST_MODELS:
+        raise ValueError(f"it has {len(models)} models, and at most {_MOST_MODELS} are read")
+    found = {model: _records(table.filter(pyarrow.array(of_model == model)), labels) for model in models}
+    scales = {float(model.removeprefix(SCALE)): each for model, each in found.items() if model.startswith(SCALE)}
+    if any(not overlap(next(iter(scales.values())), each).same for each in scales.values()):
+        raise ValueError("the scales were measured on different rows")
+    return DataSet(name=name, kind=kind, labels=labels, models=found)
+
+
+def _records(table: Any, labels: tuple[str, ...]) -> Records:
     def optional(name: str, dtype: type[np.generic]) -> NDArray[Any] | None:
-        values = taken(name)
-        return None if any(value is None for value in values) else np.array(values, dtype)
+        column = table.column(name)
+        return None if column.null_count else np.array(column.to_pylist(), dtype)
 
-    return Records(
-        row=np.array(taken("row"), np.str_),
-        group=np.array(taken("group"), np.str_),
-        nats=np.array(taken("nats"), np.float64),
-        bytes=np.array(taken("bytes"), np.int64),
-        tokens=np.array(taken("tokens"), np.int64),
+    found = Records(
+        row=np.array(table.column("row").to_pylist(), np.str_),
+        group=np.array(table.column("group").to_pylist(), np.str_),
+        nats=np.array(table.column("nats").to_pylist(), np.float64),
+        bytes=np.array(table.column("bytes").to_pylist(), np.int64),
+        tokens=np.array(table.column("tokens").to_pylist(), np.int64),
         score=optional("score", np.float64),
         label=optional("label", np.str_),
         prediction=optional("prediction", np.str_),
@@ -350,3 +360,13 @@ def _records(columns: Mapping[str, Any], mine: NDArray[np.bool_]) -> Records:
         kl=optional("kl", np.float64),
         source=optional("source", np.str_),
     )
+    for name in ("nats", "score", "kl"):
+        if (column := getattr(found, name)) is not None and not np.isfinite(column).all():
+            raise ValueError(f"{name} has values that are not finite")
+    if (found.bytes < 0).any() or (found.tokens < 0).any():
+        raise ValueError("bytes or tokens are below 0")
+    if labels and found.label is not None and not set(found.label.tolist()) <= set(labels):
+        raise ValueError("a row has a label that the data set does not have")
+    if labels and found.label_nats is not None and found.label_nats.shape[1:] != (len(labels),):
+        raise ValueError(f"labelNats does not have one value for each of {len(labels)} labels")
+    return found

@@ -25,7 +25,7 @@ from finetune_trainer.statistics.differences import Difference
 from finetune_trainer.statistics.paired import Paired, difference
 from finetune_trainer.statistics.transfer import negative_transfer
 from finetune_trainer.store.artifact import read_manifest
-from finetune_trainer.store.folder import Folder, NotFound, digest_of
+from finetune_trainer.store.folder import Digest, Folder, NotFound, digest_of
 from finetune_trainer.store.opening import open_folder
 
 from .records import ANSWERS, BASE, ENDING, FOLDER, TUNED, DataSet, Records, common, decode, measures, paired
@@ -64,11 +64,16 @@ def record_files(folder: Folder) -> Iterator[tuple[str, bytes]]:
     for path, entry in read_manifest(folder).files.items():
         if not (path.startswith(FOLDER) and path.endswith(ENDING)):
             continue
-        content = folder.read(path)
-        if digest_of(content) != entry.digest:
-            message = f"{folder.uri}/{path} is not the file that the artifact's manifest names"
-            raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {folder.uri}`.")
-        yield path, content
+        yield path, checked(folder, path, entry.digest)
+
+
+def checked(folder: Folder, path: str, digest: Digest) -> bytes:
+    """The file of an artifact. DataUnreadable unless it is the one that the manifest names."""
+    content = folder.read(path)
+    if digest_of(content) != digest:
+        message = f"{folder.uri}/{path} is not the file that the artifact's manifest names"
+        raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {folder.uri}`.")
+    return content
 
 
 def references_of(asked: Iterable[Reference], slices: Mapping[str, Corpus]) -> dict[str, dict[str, Records]]:

@@ -15,12 +15,13 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.data.corpus import Corpus
 from finetune_trainer.data.held_out import load_held_out
-from finetune_trainer.store.folder import Folder, digest_of
+from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Manifest
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sequence import Sequence, Task
 
 from .records import TUNED, Records, decode, path_of
+from .references import checked
 
 TASK = "task/"
 
@@ -68,11 +69,7 @@ def _read(task: Task, tokenizer_path: Path, cache: Path) -> EarlierTest:
 
 
 def _measured(folder: Folder, path: str, manifest: Manifest) -> Records:
-    content = folder.read(path)
-    if digest_of(content) != manifest.files[path].digest:
-        message = f"{folder.uri}/{path} is not the file that the artifact's manifest names"
-        raise FinetuneError(Reason.DataUnreadable, message, f"See `finetune verify {folder.uri}`.")
-    models = decode(content, where=f"{folder.uri}/{path}").models
+    models = decode(checked(folder, path, manifest.files[path].digest), where=f"{folder.uri}/{path}").models
     if TUNED not in models:
         raise FinetuneError(Reason.DataUnreadable, f"{folder.uri}/{path} has no records of the tuned model")
     return models[TUNED]

@@ -15,7 +15,7 @@ Rows are sorted, so the file depends on no order of ranks.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -24,6 +24,7 @@ import numpy as np
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.generation import GenerationMetric
 from finetune_trainer.transfer.records import ANSWERS, ENDING
+from finetune_trainer.transfer.tables import read_table
 
 from .answers import Answered, Answers
 from .evidence import MODES, Scored, Written
@@ -44,45 +45,45 @@ class AnswerRecords:
 
 def read_answers(content: bytes, *, name: str, where: str) -> AnswerRecords:
     """DataUnreadable where the content is not such a file."""
-    import pyarrow
-    from pyarrow import parquet
-
     try:
-        rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+        rows = read_table(content).to_pylist()
         rows.sort(key=lambda row: (row["row"], row["group"], row["tokens"]))
-        models = dict.fromkeys(row["model"] for row in rows)
-        by = {
-            (model, mode): [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
-            for model in models
-            for mode in MODES
-        }
-        first = next(each for each in by.values() if each)
+        by: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in rows:
+            by.setdefault((row["model"], row["mode"]), []).append(row)
+        models, first = dict.fromkeys(model for model, _ in by), next(iter(by.values()))
+        prompts = Prompts(
+            name=cast(Name, name),
+            tokens=tuple(np.zeros(0, np.int32) for _ in first),
+            references=tuple(np.array(row.get("referenceTokens") or (), np.int32) for row in first),
+            rows=tuple(row["row"] for row in first),
+            groups=tuple(row["group"] for row in first),
+        )
+        answers = {model: {mode: _answers(by[model, mode], prompts) for mode in MODES} for model in models}
         return AnswerRecords(
-            prompts=Prompts(
-                name=cast(Name, name),
-                tokens=tuple(np.zeros(0, np.int32) for _ in first),
-                references=tuple(np.array(row.get("referenceTokens") or (), np.int32) for row in first),
-                rows=tuple(row["row"] for row in first),
-                groups=tuple(row["group"] for row in first),
-            ),
-            answers={
-                model: {mode: _answers(by[model, mode]) for mode in MODES if by[model, mode]} for model in models
-            },
-            scores={
-                model: {metric: np.array([row[metric] for row in by[model, "greedy"]], np.float64)
-                        for metric in cast("tuple[GenerationMetric, ...]", get_args(GenerationMetric))
-                        if metric in first[0]}
-                for model in models
-            },
-        )  # fmt: skip
-    except (pyarrow.ArrowException, KeyError, ValueError, TypeError, StopIteration) as error:
+            prompts=prompts,
+            answers=answers,
+            scores={model: _scores(by[model, "greedy"], metrics=first[0]) for model in models},
+        )
+    except (KeyError, ValueError, TypeError, StopIteration) as error:
         raise FinetuneError(
             Reason.DataUnreadable, f"{where} is not a file of answers ({error!r})", "Measure the model again."
         ) from error
 
 
-def _answers(rows: list[dict[str, Any]]) -> Answers:
-    return Answers(tuple(tuple(row["tokens"]) for row in rows), tuple(bool(row["stopped"]) for row in rows))
+def _answers(rows: list[dict[str, Any]], prompts: Prompts) -> Answers:
+    if tuple(row["row"] for row in rows) != prompts.rows:
+        raise ValueError("not all models answered the same prompts")
+    tokens = tuple(tuple(row["tokens"]) for row in rows)
+    return Answers(tokens, tuple(bool(row["stopped"]) for row in rows))
+
+
+def _scores(rows: list[dict[str, Any]], *, metrics: Collection[str]) -> Scored:
+    known = cast("tuple[GenerationMetric, ...]", get_args(GenerationMetric))
+    found = {metric: np.array([row[metric] for row in rows], np.float64) for metric in known if metric in metrics}
+    if not all(np.isfinite(each).all() for each in found.values()):
+        raise ValueError("a score is not finite")
+    return found
 
 
 def answer_files(written: Written) -> dict[str, bytes | Any]:
