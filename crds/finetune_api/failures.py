@@ -25,7 +25,7 @@ from .ladder import LadderStatus
 from .measurements import Evaluation
 from .names import TERMINATION_LIMIT
 from .reasons import ExitCode, FailureClass, Reason
-from .results import packed, unpacked
+from .results import packed, packed_ladder, unpacked, unpacked_ladder
 from .status import Artifact, Candidate, ResolvedPlan
 
 __all__ = [
@@ -92,10 +92,13 @@ class TerminationMessage(ApiModel):
     artifact: Artifact | None = None
     candidate: Candidate | None = None
     ladder: LadderStatus | None = None
+    packed_ladder: str | None = None
+    """The ladder where it does not fit as it is."""
 
     def encode(self) -> str:
         """Returns JSON that fits into a termination message: packs the evaluation, drops the plan (the last progress
-        report has it), shortens texts and the ladder, then drops as many data sets as it must, and the ladder last."""
+        report has it), shortens texts and the ladder and packs it, then drops as many data sets as it must, the last
+        ones first, then the ladder. The guards stay longest."""
         words = self
         for shorter in _SHORTER:
             words = shorter(words)
@@ -105,10 +108,13 @@ class TerminationMessage(ApiModel):
         raise AssertionError("a message of a thousand characters fits")
 
     def whole(self) -> TerminationMessage:
-        """With the evaluation unpacked. ValueError if it is not one."""
-        if self.results is None:
-            return self
-        return self.model_copy(update={"evaluation": unpacked(self.results), "results": None})
+        """With evaluation and ladder unpacked. ValueError if they are not what they should be."""
+        update: dict[str, object] = {"results": None, "packed_ladder": None}
+        if self.results is not None:
+            update["evaluation"] = unpacked(self.results)
+        if self.packed_ladder is not None:
+            update["ladder"] = unpacked_ladder(self.packed_ladder)
+        return self.model_copy(update=update)
 
 
 def _as_is(words: TerminationMessage) -> TerminationMessage:
@@ -134,24 +140,49 @@ def _with_short_ladder(words: TerminationMessage) -> TerminationMessage:
     return words if words.ladder is None else words.model_copy(update={"ladder": words.ladder.short()})
 
 
+def _with_packed_ladder(words: TerminationMessage) -> TerminationMessage:
+    if words.ladder is None:
+        return words
+    return words.model_copy(update={"ladder": None, "packed_ladder": packed_ladder(words.ladder)})
+
+
 def _without_ladder(words: TerminationMessage) -> TerminationMessage:
-    return words.model_copy(update={"ladder": None})
+    return words.model_copy(update={"packed_ladder": None})
 
 
 def _with_fewer_results(words: TerminationMessage) -> TerminationMessage:
-    """As many data sets as fit, and how many do not: those that are judged first stay."""
+    """As many data sets as fit, each with its negative transfer, and how many do not: those that are judged first
+    stay. Unchanged if everything else is too long without any."""
     if words.results is None:
         return words
     found = unpacked(words.results)
     bare = words.model_copy(update={"results": None})
     left = TERMINATION_LIMIT - len(bare.model_dump_json(by_alias=True, exclude_none=True).encode()) - 16
     for count in range(len(found.data) - 1, -1, -1):
-        fewer = packed(found.model_copy(update={"data": found.data[:count], "omitted": len(found.data) - count}))
+        fewer = packed(_of_the_first(found, count))
         if len(fewer) <= left:
             return words.model_copy(update={"results": fewer})
-    return bare
+    return words
+
+
+def _of_the_first(found: Evaluation, count: int) -> Evaluation:
+    data = found.data[:count]
+    slices = {each.name for each in data if each.kind == "slice"}
+    flags = tuple(each for each in found.negative_transfer if each.slice in slices)
+    return found.model_copy(
+        update={"data": data, "negative_transfer": flags, "omitted": len(found.data) - count + (found.omitted or 0)}
+    )
+
+
+def _with_guards_alone(words: TerminationMessage) -> TerminationMessage:
+    if words.results is None:
+        return words
+    found = unpacked(words.results)
+    guards = Evaluation(guards=found.guards, omitted=len(found.data) + (found.omitted or 0))
+    return words.model_copy(update={"results": packed(guards)})
 
 
 _SHORTER = (
-    _as_is, _packed, _without_plan, _with_short_ladder, _with_short_text, _with_fewer_results, _without_ladder,
+    _as_is, _packed, _without_plan, _with_short_ladder, _with_short_text, _with_packed_ladder, _with_fewer_results,
+    _without_ladder, _with_fewer_results, _with_guards_alone,
 )  # fmt: skip

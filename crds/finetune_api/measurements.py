@@ -186,8 +186,8 @@ class GuardResult(ApiModel):
         between = "" if self.low is None or self.high is None else f" [{self.low:+.4g}, {self.high:+.4g}]"
         value = "not measured" if self.value is None else f"{self.value:+.4g}{between}"
         more = f"; about {self.rows_needed:,} rows would decide" if self.rows_needed else ""
-        least = "at least" if self.name in ("minGain", "generation") else "at most"
-        return f"{self.name} is {self.verdict}: {value}, {least} {self.bound:g} is allowed{more}"
+        least = f"at least {self.bound:g} is required" if self.name in ("minGain", "generation") else ""
+        return f"{self.name} is {self.verdict}: {value}, {least or f'at most {self.bound:g} is allowed'}{more}"
 
 
 class Evaluation(ApiModel):
@@ -222,5 +222,7 @@ class Evaluation(ApiModel):
     )
     continual: Continual | None = Field(None, description="With continueFrom and data.test: tasks in sequence.")
     omitted: int | None = Field(
-        None, description="Data sets that did not fit into the termination message; run.json in the artifact has them."
+        None,
+        description="Data sets that did not fit into the termination message, with their negative transfer; run.json "
+        "in the artifact has them.",
     )

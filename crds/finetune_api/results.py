@@ -2,6 +2,7 @@
 
     packed(evaluation)     columns as JSON, four significant digits, deflated, base85: 32 slices in about 2 KiB
     unpacked(text)         the same evaluation, or ValueError
+    packed_ladder(ladder), unpacked_ladder(text)     the same of a ladder
 
 A pod writes the text and the operator reads it, so reading is bounded: nothing is inflated beyond `LARGEST` bytes, and
 what is read is judged by the model like any other part of a message.
@@ -22,6 +23,7 @@ from .base import ApiModel
 from .calibration import Calibration, ScaleSweep
 from .generated_text import Collapse, CollapseFigure, Ending, Figure, Generation, GenerationScore, Mode
 from .generation import GenerationMetric
+from .ladder import LadderStatus
 from .measurements import (
     Continual,
     DataKind,
@@ -103,12 +105,36 @@ def packed(evaluation: Evaluation) -> str:
         told["s"] = _short(evaluation.scale.to_json())
     if evaluation.continual is not None:
         told["q"] = _short(evaluation.continual.to_json())
-    text = json.dumps(told, separators=(",", ":"), allow_nan=False)
-    return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+    return _deflated(told)
 
 
 def unpacked(text: str) -> Evaluation:
     """ValueError for whatever `packed` did not write, and for more than `LARGEST` bytes."""
+    try:
+        return _evaluation(json.loads(_inflated(text), parse_constant=_refused))
+    except (ValidationError, RecursionError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"not an evaluation: {type(error).__name__}") from None
+
+
+def packed_ladder(ladder: LadderStatus) -> str:
+    """As `packed`."""
+    return _deflated(_short(ladder.to_json()))
+
+
+def unpacked_ladder(text: str) -> LadderStatus:
+    """As `unpacked`."""
+    try:
+        return LadderStatus.model_validate_json(_inflated(text))
+    except ValidationError:
+        raise ValueError("not a ladder") from None
+
+
+def _deflated(told: Any) -> str:
+    text = json.dumps(told, separators=(",", ":"), allow_nan=False)
+    return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _inflated(text: str) -> bytes:
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(base64.b85decode(text), LARGEST)
@@ -116,10 +142,7 @@ def unpacked(text: str) -> Evaluation:
         raise ValueError(f"not deflated: {error}") from None
     if not inflate.eof or inflate.unused_data:
         raise ValueError(f"more than {LARGEST} bytes, cut off, or followed by something else")
-    try:
-        return _evaluation(json.loads(data, parse_constant=_refused))
-    except (ValidationError, RecursionError, TypeError, KeyError, IndexError) as error:
-        raise ValueError(f"not an evaluation: {type(error).__name__}") from None
+    return data
 
 
 def _evaluation(told: Any) -> Evaluation:

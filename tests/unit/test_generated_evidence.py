@@ -125,7 +125,7 @@ def test_guards_judge_the_answers() -> None:
         ("collapse", 0.2, "violated"), ("generation", 0.99, "violated"),
     ]  # fmt: skip
     assert not kept.refusal
-    assert "generation is violated: +0 [+0, +0.04506], at least 0.99 is allowed (minJsonValid)" in broken.refusal
+    assert "generation is violated: +0 [+0, +0.04506], at least 0.99 is required (minJsonValid)" in broken.refusal
 
 
 def test_results_reach_the_status_whole() -> None:

@@ -85,7 +85,7 @@ def test_a_guard_of_which_nothing_is_reported_is_inconclusive_and_said_so() -> N
     assert found is not None
     assert (after.phase, found.status, found.reason) == (Phase.Succeeded, "Unknown", Reason.GuardInconclusive)
     assert found.message == (
-        "minGain is inconclusive: not measured, at least 0.01 is allowed; "
+        "minGain is inconclusive: not measured, at least 0.01 is required; "
         "forgetting is inconclusive: not measured, at most 0.05 is allowed"
     )
     assert after.evaluation is not None

@@ -101,6 +101,8 @@ def test_results_that_are_no_results_are_refused_before_they_grow(what: str) -> 
     text = json.dumps(plain | {"results": bombs()[what]})
     assert len(text) < LIMIT, "it is not its length that is refused"
     assert termination_message(text) is None
+    ladder = json.dumps(plain | {"packedLadder": bombs()[what]})
+    assert termination_message(ladder) is None
 
 
 WEDGES: list[tuple[str, dict[str, Any]]] = [

@@ -5,16 +5,42 @@ from __future__ import annotations
 import json
 import random
 import string
+from typing import get_args
 
 import pytest
 
+from finetune_api.calibration import Calibration, CalibrationScores, ScalePoint, ScaleSweep
 from finetune_api.failures import Reason, TerminationMessage
-from finetune_api.measurements import DataKind, Evaluation, Measurement, Metric, NegativeTransfer
+from finetune_api.generated_text import (
+    Collapse,
+    CollapseFigure,
+    Ending,
+    Figure,
+    Generation,
+    GenerationScore,
+    Mode,
+)
+from finetune_api.generation import GenerationMetric
+from finetune_api.ladder import LadderStatus, RungStatus
+from finetune_api.measurements import (
+    Continual,
+    DataKind,
+    Divergence,
+    Evaluation,
+    GuardName,
+    GuardResult,
+    Measurement,
+    Metric,
+    NegativeTransfer,
+    PriorGain,
+)
 from finetune_api.names import TERMINATION_LIMIT
+from finetune_api.plan import ProgressReport
 from finetune_api.results import DIGITS, packed, unpacked
 from finetune_api.status import Artifact, ResolvedPlan
 from finetune_api.verdicts import Verdict
-from finetune_operator.state.pod_reports import termination_message
+from finetune_operator.state.pod_reports import progress_report, termination_message
+from finetune_trainer.cli.text import guard_lines
 
 PLAN = ResolvedPlan(
     method="lora", strategy="fsdp", world_size=64, precision="bfloat16", learning_rate=0.00028517, batch_size=1024,
@@ -118,6 +144,134 @@ def test_what_does_not_fit_is_counted_and_the_first_data_sets_stay() -> None:
     assert 3 <= kept < 35
     assert found.evaluation.omitted == 35 - kept
     assert found.evaluation.data == rounded(largest()).data[:kept]
+
+
+def everything(*, slices: int = 32, tasks: int = 31, length: int = 63) -> Evaluation:
+    """All that a run can measure at once, with names that nothing can compress."""
+    dice = random.Random(3)
+
+    def number() -> float:
+        return float(f"{dice.uniform(0.001, 0.3):.4g}")
+
+    def limits() -> dict[str, float]:
+        return {"low": number(), "high": number()}
+
+    def scores() -> CalibrationScores:
+        return CalibrationScores(error=number(), floor=number(), brier=number(), nll=number())
+
+    def name() -> str:
+        return "".join(dice.choices(string.ascii_lowercase, k=length))
+
+    plain, modes = largest(slices, length), get_args(Mode)
+    cheaper = [name() for _ in range(8)]
+    return Evaluation(
+        data=(*plain.data, *(measurement(name(), "task", "accuracy", dice) for _ in range(tasks))),
+        guards=tuple(
+            GuardResult(name=each, bound=0.05, value=number(), **limits(), verdict="inconclusive", rows_needed=123_456)
+            for each in get_args(GuardName)
+        ),
+        negative_transfer=tuple(
+            NegativeTransfer(slice=each.name, reference=dice.choice(cheaper), difference=number(), p_value=number())
+            for each in plain.data[3:]
+        ),
+        kl_to_base=Divergence(name="test", value=number(), **limits(), rows=4242, groups=4000),
+        prior_gain=PriorGain(
+            name="test", random=number(), pretrained=number(), difference=number(), **limits(),
+            minimum_detectable=number(), verdict="better", rows=3000, groups=2999,
+        ),
+        calibration=Calibration(
+            name="test", base=scores(), tuned=scores(), difference=number(), **limits(), verdict="worse", rows=3000,
+            temperature=1.234,
+        ),
+        scale=ScaleSweep(chosen=0.5, curve=tuple(
+            ScalePoint(scale=scale, gain=number(), forgetting=number(), verdict="passed")
+            for scale in (0, 0.25, 0.5, 0.75, 1)
+        )),
+        generation=Generation(name="test", rows=128, groups=127, scores=tuple(
+            GenerationScore(
+                metric=each, base=number(), tuned=number(), difference=number(), **limits(),
+                minimum_detectable=number(), verdict="better",
+            )
+            for each in get_args(GenerationMetric)
+        )),
+        collapse=Collapse(
+            verdict="passed", bound=0.2, rows=128,
+            figures=tuple(
+                CollapseFigure(name=each, mode=mode, base=number(), tuned=number(), drop=number(), **limits())
+                for mode in modes for each in get_args(Figure)
+            ),
+            endings=tuple(
+                Ending(mode=mode, base_length=50.3, tuned_length=33.1, base_stops=0.4, tuned_stops=0.9)
+                for mode in modes
+            ),
+        ),
+        continual=Continual(tasks=tasks + 1, metric="accuracy", acc=number(), bwt=number(), fwt=number()),
+    )  # fmt: skip
+
+
+def long_ladder(rungs: int = 8) -> LadderStatus:
+    rung = RungStatus(
+        name="", state="done", estimate=1.234, cost=1.234, learning_rate=0.0001234, score=0.8765, gain=0.1235,
+        low=0.01235, high=0.2346, minimum_detectable=0.01235, rows=12345, rows_needed=123456, decision="inconclusive",
+        reason="r" * 900,
+    )  # fmt: skip
+    named = tuple(rung.model_copy(update={"name": f"method-{number}"}) for number in range(rungs))
+    return LadderStatus(rule="much data", rungs=named, best="method-1", story=" ".join(map(str, range(250))))
+
+
+def test_32_slices_with_intervals_guards_and_a_ladder_reach_the_operator_whole() -> None:
+    plain = everything(tasks=0, length=20)
+    given = Evaluation(data=plain.data, guards=plain.guards, scale=plain.scale)
+    text = said(given, ladder=long_ladder()).encode()
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    found = termination_message(text)
+    assert found is not None
+    assert found.evaluation == rounded(given)
+    assert found.ladder == long_ladder().short()
+    assert TerminationMessage.model_validate_json(text).whole() == found
+
+
+@pytest.mark.parametrize("ladder", [None, long_ladder()])
+@pytest.mark.parametrize("length", [12, 63])
+def test_of_everything_at_once_the_first_data_sets_and_all_guards_stay(
+    length: int, ladder: LadderStatus | None
+) -> None:
+    given = everything(length=length)
+    text = said(given, ladder=ladder, message="guards.minGain is inconclusive " * 30).encode()
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    found = termination_message(text)
+    assert found is not None
+    told = found.evaluation
+    assert told is not None
+    kept = len(told.data)
+    assert 3 <= kept < len(given.data)
+    assert told.data == rounded(given).data[:kept]
+    assert told.omitted == len(given.data) - kept
+    slices = {each.name for each in told.data if each.kind == "slice"}
+    assert told.negative_transfer == tuple(each for each in given.negative_transfer if each.slice in slices)
+    rest = {"data": (), "negative_transfer": (), "omitted": None}
+    assert told.model_copy(update=rest) == given.model_copy(update=rest)
+    assert found.ladder == (ladder.short() if ladder else None)
+    assert f"{told.omitted} more data sets did not fit into the status" in guard_lines(told)
+
+
+def test_the_guards_stay_where_nothing_else_fits() -> None:
+    long = ARTIFACT.model_copy(update={"uri": "s3://corp/" + "".join(random.Random(4).choices("abcdefgh", k=2000))})
+    text = said(everything(), artifact=long, ladder=long_ladder(16), message="m" * 900, hint="h" * 300).encode()
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    found = termination_message(text)
+    assert found is not None
+    assert found.evaluation is not None
+    assert found.evaluation.guards == everything().guards
+    assert found.evaluation.omitted == len(everything().data) - len(found.evaluation.data) > 0
+    assert found.ladder is None
+
+
+def test_a_progress_report_of_everything_at_once_is_read() -> None:
+    report = ProgressReport(attempt=1, phase="done", uid="u", nonce="n", plan=PLAN, artifact=ARTIFACT,
+                            evaluation=everything(), ladder=long_ladder(16))  # fmt: skip
+    text = report.model_dump_json(by_alias=True, exclude_none=True).encode()
+    assert progress_report(text, attempt=1, uid="u", nonce="n").evaluation == everything()
 
 
 def test_numbers_that_are_none_are_left_out() -> None:

@@ -133,7 +133,7 @@ def test_a_refusal_says_value_interval_bound_and_rows() -> None:
     ))  # fmt: skip
     assert outcome.refusal == ("guards.forgetting is violated: +0.21 [+0.18, +0.24], at most 0.05 is allowed (general)")
     assert list(outcome.sentences())[1] == (
-        "guards.minGain is inconclusive: +0.01 [-0.03, +0.05], at least 0 is allowed; "
+        "guards.minGain is inconclusive: +0.01 [-0.03, +0.05], at least 0 is required; "
         "about 6,400 rows would decide (test)"
     )
     assert GuardResult(name="slices", bound=0.1, verdict="inconclusive").told() == (

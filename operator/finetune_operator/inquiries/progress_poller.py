@@ -2,7 +2,7 @@
 
 The numbers go to /metrics at once and to the status rarely (policies.running). What answers is a user's pod, or
 another that has its address by now, so it gets little: the token of its own attempt and no other credentials, three
-seconds, 16 KiB (see pod_reports), a thread that is not the event loop's, and a share of both with the rest of its
+seconds, 64 KiB (see pod_reports), a thread that is not the event loop's, and a share of both with the rest of its
 namespace. An answer that is not understood is logged once, reported in the job's status, and asked for again after a
 long pause."""
 
@@ -141,7 +141,7 @@ class Poller:
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(limit=AT_ONCE, force_close=True),
             headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,  # else 16 KiB could be 16 MiB
+            auto_decompress=False,  # else 64 KiB could be 64 MiB
         ) as session:
             try:
                 while True:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -26,16 +27,16 @@ from finetune_api.base import ApiModel
 from finetune_api.failures import OF_THE_OPERATOR, Reason, TerminationMessage, class_of
 from finetune_api.listmaps import duplicates
 from finetune_api.plan import ProgressReport
-from finetune_api.results import unpacked
+from finetune_api.results import unpacked, unpacked_ladder
 from finetune_api.status import Artifact, Candidate, FailureClass
 from finetune_api.text import clean, one_line
 
 from .timestamps import parse_time
 
-LIMIT = 16 * 1024
-"""Bytes of a report or of a termination message."""
+LIMIT = 64 * 1024
+"""Bytes of a report or of a termination message. With 32 slices, 31 earlier tasks and a ladder a report has 40 KiB."""
 
-DEPTH, WIDTH, THINGS = 8, 64, 4096
+DEPTH, WIDTH, THINGS = 8, 96, 4096
 """Of nested objects and lists; entries of one; values in all."""
 
 LARGEST = 2**53
@@ -124,6 +125,8 @@ def _object(data: bytes, model: type[ApiModel], *, unpack: bool = False) -> dict
         raise MalformedReport("not a JSON object")
     if unpack and (results := found.pop("results", None)) is not None:
         found["evaluation"] = _unpacked(results)
+    if unpack and (ladder := found.pop("packedLadder", None)) is not None:
+        found["ladder"] = _unpacked(ladder, unpacked_ladder)
     left = [THINGS]
     checked: dict[str, Any] = _checked("", found, 0, left)
     if twice := next(duplicates(checked, model, ""), None):  # the API server would refuse a status with it
@@ -131,14 +134,14 @@ def _object(data: bytes, model: type[ApiModel], *, unpack: bool = False) -> dict
     return checked
 
 
-def _unpacked(results: object) -> dict[str, Any]:
-    """The evaluation inside; it is then judged as if it had been written out."""
-    if not isinstance(results, str) or len(results) > LIMIT:
-        raise MalformedReport("results: not text")
+def _unpacked(text: object, unpack: Callable[[str], ApiModel] = unpacked) -> dict[str, Any]:
+    """What is inside; it is then judged as if it had been written out."""
+    if not isinstance(text, str):
+        raise MalformedReport("packed results: not text")
     try:
-        return unpacked(results).to_json()
-    except ValueError:
-        raise MalformedReport("results: not an evaluation") from None
+        return unpack(text).to_json()
+    except ValueError as error:
+        raise MalformedReport(one_line(f"packed results: {error}")) from None
 
 
 def _checked(name: str, value: Any, depth: int, left: list[int]) -> Any:

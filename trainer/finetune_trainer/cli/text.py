@@ -90,7 +90,10 @@ def guard_lines(evaluation: Evaluation | None) -> str:
     lines += [f"  {evaluation.continual.told()}"] if evaluation.continual else []
     lines += [f"  {evaluation.prior_gain.told()}"] if evaluation.prior_gain else []
     lines += [f"  scale: {evaluation.scale.told()}"] if evaluation.scale else []
-    return "\n".join([*lines, f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else lines)
+    lines += [f"  collapse: {evaluation.collapse.told()}"] if evaluation.collapse else []
+    if evaluation.omitted:
+        lines.append(f"  {evaluation.omitted} more data sets did not fit into the status: see run.json in the artifact")
+    return "\n".join(lines)
 
 
 def _measured_line(row: Row, change: Measurement) -> tuple[str, ...]:
