@@ -17,15 +17,28 @@ HEAD = "# Generated from the models of the manifest (make generate); do not edit
 PATTERNS = frozenset({uris.MODEL, uris.DATA, uris.OUTPUT})
 
 NODES = "!has(object.spec.nodes) ? 1 : (type(object.spec.nodes) == int ? object.spec.nodes : object.spec.nodes.max)"
-LIMITS = "object.spec.resources.limits"
-DEVICES = (
-    f"!has(object.spec.resources) || !has({LIMITS}) ? 0 : {LIMITS}"
-    f".filter(name, name.endsWith('{accelerators.WHOLE}') || name.matches('{accelerators.OTHERS}'))"
-    f".filter(name, string({LIMITS}[name]).matches('^[0-9]+$')).map(name, int({LIMITS}[name])).sum()"
-)
+
+
+def _devices(of: str) -> str:
+    """Of a pod, as an expression. of: the object that has its resources."""
+    limits = f"{of}.resources.limits"
+    return (
+        f"!has({of}.resources) || !has({limits}) ? 0 : {limits}"
+        f".filter(name, name.endsWith('{accelerators.WHOLE}') || name.matches('{accelerators.OTHERS}'))"
+        f".filter(name, string({limits}[name]).matches('^[0-9]+$')).map(name, int({limits}[name])).sum()"
+    )
+
+
 CLAIMED = (
     "has(object.spec.pod) && has(object.spec.pod.resourceClaims) && object.spec.pod.resourceClaims.size() > 0 "
     "&& type(object.spec.processesPerNode) == int ? object.spec.processesPerNode : 0"
+)
+OVERRIDES = "has(object.spec.ladder) && has(object.spec.ladder.overrides) ? object.spec.ladder.overrides : []"
+RUNG_NODES = "variables.overrides.map(each, has(each.nodes) ? each.nodes : variables.nodes)"
+RUNG_GPUS = (
+    "variables.overrides.map(each, (has(each.nodes) ? each.nodes : variables.nodes) * "
+    f"((has(each.resources) ? ({_devices('each')}) : variables.devices) + "
+    "(variables.claimed > 0 && has(each.processesPerNode) ? each.processesPerNode : variables.claimed)))"
 )
 
 
@@ -35,9 +48,12 @@ def variables() -> dict[str, str]:
     return {
         "uris": " + ".join(lists),
         "nodes": NODES,
-        "devices": DEVICES,
+        "devices": _devices("object.spec"),
         "claimed": CLAIMED,
         "gpus": "variables.nodes * (variables.devices + variables.claimed)",
+        "overrides": OVERRIDES,
+        "rungNodes": RUNG_NODES,
+        "rungGpus": RUNG_GPUS,
     }
 
 

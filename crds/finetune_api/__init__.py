@@ -18,6 +18,7 @@ diagnostics  what is measured inside the model, layer by layer
 regularization  what keeps a model from forgetting while it learns
 vocabulary new tokens, or training of the embeddings of present ones
 ladder     method.type auto: its settings and status     switching  several adapters on one base model
+rung_pods  rungs of a ladder whose pods have nodes and resources of their own
 continuing  what a job may start from, with continueFrom
 results    an evaluation in as few bytes as it takes, for a termination message
 fields     field types               rules     validation rules that types cannot express

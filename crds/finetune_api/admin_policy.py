@@ -23,6 +23,7 @@ from . import accelerators, uris, yaml_text
 from .fields import DNS_LABEL, DNS_NAME, ENV_NAME
 from .names import ENV_MODEL_CACHE, ENV_MODEL_CACHE_GIB, MODEL_CACHE_DIR
 from .pod import ClaimVolume, EnvVar, NamedSource, Pod, Toleration, Volume
+from .rung_pods import for_rung
 from .spec import FineTuneJobSpec
 
 CA_VOLUME = "finetune-ca"
@@ -189,14 +190,10 @@ def _violations(policy: Settings, spec: FineTuneJobSpec) -> Iterator[Violation]:
             yield Violation(
                 path=path, message=f"{uri} is not allowed", hint=f"Use a URI below {_one_of(policy.uri_prefixes)}."
             )
-    if policy.max_nodes and spec.max_nodes > policy.max_nodes:
-        path = "spec.nodes" if isinstance(spec.nodes, int) else "spec.nodes.max"
-        message = f"{spec.max_nodes} nodes are more than the {policy.max_nodes} that a job may have"
-        yield Violation(path=path, message=message, hint=f"Use at most {policy.max_nodes} nodes.")
-    if policy.max_gpus and (wanted := gpus(spec)) > policy.max_gpus:
-        message = f"{wanted} GPUs on {spec.max_nodes} nodes are more than the {policy.max_gpus} that a job may have"
-        hint = f"Use at most {policy.max_gpus} GPUs on all nodes together."
-        yield Violation(path="spec.resources.limits", message=message, hint=hint)
+    yield from _too_large(policy, spec, nodes="nodes" if isinstance(spec.nodes, int) else "nodes.max")
+    for index, each in enumerate(spec.ladder.overrides):
+        where = f"spec.ladder.overrides[{index}]"
+        yield from _too_large(policy, for_rung(spec, each.rung), nodes="nodes", where=where)
     if policy.images and spec.image and not any(_matches(spec.image, pattern) for pattern in policy.images):
         hint = f"Use {_one_of(policy.images)}, or remove spec.image to use the default."
         yield Violation(path="spec.image", message=f"{spec.image} is not allowed", hint=hint)
@@ -209,6 +206,17 @@ def _violations(policy: Settings, spec: FineTuneJobSpec) -> Iterator[Violation]:
         if allowed and name and name not in allowed:
             hint = f"Use {_one_of(allowed)}, or remove spec.pod.{field} to use the default."
             yield Violation(path=f"spec.pod.{field}", message=f"{name} is not allowed", hint=hint)
+
+
+def _too_large(policy: Settings, spec: FineTuneJobSpec, *, nodes: str, where: str = "spec") -> Iterator[Violation]:
+    """By the number of its nodes or GPUs. where: of the job, or of a rung with pods of its own."""
+    if policy.max_nodes and spec.max_nodes > policy.max_nodes:
+        message = f"{spec.max_nodes} nodes are more than the {policy.max_nodes} that a job may have"
+        yield Violation(path=f"{where}.{nodes}", message=message, hint=f"Use at most {policy.max_nodes} nodes.")
+    if policy.max_gpus and (wanted := gpus(spec)) > policy.max_gpus:
+        message = f"{wanted} GPUs on {spec.max_nodes} nodes are more than the {policy.max_gpus} that a job may have"
+        hint = f"Use at most {policy.max_gpus} GPUs on all nodes together."
+        yield Violation(path=f"{where}.resources.limits", message=message, hint=hint)
 
 
 def uris_of(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,17 @@ class Rule:
         return "oldSelf" in self.cel
 
 
+def exactly_one(*fields: str, where: str) -> Rule:
+    """Exactly one of the fields must be set."""
+    has = ", ".join(f"has(self.{f})" for f in fields)
+    names = ", ".join(fields[:-1]) + f" or {fields[-1]}"
+    return Rule(
+        cel=f"[{has}].filter(set, set).size() == 1",
+        message=f"{where} needs exactly one of {names}",
+        holds=lambda new, _: sum(f in new for f in fields) == 1,
+    )
+
+
 def _describe_rules(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Adds the CEL rules to a schema, except those of updates, which `schema.updates` adds."""
     if rules := [rule for rule in getattr(model, "RULES", ()) if rule.cel and not rule.on_update_only]:

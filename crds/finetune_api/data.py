@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from . import sizes
-from .base import ApiModel, Rule
+from .base import ApiModel, Rule, exactly_one
 from .fields import LIST_MAP, MAP_KEYS, DataUri, Name, ObjectName
-from .rules import exactly_one
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 

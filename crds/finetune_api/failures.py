@@ -26,6 +26,7 @@ from .measurements import Evaluation
 from .names import TERMINATION_LIMIT
 from .reasons import ExitCode, FailureClass, Reason
 from .results import packed, packed_ladder, unpacked, unpacked_ladder
+from .rung_pods import RungName
 from .status import Artifact, Candidate, ResolvedPlan
 
 __all__ = [
@@ -94,6 +95,8 @@ class TerminationMessage(ApiModel):
     ladder: LadderStatus | None = None
     packed_ladder: str | None = None
     """The ladder where it does not fit as it is."""
+    next_rung: RungName | None = None
+    """Of a ladder that needs other pods to continue: for this rung."""
 
     def encode(self) -> str:
         """Returns JSON that fits into a termination message: packs the evaluation, drops the plan (the last progress

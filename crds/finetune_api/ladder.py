@@ -9,10 +9,7 @@ from pydantic import Field
 from .base import ApiModel, Rule
 from .fields import LIST_MAP, MAP_KEYS
 from .methods import AUTO, TRAITS, type_of
-
-MethodName = Literal[
-    "full", "partial", "lora", "dora", "qlora", "adapter", "ia3", "prompt", "ptuning", "prefix", "probe"
-]  # fmt: skip
+from .rung_pods import OVERRIDE_RULES, MethodName, RungPods
 
 
 class LadderBudget(ApiModel):
@@ -72,6 +69,12 @@ class Ladder(ApiModel):
         "the steps, the better half three tenths, and the best continues to the end, each from its own checkpoint. "
         "Three cost 1.4 times one. Default: only the default rate.",
         json_schema_extra={LIST_MAP: "atomic"},
+    )
+    overrides: Annotated[tuple[RungPods, ...], Field(max_length=8)] = Field(
+        (),
+        description="Rungs whose pods differ from those of the job. Consecutive rungs with the same pods share an "
+        "attempt; a rung with others gets an attempt of its own, which is not a restart.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["rung"]},
     )
 
     @property
@@ -138,12 +141,12 @@ class LadderStatus(ApiModel):
 
 
 def refused_on_cluster(*, nodes: int, skips: bool) -> str:
-    """Why the operator does not run such a ladder, and what to do; empty if it does. nodes: the most that spec.nodes
-    allows. skips: training.skipBadBatch."""
+    """Why the operator does not run such a ladder, and what to do; empty if it does. nodes: the most of any rung.
+    skips: training.skipBadBatch."""
     if nodes > 1:
         return (
-            f"a ladder runs in one pod, and spec.nodes asks for {nodes}: set spec.nodes to 1, with "
-            "spec.processesPerNode for several GPUs"
+            f"a rung runs in one pod, and {nodes} nodes are asked for: set spec.nodes to 1, also in ladder.overrides, "
+            "with processesPerNode for several GPUs"
         )
     if skips:
         return "the number of a step is another batch in each rung: remove spec.training.skipBadBatch"
@@ -177,6 +180,7 @@ LADDER_RULES = (
         message=f"method.type {AUTO} uses the default learning rate of each rung: remove training.learningRate",
         holds=lambda new, _: not _is_auto(new) or "learningRate" not in (new.get("training") or {}),
     ),
+    *OVERRIDE_RULES,
 )
 
 assert set(TRAITS) == set(get_args(MethodName)), "a rung is a method"

@@ -11,6 +11,7 @@ from .ladder import LadderStatus, Price
 from .logs import JobLog, chosen_format
 from .measurements import Evaluation
 from .names import MASTER_PORT
+from .rung_pods import RungName
 from .spec import FineTuneJobSpec
 from .status import Artifact, Candidate, Progress, ResolvedPlan
 
@@ -86,6 +87,9 @@ class RunPlan(ApiModel):
     )
     trial: Trial | None = None
     price: Price | None = Field(None, description="Of an hour of one process, for the budget of a ladder.")
+    pods_of: RungName | None = Field(
+        None, description="Of a ladder: the rung whose pods these are (ladder.overrides). None: the job's."
+    )
     spec: FineTuneJobSpec
 
     @property

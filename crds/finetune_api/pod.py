@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from . import sizes
-from .base import ApiModel, Rule
+from .base import ApiModel, Rule, exactly_one
 from .fields import (
     ENV_NAME,
     LIST_MAP,
@@ -22,7 +22,6 @@ from .fields import (
     Quantity,
 )
 from .names import PLAN_DIR
-from .rules import exactly_one
 
 APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 """Prefix of annotations that replace a container's AppArmor profile."""

@@ -102,6 +102,7 @@ class Reason(StrEnum):
     GangCreated = "GangCreated"
     GangRunning = "GangRunning"
     Restarting = "Restarting"
+    NextRung = "NextRung"
     RestartsExhausted = "RestartsExhausted"
     Queued = "Queued"
     Admitted = "Admitted"

@@ -41,17 +41,6 @@ UNTYPED = ("nodes",)
 """Fields that hold a number or an object, which CEL sees only as a dynamic value."""
 
 
-def exactly_one(*fields: str, where: str) -> Rule:
-    """Exactly one of the fields must be set."""
-    has = ", ".join(f"has(self.{f})" for f in fields)
-    names = ", ".join(fields[:-1]) + f" or {fields[-1]}"
-    return Rule(
-        cel=f"[{has}].filter(set, set).size() == 1",
-        message=f"{where} needs exactly one of {names}",
-        holds=lambda new, _: sum(f in new for f in fields) == 1,
-    )
-
-
 def _unchanged(field: str) -> Rule:
     return Rule(
         cel=f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",

@@ -13,6 +13,7 @@ from .ladder import LadderStatus
 from .measurements import Evaluation
 from .reasons import FailureClass as FailureClass  # noqa: PLC0414  # a type of the status
 from .restarts import BUDGETS, Budget
+from .rung_pods import RungName
 from .switching import SwitchTest
 
 Text = Annotated[str, Field(max_length=4096)]
@@ -205,6 +206,11 @@ class FineTuneJobStatus(ApiModel):
         json_schema_extra={LIST_MAP: "atomic"},
     )
     nodes: int | None = Field(None, description="Number of pods of the current attempt.")
+    rung: RungName | None = Field(
+        None,
+        description="With ladder.overrides: the rung whose nodes and resources the current attempt has. Unset until an "
+        "attempt ends because the next rung needs other pods.",
+    )
     micro_batch_tokens: int | None = Field(
         None, description="Reduced micro-batch size of attempts that follow an out-of-memory failure."
     )

@@ -4,6 +4,7 @@ The story of a job, as policies.STORY: the first policy that has something to sa
 
     deadline.expired             `ttlAfterFinished` is over: the FineTuneJob is deleted
     finish.already               it has ended: nothing is created, whatever happens to its children
+    next_rung.reached            the next rung of its ladder needs other pods: the next attempt has them
     finish.succeeded             all pods of the attempt have succeeded: Succeeded, with the results of node 0
     failure.invalid              its spec cannot be read: Failed
     suspend.suspended            `suspend: true`: the pods checkpoint and end, their nodes are released

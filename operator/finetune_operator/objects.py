@@ -70,9 +70,12 @@ def attempt_job(
     micro_batch_tokens: int | None = None,
     skipped_step: int | None = None,
     gang: Gang | None = None,
+    rung: str | None = None,
+    whole: FineTuneJobSpec | None = None,
 ) -> dict[str, Any]:
     """One gang, by default of all the nodes that the job may have. Nothing inside it restarts anything: a failed pod
-    fails the Job, and the next is our decision."""
+    fails the Job, and the next is our decision. rung: whose pods these are, where `spec` is that of a rung; `whole` is
+    the job's then, by which the pods know those of the other rungs."""
     nodes = nodes or spec.max_nodes
     own = {names.LABEL_ATTEMPT: str(attempt)}
     queue = {names.LABEL_QUEUE: spec.queue_name} if spec.queue_name else {}
@@ -82,7 +85,9 @@ def attempt_job(
     token, nonce = (_secret(defaults.key, what, job.uid, str(attempt)) for what in ("token", "nonce"))
     notes |= {names.ANNOTATION_AGENT: f"{token}.{nonce}"}
     changed: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
-    changed |= {"token": token, "nonce": nonce}
+    changed |= {"token": token, "nonce": nonce, "pods_of": rung}
+    if whole is not None:
+        changed["spec"] = whole.model_copy(update={"pod": PodSpec()})
     if spec.continue_from is not None:
         changed["uri_prefixes"] = tuple(defaults.policy.of(job.namespace).uri_prefixes) or None
     if spec.method.is_auto:

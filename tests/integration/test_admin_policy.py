@@ -52,6 +52,10 @@ def gpus(**limits: Any) -> dict[str, Any]:
     return {"limits": {name.replace("__", "/").replace("_", "."): number for name, number in limits.items()}}
 
 
+def rung(**pods: Any) -> dict[str, Any]:
+    return {"method": {"type": "auto"}, "ladder": {"overrides": [{"rung": "full", **pods}]}}
+
+
 DATA = {"train": [{"uri": "s3://corp/a"}, {"uri": "s3://corp/b"}]}
 CASES: dict[str, dict[str, Any]] = {
     "all defaults": {},
@@ -74,6 +78,10 @@ CASES: dict[str, dict[str, Any]] = {
     "as many GPUs": {"resources": gpus(nvidia_com__gpu=8)},
     "more GPUs": {"resources": gpus(nvidia_com__gpu=9)},
     "more GPUs by name": {"nodes": 1, "resources": gpus(nvidia_com__gpu="17", memory="8Gi")},
+    "a rung with as many GPUs": rung(nodes=1, resources=gpus(nvidia_com__gpu=16)),
+    "a rung with more GPUs": rung(nodes=1, resources=gpus(nvidia_com__gpu=17)),
+    "a rung with more nodes": rung(nodes=4),
+    "a rung with more nodes, and so more GPUs": {"resources": gpus(nvidia_com__gpu=8), **rung(nodes=3)},
     "claims of devices": {
         "nodes": 3, "processesPerNode": 6, "pod": {"resourceClaims": [{"name": "a", "resourceClaimName": "b"}]}
     },

@@ -192,6 +192,11 @@ BAD = (
         "ladder.budget is empty: set gpuHours, money or both"),
     Bad("a budget of no money", {"spec.method": {"type": "auto"}, "spec.ladder": {"budget": {"money": 0}}},
         "spec.ladder.budget.money", "greater than 0", "greater than 0"),
+    Bad("a rung's pods that are the job's", {"spec.method": {"type": "auto"}, "spec.ladder": {"overrides": [{"rung": "full"}]}},
+        "spec.ladder.overrides[0]", "an entry of ladder.overrides needs nodes, processesPerNode or resources: set one"),
+    Bad("the pods of a rung that is not planned",
+        {"spec.method": {"type": "auto"}, "spec.ladder": {"rungs": ["lora"], "overrides": [{"rung": "full", "nodes": 1}]}}, "spec",
+        "ladder.overrides names a rung that is not in ladder.rungs: add it there, or remove the entry"),
     Bad("an evaluation of ten rows", {"spec.evaluation": {"maxRows": 10}}, "spec.evaluation.maxRows", "at least 20", "greater than or equal to 20"),
     Bad("a launcher as command", {**SCRIPT, "spec.command": ["/opt/bin/torchrun", "train.py"]}, "spec",
         "torchrun already starts the command in each process: name the script itself"),
@@ -500,6 +505,15 @@ UNSEEN: tuple[Bad, ...] = (
         {"spec.nodes": {"min": 4, "max": 2}},
         "spec.nodes",
         "raise max, or lower min",
+    ),
+    Bad(
+        "GPU slices of a rung without a number of processes",
+        {
+            "spec.method": {"type": "auto"},
+            "spec.ladder": {"overrides": [{"rung": "full", "resources": {"limits": {"nvidia.com/mig-1g.10gb": 2}}}]},
+        },
+        "spec",
+        "ladder.overrides: processesPerNode: auto counts whole GPUs",
     ),
 )
 """What CEL cannot look at: the API server takes it, and the operator tells what is wrong."""

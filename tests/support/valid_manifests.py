@@ -86,6 +86,17 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     (
+        "a rung with nodes and resources of its own",
+        {
+            "spec.method": {"type": "auto"},
+            "spec.ladder": {
+                "rungs": ["lora", "full"],
+                "overrides": [{"rung": "full", "nodes": 1, "resources": {"limits": {"nvidia.com/gpu": 8}}}],
+            },
+        },
+        None,
+    ),
+    (
         "an adapter that is tested with others",
         {"spec.output.switchTest": ["s3://corp/models/a", "pvc://claim/b"], "spec.strategy": {"type": "ddp"}},
         None,

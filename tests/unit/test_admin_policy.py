@@ -19,6 +19,7 @@ def policy(**fields: Any) -> AdminPolicy:
     return AdminPolicy.model_validate(fields)
 
 
+RUNG = {"method": {"type": "auto"}, "ladder": {"overrides": [{"rung": "full", "nodes": 4}]}}
 A100 = {"resources": {"limits": {"nvidia.com/gpu": 8}}}
 ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no policy": ({}, {"image": "anything", "pod": {"serviceAccountName": "x"}}),
@@ -77,6 +78,13 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "nodes": ({"maxNodes": 1}, {}, "spec.nodes: 2 nodes are more than the 1", "at most 1 nodes"),
     "elastic nodes": ({"maxNodes": 3}, {"nodes": {"min": 1, "max": 4}}, "spec.nodes.max: 4 nodes", "at most 3"),
+    "nodes of a rung": ({"maxNodes": 2}, RUNG, "spec.ladder.overrides[0].nodes: 4 nodes are more than the 2", "most 2"),
+    "GPUs of a rung": (
+        {"maxGpus": 16},
+        A100 | RUNG,
+        "spec.ladder.overrides[0].resources.limits: 32 GPUs on 4 nodes",
+        "at most 16",
+    ),
     "GPUs of all nodes": ({"maxGpus": 15}, A100, "spec.resources.limits: 16 GPUs on 2 nodes", "at most 15"),
 }
 

@@ -127,7 +127,7 @@ def test_a_guard_that_no_answers_can_pass_is_told(
 
 def test_validate_says_which_ladders_a_cluster_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "job.yaml"
-    for nodes, told in ((1, ""), (2, "valid with finetune run only: a ladder runs in one pod")):
+    for nodes, told in ((1, ""), (2, "valid with finetune run only: a rung runs in one pod")):
         file.write_text(yaml.safe_dump(changed(BASE, {"spec.method": {"type": "auto"}, "spec.nodes": nodes})))
         assert validate_files([str(file)]) == 0
         printed = capsys.readouterr().err

@@ -171,7 +171,8 @@ def test_a_ladder_without_a_gain_fails_with_what_was_tried() -> None:
     assert (after.phase, after.ladder) == (Phase.Failed, tried)
 
 
-def test_the_example_of_a_ladder_is_one_that_the_operator_runs() -> None:
-    example = yaml.safe_load((ROOT / "examples" / "ladder.yaml").read_text())
+@pytest.mark.parametrize("name", ["ladder", "ladder-pods"])
+def test_the_examples_of_a_ladder_are_ones_that_the_operator_runs(name: str) -> None:
+    example = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
     found, problem = read_spec(job(raw_spec=example["spec"]), thoroughly=True)
     assert (problem, found is not None and found.method.is_auto) == ("", True)

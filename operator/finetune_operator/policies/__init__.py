@@ -11,13 +11,27 @@ from datetime import datetime
 from finetune_operator.decision import Decision
 from finetune_operator.state.observe import Observed
 
-from . import admin, deadline, elastic, failure, finish, group_object, newer_version, queueing, running, start, suspend
+from . import (
+    admin,
+    deadline,
+    elastic,
+    failure,
+    finish,
+    group_object,
+    newer_version,
+    next_rung,
+    queueing,
+    running,
+    start,
+    suspend,
+)
 
 Policy = Callable[[Observed, datetime], Decision | None]
 
 STORY: tuple[Policy, ...] = (
     deadline.expired,
     finish.already,
+    next_rung.reached,
     finish.succeeded,
     failure.invalid,
     suspend.suspended,

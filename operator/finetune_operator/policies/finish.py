@@ -10,7 +10,7 @@ from finetune_operator.decision import Decision, Event
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.pod_reports import below
 from finetune_operator.state.status import Stamp, change, condition, finite, rfc3339, settled, sound, terminal
-from finetune_operator.transitions.results import climbed, guarded, measured, output_of
+from finetune_operator.transitions.results import all_done, climbed, guarded, measured, output_of, words_of_done
 
 
 def already(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
@@ -20,13 +20,9 @@ def already(seen: Observed, now: datetime) -> Decision | None:  # noqa: ARG001
 
 def succeeded(seen: Observed, now: datetime) -> Decision | None:
     """By its Job, or by the trainers of all its pods; also where the cluster has cleaned up since."""
-    child, pods = seen.child or seen.ended_job, (*seen.gang, *seen.gone)
-    done = {pod.index for pod in pods if pod.done}
-    nodes = child.nodes if child else seen.status.nodes
-    if not (child and child.complete) and not (nodes and len(done) >= nodes):
+    if not all_done(seen):
         return None
-    words = next((pod.ended.words for pod in pods if pod.index == 0 and pod.done and pod.ended), None)
-    return _finished(seen, words or TerminationMessage(), now)
+    return _finished(seen, words_of_done(seen) or TerminationMessage(), now)
 
 
 def _finished(seen: Observed, words: TerminationMessage, now: datetime) -> Decision:

@@ -67,6 +67,8 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         micro_batch_tokens=status.micro_batch_tokens,
         skipped_step=status.skipped_step,
         gang=gang,
+        rung=seen.rung,
+        whole=seen.whole,
     )
     decision = decision.but(events=(*events, *_given_up(seen, now)))
     children = (Create(SERVICES, service(seen.job)), *_protected(seen), Create(JOBS, job))

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from finetune_api import manifest, names
 from finetune_api.admin_policy import AdminPolicy, Violation, violations, with_defaults
-from finetune_api.ladder import refused_on_cluster, unpriced
+from finetune_api.ladder import refused_on_cluster
 from finetune_api.plan import ProgressReport
+from finetune_api.rung_pods import first_rung, for_rung, most_nodes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.kube.resources import Key, Raw
@@ -21,7 +22,7 @@ from finetune_operator.kube.resources import Key, Raw
 from .cache import Cache
 from .cluster_features import ClusterFeatures
 from .notes import PodEvent
-from .prices import Prices, price_of
+from .prices import Prices, price_problem
 from .version_skew import not_understood
 from .views import SPEC_BYTES, TOO_DEEP, ChildJob, JobView, Pod
 
@@ -53,7 +54,12 @@ class Defaults:
 class Observed:
     job: JobView
     spec: FineTuneJobSpec | None
-    """With the defaults of its admin's policy. None if it cannot be read: `problem` says why."""
+    """With the defaults of its admin's policy, and the nodes and resources of `rung`. None if it cannot be read:
+    `problem` says why."""
+    whole: FineTuneJobSpec | None = None
+    """The same with the nodes and resources of the job."""
+    rung: str | None = None
+    """Of a ladder with overrides: whose pods the present attempt has."""
     problem: str = ""
     unknown: str = ""
     """What of the spec was made for another version of the operator: see version_skew."""
@@ -177,7 +183,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     policy = defaults.policy.of(job.namespace)
     settled = with_defaults(policy, spec) if spec else None
     if settled is not None and settled.method.is_auto and seen.attempt == 0:
-        problem = unpriced(settled.ladder.budget, price_of(defaults.prices, settled))
+        problem = price_problem(defaults.prices, settled)
     child = seen.child
     contact = notes.contact if notes.contact and notes.contact.is_of(job.uid, seen.attempt) else None
     if contact is not None and child and child.resumed and contact.at < child.resumed:
@@ -186,9 +192,13 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     current = report is not None and report.job_uid == job.uid and report.progress.attempt == seen.attempt
     confused = unreadable is not None and (unreadable.job_uid, unreadable.attempt) == (job.uid, seen.attempt)
     refused, queue = notes.pods_refused, notes.queue_message
+    whole = None if problem else settled
+    rung = (job.status.rung or first_rung(whole)) if whole else None
     return replace(
         seen,
-        spec=None if problem else settled,
+        spec=for_rung(whole, rung) if whole else None,
+        whole=whole,
+        rung=rung,
         problem=problem,
         unknown=unknown,
         violations=violations(policy, spec) if spec else (),
@@ -251,7 +261,7 @@ def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None
         return None, "; ".join(map(str, problems)) or "the spec cannot be read"
     except ValueError as error:
         return None, f"spec.processesPerNode: {error}"
-    refused = refused_on_cluster(nodes=spec.max_nodes, skips=spec.training.skip_bad_batch)
+    refused = refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
     if spec.method.is_auto and refused:
         return None, f"spec.method.type: auto: {refused}, or use `finetune run FILE`"
     if thoroughly:

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_api import accelerators
-from finetune_api.ladder import Price
+from finetune_api.ladder import Price, unpriced
+from finetune_api.rung_pods import all_pods
 from finetune_api.spec import FineTuneJobSpec
 
 
@@ -79,6 +80,19 @@ def devices_of(spec: FineTuneJobSpec) -> dict[str, int]:
     """Accelerators of one pod, by resource. Devices of a claim are counted by the processes that use them."""
     found = accelerators.devices(spec.resources.to_json().get("limits") or {})
     return found or ({"": spec.processes} if spec.pod.resource_claims else {})
+
+
+def price_problem(prices: Prices, spec: FineTuneJobSpec) -> str:
+    """Why a ladder's budget of money cannot be kept, and what to do; empty if it can, or there is none."""
+    budget, of_rungs = spec.ladder.budget, [price_of(prices, each) for each in all_pods(spec)]
+    if (missing := unpriced(budget, of_rungs[0])) or budget is None or budget.money is None:
+        return missing
+    if all(price == of_rungs[0] for price in of_rungs):
+        return ""
+    return (
+        "spec.ladder.budget.money: an hour of a process does not have the same price in the pods of all rungs "
+        "(ladder.overrides): use budget.gpuHours, or the same devices for each process"
+    )
 
 
 def price_of(prices: Prices, spec: FineTuneJobSpec) -> Price | None:

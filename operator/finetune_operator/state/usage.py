@@ -113,7 +113,9 @@ def _complete(seen: Observed, status: FineTuneJobStatus, now: datetime) -> datet
         return (parse_time(runs.last_transition_time) if runs else None) or EVER
     pods = {pod.uid: pod for pod in (*seen.gone, *seen.gang)}.values()
     bound = [pod.scheduled for pod in pods if pod.scheduled is not None]
-    succeeded = status.phase is Phase.Succeeded or any(_saved_by(pod) for pod in pods)
+    succeeded = (
+        status.phase is Phase.Succeeded or status.rung != seen.status.rung or any(_saved_by(pod) for pod in pods)
+    )
     if succeeded and seen.status.nodes and len(bound) >= seen.status.nodes:
         return max(bound)
     return now

@@ -18,6 +18,20 @@ from finetune_operator.state.pod_reports import below
 from finetune_operator.state.status import Stamp, change, condition, sound
 
 
+def all_done(seen: Observed) -> bool:
+    """By the attempt's Job, or by the trainers of all its pods; also where the cluster has cleaned up since."""
+    child = seen.child or seen.ended_job
+    done = {pod.index for pod in (*seen.gang, *seen.gone) if pod.done}
+    nodes = child.nodes if child else seen.status.nodes
+    return bool((child and child.complete) or (nodes and len(done) >= nodes))
+
+
+def words_of_done(seen: Observed) -> TerminationMessage | None:
+    """The termination message of node 0, if its trainer succeeded."""
+    pods = (*seen.gang, *seen.gone)
+    return next((pod.ended.words for pod in pods if pod.index == 0 and pod.done and pod.ended), None)
+
+
 def measured(seen: Observed, words: TerminationMessage | None) -> Evaluation | None:
     """From a termination message, the last report and the status: the one that has measured most, and of two that have
     as much the first."""

@@ -2,26 +2,36 @@
 
 The pod has one node, so its agent alone decides. All that outlives the pod is in the store (see rungs), so the next
 attempt continues where this one ended: committed rungs do not run again, and a rung that was interrupted resumes from
-its checkpoint.
+its checkpoint. A rung that needs other pods (ladder.overrides) ends the attempt: the termination message names it, and
+the operator starts the next attempt with its pods.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from finetune_api import names
 from finetune_api.budget import Enough, next_attempt
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob, Metadata
 from finetune_api.ladder import LadderStatus
 from finetune_api.manifest import ManifestError
 from finetune_api.plan import Publishes, RunPlan, Trial
+from finetune_api.rung_pods import same_pods
 from finetune_api.status import Restarts
 from finetune_trainer.agent.rungs import LadderRun
 from finetune_trainer.agent.verdict import say
+from finetune_trainer.ladder.derived import folder_uri
 from finetune_trainer.planning.forecast import Forecast
 from finetune_trainer.rundir import now
+from finetune_trainer.store.folder import NotFound
+from finetune_trainer.store.opening import open_folder
+
+FORECAST = "forecast.json"
+"""In the folder of the rungs."""
 
 PATIENCE_SECONDS = 300.0
 """How long a decision waits for a store that is unavailable."""
@@ -64,8 +74,9 @@ def climb(
         return made, words if publishes else _of_rung(words)
 
     ladder = LadderRun(
-        job=job, foresee=lambda: foreseen, run_one=run_one, say=tell, save=save,
+        job=job, foresee=lambda: _kept(plan, foreseen), run_one=run_one, say=tell, save=save,
         final=lambda words: _final(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
+        elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method),
     )  # fmt: skip
     try:
         _, words = ladder.to_the_end()
@@ -74,6 +85,20 @@ def climb(
     except FinetuneError as error:
         words = say(error.reason, error.message, hint=error.hint, time=now())
     return words.model_copy(update={"ladder": told[-1] if told else None})
+
+
+def _kept(plan: RunPlan, foreseen: Forecast) -> Forecast:
+    """With ladder.overrides: the forecast of the first attempt. What fits depends on the pod, and attempts that plan
+    different rungs could send the ladder back and forth between their pods."""
+    if not plan.spec.ladder.overrides:
+        return foreseen
+    uri = folder_uri(plan.spec.output.uri, plan.job.uid)
+    folder = open_folder(uri, prefix=names.PREFIX_OUTPUT, patience=PATIENCE_SECONDS)
+    try:
+        return Forecast.of_json(json.loads(folder.read(FORECAST)))
+    except NotFound:
+        folder.put(FORECAST, json.dumps(foreseen.to_json(), sort_keys=True).encode())
+        return foreseen
 
 
 def _of_rung(words: TerminationMessage) -> TerminationMessage:

@@ -294,5 +294,7 @@ def _speak(words: TerminationMessage, options: AgentOptions) -> int:
 
 def _farewell(words: TerminationMessage) -> str:
     if words.failure_class is None:
+        if words.next_rung is not None:
+            return words.message
         return "done" if words.artifact is None else f"done: {words.artifact.uri}"
     return f"{words.failure_class}/{words.reason}: {words.message} → {words.hint}"

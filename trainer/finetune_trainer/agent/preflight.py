@@ -26,6 +26,7 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.logs import JobLog
 from finetune_api.plan import RunPlan
+from finetune_api.rung_pods import for_rung, same_pods
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent import script
 from finetune_trainer.agent.children import die_with_parent
@@ -155,7 +156,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
 
 def foresee(plan: RunPlan, *, cache: Path) -> Forecast:
     """Which rungs a ladder has for these rows, and what each may cost here. FinetuneError for what all rungs lack."""
-    spec = with_method(plan.spec)
+    spec = with_method(for_rung(plan.spec, plan.pods_of))
     model, _ = _output_and_model(plan, cache=cache)
     shape = find_shape(model.path)
     check_installed(spec.strategy)
@@ -163,7 +164,13 @@ def foresee(plan: RunPlan, *, cache: Path) -> Forecast:
     workload, labelled = workload_of(datasets), datasets.statistics.format == "classification"
     if shape is None:
         return forecast(spec, None, workload, labelled=labelled)
-    return here(spec.model_copy(update={"given_data": data}), shape, workload, labelled=labelled)
+    return here(
+        spec.model_copy(update={"given_data": data}),
+        shape,
+        workload,
+        labelled=labelled,
+        elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method),
+    )
 
 
 def _output_and_model(plan: RunPlan, *, cache: Path) -> tuple[LocalModel, Earlier | None]:

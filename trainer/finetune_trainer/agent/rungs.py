@@ -119,6 +119,8 @@ class LadderRun:
     """Of an hour of one process, where it is known."""
     patience: float = 0.0
     """Seconds to wait for a store that is unavailable."""
+    elsewhere: Callable[[str], bool] = lambda _: False
+    """Whether a rung needs other pods than these."""
     known: dict[str, Committed] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
 
@@ -137,6 +139,8 @@ class LadderRun:
         while isinstance(step := climb.next(), RunRung):
             climb = climb.started(step.rung)
             self._tell(foreseen, climb, step)
+            if self._moves(step.rung.method, costs):
+                return self.job, _moving(step.rung.method)
             done, words = self._rung(climb, step.rung, costs)
             if done is None:
                 return self.job, words
@@ -148,6 +152,10 @@ class LadderRun:
         told = self._tell(foreseen, climb, step)
         self.say(f"ladder: {told.story}")
         return self._publish(climb, told)
+
+    def _moves(self, method: str, costs: Costs) -> bool:
+        """The rung has to run, and not here."""
+        return self.elsewhere(method) and method not in costs.too_large and self._committed(method) is None
 
     def _rung(self, climb: Climb, rung: Rung, costs: Costs) -> tuple[Done | None, TerminationMessage]:
         """Runs it unless it is committed; None with the failure if it ended otherwise than by running out of memory."""
@@ -204,6 +212,8 @@ class LadderRun:
         if climb.best == BASE:
             words = _no_gain(told)
             return self.job, words
+        if self.elsewhere(climb.best):
+            return self.job, _moving(climb.best)
         self.say(f"measuring all held-out rows with the rung {climb.best}, and publishing it")
         winner = self.known[climb.best].record.job.uid
         source = Publishes(uri=rung_uri(output, uid, climb.best), uid=winner, ladder=told)
@@ -244,6 +254,15 @@ class LadderRun:
 
 def _lacks_memory(words: TerminationMessage) -> bool:
     return words.reason in _MEMORY_REASONS or words.failure_class in _MEMORY
+
+
+def _moving(method: str) -> TerminationMessage:
+    return TerminationMessage(
+        reason=Reason.NextRung,
+        message=f"the ladder continues in pods for the rung {method}",
+        next_rung=method,
+        time=now(),
+    )
 
 
 def _no_gain(told: LadderStatus) -> TerminationMessage:

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from finetune_api.ladder import Price, refused_on_cluster
+from finetune_api.rung_pods import describe_pods, for_rung, most_nodes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.cli.text import table
 from finetune_trainer.planning.forecast import Forecast
 
 
+def planned(found: Forecast, spec: FineTuneJobSpec, price: Price | None = None) -> dict[str, Any]:
+    """As JSON, with the pods of each rung."""
+    content = found.to_json(price)
+    for each in content["rungs"]:
+        own = for_rung(spec, each["method"])
+        each["pods"] = {"nodes": own.max_nodes, "processesPerNode": own.processes, **own.resources.to_json()}
+    return content
+
+
 def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = None) -> str:
     """The rungs with what is reserved for each, and where they run. price: of an hour of one process."""
     priced = (f"reserved {price.currency}",) if price else ()
-    rows = [(each.method, *_reserved(found.estimates.get(each.method), price), each.why) for each in found.choice.rungs]
+    rows = []
+    for each in found.choice.rungs:
+        reserved, own = _reserved(found.estimates.get(each.method), price), for_rung(spec, each.method)
+        rows.append((each.method, *reserved, describe_pods(own), each.why))
     skipped = [f"{each.rung.method} is left out: it {each.reason}" for each in found.choice.skipped]
     head = f"ladder, by the rule {found.choice.rule!r}: {found.choice.reason}"
-    refused = refused_on_cluster(nodes=spec.max_nodes, skips=spec.training.skip_bad_batch)
-    where = f"only with finetune run: {refused}" if refused else "all rungs run in one pod, one after the other"
-    told = table(("rung", "reserved GPU hours", *priced, "why"), rows)
+    refused = refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
+    where = "all rungs run in one pod, one after the other"
+    if spec.ladder.overrides:
+        where = "consecutive rungs with the same pods share an attempt"
+    if refused:
+        where = f"only with finetune run: {refused}"
+    told = table(("rung", "reserved GPU hours", *priced, "pods", "why"), rows)
     return "\n".join([head, told, *skipped, *_budget(spec, price), f"on a cluster, {where}"])
 
 

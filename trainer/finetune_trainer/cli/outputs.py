@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 from finetune_api.base import ApiModel
 from finetune_api.calibration import Calibration, ScalePoint
 from finetune_api.client import Outcome
+from finetune_api.fields import Quantity
 from finetune_api.generated_text import Collapse, Generation
 from finetune_api.job import FineTuneJob
 from finetune_api.measurements import DataKind, Divergence
@@ -68,12 +69,22 @@ class PlanRow(ApiModel):
     recommended: bool
 
 
+class PlannedPods(ApiModel):
+    """Of a rung."""
+
+    nodes: int
+    processes_per_node: int
+    limits: dict[str, Quantity] = Field(description="Of each pod.")
+    requests: dict[str, Quantity] = Field(description="Of each pod.")
+
+
 class PlannedRung(ApiModel):
     """A rung of a ladder."""
 
     method: str
     reserved_gpu_hours: float | None = Field(description="Upper estimate; null if it is not known.")
     reserved_money: float | None = Field(description="The same in currency; null without a price.")
+    pods: PlannedPods
     why: str
 
 

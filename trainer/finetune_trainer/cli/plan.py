@@ -19,14 +19,14 @@ from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled
+from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.cli.workload import workload_of
 from finetune_trainer.methods.needs import check_inputs
 from finetune_trainer.planning.advice import Advice, recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, this_machine
-from finetune_trainer.planning.forecast import forecast, with_method
+from finetune_trainer.planning.forecast import forecast, on_other_devices, with_method
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, check_tensors, read_shape
 from finetune_trainer.planning.positions import fitted
@@ -98,7 +98,15 @@ def show_plan(wish: Wish) -> int:
     rows = planner.rows()
     advice = recommended(rows, planner)
     answering = planner.answering(advice.row)
-    ladder = forecast(spec, planner, planner.workload, labelled=is_labelled(spec)) if auto else None
+    ladder = None
+    if auto:
+        ladder = forecast(
+            spec,
+            planner,
+            planner.workload,
+            labelled=is_labelled(spec),
+            elsewhere=lambda method: on_other_devices(spec, method),
+        )
     prices = read_prices(wish.prices) if wish.prices else None
     price = prices.of(planner.device.name) if prices else None
     content: dict[str, Any] = {
@@ -123,7 +131,7 @@ def show_plan(wish: Wish) -> int:
         "hint": _hint(planner, rows),
         "exactBytes": exact(folder, planner) if wish.exact else None,
         "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
-        "ladder": ladder.to_json(price) if ladder else None,
+        "ladder": planned(ladder, spec, price) if ladder else None,
         "generation": asdict(answering) if answering else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)

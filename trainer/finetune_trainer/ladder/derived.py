@@ -14,6 +14,7 @@ from finetune_api.manifest import ManifestError
 from finetune_api.methods import TRAITS
 from finetune_api.names import API_VERSION, KIND
 from finetune_api.rules import STEPPED
+from finetune_api.rung_pods import for_rung
 
 _GATES = ("forgetting", "slices", "calibration")
 """Guards that a rung has to keep; minGain is for the published run, on the test rows."""
@@ -73,7 +74,7 @@ def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
 
 def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
     # Without defaults, which a plan spells out: the rules would take them for what the manifest asks for.
-    spec = job.spec.model_dump(
+    spec = for_rung(job.spec, method).model_dump(
         mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True, exclude_none=True
     )  # fmt: skip
     spec.pop("ladder", None)

@@ -44,6 +44,13 @@ class Device:
     def peak(self, precision: Precision) -> float:
         return self.bf16 if precision == "bfloat16" else self.fp32
 
+    def shared(self, share: float) -> Device:
+        """A part of it, for one of several processes that share it: 0.5 is half of its memory and of its rates."""
+        return replace(
+            self, memory=int(self.memory * share), bf16=self.bf16 * share, fp32=self.fp32 * share,
+            bandwidth=self.bandwidth * share, link=self.link * share,
+        )  # fmt: skip
+
 
 def _gpu(name: str, *, gib: int, bf16: float, fp32: float, bandwidth: float, link: float) -> Device:
     # 0.35 and 1000 meet both public anchors: Llama-3.1-8B in full on H100s with FSDP at 8192 tokens, 5762 tokens/s each

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from finetune_api import accelerators
 from finetune_api.ladder import Price
 from finetune_api.methods import DEFAULT, TRAITS, Method
+from finetune_api.rung_pods import for_rung
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.ladder import race
 from finetune_trainer.ladder.rules import Choice, Facts, Skipped, choose
 from finetune_trainer.ladder.rungs import rung
 from finetune_trainer.planning import machine
-from finetune_trainer.planning.devices import nameless, this_machine
+from finetune_trainer.planning.devices import THIS_MACHINE, nameless, this_machine
 from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.table import Planner, Workload
 
@@ -62,23 +64,41 @@ class Forecast:
 
 
 def forecast(
-    spec: FineTuneJobSpec, planner: Planner | None, workload: Workload, *, labelled: bool, fits_only: bool = False
+    spec: FineTuneJobSpec,
+    planner: Planner | None,
+    workload: Workload,
+    *,
+    labelled: bool,
+    fits_only: bool = False,
+    elsewhere: Callable[[str], bool] = lambda _: False,
 ) -> Forecast:
     """planner: None where the model is not known yet. labelled: rows are classifications. fits_only: times are not
-    known for this device."""
+    known for this device. elsewhere: methods whose rung has other pods, of which nothing is known here; such a rung is
+    tried."""
+    planners = {} if planner is None else {name: _of_rung(planner, name) for name in TRAITS if not elsewhere(name)}
+    fitting = {name for name, each in planners.items() if _fits(each, name)}
     facts = Facts(
         rows=workload.rows,
         tokens=workload.tokens,
         labelled=labelled,
-        fits=None if planner is None else set(_fitting(planner)),
+        fits=None if planner is None else fitting | (TRAITS.keys() - planners.keys()),
         chosen=spec.ladder.rungs,
     )
     choice = choose(facts)
-    known = None if fits_only else planner
-    return Forecast(choice=choice, estimates={each.method: _hours(known, each.method) for each in choice.rungs})
+    known = {} if fits_only else planners
+    return Forecast(
+        choice=choice, estimates={each.method: _hours(known.get(each.method), each.method) for each in choice.rungs}
+    )
 
 
-def here(spec: FineTuneJobSpec, shape: ModelShape, workload: Workload, *, labelled: bool) -> Forecast:
+def here(
+    spec: FineTuneJobSpec,
+    shape: ModelShape,
+    workload: Workload,
+    *,
+    labelled: bool,
+    elsewhere: Callable[[str], bool] = lambda _: False,
+) -> Forecast:
     """On this machine, or in this pod. Times are not known for its GPUs."""
     gpus = machine.gpu_memory()
     device = (
@@ -87,24 +107,34 @@ def here(spec: FineTuneJobSpec, shape: ModelShape, workload: Workload, *, labell
         else this_machine(memory=machine.memory_limit(), processes=spec.world_size)
     )
     planner = Planner(spec=spec, shape=shape, device=device, workload=workload)
-    return forecast(spec, planner, workload, labelled=labelled, fits_only=bool(gpus))
+    return forecast(spec, planner, workload, labelled=labelled, fits_only=bool(gpus), elsewhere=elsewhere)
+
+
+def on_other_devices(spec: FineTuneJobSpec, method: str) -> bool:
+    """One of job and rung has accelerators, and the other has none: figures of one do not apply to the other."""
+    job, rung = (accelerators.devices(each.resources.limits) for each in (spec, for_rung(spec, method)))
+    return bool(job) != bool(rung)
+
+
+def _of_rung(planner: Planner, method: str) -> Planner:
+    """For the nodes and processes of a rung. Those of this machine share its cores and memory."""
+    spec, device = for_rung(planner.spec, method), planner.device
+    if device.name == THIS_MACHINE and spec.world_size != planner.spec.world_size:
+        device = device.shared(planner.spec.world_size / spec.world_size)
+    return planner if spec is planner.spec else replace(planner, spec=spec, device=device)
 
 
 def with_method(spec: FineTuneJobSpec, method: str = DEFAULT) -> FineTuneJobSpec:
     return spec.model_copy(update={"method": Method.model_validate({"type": method})})
 
 
-def _fitting(planner: Planner) -> Iterator[str]:
-    for name, traits in TRAITS.items():
-        if traits.four_bits and (planner.device.kind == "cpu" or planner.shape.mostly_experts):
-            continue
-        method = Method.model_validate({"type": name})
-        if planner.fits(method, planner.spread("ddp")) or (
-            planner.spec.world_size > 1
-            and "fsdp" in traits.shards
-            and planner.fits(method, planner.spread("fsdp", method))
-        ):
-            yield name
+def _fits(planner: Planner, name: str) -> bool:
+    traits, method = TRAITS[name], Method.model_validate({"type": name})
+    if traits.four_bits and (planner.device.kind == "cpu" or planner.shape.mostly_experts):
+        return False
+    return planner.fits(method, planner.spread("ddp")) or (
+        planner.spec.world_size > 1 and "fsdp" in traits.shards and planner.fits(method, planner.spread("fsdp", method))
+    )
 
 
 def _hours(planner: Planner | None, method: str) -> float | None:

@@ -1,0 +1,153 @@
+"""An attempt whose ladder continues in other pods: what the next one has, and what it does not count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune_api import names
+from finetune_api.admin_policy import AdminPolicy
+from finetune_api.failures import TerminationMessage
+from finetune_api.ladder import LadderStatus, RungStatus
+from finetune_api.plan import ProgressReport, RunPlan
+from finetune_api.rung_pods import for_rung
+from finetune_api.status import Artifact, FineTuneJobStatus, Phase
+from finetune_operator.decide import decide
+from finetune_operator.decision import Decision
+from finetune_operator.state.cache import Cache
+from finetune_operator.state.observe import Defaults, Observed, observe
+from finetune_operator.state.prices import Prices
+from tests.support.operator_objects import NOW, SPEC, child, ended, job, later, pod, raw_job, seen, spec, status
+
+GPUS = {"limits": {"nvidia.com/gpu": 8}}
+LADDER: dict[str, Any] = {
+    "method": {"type": "auto"},
+    "nodes": 1,
+    "ladder": {"rungs": ["probe", "lora", "full"], "overrides": [{"rung": "full", "resources": GPUS}]},
+}
+WHOLE = spec(**LADDER)
+ARTIFACT = Artifact(uri="s3://corp/out", digest="sha256:1", size_bytes=1, kind="adapter")
+CLIMBED = LadderStatus(rule="x", rungs=(RungStatus(name="full", state="running"),))
+
+
+def ending(words: TerminationMessage | None, *, rung: str | None = None, **fields: Any) -> Observed:
+    """One pod, which has succeeded."""
+    known = status(Phase.Running, micro_batch_tokens=64).model_copy(update={"nodes": 1, "rung": rung})
+    own = {"spec": for_rung(WHOLE, rung), "whole": WHOLE, "rung": rung, "children": (child(nodes=1, complete=True),)}
+    pods = (pod(0, "Succeeded", ended=ended(words=words)),)
+    return seen(job(known, raw_spec=SPEC | LADDER), **{**own, "pods": pods, **fields})
+
+
+def read(fields: dict[str, Any], known: FineTuneJobStatus | None = None, **defaults: Any) -> Observed:
+    """A job without children, as the operator reads it."""
+    cache = Cache()
+    cache.jobs.put(raw_job(spec=SPEC | fields, status=known.to_json() if known else {}))
+    observed = observe(cache, ("ml", "a"), Defaults(image="i", **defaults))
+    assert observed is not None
+    return replace(observed, confirmed=True)
+
+
+def decided(observed: Observed) -> Decision:
+    return decide(observed, NOW)
+
+
+def test_the_next_attempt_has_the_pods_of_the_rung_and_is_no_restart() -> None:
+    after = decided(ending(TerminationMessage(next_rung="full", ladder=CLIMBED)))
+    assert (after.status.phase, after.status.attempt, after.status.rung) == (Phase.Pending, 2, "full")
+    assert after.status.restarts is not None
+    assert after.status.restarts.total == 0
+    assert (after.status.ladder, after.status.last_failure) == (CLIMBED, None)
+    assert after.status.micro_batch_tokens is None, "the size that fitted the earlier pods"
+    assert [each.attempt for each in after.delete] == [1]
+    assert [(each.reason, each.type) for each in after.events] == [("NextRung", "Normal")]
+    assert "attempt 2 has 1 pod with nvidia.com/gpu: 8" in after.events[0].message
+    assert not after.create, "its number is in the status first"
+
+
+def test_its_job_is_created_at_once_with_the_plan_of_the_whole_ladder() -> None:
+    first = decided(ending(TerminationMessage(next_rung="full")))
+    observed = read(LADDER, first.status)
+    assert observed.spec == for_rung(WHOLE, "full")
+    made = decide(observed, later(0.1))
+    (body,) = [each.body for each in made.create if each.body["kind"] == "Job"]
+    template = body["spec"]["template"]
+    assert template["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    plan = RunPlan.model_validate_json(template["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert (plan.pods_of, plan.nodes, plan.processes_per_node, plan.attempt) == ("full", 1, 8, 2)
+    assert plan.spec.resources == WHOLE.resources, "by which it knows the pods of the other rungs"
+
+
+@pytest.mark.parametrize(
+    ("overridden", "expected"), [("probe", 8), ("lora", 1)], ids=["of the first rung", "of another rung"]
+)
+def test_the_first_attempt_has_the_pods_of_the_first_rung(overridden: str, expected: int) -> None:
+    ladder = {"rungs": ["probe", "lora"], "overrides": [{"rung": overridden, "resources": GPUS}]}
+    observed = read(LADDER | {"ladder": ladder})
+    assert observed.spec is not None
+    assert observed.spec.processes == expected
+
+
+def test_a_ladder_that_is_over_has_succeeded() -> None:
+    after = decided(ending(TerminationMessage(artifact=ARTIFACT)))
+    assert (after.status.phase, after.status.artifact, after.status.attempt) == (Phase.Succeeded, ARTIFACT, 1)
+
+
+def test_without_a_termination_message_the_next_attempt_asks_the_store() -> None:
+    after = decided(ending(None, rung="full"))
+    assert (after.status.phase, after.status.attempt, after.status.rung) == (Phase.Restarting, 2, "full")
+    assert after.status.restarts is not None
+    assert (after.status.restarts.counted, after.status.restarts.free) == (0, 1)
+
+
+def test_an_artifact_that_was_reported_is_an_end_without_a_termination_message() -> None:
+    told = ProgressReport(attempt=1, phase="done", artifact=ARTIFACT)
+    assert decided(ending(None, report=told)).status.phase is Phase.Succeeded
+
+
+def test_a_ladder_without_overrides_ends_as_any_job() -> None:
+    plain = spec(method={"type": "auto"}, nodes=1)
+    after = decided(ending(None, spec=plain, whole=plain))
+    assert after.status.phase is Phase.Succeeded
+
+
+@pytest.mark.parametrize(("rung", "wanted"), [("full", "full"), (None, "lora"), (None, "a rung of a later version")])
+def test_pods_that_ask_for_what_they_have_are_a_counted_failure(rung: str | None, wanted: str) -> None:
+    """Otherwise a trainer with a mistake would start pods without end."""
+    after = decided(ending(TerminationMessage(next_rung=wanted), rung=rung))
+    assert after.status.restarts is not None
+    assert (after.status.phase, after.status.restarts.counted) == (Phase.Restarting, 1)
+    assert after.status.last_failure is not None
+    assert after.status.last_failure.reason == "UnexpectedError"
+
+
+def test_gpu_hours_of_each_rung_are_those_of_its_own_pods() -> None:
+    """An hour in a pod without GPUs is none; an hour in one with 8 is 8, of which nothing is wasted."""
+    hour = later(3600)
+    words = TerminationMessage(next_rung="full")
+    of_probe = pod(0, "Succeeded", scheduled=NOW, node="n", ended=ended(words=words, at=3600))
+    known = ending(words, pods=(of_probe,))
+    after = decide(known, hour).status
+    assert after.usage is None
+    words = TerminationMessage(next_rung="lora")
+    of_full = pod(0, "Succeeded", scheduled=NOW, node="n", ended=ended(words=words, at=3600))
+    after = decide(ending(words, rung="full", pods=(of_full,)), hour).status
+    assert after.usage is not None
+    assert (after.usage.gpu_hours, after.usage.wasted_gpu_hours) == (8.0, 0.0)
+
+
+def test_the_policy_of_the_admin_holds_for_the_largest_rung_before_anything_starts() -> None:
+    observed = read(LADDER, policy=AdminPolicy(max_gpus=4))
+    assert [each.path for each in observed.violations] == ["spec.ladder.overrides[0].resources.limits"]
+    assert not decide(observed, NOW).create
+
+
+@pytest.mark.parametrize(("limits", "fits"), [({"nvidia.com/gpu": 8}, True), ({"memory": "8Gi"}, False)])
+def test_a_budget_of_money_needs_one_price_for_the_processes_of_all_rungs(limits: dict[str, Any], fits: bool) -> None:
+    ladder = {"budget": {"money": 9}, "overrides": [{"rung": "full", "resources": {"limits": limits}}]}
+    one = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+    prices = Prices.parse('{"currency": "EUR", "perGpuHour": [{"price": 2}]}')
+    observed = read(LADDER | one | {"ladder": ladder}, prices=prices)
+    assert (observed.spec is not None) is fits
+    assert ("does not have the same price in the pods of all rungs" in observed.problem) is not fits
