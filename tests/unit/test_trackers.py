@@ -23,6 +23,7 @@ from finetune_trainer.trackers.mlflow import MLflow
 from finetune_trainer.trackers.points import Outcome, Point, clock, of_curves, outcome_of
 from finetune_trainer.trackers.tensorboard import TensorBoard
 from finetune_trainer.trackers.wandb import WANDB
+from finetune_trainer.train.state import CURVE_POINTS
 from tests.support import event_files
 from tests.support.small_report import record, scores
 
@@ -179,6 +180,35 @@ def test_the_curves_of_a_failed_attempt_stay_in_the_store(tmp_path: Path) -> Non
     tracker.leave(Ending.failed)
     (kept,) = store.list(tensorboard.place("uid-1"))
     assert event_files.scalars(store.read(kept.path))["train/loss"] == [(1, 0.5)]
+
+
+def test_of_a_job_that_is_interrupted_again_and_again_the_last_attempts_are_kept(tmp_path: Path) -> None:
+    store = open_folder(f"file://{tmp_path}/out", prefix="")
+    place = tensorboard.place("uid-1")
+    store.put(f"{place}/notes.txt", b"of somebody else")
+    for attempt in range(1, tensorboard.MOST_ATTEMPTS + 3):
+        tracker = TensorBoard(run_in(tmp_path, attempt=attempt), store)
+        tracker.start()
+        tracker.leave(Ending.interrupted)
+    kept = {entry.path.removeprefix(f"{place}/").partition("/")[0] for entry in store.list(place)}
+    assert kept == {"notes.txt", *map(str, range(3, tensorboard.MOST_ATTEMPTS + 3))}
+
+
+def test_the_event_file_of_the_longest_run_is_less_than_a_megabyte() -> None:
+    """A run logs less than two times CURVE_POINTS steps, here with three terms of regularization."""
+    steps = (
+        CurvePoint(
+            step=n,
+            loss=1.0,
+            learning_rate=1e-4,
+            gradient_norm=1.0,
+            tokens_per_second=1e4,
+            regularization={"ewc": 1.0, "klToBase": 1.0, "l2sp": 1.0},
+        )
+        for n in range(2 * CURVE_POINTS)
+    )
+    content = [events.scalars(point.step, 1.7e9, point.values) for point in of_curves(tuple(steps), ())]
+    assert sum(map(len, content)) < 1e6
 
 
 # --- none fails a run

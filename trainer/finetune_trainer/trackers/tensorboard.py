@@ -3,6 +3,9 @@
 While a run is under way they are in `<run dir>/tensorboard/`, and once a minute also in
 `<output>/.finetune/<uid>/tensorboard/`, where they stay if the run fails. The artifact of a run that succeeds has its
 own file (`events.of_record`), and the copy is removed.
+
+What that costs is bounded: a file has about `CURVE_POINTS` training steps, is less than a megabyte, and is uploaded
+only after a new point; of a job that is interrupted again and again, the last `MOST_ATTEMPTS` attempts are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from .base import Ending, Kind, TrackedRun
 from .points import Outcome, Point
 
 UPLOAD_SECONDS = 60.0
+MOST_ATTEMPTS = 10
+"""Whose curves are kept in the store. Each attempt has those of the earlier ones up to the checkpoint it began from."""
 
 
 def place(uid: str) -> str:
@@ -34,6 +39,7 @@ class TensorBoard:
         self._run, self._store, self._clock = run, folder, clock
         self._file = run.folder / events.FOLDER / "none"
         self._uploaded = clock()
+        self._pruned = False
 
     def start(self) -> str:
         folder = self._run.folder / events.FOLDER
@@ -67,8 +73,15 @@ class TensorBoard:
 
     def _upload(self) -> None:
         """A folder for each attempt, which TensorBoard shows as a run: the last one has all points."""
-        name = f"{place(self._run.job.uid)}/{self._run.attempt}/{self._file.name}"
-        self._store.put(name, self._file.read_bytes())
+        folder = place(self._run.job.uid)
+        self._store.put(f"{folder}/{self._run.attempt}/{self._file.name}", self._file.read_bytes())
+        if self._pruned or self._run.attempt <= MOST_ATTEMPTS:
+            return
+        for entry in self._store.list(folder):
+            attempt = entry.path.removeprefix(f"{folder}/").partition("/")[0]
+            if attempt.isdecimal() and int(attempt) <= self._run.attempt - MOST_ATTEMPTS:
+                self._store.delete(entry.path)
+        self._pruned = True
 
 
 def _open(run: TrackedRun, environ: Mapping[str, str]) -> TensorBoard:
