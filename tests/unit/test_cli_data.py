@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from finetune_api.failures import ExitCode
+from finetune_api.spec import ModelSource
 from finetune_trainer.cli.data import GREEN, PLAIN, bars, marked
 from finetune_trainer.cli.main import main
+from finetune_trainer.statistics.language import guess
+from finetune_trainer.store.models import LocalModel
 from tests.support.printed_json import conforms
 from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
@@ -72,6 +75,87 @@ def test_what_is_wrong_is_reported_with_its_line(job: list[str], capsys: pytest.
 
     assert main(job) == ExitCode.DATA
     assert "line 31" in capsys.readouterr().err
+
+
+def test_files_of_data_need_no_manifest(
+    job: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(job[2]).parent
+    monkeypatch.chdir(folder)
+    write_jsonl(folder / "more.jsonl", *[{"prompt": "Where is it, and when?", "completion": " It is on the way."}] * 40)
+    assert main(["data", "inspect", "train.jsonl", "more.jsonl", "--model", "model", "-o", "json"]) == ExitCode.OK
+    printed = json.loads(capsys.readouterr().out)
+    conforms("data-inspect", printed)
+    assert [source["rows"] for source in printed["statistics"]["sources"]] == [30, 40]
+    assert printed["repeated"] == 39
+    assert printed["languages"]["English"] > 0.5
+    asked: list[str] = []
+
+    def resolved(source: ModelSource, *, cache: Path) -> LocalModel:
+        asked.append(source.uri)
+        return LocalModel(path=folder / "model", revision="main", uri=source.uri)
+
+    monkeypatch.setattr("finetune_trainer.store.models.resolve_model", resolved)
+    assert main(["data", "inspect", "more.jsonl", "--model", "hf://org/name"]) == ExitCode.OK
+    assert asked == ["hf://org/name"]
+    text = capsys.readouterr().out
+    assert "train: 39 rows are copies of earlier ones" in text
+    assert "English 100 %" in text
+
+
+def test_the_question_of_classification_is_no_part_of_the_language(
+    job: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(job[2]).parent)
+    rows = [{"text": f"Где посылка {number}?", "label": "ab"[number % 2]} for number in range(40)]
+    write_jsonl(Path("texts.jsonl"), *rows)
+    assert main(["data", "inspect", "texts.jsonl", "--model", "model", "-o", "json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["languages"] == {"Cyrillic script": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("empty.jsonl", b"", "has no rows"),
+        ("lies.jsonl.gz", b"not packed", "lies.jsonl.gz"),
+        ("table.csv", b"text,label\n", ".parquet"),
+        ("missing.jsonl", None, "missing.jsonl"),
+        ("job.yaml", b"{}", "spec: is required"),
+    ],
+)
+def test_odd_files_of_data_are_named(
+    job: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    file: str, content: bytes | None, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(Path(job[2]).parent)
+    if content is not None:
+        Path(file).write_bytes(content)
+    assert main(["data", "inspect", file, "--model", "model"]) in (ExitCode.DATA, ExitCode.CONFIG)
+    told = " ".join(capsys.readouterr().err.split())
+    assert said in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The parcel that you have sent is not for me.", "English"),
+        ("Wo ist mein Paket, und wann wird das Geld erstattet?", "German"),
+        ("La commande n'est pas arrivée, et les délais sont dépassés.", "French"),
+        ("El pedido no ha llegado y los plazos se han cumplido.", "Spanish"),
+        ("O pedido não chegou e os prazos já passaram.", "Portuguese"),
+        ("Paczka nie dotarła na czas, ale to jest w porządku.", "Polish"),
+        ("Где моя посылка?", "Cyrillic script"),
+        ("荷物はどこですか", "Japanese"),
+        ("我的包裹在哪里", "Chinese"),
+        ("소포가 어디에 있나요", "Korean"),
+        ("parcel 17", ""),
+        ("for (int i = 0; i < n; i++) { a[i] += b[i]; }", ""),
+        ("12 + 30", ""),
+    ],
+)
+def test_a_language_is_guessed_by_script_and_frequent_words(text: str, language: str) -> None:
+    assert guess(text) == language
 
 
 def test_colours_and_marks() -> None:

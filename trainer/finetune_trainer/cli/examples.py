@@ -55,7 +55,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune switch-test tickets policy --max-rank 64 -o json",
     ),
     "verify": ("finetune verify s3://corp/models/tickets",),
-    "data": ("finetune data inspect job.yaml", "finetune data inspect job.yaml --set test --rows 10"),
+    "data": (
+        "finetune data inspect job.yaml --set test --rows 10",
+        "finetune data inspect rows.jsonl --model hf://org/name",
+    ),
     "completion": ("source <(finetune completion bash)", "finetune completion fish | source"),
     "schema": ("finetune schema > finetunejob.schema.json", "finetune schema plan"),
 }

@@ -15,7 +15,7 @@ import yaml
 from finetune_api import manifest, yaml_text
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_trainer.cli.conversion import converted
-from finetune_trainer.cli.paths import resolved
+from finetune_trainer.cli.paths import resolved, uri_of
 from finetune_trainer.cli.text import problems_text
 
 MODEL = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -107,13 +107,13 @@ def _spec(answers: Answers, ask: Callable[[str], str] | None) -> tuple[dict[str,
 def _with_options(spec: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The spec with what the options say, in the order in which a person writes a manifest."""
     if "model" in given:
-        spec["model"] = {"uri": _uri(given["model"])}
+        spec["model"] = {"uri": uri_of(given["model"])}
     if "data" in given:
-        spec["data"] = {**spec.get("data", {}), "train": [{"uri": _uri(given["data"])}]}
+        spec["data"] = {**spec.get("data", {}), "train": [{"uri": uri_of(given["data"])}]}
     if "test" in given:
-        spec.setdefault("data", {})["test"] = {"uri": _uri(given["test"])}
+        spec.setdefault("data", {})["test"] = {"uri": uri_of(given["test"])}
     if "output" in given:
-        spec["output"] = {"uri": _uri(given["output"])}
+        spec["output"] = {"uri": uri_of(given["output"])}
     if "nodes" in given:
         spec["nodes"] = given["nodes"]
     if "gpus" in given:
@@ -136,11 +136,6 @@ def _with_options(spec: dict[str, Any], given: Mapping[str, Any]) -> dict[str, A
         "output",
     )
     return {key: spec[key] for key in sorted(spec, key=lambda key: order.index(key) if key in order else len(order))}
-
-
-def _uri(text: str) -> str:
-    """A plain name of a file is marked as a path, so that it is not taken for a name on the hub."""
-    return text if "://" in text or text.startswith((".", "/", "~")) else f"./{text}"
 
 
 def _name(text: str) -> str:

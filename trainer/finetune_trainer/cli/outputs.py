@@ -222,6 +222,11 @@ class Inspected(ApiModel):
 
     statistics: Statistics
     set: str
+    template: str | None = Field(description="Name of the chat template, for the format chat.")
+    repeated: int = Field(description="Rows of the set that are copies of earlier ones.")
+    languages: dict[str, float] = Field(
+        description="Fraction of its first 500 rows by language, a guess by scripts and frequent words."
+    )
     lengths: tuple[int, ...] = Field(description="Tokens of each row.")
     rows: tuple[tuple[Piece, ...], ...] = Field(description="The first rows, as the model sees them.")
 

@@ -38,6 +38,11 @@ def resolved(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**raw, "spec": {**spec, **changed}}
 
 
+def uri_of(text: str) -> str:
+    """A plain name of a file is marked as a path, so that it is not taken for a name on the hub."""
+    return text if "://" in text or text.startswith((".", "/", "~")) else f"./{text}"
+
+
 def _data(data: dict[str, Any], base: Path) -> dict[str, Any]:
     one = {key: _with_uri(data[key], base) for key in _DATA if isinstance(data.get(key), dict)}
     several = {

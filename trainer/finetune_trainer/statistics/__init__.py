@@ -12,6 +12,7 @@ transfer       slices on which something cheaper is better, by Holm's method
 diversity      how varied generated text is, and by how much less than before
 text_scores    scores of one generated text: exact match, ROUGE-L, valid JSON
 shift          how far a text is from another: bits per byte, tokens, tokens per byte
+language       a guess at the language of a text, by script and frequent words
 fragmentation  how a tokenizer cuts a text: fertility, fragmented words, typical terms
 vocabulary     what became of the tokenizer in a run, and how it cut the rows before and after
 similarity     how alike two representations of the same tokens are: unbiased CKA
