@@ -142,6 +142,31 @@ def test_a_cluster_that_refuses(
         assert main(["top"]) == code
 
 
+def test_a_mistyped_run_of_this_machine_is_suggested_though_no_cluster_answers(
+    kubectl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kubectl / "refusal").write_text("The connection to the server was refused")
+    run = tmp_path / "home" / "runs" / "tickets" / "job.json"
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+    assert main(["status", "tikcets", "--home", str(tmp_path / "home")]) == ExitCode.UNAVAILABLE
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"no run named tikcets in {tmp_path}/home; on the cluster: " in said
+    assert "Did you mean tickets, a run of this machine?" in said
+    assert main(["status", "other", "--home", str(tmp_path / "home")]) == ExitCode.UNAVAILABLE
+    assert "Check the kubeconfig" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_messages_fit_a_narrow_terminal(
+    columns: int, kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    (kubectl / "refusal").write_text("The connection to the server was refused")
+    assert main(["status", "other", "-n", "team"]) == ExitCode.UNAVAILABLE
+    assert max(map(len, capsys.readouterr().err.splitlines())) <= columns
+
+
 @pytest.mark.parametrize(
     ("status", "arguments", "code", "words"),
     [

@@ -46,6 +46,9 @@ def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str
         (["plna"], "argument COMMAND: 'plna' does not exist; did you mean plan?"),
         (["completion", "fishh"], "'fishh' does not exist; did you mean fish?"),
         (["completion", "cmd"], "'cmd' does not exist; choose from bash, zsh, fish"),
+        (["status", "tickets", "--namspace=a"], "unrecognized arguments: --namspace=a; did you mean --namespace?"),
+        (["watch", "tickets", "--onec"], "finetune watch: error: unrecognized arguments: --onec; did you mean --once?"),
+        (["data", "inspect", "job.yaml", "--zzz"], "finetune data inspect: error: unrecognized arguments: --zzz\n"),
         (["run"], "the following arguments are required: FILE"),
     ],
 )

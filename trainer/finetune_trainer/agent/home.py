@@ -44,5 +44,9 @@ class Home:
         except (OSError, ValidationError):
             return None
 
+    def names(self) -> list[str]:
+        """Of all runs, sorted."""
+        return sorted(file.parent.name for file in (self.path / "runs").glob("*/job.json"))
+
     def save(self, job: FineTuneJob) -> None:
         write_atomic(self.run(job.metadata.name) / "job.json", json.dumps(job.to_json(), indent=1) + "\n")

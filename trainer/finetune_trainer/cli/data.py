@@ -140,12 +140,13 @@ def _manifest(wish: Wish) -> FineTuneJob:
             return job
         model = job.spec.model.model_copy(update={"uri": wish.model, "revision": None})
         return job.model_copy(update={"spec": job.spec.model_copy(update={"model": model})})
-    model = {"uri": wish.model or MODEL}
-    data = {"train": [{"uri": uri_of(file)} for file in wish.files]}
-    raw = {
-        "apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "inspected"},
-        "spec": {"model": model, "data": data, "output": {"uri": "./inspected"}},
-    }  # fmt: skip
+    spec = {
+        "model": {"uri": wish.model or MODEL},
+        "data": {"train": [{"uri": uri_of(file)} for file in wish.files]},
+        "output": {"uri": "./inspected"},
+    }
+    head = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "inspected"}}
+    raw = {**head, "spec": spec}
     return load(json.dumps(raw), given=lambda raw: resolved(raw, Path()))
 
 

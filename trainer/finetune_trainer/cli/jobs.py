@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,4 +48,12 @@ def find(name: str, where: Where) -> Found:
     if shutil.which("kubectl") is None:
         message = f"no run named {name} in {where.home}, and kubectl is not installed"
         raise FinetuneError(Reason.NotFound, message, "Check the name and the folder (--home), or install kubectl.")
-    return Found(where.jobs.get(name).object, local=False)
+    try:
+        return Found(where.jobs.get(name).object, local=False)
+    except FinetuneError as error:
+        if where.cluster_only:
+            raise
+        near = difflib.get_close_matches(name, Home(where.home).names(), n=1)
+        hint = f"Did you mean {near[0]}, a run of this machine?" if near else error.hint
+        message = f"no run named {name} in {where.home}; on the cluster: {error.message}"
+        raise FinetuneError(error.reason, message, hint) from error

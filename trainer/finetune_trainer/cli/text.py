@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -41,6 +42,7 @@ def aligned(rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
     """Formats rows with names on the left and wrapped values on the right."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
+    most = max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     lines = []
     for name, value in rows:
         head = f"{indent}{name:<{width}}  "
@@ -49,7 +51,7 @@ def aligned(rows: Iterable[tuple[str, str]], *, indent: str = "  ") -> str:
             first = head if line == 0 else " " * len(head)
             lines.append(
                 textwrap.fill(
-                    paragraph, WIDTH, initial_indent=first, subsequent_indent=" " * len(head), break_long_words=False,
+                    paragraph, most, initial_indent=first, subsequent_indent=" " * len(head), break_long_words=False,
                     break_on_hyphens=False,
                 )
             )  # fmt: skip
