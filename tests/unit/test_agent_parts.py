@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api import names
 from finetune_api import series as metric
 from finetune_api.data import Data, TrainSource
 from finetune_api.failures import Reason
@@ -32,6 +33,7 @@ from finetune_trainer.agent.watch import Limits, _hung, _overdue
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.quantity import quantity
 from finetune_trainer.rundir import Heartbeat, RunDir, TrainerReport
+from tests.support.tiny_model import tiny_corpus, tiny_model
 
 SPEC = FineTuneJobSpec(
     model=ModelSource(uri="file:///m"), data=Data(train=(TrainSource(uri="file:///d"),)), output=Output(uri="file:///o")
@@ -261,6 +263,23 @@ def test_the_agent_imports_neither_torch_nor_numpy() -> None:
     program += "print([m for m in ('torch', 'numpy', 'transformers', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_preflight_of_a_job_that_asks_for_nothing_special_imports_no_torch(tmp_path: Path) -> None:
+    """Which would take seconds of every start, and memory next to ranks of other jobs."""
+    model, corpus = tiny_model(tmp_path / "model"), tiny_corpus(tmp_path / "corpus", rows=16)
+    spec = FineTuneJobSpec(
+        model=ModelSource(uri=model.as_uri()),
+        data=Data(train=(TrainSource(uri=(corpus / "train.jsonl").as_uri()),), sequence_length=128),
+        output=Output(uri=(tmp_path / "output").as_uri()),
+    )
+    (tmp_path / "plan.json").write_text(PLAN.model_copy(update={"spec": spec}).model_dump_json(by_alias=True))
+    program = "import sys; from finetune_trainer.agent import preflight; code = preflight.main(sys.argv[1:])\n"
+    program += "print(code, [m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    words = ["--plan", tmp_path / "plan.json", "--words", tmp_path / "words"]
+    environment = os.environ | {names.ENV_CACHE: str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1:] == ["0 []"], done.stdout + done.stderr
 
 
 def test_descendants_of_a_process_without_children() -> None:

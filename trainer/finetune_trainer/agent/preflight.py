@@ -5,6 +5,8 @@ order of cost: the output is writable and unused, the model exists and is a caus
 is readable and trainable (which also tokenizes it into the cache that the ranks map). It exits with the code of the
 failure class, and writes the termination message to FILE.
 
+It imports torch only for what needs it, since that takes seconds of every start and hundreds of MiB of memory.
+
 Of a ladder it checks what all rungs have in common, and writes the forecast next to FILE. Each rung has a preflight of
 its own.
 """

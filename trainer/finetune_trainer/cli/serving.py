@@ -21,13 +21,12 @@ from finetune_trainer.report.record import read_record
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.headers import read_header
-from finetune_trainer.store.manifest import Manifest
+from finetune_trainer.store.manifest import MERGED, Manifest
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.switching.artifacts import RANKS
 
 COPIES = "/models"
 """Folder of the server into which is copied what it cannot fetch itself."""
-MERGED = "merged"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 

@@ -23,13 +23,12 @@ from finetune_trainer.data.cache import kept
 from finetune_trainer.report.record import RECORD_FILE, RunRecord, decode
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, digest_of
-from finetune_trainer.store.manifest import MANIFEST, Manifest
+from finetune_trainer.store.manifest import MANIFEST, MERGED, Manifest
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sequence import Sequence, Task, held_out
 
 from .frozen_adapter import FILES, unfit
-from .merged import FOLDER as MERGED
 
 _LARGEST = {MANIFEST: 16 << 20, RECORD_FILE: 64 << 20}
 """Bytes that are read of a file that is held in memory."""

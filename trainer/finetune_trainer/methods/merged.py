@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.parallel.weight_names import account_of
+from finetune_trainer.store.manifest import MERGED
 from finetune_trainer.store.tensors import StoredTensor, stored_tensors, weight_files
 
-FOLDER = "merged"
+FOLDER = MERGED
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _BESIDE = ("config.json", "generation_config.json", "model.safetensors.index.json")

@@ -17,6 +17,8 @@ from .folder import Digest
 from .sequence import Sequence
 
 MANIFEST = "manifest.json"
+MERGED = "merged"
+"""The folder next to an adapter that holds the whole model, base and adapter in one."""
 VERSION = 1
 
 Kind = Literal["adapter", "model"]
