@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from datetime import datetime, timedelta
 
 from finetune_api.failures import Reason
@@ -26,7 +28,8 @@ PROGRESS_INTERVAL = 15.0
 
 PROGRESS_WRITES = 40.0
 """Such writes a second of all jobs together: each costs the API server about 4 ms of CPU. With more than 600 running
-jobs each is written less often; /metrics has every report."""
+jobs each is written less often, at moments of its own, so that jobs that began together do not write together;
+/metrics has every report."""
 
 
 def running(seen: Observed, now: datetime) -> Decision | None:
@@ -94,8 +97,8 @@ def _with_progress(status: FineTuneJobStatus, seen: Observed, now: datetime) -> 
     learned = any(sound(getattr(report, name)) not in (None, getattr(status, name)) for name in _RESULTS)
     if not learned and not _moved(status, report):
         return Decision(status=status)
-    pause = PROGRESS_INTERVAL if learned else max(PROGRESS_INTERVAL, seen.followed / PROGRESS_WRITES)
     last = parse_time(status.progress.last_update_time) if status.progress else None
+    pause = pause_after(last, seen.job.uid, 0 if learned else seen.followed) if last else 0.0
     wait = pause - (now - last).total_seconds() if last else 0.0
     if 0 < wait <= pause:  # more: it was written by a clock that was wrong
         return Decision(status=status, look_again_in=wait)
@@ -107,6 +110,15 @@ def _with_progress(status: FineTuneJobStatus, seen: Observed, now: datetime) -> 
         ladder=sound(report.ladder) or status.ladder,
     )
     return Decision(status=status)
+
+
+def pause_after(last: datetime, uid: str, jobs: int) -> float:
+    """Seconds from the last write of this job's progress to the next, with so many running jobs."""
+    turn = math.ceil(jobs / PROGRESS_WRITES)
+    if turn <= PROGRESS_INTERVAL:
+        return PROGRESS_INTERVAL
+    own = zlib.crc32(uid.encode()) % turn
+    return PROGRESS_INTERVAL + (own - int(last.timestamp() + PROGRESS_INTERVAL)) % turn
 
 
 def _moved(status: FineTuneJobStatus, report: ProgressReport) -> bool:
