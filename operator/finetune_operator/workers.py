@@ -20,6 +20,10 @@ from .reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
 
+REST = 5e-4
+"""Seconds between two looks at a job, for each of its pods: a look takes some microseconds for each, and a gang that
+starts brings news of every pod several times."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
@@ -63,7 +67,7 @@ class Workers:
                 with about(key, self._attempt(key)):
                     result = await self._look(key)
             finally:
-                queue.done(key)
+                queue.done(key, rest=REST * len(self.dispatch.cache.pods.of(key)))
                 self.counters.reconciles.labels(result).inc()
                 self.counters.reconcile_seconds.observe(time.perf_counter() - start)
 

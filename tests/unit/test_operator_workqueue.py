@@ -41,6 +41,25 @@ def test_a_key_that_a_worker_has_comes_back_after_it() -> None:
     run(story)
 
 
+def test_a_key_that_rests_holds_nobody_up_and_loses_no_news() -> None:
+    async def story(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        key = await queue.get()
+        queue.add("a")
+        queue.done(key, rest=0.01)
+        queue.add("a")
+        queue.add("b")
+        assert queue.depth == 1
+        assert [await queue.get(), await queue.get()] == ["b", "a"]
+        queue.done("a", rest=0.01)
+        await asyncio.sleep(0.05)
+        assert queue.depth == 0, "no news, no look"
+        queue.add("a")
+        assert await queue.get() == "a"
+
+    run(story)
+
+
 def test_what_is_urgent_while_a_worker_has_it_is_urgent_after_it() -> None:
     async def story(queue: WorkQueue[str]) -> None:
         queue.add("a")

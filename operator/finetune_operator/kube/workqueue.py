@@ -75,8 +75,11 @@ class WorkQueue(Generic[K]):
             timer.cancel()
         return key
 
-    def done(self, key: K) -> None:
-        if (urgent := self._taken.pop(key, None)) is not None:
+    def done(self, key: K, *, rest: float = 0.0) -> None:
+        """What was added meanwhile is taken again, after so many seconds at the earliest."""
+        if rest > 0:
+            asyncio.get_running_loop().call_later(rest, self.done, key)
+        elif (urgent := self._taken.pop(key, None)) is not None:
             self.add(key, urgent=urgent)
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
