@@ -41,6 +41,14 @@ class Calibration(ApiModel):
         "1: overconfident. It is recorded in the artifact's manifest.json and applied by nothing.",
     )
 
+    def told(self) -> str:
+        """calibration error on test rows: 0.16 → 0.3, without noise +0.278 [+0.159, +0.397], worse."""
+        change = "" if self.difference is None else f", without noise {self.difference:+.3g}"
+        between = "" if self.low is None or self.high is None else f" [{self.low:+.3g}, {self.high:+.3g}]"
+        verdict = "" if self.verdict is None else f", {self.verdict}"
+        errors = f"{self.base.error:.3g} → {self.tuned.error:.3g}"
+        return f"calibration error on {self.name} rows: {errors}{change}{between}{verdict}"
+
 
 class ScalePoint(ApiModel):
     """The adapter at one scale, on the half of the rows that chooses the scale."""

@@ -186,8 +186,17 @@ class GuardResult(ApiModel):
         between = "" if self.low is None or self.high is None else f" [{self.low:+.4g}, {self.high:+.4g}]"
         value = "not measured" if self.value is None else f"{self.value:+.4g}{between}"
         more = f"; about {self.rows_needed:,} rows would decide" if self.rows_needed else ""
-        least = f"at least {self.bound:g} is required" if self.name in ("minGain", "generation") else ""
-        return f"{self.name} is {self.verdict}: {value}, {least or f'at most {self.bound:g} is allowed'}{more}"
+        wanted = "required" if self._from_below else "allowed"
+        return f"{self.name} is {self.verdict}: {value}, {self.limit} is {wanted}{more}"
+
+    @property
+    def limit(self) -> str:
+        """The bound with its direction: at most 0.05."""
+        return f"at {'least' if self._from_below else 'most'} {self.bound:g}"
+
+    @property
+    def _from_below(self) -> bool:
+        return self.name in ("minGain", "generation")
 
 
 class Evaluation(ApiModel):

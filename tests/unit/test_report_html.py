@@ -11,9 +11,10 @@ import yaml
 
 from finetune_api import manifest as manifests
 from finetune_api.calibration import Calibration, CalibrationScores, ScalePoint, ScaleSweep
-from finetune_api.measurements import Evaluation, NegativeTransfer, Scores
+from finetune_api.measurements import Evaluation, GuardResult, NegativeTransfer, Scores
 from finetune_api.plan import JobIdentity
 from finetune_api.status import ResolvedPlan
+from finetune_api.verdicts import GuardVerdict
 from finetune_trainer.methods.lora import Lora
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.html import duration, manifest, render
@@ -27,6 +28,7 @@ from finetune_trainer.report.record import (
     decode,
 )
 from finetune_trainer.store.sequence import HeldOut, Sequence, Task
+from tests.support.full_report import full_record
 from tests.support.small_report import DIGEST, EVALUATION, change, record, spec
 
 MATRIX: tuple[tuple[float | None, ...], ...] = ((0.8, 0.3), (0.6, 0.7))
@@ -251,6 +253,67 @@ def test_scales_and_calibration_are_drawn_and_said() -> None:
     assert "Calibration" not in render(record())
 
 
+def test_each_guard_is_a_row_with_bound_interval_verdict_and_rows_needed() -> None:
+    page = parsed(render(full_record()))
+    tables = [
+        [[text(cell) for cell in row] for row in table.iter("tr")] for table in page.iter("table")
+        if text(table).startswith("guard verdict")
+    ]  # fmt: skip
+    assert tables == [
+        [
+            ["guard", "verdict", "bound", "measured", "interval", "rows needed"],
+            ["minGain", "passed", "at least 0.01", "+0.26", "[+0.22, +0.3]", ""],
+            ["forgetting", "violated", "at most 0.05", "+0.21", "[+0.18, +0.24]", ""],
+            ["slices", "inconclusive", "at most 0.05", "+0.04", "[−0.01, +0.09]", "12,000"],
+            ["generation", "inconclusive", "at least 0.95", "not measured", "", ""],
+        ]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "refused", "words"),
+    [
+        (("passed", "passed"), "", []),
+        (("violated", "violated"), "", [
+            "Published although it violates guards (minGain, slices): guards.onViolation is warn."
+        ]),
+        (("violated", "inconclusive"), "guards.minGain is violated", [
+            "This artifact was kept back: guards.minGain is violated.", "Inconclusive guards: slices.",
+        ]),
+    ],
+)  # fmt: skip
+def test_guards_that_are_not_passed_follow_the_first_sentence(
+    verdicts: tuple[GuardVerdict, GuardVerdict], refused: str, words: list[str]
+) -> None:
+    guards = tuple(
+        GuardResult(name=name, bound=0.1, value=0.2, verdict=verdict)
+        for name, verdict in zip(("minGain", "slices"), verdicts, strict=True)  # type: ignore[arg-type]
+    )
+    page = parsed(render(record(evaluation=EVALUATION.model_copy(update={"guards": guards}), refused=refused)))
+    box = next(each for each in page.iter("div") if (each.get("class") or "").startswith("verdict"))
+    told = [text(each) for each in box]
+    assert told[0].startswith("On the test rows the tuned model is better")
+    assert told[1 : 1 + len(words)] == words
+    assert told[1 + len(words)].startswith("Of the slices")
+    assert (box.get("class") == "verdict worse") is ("violated" in verdicts)
+
+
+def test_names_with_dashes_keep_them_and_numbers_have_minus_signs() -> None:
+    flag = NegativeTransfer(slice="a-1", reference="last-3", difference=-0.11, p_value=0.002)
+    page = render(record(evaluation=EVALUATION.model_copy(update={"negative_transfer": (flag,)})))
+    assert "Negative transfer on slice a-1: last-3 is better (difference −0.11)." in page
+
+
+def test_answers_of_nothing_but_line_breaks_take_one_line() -> None:
+    full = full_record()
+    said = {"base": "\n" * 40, "tuned": "", "reference": "yes\n\n\n \n\nno", "prompt": "a\n\nb"}
+    page = parsed(render(full.model_copy(update={"answers": (full.answers[0].model_copy(update=said),)})))
+    table = next(each for each in page.iter("table") if each.get("class") == "answers")
+    assert ["".join(cell.itertext()) for cell in list(table.iter("tr"))[1]] == [
+        "a\n\nb", "yes\n(5 line breaks)\nno", "(40 characters of white space)", "(nothing)",
+    ]  # fmt: skip
+
+
 def test_negative_transfer_is_said_first_and_shown_with_every_comparison() -> None:
     flag = NegativeTransfer(slice="music", reference="cheap", difference=-0.11, p_value=0.002)
     against = tuple(
@@ -261,11 +324,11 @@ def test_negative_transfer_is_said_first_and_shown_with_every_comparison() -> No
         for name, value, p_value in (("base", 0.5, 0.8), ("cheap", 0.62, 0.002))
     )  # fmt: skip
     judged = record(evaluation=EVALUATION.model_copy(update={"negative_transfer": (flag,)}), against=against)
-    page, sentence = render(judged), "egative transfer on slice music: cheap is better (difference -0.11)"
+    page, sentence = render(judged), "egative transfer on slice music: cheap is better (difference −0.11)"
     assert page.index(sentence) < page.index("What changed")
     assert "62.0 %" in page
     assert page.count(">negative transfer</span>") == 1
-    assert f"n{sentence}" in model_card(judged)
+    assert f"n{sentence.replace('−', '-')}" in model_card(judged)
     assert "egative transfer" not in render(record())
 
 

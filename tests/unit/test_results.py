@@ -253,6 +253,7 @@ def test_of_everything_at_once_the_first_data_sets_and_all_guards_stay(
     assert told.model_copy(update=rest) == given.model_copy(update=rest)
     assert found.ladder == (ladder.short() if ladder else None)
     assert f"{told.omitted} more data sets did not fit into the status" in guard_lines(told)
+    assert "calibration error on test rows: 0." in guard_lines(told)
 
 
 def test_the_guards_stay_where_nothing_else_fits() -> None:

@@ -88,6 +88,7 @@ def guard_lines(evaluation: Evaluation | None) -> str:
         return ""
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
+    lines += [f"  {evaluation.calibration.told()}"] if evaluation.calibration else []
     lines += [f"  {evaluation.kl_to_base.told()}"] if evaluation.kl_to_base else []
     lines += [f"  {evaluation.continual.told()}"] if evaluation.continual else []
     lines += [f"  {evaluation.prior_gain.told()}"] if evaluation.prior_gain else []

@@ -34,7 +34,7 @@ def forest(metric: Metric, rows: Sequence[Row], *, width: int) -> str:
     parts = []
     for tick in ticks(low, high):
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        shown = f"{tick:+.3g}".replace("-", "−")
+        shown = f"{tick:+.3g}".replace("-", "−") if tick else "0"
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{shown}</text>')
     parts.append(f'<line class="mark" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{_TOP}" y2="{bottom}"/>')
     for place, (row, change) in enumerate(drawn):
@@ -42,7 +42,9 @@ def forest(metric: Metric, rows: Sequence[Row], *, width: int) -> str:
         start, end, middle = (x(scale * (v or 0.0)) for v in (change.low, change.high, change.difference))
         style = change.verdict if change.verdict in ("better", "worse") else "same"
         told = f"{row.name}: {difference(change)} {interval(change)}, {change.verdict}"
-        parts.append(f'<text x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(row.name, left))}</text>')
+        parts.append(
+            f'<text x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(_label(row), left))}</text>'
+        )
         parts.append(
             f'<g class="effect {style}"><title>{escape(told)}</title>'
             f'<line x1="{start:.1f}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -57,6 +59,11 @@ def forest(metric: Metric, rows: Sequence[Row], *, width: int) -> str:
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"Change of {unit}: {summary}")}" '
         f'class="plot">{"".join(parts)}</svg>'
     )
+
+
+def _label(row: Row) -> str:
+    """Files of general text come right below it and do not need its name as well."""
+    return row.name.partition(": ")[2] if row.part else row.name
 
 
 def _short(name: str, room: int) -> str:

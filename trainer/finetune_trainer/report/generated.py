@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,7 @@ WORDS: dict[GenerationMetric, str] = {
     "stops": "ends by itself",
     "length": "length in tokens",
 }
+_BREAKS = re.compile(r"\s*\n\s*\n\s*\n\s*")
 _PLAIN: dict[GenerationMetric, str] = {"rougeL": ".3f", "length": ".1f"}
 """Of what is not a share."""
 
@@ -121,10 +123,19 @@ def _collapse(found: Collapse | None) -> str:
 def _answers(shown: list[AnswerSample]) -> str:
     head = ("prompt", "reference", "base", "tuned")
     heads = "".join(f"<th>{name}</th>" for name in head)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(getattr(each, name))}</td>' for name in head)}</tr>" for each in shown)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(_seen(getattr(each, name)))}</td>' for name in head)}</tr>" for each in shown
+    )
     return (
         f'<div class="scroll"><table class="answers"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _seen(text: str) -> str:
+    """Without the pages of line breaks that some models write, and with words in place of what cannot be seen."""
+    if not text.strip():
+        return f"({len(text)} characters of white space)" if text else "(nothing)"
+    return _BREAKS.sub(lambda found: f"\n({found[0].count(chr(10))} line breaks)\n", text)
 
 
 def _table(head: tuple[str, ...], body: Iterator[tuple[str, ...]]) -> str:

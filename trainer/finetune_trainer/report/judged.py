@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html import escape
 
@@ -13,6 +14,7 @@ from .record import RunRecord
 
 _MARKS = {"better": "✓", "worse": "✗", "equivalent": "≈", "inconclusive": "?"}
 _STYLE = {"better": "better", "worse": "worse"}
+_MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
 def rows_of(report: RunRecord) -> tuple[Row, ...]:
@@ -22,23 +24,36 @@ def rows_of(report: RunRecord) -> tuple[Row, ...]:
 
 def verdict(report: RunRecord, rows: tuple[Row, ...]) -> str:
     """The first thing on the page."""
-    judged = headline(rows)
-    words = sentences(rows) or ("No scores: the data set has neither validation nor test rows.",)
-    if report.evaluation.scale is not None and report.evaluation.scale.chosen != 1:
-        told = report.evaluation.scale.told()
-        words = (*words, f"{told[0].upper()}{told[1:]}.")
-    if report.evaluation.kl_to_base is not None:
-        words = (*words, f"{report.evaluation.kl_to_base.told()}.")
-    if report.evaluation.prior_gain is not None:
-        told = report.evaluation.prior_gain.told()
-        words = (*words, f"{told[0].upper()}{told[1:]}.")
-    for each in report.evaluation.negative_transfer:
-        told = each.told()
-        words = (*words, f"{told[0].upper()}{told[1:]}.")
-    if report.refused:
-        words = (*words, f"This artifact was kept back: {report.refused}.")
+    judged, found = headline(rows), report.evaluation
+    gained, *others = sentences(rows) or ("No scores: the data set has neither validation nor test rows.",)
+    told = [each.told() for each in found.negative_transfer]
+    told += [found.scale.told()] if found.scale is not None and found.scale.chosen != 1 else []
+    told += [found.kl_to_base.told()] if found.kl_to_base is not None else []
+    told += [found.prior_gain.told()] if found.prior_gain is not None else []
+    words = (gained, *_of_guards(report), *others, *map(_sentence, told))
     style = _STYLE.get(judged.verdict or "", "same") if judged else "same"
+    if any(each.verdict == "violated" for each in found.guards):
+        style = "worse"
     return f'<div class="verdict {style}">{"".join(f"<p>{escape(w)}</p>" for w in words)}</div>'
+
+
+def _of_guards(report: RunRecord) -> Iterator[str]:
+    """What they say of this artifact; nothing of those that are passed."""
+    by = {
+        verdict: ", ".join(each.name for each in report.evaluation.guards if each.verdict == verdict)
+        for verdict in ("violated", "inconclusive")
+    }
+    if report.refused:
+        yield f"This artifact was kept back: {report.refused}."
+    elif by["violated"]:
+        yield f"Published although it violates guards ({by['violated']}): guards.onViolation is warn."
+    if by["inconclusive"]:
+        yield f"Inconclusive guards: {by['inconclusive']}."
+
+
+def _sentence(told: str) -> str:
+    """With a capital, real minus signs and a full stop."""
+    return f"{told[0].upper()}{_MINUS.sub('−', told[1:])}."
 
 
 def cards(rows: tuple[Row, ...]) -> Iterator[str]:
@@ -59,7 +74,8 @@ def changes(rows: tuple[Row, ...]) -> str:
         return ""
     note = (
         "A dot is the change from base to tuned model on the same rows, its line the 95 % interval; those of slices "
-        "are adjusted for their number. An interval that crosses the line of no change shows no direction."
+        "are adjusted for their number. An interval that crosses the line of no change shows no direction. Data sets "
+        "with too few rows for an interval are in the table alone."
     )
     return f'{"".join(panels)}<p class="note">{note}</p>'
 
@@ -67,19 +83,10 @@ def changes(rows: tuple[Row, ...]) -> str:
 def comparison(rows: tuple[Row, ...]) -> str:
     if not rows:
         return ""
-    metrics = [m for m in METRICS if any(r.change(m) for r in rows)]
-    groups = "".join(f'<th colspan="4" class="group">{WORDS[m]}</th>' for m in metrics)
-    units = ["points" if m == "accuracy" else "change" for m in metrics]
-    heads = "".join(f'<th class="group">base</th><th>tuned</th><th>{u}</th><th>95 % interval</th>' for u in units)
-    body = "".join(
-        f'<tr><td class="name">{escape(r.name)}<small>{_what(r)}</small></td><td>{_counted(r)}</td>'
-        f"{''.join(_cells(r.change(m)) for m in metrics)}</tr>"
-        for r in rows
-    )
-    table = (
-        f"<table><thead><tr><th></th><th></th>{groups}</tr><tr><th>data set</th><th>rows</th>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
+    others = "".join(f"<th>{head}</th>" for head in ("change", "95 % interval", "base", "tuned"))
+    heads = f'<th>data set</th><th class="metric">metric</th>{others}'
+    body = "".join(_lines(row) for row in rows)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     note = (
         "Both models used the same rows; intervals are of the paired difference. Equivalent: the 90 % interval lies "
         "within 1 point of accuracy, 0.02 of loss or 0.01 bits per byte. Better or worse: the 95 % interval excludes "
@@ -92,19 +99,20 @@ def guarded(report: RunRecord) -> str:
     """A line for each guard of the manifest."""
     styles = {"passed": "better", "violated": "worse"}
     rows = "".join(
-        f'<tr><td class="name">{each.name}</td><td>{each.bound:g}</td><td>{_plain(each.value)}</td>'
-        f"<td>{'' if each.low is None else f'[{_plain(each.low)}, {_plain(each.high)}]'}</td>"
+        f'<tr><td class="name">{each.name}</td>'
         f'<td><span class="chip {styles.get(each.verdict, "same")}">{each.verdict}</span></td>'
+        f"<td>{each.limit}</td><td>{_plain(each.value) or 'not measured'}</td>"
+        f"<td>{'' if each.low is None else f'[{_plain(each.low)}, {_plain(each.high)}]'}</td>"
         f"<td>{f'{each.rows_needed:,}' if each.rows_needed else ''}</td></tr>"
         for each in report.evaluation.guards
     )
     if not rows:
         return ""
-    names = ("guard", "bound", "measured", "interval", "verdict", "rows needed")
+    names = ("guard", "verdict", "bound", "measured", "interval", "rows needed")
     head = "".join(f"<th>{name}</th>" for name in names)
     note = (
-        "minGain bounds the gain from below, the others what may be lost. Passed: the whole interval keeps the bound. "
-        "Violated: none of it does. Inconclusive: neither; about so many rows would decide."
+        "Passed: the whole interval keeps the bound. Violated: none of it does. Inconclusive: neither; about so many "
+        "rows would decide."
     )
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     return f'<div class="panel">{table}<p class="note">{note}</p></div>'
@@ -131,8 +139,8 @@ def _card(name: str, change: Measurement) -> str:
     )
 
 
-def _chip(change: Measurement, *, unit: bool = True) -> str:
-    shown = difference(change, unit=unit)
+def _chip(change: Measurement) -> str:
+    shown = difference(change)
     if change.verdict is None or not shown:
         return ""
     if not any(digit in shown for digit in "123456789"):  # nothing of it is left after rounding
@@ -150,12 +158,18 @@ def _what(row: Row) -> str:
 
 
 def _counted(row: Row) -> str:
-    return f"{row.rows:,}" + (f" in {row.groups:,} groups" if row.groups < row.rows else "")
+    return f"{row.rows:,} rows" + (f" in {row.groups:,} groups" if row.groups < row.rows else "")
 
 
-def _cells(change: Measurement | None) -> str:
-    if change is None:
-        return '<td class="group"></td><td></td><td></td><td></td>'
-    base, tuned = number(change.metric, change.base), number(change.metric, change.tuned)
-    chip = _chip(change, unit=False)
-    return f'<td class="group base">{base}</td><td>{tuned}</td><td>{chip}</td><td>{interval(change)}</td>'
+def _lines(row: Row) -> str:
+    """One for each metric, the main one first, next to the name of the data set."""
+    name = (
+        f'<td class="name" rowspan="{len(row.changes)}">{escape(row.name)}'
+        f"<small>{_what(row)}, {_counted(row)}</small></td>"
+    )
+    return "".join(
+        f'<tr>{"" if place else name}<td class="metric">{WORDS[change.metric]}</td><td>{_chip(change)}</td>'
+        f"<td>{interval(change)}</td>"
+        f'<td class="base">{number(change.metric, change.base)}</td><td>{number(change.metric, change.tuned)}</td></tr>'
+        for place, change in enumerate(row.changes)
+    )

@@ -24,18 +24,20 @@ border-left:5px solid var(--same);background:var(--card)}
 .verdict p:first-child{font-size:19px;font-weight:600;letter-spacing:-.01em}.verdict p:last-child{margin:0}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(172px,1fr));gap:14px;margin:16px 0 0}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 16px}
-.card b{display:block;font-size:24px;line-height:1.3;letter-spacing:-.02em;font-weight:650;white-space:nowrap}
+.card b{display:block;font-size:24px;line-height:1.3;letter-spacing:-.02em;font-weight:650;overflow-wrap:anywhere}
 .card>span:not(.chip){color:var(--soft);font-size:14px}
 .panel{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px}
-.panel+.panel{margin-top:14px}
+.panel+.panel{margin-top:14px}.small>.panel{margin-top:0}
 .small{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));gap:14px;margin-top:14px}
 .scroll{overflow-x:auto}
+.small th,.small td{padding:8px 6px}.small th{white-space:normal}
 table{border-collapse:collapse;width:100%;font-size:15px}
 th,td{text-align:right;padding:8px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;color:var(--soft);font-size:13px;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--card)}
 tr:last-child td{border-bottom:0}
 td.name{font-weight:600;white-space:normal;min-width:8em}td.name small{display:block;font-weight:400;color:var(--faint)}
+td.metric,th.metric{text-align:left;padding-left:10px;position:static}td[rowspan]{vertical-align:top}
 td.base{color:var(--soft)}
 .group{border-left:1px solid var(--line)}th[colspan]{text-align:center}
 thead tr:first-child th{border-bottom:0;padding-bottom:0}
