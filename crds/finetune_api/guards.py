@@ -92,8 +92,9 @@ class Guards(ApiModel):
     )
     on_inconclusive: Literal["pass", "warn", "fail"] = Field(
         "warn",
-        description="What happens when the rows are too few to decide. pass: nothing. warn: the condition GuardsPassed "
-        "is Unknown, and an alert fires. fail: as for a violation under onViolation: fail.",
+        description="What happens when the rows are too few to decide. pass: the artifact is published, and the "
+        "condition GuardsPassed is Unknown. warn: an alert fires as well. fail: as for a violation under onViolation: "
+        "fail.",
     )
 
     @property

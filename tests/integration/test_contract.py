@@ -84,7 +84,13 @@ def test_the_short_name_and_the_columns_are_there(contract: tuple[Rig, str]) -> 
     rig, namespace = contract
     rig.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(changed(BASE, {"metadata.name": "columns"})))
 
-    header = rig.kubectl("get", "ftj", "-o", "wide", "-n", namespace).splitlines()[0].split()
+    judged = {"type": "GuardsPassed", "status": "Unknown", "reason": "GuardInconclusive", "message": "few rows",
+              "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
+    said = json.dumps({"status": {"phase": "Succeeded", "conditions": [judged]}})
+    rig.kubectl("patch", "ftj", "columns", "-n", namespace, "--type=merge", "--subresource=status", "-p", said)
+
+    header, row = rig.kubectl("get", "ftj", "columns", "-o", "wide", "-n", namespace).splitlines()
 
     shown = ["NAME", "PHASE", "PROGRESS", "NODES", "RESTARTS", "AGE"]
-    assert header == [*shown, "METHOD", "BEST", "LOSS", "ETA", "GUARDS", "ARTIFACT"]
+    assert header.split() == [*shown, "METHOD", "BEST", "LOSS", "ETA", "GUARDS", "ARTIFACT"]
+    assert row[header.index("GUARDS") :].split() == ["Unknown"]

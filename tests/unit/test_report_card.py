@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.measurements import Evaluation
+from finetune_api.measurements import Evaluation, GuardResult
 from finetune_api.status import ResolvedPlan
 from finetune_trainer.report.card import model_card
 from finetune_trainer.report.record import Provenance
-from tests.support.small_report import DIGEST, record, spec
+from tests.support.small_report import DIGEST, EVALUATION, record, spec
 
 
 def front(card: str) -> dict[str, Any]:
@@ -60,6 +60,28 @@ def test_the_text_has_table_and_snippet() -> None:
     assert "PeftModel.from_pretrained(base" in card
     assert "from_pretrained('org/tiny', revision='12fd25f7')" in card
     assert "`finetune verify URI`" in card
+
+
+def test_each_guard_has_a_line_and_an_artifact_that_one_kept_back_says_so() -> None:
+    guards = (
+        GuardResult(name="minGain", bound=0.1, value=0.26, low=0.22, high=0.3, verdict="passed"),
+        GuardResult(name="forgetting", bound=0.05, value=0.21, low=0.18, high=0.24, verdict="violated"),
+        GuardResult(
+            name="generation", bound=0.9, value=0.9, low=0.8, high=0.95, verdict="inconclusive", rows_needed=900
+        ),
+    )
+    judged = record(
+        evaluation=EVALUATION.model_copy(update={"guards": guards}), refused="guards.forgetting is violated"
+    )
+    card = model_card(judged)
+    told = card.partition("## Guards")[2].partition("\n## ")[0]
+    assert [line for line in told.splitlines() if line.startswith("- ")] == [
+        "- minGain is passed: +0.26 [+0.22, +0.3], at least 0.1 is required",
+        "- forgetting is violated: +0.21 [+0.18, +0.24], at most 0.05 is allowed",
+        "- generation is inconclusive: +0.9 [+0.8, +0.95], at least 0.9 is required; about 900 rows would decide",
+    ]
+    assert "This artifact was kept back by a guard" in card
+    assert "## Guards" not in model_card(record())
 
 
 def test_an_adapter_with_new_tokens_is_loaded_onto_its_own_base() -> None:
