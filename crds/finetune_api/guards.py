@@ -3,16 +3,13 @@ written."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import ApiModel, Rule
 from .generation import GENERATION_GUARDS, GenerationMetric
 from .measurements import GuardName
-
-AGAINST_BASE: Final = ("minGain", "forgetting", "slices", "calibration", "collapse")
-"""Guards that compare the tuned model with the base model."""
 
 
 class Forgetting(ApiModel):

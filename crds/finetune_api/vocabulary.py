@@ -10,7 +10,6 @@ from pydantic import Field
 
 from .base import ApiModel, Rule
 from .fields import LIST_MAP, TERM
-from .guards import AGAINST_BASE
 from .methods import TRAITS, type_of
 
 DEFAULT_NEW_TOKENS: Final = 256
@@ -110,9 +109,8 @@ def _scales(new: dict[str, Any]) -> bool:
     return remedy or bool((new.get("evaluation") or {}).get("scaleSweep"))
 
 
-def _judges_by_base(new: dict[str, Any]) -> bool:
-    """The base model of new tokens has embeddings that nothing has trained, and looks worse than it is."""
-    return not _existing(new) and any((new.get("guards") or {}).get(name) is not None for name in AGAINST_BASE)
+def _judges_collapse(new: dict[str, Any]) -> bool:
+    return not _existing(new) and (new.get("guards") or {}).get("collapse") is not None
 
 
 def _last_layers(new: dict[str, Any]) -> bool:
@@ -162,11 +160,10 @@ VOCABULARY_RULES = (
     ),
     _not_with(
         "(has(self.vocabulary.existingRows) && self.vocabulary.existingRows) || !has(self.guards) || "
-        f"!({' || '.join(f'has(self.guards.{name})' for name in AGAINST_BASE)})",
-        f"guards.{', '.join(AGAINST_BASE[:-1])} and {AGAINST_BASE[-1]} compare with the base model, which vocabulary "
-        "extends by embeddings that are not trained yet, so that they could pass falsely: remove these guards, or set "
-        "vocabulary.existingRows: true",
-        _judges_by_base,
+        "!has(self.guards.collapse)",
+        "guards.collapse compares how varied the tokens of base and tuned model are, and with vocabulary they write "
+        "different tokens: remove guards.collapse, or set vocabulary.existingRows: true",
+        _judges_collapse,
     ),
     _not_with(
         "!has(self.output) || !has(self.output.switchTest) || self.output.switchTest.size() == 0",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ class Datasets:
     pad_id: int
     origins: dict[int, str] = field(default_factory=dict)
     """Name of the source by the digest of a held-out row, of sources that have one."""
+
+    @property
+    def held_out(self) -> dict[str, Corpus]:
+        """By name: validation, test, general, slice:books."""
+        given = {"validation": self.validation, "test": self.test, "general": self.general}
+        given |= {f"{SLICE}{name}": corpus for name, corpus in self.slices.items()}
+        return {name: corpus for name, corpus in given.items() if corpus is not None}
+
+    def with_held_out(self, corpora: Mapping[str, Corpus]) -> Datasets:
+        """With others, by the names of `held_out`."""
+        return replace(
+            self,
+            validation=corpora.get("validation", self.validation),
+            test=corpora.get("test", self.test),
+            general=corpora.get("general", self.general),
+            slices={name: corpora.get(f"{SLICE}{name}", corpus) for name, corpus in self.slices.items()},
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:

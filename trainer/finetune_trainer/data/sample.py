@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 import numpy as np
 
 from finetune_trainer.random_streams import MEASURED
@@ -19,20 +16,8 @@ def measured_part(data: Datasets, *, most: int | None, seed: int) -> tuple[Datas
     and seed decide which, so that a larger sample holds the smaller one."""
     if most is None:
         return data, {}
-    given: Mapping[str, Corpus | None] = {
-        "validation": data.validation, "test": data.test, "general": data.general,
-        **{f"slice:{name}": corpus for name, corpus in data.slices.items()},
-    }  # fmt: skip
-    larger = {name: corpus for name, corpus in given.items() if corpus is not None and len(corpus) > most}
-    drawn = {name: drawn_part(corpus, most, seed) for name, corpus in larger.items()}
-    slices = {name: drawn.get(f"slice:{name}", corpus) for name, corpus in data.slices.items()}
-    part = replace(
-        data,
-        validation=drawn.get("validation", data.validation),
-        test=drawn.get("test", data.test),
-        general=drawn.get("general", data.general),
-        slices=slices,
-    )
+    larger = {name: corpus for name, corpus in data.held_out.items() if len(corpus) > most}
+    part = data.with_held_out({name: drawn_part(corpus, most, seed) for name, corpus in larger.items()})
     return part, {name: len(corpus) for name, corpus in larger.items()}
 
 

@@ -25,6 +25,7 @@ from finetune_trainer.transfer.generated.prompts import Prompts, prompts_of
 from finetune_trainer.transfer.generated.scores import Asked
 
 from .generation_config import stop_tokens
+from .model import LanguageModel
 from .setup import Setup
 from .written import answers, sharded
 
@@ -58,6 +59,7 @@ class Answering:
             stops=stops,
             context=None if known is None else known - setup.spec.method.virtual_tokens,
             new=settings.max_new_tokens,
+            spelled=setup.origin.pieces.spelled if setup.origin else None,
         )
         count = 0 if prompts is None else len(prompts)
         gathering = ", for each token of which all weights are gathered" if sharded(setup.trainer.strategy) else ""
@@ -72,7 +74,9 @@ class Answering:
         """With the untouched model."""
         prompt = self.setup.trainer.prompt
         with prompt.off() if prompt else nullcontext():
-            self.base = self._answered("base model", np.zeros(0, np.int32))
+            self.base = self._answered("base model", self.setup.of_base.trainer.model)
+        if self.base and self.setup.origin:  # in its tokenizer, ids that were to spare have no text
+            self.base = {mode: each.below(self.setup.origin.first) for mode, each in self.base.items()}
 
     def keep_base(self) -> None:
         """With the checkpoints: a run that resumes cannot ask the base model again."""
@@ -89,7 +93,7 @@ class Answering:
     def judged(self) -> Generated | None:
         """With the model as it is published; None on ranks other than 0."""
         ids = self.setup.trainer.prompt.ids if self.setup.trainer.prompt else np.zeros(0, np.int32)
-        tuned = self._answered("tuned model", ids)
+        tuned = self._answered("tuned model", self.setup.trainer.model, before=ids)
         if tuned is None or self.settings is None or self.prompts is None:
             return None
         if not self.setup.trainer.strategy.place.first:
@@ -105,11 +109,13 @@ class Answering:
         collapse = self.setup.spec.guards.collapse
         return generated(written, bound=collapse.max_drop if collapse else None)
 
-    def _answered(self, who: str, before: Tokens) -> Answered | None:
+    def _answered(self, who: str, model: LanguageModel, before: Tokens | None = None) -> Answered | None:
+        """before: in front of each prompt, of the tuned model; None: the base model, whose tokens may be others."""
         if self.settings is None or self.prompts is None:
             return None
         trainer, reporter = self.setup.trainer, self.setup.trainer.reporter
         most, count = self.settings.max_new_tokens, len(self.prompts)
+        prompts = self.prompts.of_base if before is None else [np.concatenate([before, p]) for p in self.prompts.tokens]
         found: dict[Mode, Answers] = {}
         for mode in MODES:
 
@@ -118,8 +124,8 @@ class Answering:
                 reporter.phase("evaluating", told)
 
             found[mode] = answers(
-                trainer.model,
-                [np.concatenate([before, each]) for each in self.prompts.tokens],
+                model,
+                list(prompts),
                 mode=mode,
                 new=most,
                 stops=self.stops,

@@ -28,6 +28,7 @@ from finetune_trainer.parallel.single import Single
 from finetune_trainer.parallel.weight_names import account, class_of
 from finetune_trainer.regularization.kl_to_base import KlToBase, logit_divergences, token_divergences
 from finetune_trainer.transfer.features import token_states
+from finetune_trainer.vocabulary.base_head import BaseHead
 from finetune_trainer.vocabulary.rows import VocabularyRows
 
 from .capabilities import Capabilities, hidden_states
@@ -63,6 +64,8 @@ class LanguageModel:
     kernels: Kernels = field(default_factory=Kernels)
     rows: VocabularyRows | None = None
     """Rows of embeddings and head that train although the others do not."""
+    base_head: BaseHead | None = None
+    """Of the model as it came, where it is measured without the tokens that the network has besides."""
 
     @property
     def hidden_size(self) -> int:
@@ -71,7 +74,12 @@ class LanguageModel:
     @property
     def head(self) -> Tensor:
         """(vocab, dim)"""
-        return cast(Tensor, cast(Any, self.network).get_output_embeddings().weight)
+        weight = cast(Tensor, cast(Any, self.network).get_output_embeddings().weight)
+        return self.base_head.of_weight(weight) if self.base_head else weight
+
+    def own_logits(self) -> AbstractContextManager[None]:
+        """Inside, the network itself has the logits of this model."""
+        return self.base_head.on(self.network) if self.base_head else nullcontext()
 
     @property
     def shares_prompts(self) -> bool:
@@ -228,7 +236,7 @@ class LanguageModel:
 
     def _inside(self, work: Callable[[], T]) -> T:
         def cheaply() -> T:
-            with cheap_products(self.device, self.autocast):
+            with cheap_products(self.device, self.autocast), self.own_logits():
                 return work()
 
         with fault.of_model(self.network, "cannot compute a batch", hint=_OTHER_MODEL):

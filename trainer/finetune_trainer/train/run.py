@@ -93,11 +93,11 @@ def run(plan: RunPlan, run_dir: RunDir, environ: Mapping[str, str]) -> None:
 def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
     if isinstance(setup.attached, FitsWithoutSteps):
         return _probe(setup, setup.attached, output, kept_back)
-    trainer, reporter = setup.trainer, setup.trainer.reporter
-    corpora = dict(_held_out(setup))
+    trainer, reporter, of_base = setup.trainer, setup.trainer.reporter, setup.of_base
+    corpora, corpora_of_base = dict(_held_out(setup)), dict(_held_out(of_base))
     answering = Answering.of(setup, corpora)
     untouched = _of_untouched(setup, corpora, answering)
-    diagnosing, prior = Diagnosing.of(setup, corpora), Prior.of(setup, corpora)
+    diagnosing, prior = Diagnosing.of(setup, corpora), Prior.of(of_base, corpora_of_base)
     _stoppable(setup, State(), diagnosing.measure_base)
     prior.measure()
     state = trainer.checkpointer.resume(trainer.weights)
@@ -114,16 +114,16 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         base = untouched
     elif state.base is None:
         reporter.phase("evaluating", "measuring the base model")
-        base = _measure(setup, state, trainer.measure_base, corpora)
+        base = _measure(setup, state, of_base.trainer.measure_base, corpora_of_base)
         original = _stoppable(setup, state, lambda: scores_of_original(setup))
         _stoppable(setup, state, answering.measure_base)
         state = state.update(base={name: each.scores for name, each in base.items()} | original)
         if trainer.checkpointer.notes is not None:
-            trainer.checkpointer.notes.note(_BASE, kept.to_json(base, corpora))
+            trainer.checkpointer.notes.note(_BASE, kept.to_json(base, corpora_of_base))
             answering.keep_base()
     else:
         told = trainer.checkpointer.notes.noted(_BASE) if trainer.checkpointer.notes is not None else None
-        base = kept.of_json(told, corpora)
+        base = kept.of_json(told, corpora_of_base)
         answering.recall_base()
     before: dict[str, Measured | Scores] = {**(state.base or {}), **base}
     reporter.evaluation = evidence_of(

@@ -23,13 +23,12 @@ from finetune_trainer.data.order import Mixture, steps_per_epoch, total_steps
 from finetune_trainer.data.sample import measured_part
 from finetune_trainer.ladder.race import pause_of
 from finetune_trainer.methods import fault
-from finetune_trainer.methods.base import Attached, Base, HasPrompt, PacksWeights, without_adapter
+from finetune_trainer.methods.base import Attached, HasPrompt, PacksWeights, without_adapter
 from finetune_trainer.methods.earlier import Earlier
 from finetune_trainer.methods.needs import check_compile, check_inputs, check_recompute, check_strategy
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
 from finetune_trainer.planning.positions import fitted
-from finetune_trainer.report.record import BASE_FOLDER
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
@@ -56,6 +55,7 @@ from .loop import Course, Trainer
 from .method_support import OTHER_METHOD
 from .model import LanguageModel, as_stored, load_network
 from .optimizer import default_peak, named
+from .origin import Origin, base_of, rows_of
 from .pinned_inputs import Inputs
 from .reporter import Reporter
 from .resolved_spec import resolve_spec
@@ -89,6 +89,16 @@ class Setup:
     """The artifact that the run starts from."""
     tests: tuple[EarlierTest, ...] = ()
     """Of the tasks before this one."""
+    origin: Origin | None = None
+    """The base model, where it has another tokenizer than the run."""
+
+    @property
+    def of_base(self) -> Setup:
+        """What the base model is measured with, before the first step."""
+        if self.origin is None:
+            return self
+        trainer = self.origin.trainer(self.trainer)
+        return replace(self, local=self.origin.local, data=self.origin.data, trainer=trainer)
 
     @property
     def labels_of_tests(self) -> dict[str, tuple[str, ...]]:
@@ -123,10 +133,13 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     )
     data = read(tokenizer_path=local.path)
     vocabulary = prepared(spec.vocabulary, local, data, cache=cache, seed=training.seed) if spec.vocabulary else None
+    origin = Origin.of(local, data, vocabulary)
     if vocabulary is not None:
         local = vocabulary.local
         data = read(tokenizer_path=local.path)
     data, drawn_from = measured_part(data, most=spec.evaluation.max_rows, seed=training.seed)
+    if origin is not None:
+        data, origin = origin.beside(data, say=reporter.say)
     references = references_of(spec.evaluation.references, data.slices) if gang.place.first else {}
     if earlier is not None:
         earlier.check_tokenizer(data.statistics.tokenizer)
@@ -165,9 +178,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     if packing:
         packing.quantise(network, device=device)
     with fault.of_model(network, f"cannot be trained by method.type {spec.method.type}", hint=OTHER_METHOD):
-        base = _base(local, stored, earlier) if vocabulary is None else _own_base(local, stored, spec.output.uri)
+        base = base_of(local, stored, earlier, changed=vocabulary is not None, output=spec.output.uri)
         attached = method.attach(network, seed=training.seed, base=base)
-    rows = _rows(vocabulary, attached, network, local, device)
+    rows = rows_of(vocabulary, attached, network, local, device)
     trainable = {**attached.trainable, **(rows.trainable if rows else {})}
     prompt = attached if isinstance(attached, HasPrompt) else None
     weights = strategy.weights(network, trainable, weight_decay=training.weight_decay, optimizer=training.optimizer)
@@ -190,8 +203,10 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
 
     train = data.train.after(prompt.ids) if prompt else data.train
     with prompt.off() if prompt else nullcontext():
-        data = own_text(spec, model, data, local.path, store=checkpointer.notes, reporter=reporter)
-        spec, replayed = settle_replay(spec, model, data, store=checkpointer.notes, reporter=reporter)
+        base_model = origin.model(model) if origin else model
+        data = own_text(spec, base_model, data, local.path, store=checkpointer.notes, reporter=reporter)
+        shown = origin.measured_on(data) if origin else data
+        spec, replayed = settle_replay(spec, base_model, shown, store=checkpointer.notes, reporter=reporter)
     replay = replay_of(spec, data, prompt.ids if prompt else None)
     layout = fitting_layout(
         spec,
@@ -280,8 +295,9 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         hidden_size=model.hidden_size,
     )
     return Setup(
-        plan, local, data, attached, trainer, resolved, record, spec, references, vocabulary, rows, earlier, tests
-    )
+        plan, local, data, attached, trainer, resolved, record, spec, references, vocabulary, rows, earlier, tests,
+        origin,
+    )  # fmt: skip
 
 
 def _settle(
@@ -364,24 +380,6 @@ def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
         return CheckpointStore(output, plan.job)
     folder = open_folder(plan.publishes.uri, prefix=names.PREFIX_OUTPUT)
     return CheckpointStore(folder, plan.job.model_copy(update={"uid": plan.publishes.uid}))
-
-
-def _base(local: LocalModel, stored: torch.dtype, earlier: Earlier | None) -> Base:
-    return Base(local.loadable, stored, local.revision, local.path, earlier.adapter if earlier else None)
-
-
-def _own_base(local: LocalModel, stored: torch.dtype, output: str) -> Base:
-    """The base model with other rows, which the artifact holds."""
-    return Base(LocalModel(local.path, None, f"{output.rstrip('/')}/{BASE_FOLDER}").loadable, stored, None, local.path)
-
-
-def _rows(
-    vocabulary: Prepared | None, attached: Attached, network: torch.nn.Module, local: LocalModel, device: torch.device
-) -> VocabularyRows | None:
-    """None where no rows train, or all of them do."""
-    if vocabulary is None or attached.kind == "model":
-        return None
-    return VocabularyRows.of(network, local.path, vocabulary.ids, device=device)
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:

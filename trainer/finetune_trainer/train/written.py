@@ -61,7 +61,7 @@ def answers(
     mine = list(enumerate(batches))[place.rank :: place.world_size]
     ids = np.zeros((len(prompts), new), np.int64)  # 0: nothing, else the token + 1
     nothing = (0, np.zeros(0, np.int64))
-    with _answering(model.network, compiled=compiled):
+    with _answering(model.network, compiled=compiled), model.own_logits():
         for done, (number, rows) in enumerate(strategy.in_step(mine, nothing)):
             if strategy.agreed(stop_requested()):
                 raise Stopped

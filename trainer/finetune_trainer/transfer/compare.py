@@ -194,7 +194,10 @@ def _answers(
         counts = f"{len(one.prompts)} prompts in the first and {len(other.prompts)} in the second, {shared} in both"
         return (f"generated answers: {counts}",), None, None
     generation = compared(other.prompts, one.scores[first.model], other.scores[second.model])
-    references = [[each.tolist() for each in side.prompts.references] for side in (one, other)]
+    references = [
+        [each.tolist() for each in side.references[model]]
+        for side, model in ((one, first.model), (other, second.model))
+    ]
     if references[0] != references[1] or not any(references[0]):
         return ("variety of generated text: the models cut the references into other tokens",), generation, None
     return (), generation, collapse_of(other.prompts, one.answers[first.model], other.answers[second.model])

@@ -83,10 +83,12 @@ class Subject:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The main one first: accuracy where rows are classifications, bits per byte for general text, else the
-        loss."""
+        loss, which models that cut the rows into other tokens do not have in common."""
         there: list[Metric] = ["loss"]
         if self.scores.bits_per_byte is not None:
             there.insert(0 if self.kind == "general" else 1, "bitsPerByte")
+            if self.scores.tokens != self.corpus.trained_tokens:
+                there.remove("loss")
         if self.scores.accuracy is not None:
             there.insert(0, "accuracy")
         return tuple(there)

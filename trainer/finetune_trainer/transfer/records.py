@@ -217,8 +217,10 @@ def paired(first: Records, second: Records, measure: Measure) -> Paired:
         weights, light = second.tokens, first.tokens
         return Paired.of(measure, base=before, tuned=second.kl, weights=weights, base_weights=light, groups=groups)
     if measure == BITS_PER_BYTE:
-        weights = second.bytes * np.log(2)
-        return Paired.of(measure, base=first.nats, tuned=second.nats, weights=weights, groups=groups)
+        weights, light = second.bytes * np.log(2), first.bytes * np.log(2)  # the first token of a text is not trained
+        return Paired.of(
+            measure, base=first.nats, tuned=second.nats, weights=weights, base_weights=light, groups=groups
+        )
     return Paired.of(
         measure,
         base=first.nats,

@@ -5,5 +5,7 @@ mining     merges learned from words and how often they occur
 extension  continued BPE: which merges are appended, for terms and for frequent pairs
 derived    the extended model as a folder: tokenizer, configuration and embeddings
 prepared   all of it for a run, once for each content of model, settings and rows
-rows       the rows of the embeddings that train; the only file here that loads torch
+base_rows  held-out rows as the base model's own tokenizer cuts them
+rows       the rows of the embeddings that train
+base_head  the head of the base model, which is measured without the new tokens; it and `rows` load torch
 """

@@ -27,11 +27,12 @@ from finetune_trainer.store.models import LocalModel
 from finetune_trainer.transfer.diagnostics.vocabulary import cuts_of
 
 from . import derived
+from .base_rows import Pieces
 from .bpe import Bpe
 from .extension import FEWEST, Growing, counted
 
-RECIPE: Final = 1
-"""Raised when the same rows would give another extension."""
+RECIPE: Final = 2
+"""Raised when the same rows would give another extension, or the cache has more next to it."""
 MOST_DOCUMENTS: Final = 20_000
 MOST_BYTES: Final = 16 << 20
 """Of the training rows that merges are learned from."""
@@ -48,13 +49,23 @@ class Prepared:
     ids: tuple[int, ...]
     """Tokens whose rows of the embeddings train."""
     record: VocabularyRecord
+    first: int = 0
+    """The id of the first new token."""
+    pieces: Pieces | None = None
+    """What new tokens stand for; None where the tokenizer stays as it is."""
 
 
 class _Noted(ApiModel):
     """What the cache has next to a model."""
 
-    ids: tuple[int, ...]
+    first: int
+    pieces: tuple[tuple[int, ...], ...]
+    """Of the new tokens, in their order."""
     record: VocabularyRecord
+
+    def prepared(self, local: LocalModel) -> Prepared:
+        ids = tuple(range(self.first, self.first + len(self.pieces)))
+        return Prepared(local, ids, self.record, self.first, Pieces.of(self.first, self.pieces))
 
 
 def prepared(settings: Vocabulary, local: LocalModel, data: Datasets, *, cache: Path, seed: int) -> Prepared:
@@ -70,7 +81,7 @@ def prepared(settings: Vocabulary, local: LocalModel, data: Datasets, *, cache: 
 
     with kept(cache / "vocabulary" / _key(settings, local, data, seed), fill, most_bytes=None) as folder:
         noted = _Noted.model_validate_json((folder / _RECORD).read_bytes())
-        return Prepared(replace(local, path=folder / _MODEL), noted.ids, noted.record)
+        return noted.prepared(replace(local, path=folder / _MODEL))
 
 
 def _fill(folder: Path, settings: Vocabulary, bpe: Bpe, local: LocalModel, data: Datasets, *, seed: int) -> None:
@@ -92,7 +103,8 @@ def _fill(folder: Path, settings: Vocabulary, bpe: Bpe, local: LocalModel, data:
         terms=tuple(_terms(notes, Tokenizer.load(local.path), Tokenizer.load(target))),
         texts=tuple(_cut(data, Tokenizer.load(local.path), Tokenizer.load(target), seed)),
     )
-    (folder / _RECORD).write_text(_Noted(ids=made.ids, record=record).model_dump_json(by_alias=True))
+    noted = _Noted(first=made.first, pieces=made.pieces, record=record)
+    (folder / _RECORD).write_text(noted.model_dump_json(by_alias=True))
 
 
 def _existing(settings: Vocabulary, local: LocalModel, data: Datasets, *, seed: int) -> Prepared:

@@ -51,7 +51,7 @@ class VocabularyRows:
         stored = derived.by_token(folder)
         matrices = {name: tensor for name, tensor in stored.items() if len(tensor.shape) == 2}
         tied = bool(cast(Any, network).config.tie_word_embeddings)
-        names = {name: "wanted" if _is_head(name) and not tied else "given" for name in matrices}
+        names = {name: "wanted" if is_head(name) and not tied else "given" for name in matrices}
         made: dict[str, nn.Parameter] = {}
         for name, role in names.items():
             values = torch.from_numpy(derived.read_rows(matrices[name], ids)).to(device)
@@ -113,12 +113,7 @@ class VocabularyRows:
 
     def _embedded(self, embedding: Any, tokens: Tensor, out: Tensor) -> Tensor:
         """(…, dim): with the rows of the tokens that have one here."""
-        places = self.places[tokens]
-        mine = places < len(self.ids)
-        rows = F.embedding(places.clamp(max=len(self.ids) - 1), self.given.to(out.dtype))
-        if (scale := getattr(embedding, "embed_scale", None)) is not None:
-            rows = rows * scale.to(out.dtype)
-        return torch.where(mine[..., None], rows, out)
+        return with_rows(embedding, out, self.places[tokens], self.given)
 
     def _scored(self, hidden: Tensor, out: Tensor) -> Tensor:
         """(…, vocabulary): the same logits, with a gradient of the rows."""
@@ -126,6 +121,15 @@ class VocabularyRows:
             return out
         logits = F.linear(hidden, self.wanted.to(hidden.dtype))
         return out.index_copy(-1, self.ids, logits)
+
+
+def with_rows(embedding: nn.Module, out: Tensor, places: Tensor, rows: Tensor) -> Tensor:
+    """What an embedding returned, (…, dim), with other rows: places (…,) says which, out of their range means none."""
+    mine = (places >= 0) & (places < len(rows))
+    found = F.embedding(places.clamp(0, len(rows) - 1), rows.to(out.dtype))
+    if (scale := getattr(embedding, "embed_scale", None)) is not None:
+        found = found * scale.to(out.dtype)
+    return torch.where(mine[..., None], found, out)
 
 
 def check_embeddings(network: nn.Module) -> None:
@@ -142,5 +146,6 @@ def check_embeddings(network: nn.Module) -> None:
         )
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Of a tensor of `derived.by_token`."""
     return "lm_head" in name or "embed_out" in name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,10 @@ class Answers:
     """Without the token that ends an answer."""
     stopped: tuple[bool, ...]
     """Whether the model ended the answer by itself."""
+
+    def below(self, end: int) -> Answers:
+        """Without the ids from `end` on."""
+        return replace(self, tokens=tuple(tuple(id for id in each if id < end) for each in self.tokens))
 
 
 Answered = Mapping[Mode, Answers]

@@ -6,7 +6,7 @@
     model       string   base or tuned
     mode        string   greedy or sampled
     answer      string   the text; tokens: list of int32; stopped: bool, whether the model ended it by itself
-    reference   string   the row's own answer; referenceTokens: list of int32
+    reference   string   the row's own answer; referenceTokens: list of int32, null where the model has other tokens
     <metric>    double   of greedy answers, each metric of evaluation.generate.metrics; null for sampled ones
 
 Rows are sorted, so the file depends on no order of ranks.
@@ -23,7 +23,8 @@ import numpy as np
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.generation import GenerationMetric
-from finetune_trainer.transfer.records import ANSWERS, ENDING
+from finetune_trainer.data.corpus import Tokens
+from finetune_trainer.transfer.records import ANSWERS, BASE, ENDING, TUNED
 from finetune_trainer.transfer.tables import read_table
 
 from .answers import Answered, Answers
@@ -36,7 +37,9 @@ class AnswerRecords:
     """What a file has, in the order of the prompts' digests."""
 
     prompts: Prompts
-    """Without the tokens of the prompts; without references where an earlier release wrote none."""
+    """Without the tokens of the prompts."""
+    references: Mapping[str, tuple[Tokens, ...]]
+    """By model; empty ones where its tokens are others than the tuned model's, or an earlier release wrote none."""
     answers: Mapping[str, Answered]
     """By model."""
     scores: Mapping[str, Scored]
@@ -52,16 +55,18 @@ def read_answers(content: bytes, *, name: str, where: str) -> AnswerRecords:
         for row in rows:
             by.setdefault((row["model"], row["mode"]), []).append(row)
         models, first = dict.fromkeys(model for model, _ in by), next(iter(by.values()))
+        references = {model: _references(by[model, "greedy"]) for model in models}
         prompts = Prompts(
             name=cast(Name, name),
             tokens=tuple(np.zeros(0, np.int32) for _ in first),
-            references=tuple(np.array(row.get("referenceTokens") or (), np.int32) for row in first),
+            references=max(references.values(), key=lambda each: sum(map(len, each))),
             rows=tuple(row["row"] for row in first),
             groups=tuple(row["group"] for row in first),
         )
         answers = {model: {mode: _answers(by[model, mode], prompts) for mode in MODES} for model in models}
         return AnswerRecords(
             prompts=prompts,
+            references=references,
             answers=answers,
             scores={model: _scores(by[model, "greedy"], metrics=first[0]) for model in models},
         )
@@ -86,6 +91,10 @@ def _scores(rows: list[dict[str, Any]], *, metrics: Collection[str]) -> Scored:
     return found
 
 
+def _references(rows: list[dict[str, Any]]) -> tuple[Tokens, ...]:
+    return tuple(np.array(row.get("referenceTokens") or (), np.int32) for row in rows)
+
+
 def answer_files(written: Written) -> dict[str, bytes | Any]:
     """By their names in the artifact."""
     import pyarrow
@@ -104,7 +113,7 @@ def answer_files(written: Written) -> dict[str, bytes | Any]:
     )
     rows = [
         row
-        for model, answered in (("base", written.base), ("tuned", written.tuned))
+        for model, answered in ((BASE, written.base), (TUNED, written.tuned))
         for mode in MODES
         if mode in answered
         for row in _rows(written, model, mode, answered[mode])
@@ -117,6 +126,7 @@ def answer_files(written: Written) -> dict[str, bytes | Any]:
 def _rows(written: Written, model: str, mode: str, answers: Answers) -> list[dict[str, Any]]:
     prompts = written.prompts
     scores = written.scored(answers) if mode == "greedy" else {}
+    others = model == BASE and prompts.spelled is not None
     return [
         {
             "row": prompts.rows[at],
@@ -127,7 +137,7 @@ def _rows(written: Written, model: str, mode: str, answers: Answers) -> list[dic
             "tokens": answers.tokens[at],
             "stopped": answers.stopped[at],
             "reference": written.decode(tuple(prompts.references[at].tolist())),
-            "referenceTokens": prompts.references[at].tolist(),
+            "referenceTokens": None if others else prompts.references[at].tolist(),
             **{name: float(values[at]) for name, values in scores.items()},
         }
         for at, text in enumerate(written.texts(answers))

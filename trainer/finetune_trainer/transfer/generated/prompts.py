@@ -5,7 +5,7 @@ A row of plain text has no answer: its beginning is the prompt, half of it but a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -35,16 +35,29 @@ class Prompts:
     groups: tuple[str, ...]
     left_out: int = 0
     """Rows whose prompt leaves no space for an answer in the model's context, or without an answer."""
+    spelled: tuple[Tokens, ...] | None = None
+    """The same texts in the tokens of the base model, where it has others."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def of_base(self) -> tuple[Tokens, ...]:
+        return self.tokens if self.spelled is None else self.spelled
+
 
 def prompts_of(
-    corpora: Mapping[str, Corpus], *, most: int, seed: int, stops: Collection[int], context: int | None, new: int
+    corpora: Mapping[str, Corpus],
+    *,
+    most: int,
+    seed: int,
+    stops: Collection[int],
+    context: int | None,
+    new: int,
+    spelled: Callable[[Tokens], Tokens] | None = None,
 ) -> Prompts | None:
     """Of the test rows, else of the validation rows; None where there are none. context: tokens that the model reads;
-    new: those of an answer."""
+    new: those of an answer; spelled: a text in the tokens of the base model, never fewer."""
     name = next((name for name in ("test", "validation") if name in corpora and len(corpora[name])), None)
     if name is None:
         return None
@@ -54,11 +67,12 @@ def prompts_of(
     for index in np.argsort(np.array(rows), kind="stable"):
         row = corpus.row(int(index))
         start, end = _answer(row)
-        if 0 < start < end and (context is None or start + new <= context):
+        read = row.tokens[:start] if spelled is None else spelled(row.tokens[:start])
+        if 0 < start < end and (context is None or len(read) + new <= context):
             reference = row.tokens[start:end]
             while len(reference) and int(reference[-1]) in stops:
                 reference = reference[:-1]
-            found.append((row.tokens[:start], reference, rows[index], groups[index]))
+            found.append((row.tokens[:start], reference, rows[index], groups[index], read))
     return Prompts(
         name=cast(Name, name),
         tokens=tuple(each[0] for each in found),
@@ -66,6 +80,7 @@ def prompts_of(
         rows=tuple(each[2] for each in found),
         groups=tuple(each[3] for each in found),
         left_out=len(corpus) - len(found),
+        spelled=None if spelled is None else tuple(each[4] for each in found),
     )
 
 
