@@ -14,6 +14,7 @@ import yaml
 
 from finetune_api.failures import ExitCode
 from finetune_trainer.cli.main import main
+from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import read_shape
 from tests.support.asked_in_process import ask_in_process
 from tests.support.manifests import BASE, SCRIPT, changed
@@ -120,6 +121,43 @@ def test_a_merged_model_is_told_with_its_size(model: Path, tmp_path: Path, capsy
     assert "output.merged adds 6.0 GiB to the artifact" in capsys.readouterr().out
     (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(90))
     assert planned(capsys, file, "--gpu", "L40S")["mergedBytes"] == 100
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_job_that_continues_is_planned_with_the_frozen_adapter(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """Of rank 8 on the attention of all blocks, or as large as the new one of rank 4 where it is not here."""
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    names = [f"base_model.model.model.layers.{n}.self_attn.{m}_proj.lora_A.weight" for n in range(28) for m in "qkvo"]
+    write_tensors(earlier / "adapter_model.safetensors", dict.fromkeys(names, (8, 3072)))
+    settings: dict[str, Any] = {"method": {"type": "lora", "lora": {"rank": 4, "targets": "attention"}}}
+    uri = earlier.as_uri() if where == "local" else "s3://corp/earlier"
+    found = []
+    for changes in ({}, {"continueFrom": uri}):
+        told = planned(capsys, write(tmp_path, **settings, **changes), "--gpu", "H100")
+        found.append({row["method"]: row["bytes"] for row in told["plans"] if row["strategy"] == "ddp"})
+    inputs_and_outputs = 28 * (2 * 3072 + 2 * (3072 + 1024) + 2 * 3072)
+    held = 4 * (8 if where == "local" else 4) * inputs_and_outputs
+    assert found[1]["lora"]["weights"] - found[0]["lora"]["weights"] == held
+    assert found[1]["full"] == found[0]["full"]
+    assert main(["plan", write(tmp_path, **settings, continueFrom=uri), "--gpu", "H100"]) == ExitCode.OK
+    said = " ".join(capsys.readouterr().out.split())
+    how = "read from its file" if where == "local" else "planned as large as the new one"
+    assert f"continueFrom: {human(held)} for the frozen earlier adapter is included in states, {how}" in said
+
+
+def write_tensors(file: Path, shapes: dict[str, tuple[int, int]]) -> None:
+    """A header alone: nothing reads the numbers."""
+    described, end = {}, 0
+    for name, (rows, columns) in shapes.items():
+        described[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [end, end + 4 * rows * columns]}
+        end += 4 * rows * columns
+    text = json.dumps(described).encode()
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + end)
 
 
 def test_a_replay_that_the_run_decides_is_planned_with_the_most(

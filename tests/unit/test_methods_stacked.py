@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +15,15 @@ from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.methods import Lora as Settings
+from finetune_api.methods import Method
 from finetune_trainer.methods import merged
 from finetune_trainer.methods.base import Base, Continues, Scales, SwitchesOff, UpdatesByProducts
 from finetune_trainer.methods.lora import Lora, LoraAttached
+from finetune_trainer.methods.registry import method_of
 from finetune_trainer.methods.servable import judge
+from finetune_trainer.methods.stacked import EARLIER
+from finetune_trainer.planning.earlier_adapter import planned_shape
+from finetune_trainer.planning.memory import estimate
 from tests.support.training import VOCAB, disturb, network
 
 TOKENS = torch.arange(2, 26).reshape(2, 12) % VOCAB
@@ -130,6 +136,57 @@ def test_its_scale_and_its_products_are_those_of_the_new_adapter_alone(tmp_path:
         plain = PeftModel.from_pretrained(cast(Any, network()), tmp_path)
         torch.testing.assert_close(logits(cast(nn.Module, plain)), at_scale, atol=2e-5, rtol=0)
     torch.testing.assert_close(at_scale, start, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", SECONDS.values(), ids=SECONDS)
+def test_what_is_planned_for_it_is_what_it_holds(tmp_path: Path, settings: Settings, dtype: torch.dtype) -> None:
+    earlier, _ = exported(tmp_path / "earlier", Settings(rank=4, targets="mlp") if settings.layers else FIRST)
+    cast(Any, network()).save_pretrained(tmp_path / "model")
+    net = network().to(dtype)
+    Lora(settings).attach(net, seed=2, base=Base("org/tiny", dtype, earlier=earlier))
+    held = [weight for name, weight in net.named_parameters() if f".{EARLIER}." in name]
+    method = Method(type="lora", lora=settings)
+    shape = planned_shape(tmp_path / "model", method, earlier)
+    assert shape is not None
+    assert {weight.dtype for weight in held} == {torch.float32}
+    assert shape.frozen_adapter == sum(weight.numel() for weight in held)
+    alone = replace(shape, frozen_adapter=0)
+    needs = [estimate(each, method, precision="float32", device="cpu", tokens=64) for each in (shape, alone)]
+    assert needs[0].weights - needs[1].weights == sum(weight.nbytes for weight in held)
+    assert needs[0].optimizer == needs[1].optimizer
+    assert planned_shape(tmp_path / "model", Method(type="full"), earlier) == alone
+
+
+def test_in_four_bits_it_continues_from_an_adapter_of_a_whole_base(tmp_path: Path) -> None:
+    """qlora after lora: the base is packed, and both adapters are as they would be on the unpacked values."""
+    method: Any = method_of(Method(type="qlora", qlora=SECONDS["of another rank and scale"]))
+    wide: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128}
+    plain = network(**wide)
+    first = Lora(FIRST).attach(plain, seed=1, base=Base("org/tiny", torch.float32))
+    disturb(first)
+    first.export(tmp_path)
+    packed = network(**wide)
+    method.quantise(packed, device=torch.device("cpu"))
+    alone = logits(packed)
+    before = logits(cast(nn.Module, PeftModel.from_pretrained(cast(Any, packed), tmp_path)))
+    assert (before - alone).abs().max() > 0.01
+    net = network(**wide)
+    attached = method.attach(net, seed=2, base=Base("org/tiny", torch.float32, earlier=tmp_path))
+    torch.testing.assert_close(logits(net), before, atol=2e-5, rtol=0)
+    cast(Any, net)(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(attached.trainable)
+    disturb(attached)
+    tuned = logits(net)
+    with attached.as_base():
+        torch.testing.assert_close(logits(net), before, atol=2e-5, rtol=0)
+    with attached.as_original():
+        torch.testing.assert_close(logits(net), alone, atol=0, rtol=0)
+    attached.export(tmp_path / "both")
+    again = network(**wide)
+    method.quantise(again, device=torch.device("cpu"))
+    whole = PeftModel.from_pretrained(cast(Any, again), tmp_path / "both")
+    torch.testing.assert_close(logits(cast(nn.Module, whole)), tuned, atol=2e-5, rtol=0)
 
 
 def test_a_merged_model_has_both(tmp_path: Path) -> None:

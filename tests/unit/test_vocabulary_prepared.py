@@ -75,7 +75,11 @@ def test_it_is_made_once_for_each_content(folder: Path, tmp_path: Path, monkeypa
         raise AssertionError("it is in the cache")
 
     monkeypatch.setattr(module, "_fill", twice)
-    assert made(folder, tmp_path, settings) == first
+    again = made(folder, tmp_path, settings)
+    assert (again.local, again.ids, again.record, again.first) == (first.local, first.ids, first.record, first.first)
+    assert first.pieces is not None
+    assert again.pieces is not None
+    assert again.pieces.flat.tolist() == first.pieces.flat.tolist()
 
 
 def test_existing_rows_leave_the_model_as_it_is(folder: Path, tmp_path: Path) -> None:

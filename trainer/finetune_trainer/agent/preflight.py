@@ -40,6 +40,7 @@ from finetune_trainer.methods.needs import check_compile, check_format, check_in
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.advice import smallest_change
 from finetune_trainer.planning.devices import nameless
+from finetune_trainer.planning.earlier_adapter import planned_shape
 from finetune_trainer.planning.forecast import Forecast, forecast, here, with_method
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, find_shape
@@ -109,7 +110,7 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         _check_script(plan)
         return
     model, earlier = _output_and_model(plan, cache=cache)
-    shape = find_shape(model.path)
+    shape = planned_shape(model.path, spec.method, earlier.adapter if earlier else None)
     check_installed(spec.strategy)
     check_method(spec.method, layers=shape.layers if shape else None)
     check_inputs(spec.method, json.loads((model.path / "config.json").read_bytes()))

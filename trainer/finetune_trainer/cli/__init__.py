@@ -11,6 +11,7 @@ shell   completion for shells, and the schema of a manifest for editors
 outputs what commands print with -o json, as models
 analyze   its options: analysis measures before training (as text and JSON: analysis_text), against what tuning changed
 workload  the rows of local files, as a plan needs them
+continued  the adapter that a job continues from, as a plan needs it
 
 lifecycle submit, stop, resume, retry, clone, delete: jobs of a cluster
 artifacts commands that use an artifact     serving    what a server reads to serve one

@@ -19,6 +19,7 @@ from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
+from finetune_trainer.cli.continued import continued
 from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
@@ -94,6 +95,7 @@ def show_plan(wish: Wish) -> int:
         check_on_experts(spec.method, shape)
     device = None if wish.gpu else "cpu"
     check_suits(folder, spec.method, device=device, vocabulary=spec.vocabulary is not None)
+    shape, frozen = continued(spec, shape)
     planner = _planner(wish, spec, shape)
     rows = planner.rows()
     advice = recommended(rows, planner)
@@ -135,6 +137,7 @@ def show_plan(wish: Wish) -> int:
         "generation": asdict(answering) if answering else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
+    text += f"\n\n{frozen}" if frozen else ""
     text += f"\n\n{answering.told}" if answering else ""
     text += f"\n\n{_copied(planner)}" if spec.evaluation.prior_gain else ""
     text += f"\n\n{forecast_text(ladder, spec, price)}" if ladder else ""

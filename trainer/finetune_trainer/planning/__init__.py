@@ -12,6 +12,7 @@ speed    operations and bandwidths → seconds for a step
 answering  what generated answers cost
 table    all of it for each method and strategy: the rows of `finetune plan`
 advice   the row to begin with, and the smallest change that makes a job fit
+earlier_adapter  the frozen adapter that a job continues from, besides the model
 suits    whether the method can train the model, asked of the model's class
 forecast which rungs a ladder has, and what each may cost
 positions how long a sequence the model can place

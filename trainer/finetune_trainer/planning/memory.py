@@ -14,6 +14,7 @@
                  activation checkpointing: of each block h, and one block as above
     packing      documents in one row are kept apart by a mask: every layer keeps its own, and keys and values as wide
                  as queries
+    continueFrom a frozen adapter under the one that trains, in fp32 (`earlier_adapter`)
     vocabulary   rows of the embeddings that train next to an adapter: states of what trains, in fp32
     methods      `footprints` defines what each one trains and keeps
     4 bits       0.516 bytes for each weight of the linear layers (4 + 8/64 + 32/(64·256) bits)
@@ -153,6 +154,8 @@ def estimate(
         moment_bytes=MOMENT_BYTES[optimizer],
         copies=regularization.kept_copies(method.traits),
     )
+    if method.traits.scalable:
+        parts = replace(parts, frozen=parts.frozen + 4 * shape.frozen_adapter)
     states = spread.share(parts, low=width == 2, trains_the_model=method.trains_the_model, recomputed=recomputed)
     on_the_host = device == "cuda"
     export = footprint.merging(shape, method) if merged else 0

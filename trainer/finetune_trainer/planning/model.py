@@ -65,6 +65,8 @@ class ModelShape:
     """Experts of a block that a token passes through."""
     unreached: int = 0
     """With experts: weights of the blocks' matrices that cannot have an adapter."""
+    frozen_adapter: int = 0
+    """Parameters of an earlier adapter under the one that trains, in fp32 (see earlier_adapter)."""
 
     @property
     def active(self) -> int:
@@ -99,12 +101,16 @@ class ModelShape:
 
     def adapted(self, targets: str, last: int | None = None) -> list[tuple[int, int]]:
         """The matrices that `targets` of a low-rank method means, in the `last` blocks or in all."""
+        return list(self.targeted(targets, last).values())
+
+    def targeted(self, targets: str, last: int | None = None) -> dict[str, tuple[int, int]]:
+        """The same by name."""
         first = 0 if last is None else self.layers - last
-        return [
-            shape
+        return {
+            name: shape
             for name, shape in self.linears.items()
-            if (targets == "all-linear" or _part(name) == targets) and _block(name) >= first
-        ]
+            if (targets == "all-linear" or _part(name) == targets) and block_of(name) >= first
+        }
 
 
 def read_shape(folder: Path, *, weightless: bool = False) -> ModelShape:
@@ -237,7 +243,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for file in files for name, tensor in tensors_of(file).items()}
 
 
-def _block(name: str) -> int:
+def block_of(name: str) -> int:
     """`model.layers.3.self_attn.q_proj.weight` → 3."""
     found = _BLOCK.search(name)
     return int(found[1]) if found else 0

@@ -11,6 +11,7 @@ auto_replay        how much `replay` replays, where the manifest does not say
 self_replay        text that the base model writes, to be replayed
 resolved_spec      the spec that runs, with nothing left open
 rows               the training rows as a step sees them
+origin             the base model as it came, where the run adds tokens
 model              micro-batches in, summed nats out
 capabilities       what an architecture can do, found out by running it
 full_precision     a network in float32, whatever dtype it is stored in

@@ -16,11 +16,10 @@ from finetune_trainer.parallel.registry import spread as join_spread
 from finetune_trainer.planning.batch import micro_batch_tokens, tokens_of_a_step
 from finetune_trainer.planning.machine import memory_limit
 from finetune_trainer.planning.memory import Estimate, estimate
-from finetune_trainer.planning.model import find_shape
+from finetune_trainer.planning.model import ModelShape
 from finetune_trainer.planning.spread import WHOLE, Spread
 from finetune_trainer.planning.strategy import ROOM, choose, of_gang
 from finetune_trainer.regularization.replay import Replay
-from finetune_trainer.store.models import LocalModel
 from finetune_trainer.transfer.evaluate import Layout
 
 
@@ -40,10 +39,15 @@ def low_precision(spec: FineTuneJobSpec, device: torch.device) -> bool:
 
 
 def fitting_strategy(
-    spec: FineTuneJobSpec, local: LocalModel, gang: Strategy, device: torch.device, *, low: bool, longest_row: int
+    spec: FineTuneJobSpec,
+    shape: ModelShape | None,
+    gang: Strategy,
+    device: torch.device,
+    *,
+    low: bool,
+    longest_row: int,
 ) -> tuple[Strategy, Spread]:
     """Rank 0's choice, with what it leaves of the states on a process: processes may see other amounts of memory."""
-    shape = find_shape(local.path)
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
     else:
@@ -95,7 +99,7 @@ def fitting_layout(
     spec: FineTuneJobSpec,
     data: Datasets,
     train: Corpus,
-    local: LocalModel,
+    shape: ModelShape | None,
     device: torch.device,
     *,
     low: bool,
@@ -106,7 +110,6 @@ def fitting_layout(
 ) -> Layout:
     """The layout of a micro-batch of this process. `isolates`: whether the model keeps documents of one row apart."""
     on_gpu = device.type == "cuda"
-    shape = find_shape(local.path)
     packing = spec.data.packing and isolates
     largest = np.sort(train.lengths)[-spec.training.batch_size :]  # no step has more than these
     if replay is not None:

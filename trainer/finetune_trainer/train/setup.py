@@ -28,6 +28,7 @@ from finetune_trainer.methods.earlier import Earlier
 from finetune_trainer.methods.needs import check_compile, check_inputs, check_recompute, check_strategy
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
+from finetune_trainer.planning.earlier_adapter import planned_shape
 from finetune_trainer.planning.positions import fitted
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.statistics import DataRecord
@@ -149,7 +150,8 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     low = low_precision(spec, device)
     frozen_base = not spec.method.trains_the_model
     longest = longest_row(data) + spec.method.virtual_tokens
-    strategy, spread = fitting_strategy(spec, local, gang, device, low=low, longest_row=longest)
+    shape = planned_shape(local.path, spec.method, earlier.adapter if earlier else None)
+    strategy, spread = fitting_strategy(spec, shape, gang, device, low=low, longest_row=longest)
     check_strategy(spec.method, strategy.name)
     if training.compile:
         check_compile(spec.method, strategy.name)
@@ -212,7 +214,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         spec,
         data,
         train,
-        local,
+        shape,
         device,
         low=low,
         replay=replay,
