@@ -15,12 +15,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from safetensors.numpy import load_file
 
 from finetune_api import names
 from finetune_trainer.agent.home import Home
@@ -80,18 +82,21 @@ EXAMPLES = (
 
 def environment(folder: Path) -> Path:
     """Makes the virtual environment; returns its interpreter."""
-    cache = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
-    uv = max((cache / "tools").glob("uv-*/bin/uv"))
     constraints = folder / "constraints.txt"
     pinned = re.findall(r"^([A-Za-z0-9._-]+==[^ ;\\\n]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     constraints.write_text("\n".join(_once(pinned)) + "\n")
     python = folder / "venv" / "bin" / "python"
-    settings = {**os.environ, "UV_CACHE_DIR": str(cache / "uv"), "UV_PYTHON_DOWNLOADS": "never"}
-    made = ["venv", "-q", "--python", str(ROOT / ".venv" / "bin" / "python"), str(folder / "venv")]
-    installed = ["pip", "install", "-q", "--python", str(python), "-c", str(constraints), f"{ROOT}[trainer]", *PACKAGES]
-    for command in (made, installed):
-        subprocess.run([str(uv), *command], env=settings, check=True)
+    uv("venv", "-q", str(folder / "venv"))
+    uv("pip", "install", "-q", "--python", str(python), "-c", str(constraints), f"{ROOT}[trainer]", *PACKAGES)
     return python
+
+
+def uv(*command: str) -> None:
+    """With the cache of `make setup`."""
+    cache = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune-operator")
+    program = max((cache / "tools").glob("uv-*/bin/uv"))
+    here = {"UV_CACHE_DIR": str(cache / "uv"), "UV_PYTHON_DOWNLOADS": "never", "UV_PYTHON": sys.executable}
+    subprocess.run([str(program), *command], env={**os.environ, **here}, check=True)
 
 
 def _once(pinned: Sequence[str]) -> Iterator[str]:
@@ -121,7 +126,10 @@ def trained(example: Example, python: Path, folder: Path) -> str:
     assert progress is not None
     assert progress.percent == 100, progress
     assert progress.loss is not None
-    assert (folder / "out" / example.writes).exists()
+    saved = folder / "out" / example.writes
+    assert saved.exists()
+    if saved.name == "adapter_model.safetensors":  # B begins as zeros
+        assert all(weight.any() for name, weight in load_file(saved).items() if "lora_B" in name)
     steps = progress.total_steps
     return f"{found.status.phase} after {steps} steps on two processes, with progress and loss in the status"
 

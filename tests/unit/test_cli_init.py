@@ -154,6 +154,12 @@ def test_a_configuration_is_converted_and_what_is_not_is_listed(name: str) -> No
     assert set(found.ignored) == ignored
 
 
+def test_arguments_with_a_model_are_not_said_to_lack_one() -> None:
+    found = converted(yaml.safe_load(ARGUMENTS + "model_name_or_path: org/base"))
+    assert found.spec["model"] == {"uri": "hf://org/base"}
+    assert "data, which this file does not name: write yours, or use --model and --data" in found.ignored
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_manifest_of_a_configuration_validates(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

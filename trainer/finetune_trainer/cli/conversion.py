@@ -236,7 +236,8 @@ LLAMA_FACTORY = Dialect(
 def _finish_arguments(config: Config, spec: Spec) -> Iterator[str]:
     spec["model"] = {"uri": _hub(config.get("model_name_or_path") or "HuggingFaceTB/SmolLM2-135M-Instruct")}
     spec.setdefault("data", {})["train"] = [{"uri": "./train.jsonl"}]
-    yield "model and data, which this file does not name: write yours, or use --model and --data"
+    named = "data" if "model_name_or_path" in config else "model and data"
+    yield f"{named}, which this file does not name: write yours, or use --model and --data"
     yield from _schedule(config, spec, "lr_scheduler_type")
     yield from _optimizer(config, spec, "optim")
     yield from _batch(config, spec, "per_device_train_batch_size")
