@@ -17,7 +17,7 @@ from finetune_operator.kube.resources import PODS
 from tests.support.kube_client import DISCOVERY, Kube, wait_for
 from tests.support.operator_harness import Operator, Start
 from tests.support.operator_scenarios import (
-    create,
+    climb,
     expire,
     give_up,
     left,
@@ -52,7 +52,7 @@ class Successors:
 
 
 @pytest.mark.parametrize(
-    "scenario", [create, run_out_of_memory, give_up, suspend_and_resume, queue, expire, lose_and_regain_a_node]
+    "scenario", [climb, run_out_of_memory, give_up, suspend_and_resume, queue, expire, lose_and_regain_a_node]
 )
 def test_a_crash_after_any_write_changes_nothing(
     start: Start, kube: Kube, scenario: Callable[[Kube, str], None]

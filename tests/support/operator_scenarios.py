@@ -38,11 +38,6 @@ def finish(kube: Kube, job: str, attempt: int) -> None:
     wait_for(lambda: kube.phase(job) == "Succeeded", what="success")
 
 
-def create(kube: Kube, job: str) -> None:
-    kube.create(manifest(job))
-    finish(kube, job, 1)
-
-
 def restart(kube: Kube, job: str) -> None:
     kube.create(manifest(job))
     _, second = kube.run(job, 1)
@@ -59,6 +54,20 @@ def run_out_of_memory(kube: Kube, job: str) -> None:
     plan = RunPlan.model_validate_json(first["metadata"]["annotations"][names.ANNOTATION_PLAN])
     assert plan.micro_batch_tokens == 512
     finish(kube, job, 2)
+
+
+def climb(kube: Kube, job: str) -> None:
+    """A ladder whose second rung has pods of its own."""
+    overrides = [{"rung": "full", "resources": {"limits": {"memory": "2Gi"}}}]
+    ladder = {"rungs": ["lora", "full"], "overrides": overrides}
+    kube.create(manifest(job, method={"type": "auto"}, nodes=1, ladder=ladder))
+    (pod,) = kube.run(job, 1)
+    kube.end(pod, words=TerminationMessage(time="2026-01-01T00:00:00Z", next_rung="full"))
+    (pod,) = kube.run(job, 2)
+    plan = RunPlan.model_validate_json(pod["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert (plan.pods_of, pod["spec"]["containers"][0]["resources"]["limits"]) == ("full", {"memory": "2Gi"})
+    kube.end(pod, words=DONE)
+    wait_for(lambda: kube.phase(job) == "Succeeded", what="success")
 
 
 def give_up(kube: Kube, job: str) -> None:
