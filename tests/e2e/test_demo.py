@@ -33,9 +33,9 @@ def test_the_demo_tunes_measures_and_reports(tmp_path: Path) -> None:
         "--folder",
         tmp_path,
         "--rows",
-        "48",
+        "32",
         "--heldout",
-        "12",
+        "6",
         "--general",
         "3",
     ]
