@@ -1,4 +1,6 @@
-"""`train.main` as torchrun starts it, from a plan to an artifact: real processes, real files, a tiny model."""
+"""`train.main` as torchrun starts it, from a plan to an artifact: real processes, real files, a tiny model.
+
+Most processes are forked from one that has imported torch, which takes longer than what they do."""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ from finetune_trainer.store.opening import open_folder
 from finetune_trainer.train.capabilities import probe
 from finetune_trainer.train.model import LanguageModel
 from finetune_trainer.transfer.evaluate import Layout, evaluate
+from tests.support import rank_processes
 from tests.support.event_files import scalars
 from tests.support.pause_at_step import PauseAtStep
 from tests.support.scored import scored
@@ -65,12 +68,20 @@ def _spec(inputs: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 class Gang:
-    """The ranks of one attempt, each a process."""
+    """The ranks of one attempt, each a process; `command`: started as torchrun does, and not forked."""
 
     def __init__(
-        self, folder: Path, spec: dict[str, Any], *, ranks: int = 1, held_at: int | None = None, **plan_fields: Any
+        self,
+        folder: Path,
+        spec: dict[str, Any],
+        *,
+        ranks: int = 1,
+        held_at: int | None = None,
+        command: bool = False,
+        **plan_fields: Any,
     ) -> None:
         self.folder, self.ranks, self.run_dir = folder, ranks, RunDir(folder / "run")
+        self.command = command
         folder.mkdir(parents=True, exist_ok=True)
         self.pause = PauseAtStep(folder / "pause", held_at) if held_at else None
         self.run_dir.clear()
@@ -82,7 +93,7 @@ class Gang:
             port = free.getsockname()[1]
         self.processes = [self._start(rank, port) for rank in range(ranks)]
 
-    def _start(self, rank: int, port: int) -> subprocess.Popen[str]:
+    def _start(self, rank: int, port: int) -> rank_processes.TrainMain | subprocess.Popen[bytes]:
         environment = {
             **os.environ,
             **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks), "OMP_NUM_THREADS": "1"},
@@ -90,10 +101,13 @@ class Gang:
             names.ENV_CACHE: str(self.folder.parent / "cache"),
             **(self.pause.environment if self.pause else {}),
         }
-        command = [sys.executable, "-m", "finetune_trainer.train.main", "--plan", str(self.folder / "plan.json")]
-        command += ["--run-dir", str(self.run_dir.path)]
-        log = (self.folder / f"log.{rank}").open("w")
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+        arguments = ["--plan", str(self.folder / "plan.json"), "--run-dir", str(self.run_dir.path)]
+        log = self.folder / f"log.{rank}"
+        if not self.command:
+            return rank_processes.TrainMain(arguments, environment=environment, log=log)
+        command = [sys.executable, "-m", "finetune_trainer.train.main", *arguments]
+        with log.open("wb") as out:
+            return subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 
     def wait(self) -> list[int]:
         return [process.wait(timeout=500) for process in self.processes]
@@ -116,8 +130,10 @@ class Gang:
             time.sleep(0.02)
 
 
-def _succeeded(folder: Path, spec: dict[str, Any], *, ranks: int = 1) -> tuple[Gang, TerminationMessage]:
-    gang = Gang(folder, spec, ranks=ranks)
+def _succeeded(
+    folder: Path, spec: dict[str, Any], *, ranks: int = 1, command: bool = False
+) -> tuple[Gang, TerminationMessage]:
+    gang = Gang(folder, spec, ranks=ranks, command=command)
     assert gang.wait() == [0] * ranks, "\n".join(gang.log(rank) for rank in range(ranks))
     result = gang.run_dir.result()
     assert result is not None
@@ -138,7 +154,7 @@ def _difference(left: Path, right: Path) -> float:
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gang, TerminationMessage]:
     """One undisturbed run of one rank."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder / "out", *_succeeded(folder / "run", _spec(inputs, folder / "out"))
+    return folder / "out", *_succeeded(folder / "run", _spec(inputs, folder / "out"), command=True)
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +426,8 @@ def test_one_process_offloads_to_its_host_by_deepspeed(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), made.stdout.strip()])))
     strategy = {"type": "deepspeed", "zeroStage": 3, "offload": "all"}
     training = {"maxSteps": 3, "batchSize": 8}
-    _, result = _succeeded(tmp_path / "one", _spec(inputs, tmp_path / "out", strategy=strategy, training=training))
+    spec = _spec(inputs, tmp_path / "out", strategy=strategy, training=training)
+    _, result = _succeeded(tmp_path / "one", spec, command=True)  # DeepSpeed's folder is on its path from the start
     assert result.plan is not None
     assert result.plan.strategy == "deepspeed"
     assert not verify(open_folder(f"file://{tmp_path}/out", prefix="")).problems
