@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.jobs import Json, Place, example, rank_of, tiny_inputs
 from tests.cluster.operator_process import Operator
-from tests.cluster.rig import S3, Kueue, Rig
+from tests.cluster.rig import Kueue, Rig
 from tests.support.pause_at_step import PauseAtStep
 
 pytestmark = pytest.mark.timeout(1500)
@@ -126,28 +126,19 @@ def test_a_killed_rank_restarts_the_gang_from_the_checkpoint(
     assert_same(adapter(place, "killed", tmp_path), undisturbed)
 
 
-def test_a_killed_operator_changes_nothing(
+def test_a_killed_operator_and_a_bucket_that_is_away_change_nothing(
     place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    place.apply(job(place, tiny, "orphaned"))
-    place.rig.wait_until(lambda: len(checkpoints(place, "orphaned")) > 0, what="a checkpoint", seconds=300)
-
-    operator.kill()
-    time.sleep(2)
-    operator.start()
-
-    status = finish(place, "orphaned")
-    assert status["attempt"] == 1
-    assert_same(adapter(place, "orphaned", tmp_path), undisturbed)
-
-
-def test_a_bucket_that_is_away_for_20_seconds_is_waited_for(
-    place: Place, tiny: Path, operator: Operator, undisturbed: dict[str, object], tmp_path: Path, s3: S3
-) -> None:
+    """One run: it trains on while there is no operator, and later while its bucket is away for 20 seconds."""
     manifest = job(place, tiny, "patient")
     pause = held(manifest, tiny)
     place.apply(manifest)
     place.rig.wait_until(lambda: len(checkpoints(place, "patient")) > 0, what="a checkpoint", seconds=300)
+
+    operator.kill()
+    pause.advance(2 * HELD)
+    time.sleep(2)
+    operator.start()
 
     with place.rig.outage("minio"):
         pause.release()
