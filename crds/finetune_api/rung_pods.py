@@ -35,7 +35,7 @@ class RungPods(ApiModel):
 
     rung: MethodName
     nodes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="Number of pods (one per node). Default: spec.nodes."
+        None, description="Number of pods (one per node); above 1 only with finetune run. Default: spec.nodes."
     )
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Processes per pod. Default: spec.processesPerNode, where auto counts the GPUs of the rung."
@@ -84,8 +84,9 @@ def most_nodes(spec: FineTuneJobSpec) -> int:
 
 
 def describe_pods(spec: FineTuneJobSpec) -> str:
-    """The pods of a spec, in words: 2 pods with nvidia.com/gpu: 8, memory: 64Gi."""
+    """The pods of a spec, in words: 2 pods of 8 processes with memory: 64Gi, nvidia.com/gpu: 8."""
     pods = "1 pod" if spec.max_nodes == 1 else f"{spec.max_nodes} pods"
+    pods += f" of {spec.processes} processes" if spec.processes > 1 else ""
     amounts = {**spec.resources.requests, **spec.resources.limits}
     of_each = ", ".join(f"{name}: {amount}" for name, amount in sorted(amounts.items()))
     return f"{pods} with {of_each}" if of_each else pods

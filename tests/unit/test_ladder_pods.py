@@ -170,7 +170,7 @@ def test_the_plan_shows_the_pods_of_each_rung(tmp_path: Path) -> None:
     spec = job_of(plan_of(tmp_path, ladder=OVERRIDES)).spec
     lines = forecast_text(FORECAST, spec).splitlines()
     (full,) = [line for line in lines if line.lstrip().startswith("full")]
-    assert "1 pod with memory: 64Gi" in full
+    assert "1 pod of 4 processes with memory: 64Gi" in full
     assert lines[-1] == "on a cluster, consecutive rungs with the same pods share an attempt"
     pods: list[Any] = [each["pods"] for each in planned(FORECAST, spec)["rungs"]]
     assert [each["processesPerNode"] for each in pods] == [1, 1, 4]

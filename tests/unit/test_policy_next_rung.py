@@ -62,7 +62,7 @@ def test_the_next_attempt_has_the_pods_of_the_rung_and_is_no_restart() -> None:
     assert after.status.micro_batch_tokens is None, "the size that fitted the earlier pods"
     assert [each.attempt for each in after.delete] == [1]
     assert [(each.reason, each.type) for each in after.events] == [("NextRung", "Normal")]
-    assert "attempt 2 has 1 pod with nvidia.com/gpu: 8" in after.events[0].message
+    assert "attempt 2 has 1 pod of 8 processes with nvidia.com/gpu: 8" in after.events[0].message
     assert not after.create, "its number is in the status first"
 
 
