@@ -18,10 +18,14 @@ _LEAST = 0.05
 """Of the words of a text, how many have to be in the table: two, and one in twenty."""
 
 _WORDS = {
-    "English": "the of and to is that it for was with as are be this have from not you",
-    "German": "der die und das ist nicht ein eine zu den mit auf für sich dem auch ich wird",
-    "French": "le la les et des est une pas que dans pour qui sur vous ce au avec nous",
-    "Spanish": "el los las que y en una por con del es para se su lo como más no",
+    "English": "the of and to is that it for was with as are be this have from not you an in on at by my your we our "
+    "can how what why when where after does do did has had there no or if but will would",
+    "German": "der die und das ist nicht ein eine zu den mit auf für sich dem auch ich wird im bei mein meine wir sie "
+    "es wie was wann wo nach hat kann keine kein von aber oder wenn noch",
+    "French": "le la les et des est une pas que dans pour qui sur vous ce au avec nous je mon ma un du en il ne plus "
+    "comment quand où mais ou si être été sont",
+    "Spanish": "el los las que en una por con del es para se su lo como más no mi un la de me ha está cómo cuándo "
+    "dónde pero si al le son",
     "Portuguese": "o os que não em uma para com do da é no na se por mais você são",
     "Italian": "il che di non è un una per sono con del della gli si anche ma le come",
     "Dutch": "het een van en niet dat is op te zijn met voor ik aan ook maar wordt er",
