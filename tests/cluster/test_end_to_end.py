@@ -29,7 +29,7 @@ def place(cluster: Rig, s3: S3, restricted_namespace: str) -> Place:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
-    sizes = ["--train", "48", "--heldout", "12", "--general", "3"]
+    sizes = ["--train", "48", "--heldout", "6", "--general", "3"]
     subprocess.run([sys.executable, CHECKOUT / "tools" / "corpora.py", folder, *sizes], check=True)
     return folder
 
@@ -88,7 +88,7 @@ def test_apply_trains_and_commits_what_was_measured(
     data = {each["name"]: each for each in status["evaluation"]["data"]}
     assert {name for name, each in data.items() if each["kind"] == "slice"} == {"tweets", "amazon", "nyt"}
     assert data["test"]["metric"] == "accuracy"
-    assert data["test"]["verdict"] == "inconclusive", "twelve rows are too few for an interval"
+    assert data["test"]["verdict"] == "inconclusive", "six rows are too few for an interval"
     assert status["progress"]["percent"] == 100
 
     # what lies in the bucket verifies, and plain PEFT measures what the status says
