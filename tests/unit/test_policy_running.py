@@ -20,6 +20,7 @@ from finetune_operator.kube.resources import FINETUNEJOBS
 from finetune_operator.policies.running import PROGRESS_WRITES, pause_after
 from finetune_operator.state.agent_contact import AgentContact
 from finetune_operator.state.cache import Cache
+from finetune_operator.state.notes import PodsRefused, Report
 from finetune_operator.state.observe import observe
 from finetune_operator.state.status import rfc3339
 from tests.support.operator_objects import (
@@ -94,15 +95,26 @@ def test_jobs_that_wrote_their_progress_at_the_same_moment_do_not_do_so_again() 
     assert sum(writes[ten] for ten in range(2, 120)) < 1.05 * 1180 * PROGRESS_WRITES
 
 
-def test_a_job_knows_how_many_others_are_followed() -> None:
+def test_a_job_knows_how_many_others_report_progress() -> None:
+    """Jobs that wait have notes, too; thousands of them must not slow down what running jobs write."""
     cache = Cache()
     cache.feed(FINETUNEJOBS, None, raw_job())
     for name in ("a", "b", "c"):
-        cache.note(("ml", name), contact=AgentContact("u", 1, NOW))
-    found = observe(cache, ("ml", "a"), DEFAULTS)
+        cache.note(("ml", name), report=Report("u", report(1)))
+    for name in ("queued", "refused"):
+        cache.note(("ml", name), pods_refused=PodsRefused("u", "exceeded quota"))
 
-    assert found is not None
-    assert found.followed == 3
+    def followed() -> int:
+        found = observe(cache, ("ml", "a"), DEFAULTS)
+        assert found is not None
+        return found.followed
+
+    assert followed() == 3
+    cache.note(("ml", "b"), report=None)
+    cache.note(("ml", "c"), contact=AgentContact("u", 1, NOW))
+    assert followed() == 2
+    cache.forget(("ml", "c"))
+    assert followed() == 1
 
 
 def test_a_loss_that_is_no_number_does_not_reach_the_status() -> None:

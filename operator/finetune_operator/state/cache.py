@@ -36,6 +36,8 @@ class Cache:
     features: ClusterFeatures = field(default_factory=ClusterFeatures)
     notes: dict[Key, JobNotes] = field(default_factory=dict)
     """What else is known of each job; a job without notes has no entry."""
+    reporting: set[Key] = field(default_factory=set)
+    """Jobs of which a progress report is noted: those that run."""
 
     def __post_init__(self) -> None:
         self.jobs = Store(view_job, dropped=self._job_is_gone, restored=self.specs.clear)
@@ -78,9 +80,13 @@ class Cache:
     def note(self, key: Key, **changes: Any) -> None:
         """Changes some of a job's notes, by their names in JobNotes."""
         if (changed := replace(self.of(key), **changes)) == EMPTY:
-            self.notes.pop(key, None)
+            self.forget(key)
+            return
+        self.notes[key] = changed
+        if changed.report is None:
+            self.reporting.discard(key)
         else:
-            self.notes[key] = changed
+            self.reporting.add(key)
 
     def note_all(self, **changes: Any) -> None:
         """Changes the same notes of all jobs."""
@@ -90,6 +96,7 @@ class Cache:
     def forget(self, key: Key) -> None:
         """What is noted of a job that is gone or has ended: thousands of those may stay for months."""
         self.notes.pop(key, None)
+        self.reporting.discard(key)
 
     def _ended(self, key: Key) -> bool:
         job = self.job(key)
@@ -124,4 +131,4 @@ class Cache:
         """Before jobs are listed it is unknown which of these belong to a job, so only the latest are kept."""
         self.note(key, **changes)
         if not self.jobs.newest and len(self.notes) > REMEMBERED:
-            del self.notes[next(iter(self.notes))]
+            self.forget(next(iter(self.notes)))

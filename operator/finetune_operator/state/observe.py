@@ -82,7 +82,7 @@ class Observed:
     report: ProgressReport | None = None
     """Of the present attempt."""
     followed: int = 0
-    """Jobs of which something is noted: about as many as run."""
+    """Jobs whose progress is known: about as many as run."""
     unreadable: str = ""
     """Why the latest answer of the present attempt's node 0 is not a progress report."""
     heard: datetime | None = None
@@ -203,7 +203,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         unknown=unknown,
         violations=violations(policy, spec) if spec else (),
         report=report.progress if report and current else None,
-        followed=len(cache.notes),
+        followed=len(cache.reporting),
         unreadable=unreadable.problem if unreadable and confused else "",
         heard=contact.at if contact else None,
         silence=contact.silence if contact else 0.0,
