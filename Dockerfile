@@ -17,7 +17,9 @@ RUN mkdir /wheels \
  && python tools/image_lock.py trainer --without torch triton 'nvidia-*' 'cuda-*' >/wheels/trainer-cpu.lock \
  && echo 'python -m compileall -q --invalidation-mode unchecked-hash "$(python -c "import pip; print(pip.__path__[0])")/.." || true' \
     >/wheels/compile.sh \
- && for image in operator trainer; do python tools/sbom.py $image >/wheels/$image.cdx.json; done \
+ && for image in operator trainer; do \
+      python tools/sbom.py $image --debian /var/lib/dpkg/status >/wheels/$image.cdx.json; \
+    done \
  && pip install --require-hashes --no-deps -r /wheels/build.lock
 COPY crds/finetune_api crds/finetune_api
 COPY operator/finetune_operator operator/finetune_operator

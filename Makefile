@@ -7,10 +7,11 @@
 # make proof    what takes longer: docs/models.md again (every method on every family), and what remedies against
 #               forgetting save on a real model (each run of that is stored: it resumes where it was stopped)
 # make pictures docs/watch.svg, and docs/report.png from the last demo
+# make images   the operator's image, twice, with buildah on a base of Debian packages (root on Debian): one digest
 # make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
 # make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too
-.PHONY: docs pictures audit proof demo test quick check fix generate bench gpu-rehearsal setup lock unit e2e integration cluster
+.PHONY: docs pictures images audit proof demo test quick check fix generate bench gpu-rehearsal setup lock unit e2e integration cluster
 SHELL := /bin/bash
 export OMP_NUM_THREADS ?= 1
 PY := .venv/bin/python
@@ -50,6 +51,9 @@ proof: setup
 
 pictures: setup
 	@$(PY) tools/pictures.py
+
+images: setup
+	@$(PY) tools/image_build.py operator --twice
 
 audit: setup
 	@$(PY) tools/audit.py

@@ -1,6 +1,7 @@
 """A software bill of materials (CycloneDX 1.6, JSON) of what an image installs, from the lock file.
 
     python tools/sbom.py operator > operator.cdx.json
+    python tools/sbom.py operator --debian /var/lib/dpkg/status     with the Debian packages of the base, in a build
 
 The same lock file gives the same bytes: no time and no random number is in it. Licences are those of the packages'
 metadata, where the packages are installed."""
@@ -48,6 +49,18 @@ def bill(image: str, lock: str, licences: Mapping[str, str], *, debian: Mapping[
     return json.dumps(made, indent=1) + "\n"
 
 
+def debian(status: str) -> dict[str, str]:
+    """Versions of the packages in a file such as /var/lib/dpkg/status, less those that were removed."""
+    found = {}
+    for each in re.split(r"\n\n+", status):
+        fields = dict(re.findall(r"^(Package|Version|Status): (.*)$", each, re.MULTILINE))
+        if {"Package", "Version"} <= {*fields} and not fields.get("Status", "").endswith(
+            (" config-files", " not-installed")
+        ):
+            found[fields["Package"]] = fields["Version"]
+    return found
+
+
 def _python(name: str, version: str, licence: str) -> dict[str, Any]:
     purl = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{version}"
     found: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
@@ -62,9 +75,11 @@ def _debian(name: str, version: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Prints the CycloneDX bill of materials of an image.")
     parser.add_argument("image", choices=sorted({*packages()} - {"build"}))
-    image = parser.parse_args(arguments).image
-    names = packages()[image]
-    sys.stdout.write(bill(image, part(LOCK.read_text(), names), installed(names)))
+    parser.add_argument("--debian", type=Path, metavar="STATUS", help="dpkg's list of packages; need not exist")
+    options = parser.parse_args(arguments)
+    names = packages()[options.image]
+    status = options.debian.read_text() if options.debian and options.debian.exists() else ""
+    sys.stdout.write(bill(options.image, part(LOCK.read_text(), names), installed(names), debian=debian(status)))
 
 
 if __name__ == "__main__":
