@@ -33,8 +33,15 @@ class Publishes(ApiModel):
     ladder: LadderStatus
 
 
+class Fold(ApiModel):
+    """A part of the training rows that a run does not train on, but measures in place of the validation rows."""
+
+    index: int = Field(ge=0)
+    of: int = Field(ge=2)
+
+
 class Trial(ApiModel):
-    """Of a run with one of the learning rates of a rung (ladder.learningRates)."""
+    """Of a run with one of the learning rates of a rung (ladder.learningRates), or without some of its rows."""
 
     factor: float = Field(1.0, description="Multiple of the learning rate.")
     until: float | None = Field(
@@ -42,6 +49,8 @@ class Trial(ApiModel):
         description="Share of the steps after which it stops with a checkpoint, and notes the validation loss. None: "
         "to the end.",
     )
+
+    fold: Fold | None = Field(None, description="Of a run that helps to decide about a rung by cross-fitting.")
 
     @property
     def note(self) -> str:
@@ -91,6 +100,10 @@ class RunPlan(ApiModel):
         None, description="Of a ladder: the rung whose pods these are (ladder.overrides). None: the job's."
     )
     spec: FineTuneJobSpec
+
+    @property
+    def fold(self) -> Fold | None:
+        return self.trial.fold if self.trial else None
 
     @property
     def world_size(self) -> int:

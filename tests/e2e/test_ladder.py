@@ -10,7 +10,10 @@ import pytest
 
 from finetune_api.failures import ExitCode
 from finetune_trainer.report.record import decode
+from finetune_trainer.transfer import records
+from tests.support.in_process import climbed
 from tests.support.local_runs import Json, Workspace
+from tests.support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,3 +109,25 @@ def test_lora_is_published_from_the_checkpoint_of_its_rung(workspace: Workspace)
     assert [(each.first_step, each.last_step) for each in record.attempts] == [(0, 6), (6, 6)]
     assert record.steps == 6
     assert not list((rung / ".finetune").rglob("*.json")), "its checkpoints are of no more use"
+
+
+def test_few_rows_decide_by_cross_fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs are real: each training row is measured once, by the run that did not train on it."""
+    tiny_model(tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text(rows(60, start=0, signal=True))
+    spec = {
+        "model": {"uri": (tmp_path / "model").as_uri()}, "method": {"type": "auto"},
+        "data": {"train": [{"uri": (tmp_path / "train.jsonl").as_uri()}], "format": "classification"},
+        "ladder": {"rungs": ["probe"], "folds": 3}, "output": {"uri": (tmp_path / "out").as_uri()},
+    }  # fmt: skip
+    ladder = climbed(spec, tmp_path, monkeypatch)
+    assert (ladder.best, ladder.rungs[0].rows) == ("probe", 57), "of 60 rows, 5 % are validation rows"
+    (folds,) = (tmp_path / "out" / ".finetune").glob("*/rungs/probe/folds/3")
+    found = [decode((folds / str(index) / "run.json").read_text()) for index in range(3)]
+    assert [each.data.statistics.splits["train"].rows for each in found] == [38, 38, 38]
+    measured = [
+        set(records.decode((folds / str(index) / "evaluation/validation.parquet").read_bytes()).models["tuned"].row)
+        for index in range(3)
+    ]
+    assert [len(each) for each in measured] == [19, 19, 19]
+    assert len(set.union(*measured)) == 57

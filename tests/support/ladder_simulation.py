@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.ladder.climb import Climb, Done, Run, Stop, StopReason
-from finetune_trainer.ladder.decision import Decision, compared, decide
+from finetune_trainer.ladder.decision import Decision, compared, decide, variance_of
 from finetune_trainer.ladder.ledger import Ledger
 from finetune_trainer.ladder.rules import Choice
 from finetune_trainer.ladder.rungs import BASE, rung
@@ -60,6 +60,8 @@ class Task:
     money: float | None = None
     price: float = 1.0
     """Of a GPU hour."""
+    folds: int = 0
+    """Of cross-fitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,11 @@ class Climbed:
 
 def simulate(task: Task, *, runs: int, seed: int) -> list[Climbed]:
     random = np.random.default_rng(seed)
-    measured = [_measured(task, random) for _ in range(runs)]
+    return climbs(task, [_measured(task, random) for _ in range(runs)])
+
+
+def climbs(task: Task, measured: Sequence[dict[str, Rows]]) -> list[Climbed]:
+    """Of what base model and rungs got right in each run."""
     limits = Limits.of(task, measured)
     return [_climb(task, each, limits) for each in measured]
 
@@ -103,6 +109,7 @@ class Limits:
     rows: int
     known: dict[tuple[int, int], tuple[float, float]]
     alpha: float
+    folds: int = 0
 
     @classmethod
     def of(cls, task: Task, measured: Sequence[dict[str, Rows]]) -> Limits:
@@ -112,15 +119,19 @@ class Limits:
         counts = sorted({counted(each[first], each[second]) for each in measured for first, second in pairs})
         gained, lost = np.array(counts, np.float64).T
         quantile = t_quantile(1 - alpha / 2, INDEPENDENT)
-        low, high = tango(gained, lost, np.full(len(counts), task.rows), quantile=quantile)
-        return cls(task.rows, dict(zip(counts, zip(low.tolist(), high.tolist(), strict=True), strict=True)), alpha)
+        more = variance_of(task.folds)
+        low, high = tango(gained / more, lost / more, np.full(len(counts), task.rows / more), quantile=quantile)
+        known = dict(zip(counts, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+        return cls(task.rows, known, alpha, task.folds)
 
     def change(self, gained: int, lost: int) -> Difference:
         low, high = self.known[gained, lost]
         disagreement = (gained + lost) / self.rows
         return Difference(
             measure=ACCURACY, base=None, tuned=None, difference=(gained - lost) / self.rows, low=low, high=high,
-            minimum_detectable=minimum_detectable(disagreement, self.rows, alpha=self.alpha), p_value=None,
+            minimum_detectable=minimum_detectable(
+                disagreement, self.rows / variance_of(self.folds), alpha=self.alpha
+            ), p_value=None,
             rows=self.rows, groups=self.rows, method=Method.tango, verdict=Verdict.inconclusive, margin=ACCURACY.margin,
         )  # fmt: skip
 
@@ -143,16 +154,19 @@ def _climb(task: Task, measured: dict[str, Rows], limits: Limits) -> Climbed:
         overrun = max(0.0, truth[method].cost - climb.ledger.reserved)
         before, after = measured[climb.best], measured[method]
         change = limits.change(*counted(before, after))
-        decision = decide(change, min_gain=task.min_gain, blocked=truth[method].blocked)
+        decision = decide(change, min_gain=task.min_gain, blocked=truth[method].blocked, folds=task.folds)
         cost = truth[method].cost
         climb = climb.ended(Done(rung=step.rung, cost=cost, money=cost * task.price, decision=decision))
     assert isinstance(step, Stop)
     return Climbed(best=climb.best, stop=step.reason, spent=climb.ledger.spent, climb=climb, overrun=overrun)
 
 
-def decided(gained: int, lost: int, rows: int, *, rungs: int, min_gain: float, blocked: str = "") -> Decision:
+def decided(
+    gained: int, lost: int, rows: int, *, rungs: int, min_gain: float, blocked: str = "", folds: int = 0
+) -> Decision:
     """The decision about counts of rows, as a run comes to it."""
     base, tuned = np.zeros(rows), np.zeros(rows)
     tuned[:gained] = 1
     base[gained : gained + lost] = 1
-    return decide(compared(Paired.scores(base=base, tuned=tuned), rungs=rungs), min_gain=min_gain, blocked=blocked)
+    change = compared(Paired.scores(base=base, tuned=tuned), rungs=rungs, folds=folds)
+    return decide(change, min_gain=min_gain, blocked=blocked, folds=folds)

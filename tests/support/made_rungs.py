@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune_api import manifest
 from finetune_api.failures import Reason, TerminationMessage, class_of
 from finetune_api.job import FineTuneJob
-from finetune_api.plan import JobIdentity, Publishes, Trial
+from finetune_api.plan import Fold, JobIdentity, Publishes, Trial
 from finetune_api.status import Artifact
 from finetune_trainer.report.record import RunRecord
 from finetune_trainer.store.artifact import commit_artifact
@@ -67,6 +68,10 @@ class Machine:
     legs: list[tuple[float, float]] = field(default_factory=list)
     diverge_late: tuple[float, ...] = ()
     """Multiples of rates that diverge after the last mark."""
+    folds: list[tuple[str, int]] = field(default_factory=list)
+    """Of cross-fitting: method and index of those that were run."""
+    fails_in_fold: dict[tuple[str, int], Reason] = field(default_factory=dict)
+    empty_folds: bool = False
     factors: list[float] = field(default_factory=list)
     """Of the published runs."""
     wrap: Callable[[Folder], Any] = lambda folder: folder
@@ -79,6 +84,8 @@ class Machine:
         method = rung_job.spec.method.type
         if (reason := self.fails.get(method)) is not None:
             return rung_job, TerminationMessage(failure_class=class_of(reason), reason=reason, message="failed")
+        if trial is not None and trial.fold is not None:
+            return rung_job, self._fold(rung_job, trial.fold)
         if trial is not None and trial.until is not None:
             return rung_job, self._paused(rung_job, trial)
         if publishes is not None:
@@ -101,11 +108,24 @@ class Machine:
         CheckpointStore(self.wrap(folder), identity(rung_job)).note(trial.note, {"loss": loss})
         return TerminationMessage(reason=Reason.Succeeded)
 
-    def _commit(self, rung_job: FineTuneJob) -> Artifact:
-        models = {BASE: measured(0.5), TUNED: measured(self.accuracy[rung_job.spec.method.type])}
+    def _fold(self, rung_job: FineTuneJob, fold: Fold) -> TerminationMessage:
+        """Every so many rows are its own."""
+        which = (rung_job.spec.method.type, fold.index)
+        if (reason := self.fails_in_fold.get(which)) is not None:
+            return TerminationMessage(failure_class=class_of(reason), reason=reason, message="failed")
+        self.folds.append(which)
+        rows = np.arange(ROWS)[fold.index :: fold.of] if not self.empty_folds else np.arange(0)
+        return TerminationMessage(artifact=self._commit(rung_job, rows))
+
+    def _commit(self, rung_job: FineTuneJob, rows: NDArray[np.int64] | None = None) -> Artifact:
+        kept = np.arange(ROWS) if rows is None else rows
+        right = {BASE: 0.5, TUNED: self.accuracy[rung_job.spec.method.type]}
+        models = {name: measured(share).take(kept) for name, share in right.items()} if len(kept) else {}
         data = DataSet(name="validation", kind="validation", models=models, labels=("a", "b"))
         told: RunRecord = record().model_copy(update={"job": identity(rung_job)})
-        files: dict[str, bytes | Path] = {data.path: encode(data), "run.json": told.encode().encode()}
+        files: dict[str, bytes | Path] = {"run.json": told.encode().encode()}
+        if models:
+            files[data.path] = encode(data)
         folder = open_folder(rung_job.spec.output.uri, prefix="OUTPUT_")
         return commit_artifact(folder, files, run=identity(rung_job), kind="adapter", overwrite=False)
 

@@ -82,7 +82,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
     ),
     (
         "a ladder with a budget of money",
-        {"spec.method": {"type": "auto"}, "spec.ladder": {"budget": {"money": 100}}},
+        {"spec.method": {"type": "auto"}, "spec.ladder": {"budget": {"money": 100}, "folds": 0}},
         None,
     ),
     (

@@ -43,7 +43,7 @@ def climbed(plan: RunPlan, machine: Machine) -> tuple[TerminationMessage, list[L
     def run(rung: RunPlan) -> TerminationMessage:
         assert (rung.attempt, rung.token, rung.nodes) == (plan.attempt, plan.token, plan.nodes)
         made = job_of(rung)
-        _, words = machine.run_one(made, rung=rung.rung, publishes=rung.publishes)
+        _, words = machine.run_one(made, rung=rung.rung, publishes=rung.publishes, trial=rung.trial)
         return words
 
     words = climb(plan, foreseen=FORECAST, run=run, tell=lambda _: None, show=shown.append)

@@ -197,11 +197,12 @@ def test_a_race_is_reserved_in_the_budget(tmp_path: Path) -> None:
     """Of an hour of training: 1.4 hours for three rates, and the start of six processes; a probe has no rates."""
     one, three = job(tmp_path).spec, racing(tmp_path).spec
 
-    def hours(spec: FineTuneJobSpec, method: str) -> float:
+    def hours(spec: FineTuneJobSpec, method: str, folds: int = 0) -> float:
         known = SimpleNamespace(spec=spec, row=lambda *_: SimpleNamespace(seconds=3600.0), spread=lambda _: None)
-        return forecast._hours(cast(Any, known), method) or 0.0
+        return forecast._hours(cast(Any, known), method, folds=folds) or 0.0
 
     start, longest = forecast.STARTUP_SECONDS / 3600, forecast.UPPER * (1 + forecast.MEASURING)
     assert hours(one, "lora") == pytest.approx(longest + start)
     assert hours(three, "lora") == pytest.approx(1.4 * longest + 6 * start)
+    assert hours(three, "lora", 5) == pytest.approx(6.4 * longest + 11 * start), "five folds, each at the rate that won"
     assert hours(three, "probe") == hours(one, "probe")

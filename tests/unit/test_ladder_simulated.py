@@ -10,6 +10,7 @@ import pytest
 from finetune_trainer.ladder.climb import StopReason
 from finetune_trainer.ladder.decision import Outcome, decide
 from finetune_trainer.ladder.rungs import BASE
+from tests.support import crossfit_simulation
 from tests.support.ladder_simulation import Limits, Rung, Task, counted, decided, share, simulate
 
 RUNS = 300
@@ -38,6 +39,30 @@ def test_equal_rungs_step_up_no_more_often_than_alpha(methods: tuple[str, ...]) 
     task = Task(rungs=tuple(Rung(method=method) for method in methods), min_gain=0.0)
     found = simulate(task, runs=RUNS, seed=1)
     assert 1 - share(found, BASE) <= ALPHA + two_errors(ALPHA)
+
+
+@pytest.mark.parametrize(("rows", "features", "folds"), [(40, 5, 5), (100, 20, 5), (100, 20, 10)])
+def test_equal_rungs_that_are_cross_fitted_step_up_no_more_often_than_alpha(
+    rows: int, features: int, folds: int
+) -> None:
+    task = crossfit_simulation.Learning(rows=rows, features=features, folds=folds)
+    found = crossfit_simulation.simulate(task, runs=RUNS, seed=6)
+    assert 1 - share(found, BASE) <= ALPHA + two_errors(ALPHA)
+
+
+def test_a_single_rung_that_is_cross_fitted_steps_up_no_more_often_than_alpha() -> None:
+    """As if rows were independent of each other it would be 7.6 %."""
+    task = crossfit_simulation.Learning(rows=100, signal=1.0, rungs=("lora",))
+    found = crossfit_simulation.simulate(task, runs=1000, seed=6)
+    assert 1 - share(found, BASE) <= ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / 1000)
+
+
+def test_cross_fitting_sees_what_a_split_of_few_rows_does_not() -> None:
+    task = crossfit_simulation.Learning(rows=300, gain=0.15)
+    crossed = crossfit_simulation.simulate(task, runs=100, seed=7)
+    split = crossfit_simulation.simulate_split(task, held_out=0.2, runs=100, seed=7)
+    assert 1 - share(crossed, BASE) >= 0.8
+    assert 1 - share(split, BASE) <= 0.5
 
 
 def test_a_rung_that_is_five_points_better_is_taken() -> None:

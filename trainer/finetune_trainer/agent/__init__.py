@@ -9,6 +9,7 @@ launched   the result that `launch` leaves
 script     custom scripts instead of the built-in trainer
 rungs      method.type auto: runs the rungs of a ladder, and publishes the best
 race       the learning rates of a rung, one leg after the other
+folds      cross-fitting of a rung: its runs without a part of the training rows
 climb      a ladder in a pod
 callback   receives progress from such scripts, as sent by Hugging Face's KubeflowCallback
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs

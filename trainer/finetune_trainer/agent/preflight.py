@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.logs import JobLog
-from finetune_api.plan import RunPlan
+from finetune_api.plan import Fold, RunPlan
 from finetune_api.rung_pods import for_rung, same_pods
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent import script
@@ -129,14 +129,14 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
     if spec.output.switch_test:
         check_earlier(spec.output.switch_test, model, cache=cache)
-    data, datasets = _rows(spec, model, cache=cache)
+    data, datasets = _rows(spec, model, cache=cache, fold=plan.fold)
     if earlier is not None:
         _check_tasks(earlier, datasets, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
     if spec.vocabulary is not None:
         model = _extended(spec, model, datasets, cache=cache)
         shape = find_shape(model.path)
-        data, datasets = _rows(spec, model, cache=cache)
+        data, datasets = _rows(spec, model, cache=cache, fold=plan.fold)
     if spec.training.early_stopping and datasets.validation is None:
         raise FinetuneError(
             Reason.InvalidSpec,
@@ -211,7 +211,7 @@ def _check_tasks(earlier: Earlier, datasets: Datasets, model: LocalModel, *, cac
         _tell(f"earlier task {test.task.name}: {len(test.corpus):,} rows of {test.task.test.uri} are measured again")
 
 
-def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path) -> tuple[Data, Datasets]:
+def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path, fold: Fold | None = None) -> tuple[Data, Datasets]:
     """The rows, and the data with the sequence length that the model allows."""
     from finetune_trainer.data.load import load_datasets
 
@@ -225,6 +225,7 @@ def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path) -> tuple[Dat
         seed=spec.training.seed,
         group_by=spec.evaluation.group_by,
         replay=spec.replay_uri,
+        fold=(fold.index, fold.of) if fold else None,
     )
     return data, datasets
 

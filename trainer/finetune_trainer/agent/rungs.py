@@ -3,6 +3,7 @@ agent of a pod do it alike: see cli.run and climb.
 
     <output>/.finetune/<uid>/rungs/ladder.json    what each rung has cost so far, in GPU hours and money
     <output>/.finetune/<uid>/rungs/<method>/      the artifact of a rung, with its records and its checkpoints
+    <output>/.finetune/<uid>/rungs/<method>/folds/<count>/<index>/     of cross-fitting: those of each fold
 
 Decisions are functions of the records in the store. A run that was killed reads them again, continues the rung that was
 interrupted from its checkpoint, and adds to the cost that was noted; no rung that is committed runs twice.
@@ -24,6 +25,7 @@ from finetune_api.ladder import LadderStatus, Price, unpriced
 from finetune_api.methods import TRAITS
 from finetune_api.plan import Publishes, Trial
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
+from finetune_trainer.agent.folds import CrossFitting
 from finetune_trainer.agent.race import Race, RunOne, identity_of
 from finetune_trainer.ladder import evidence, story
 from finetune_trainer.ladder.climb import Climb, Done, Step
@@ -123,6 +125,8 @@ class LadderRun:
     """Whether a rung needs other pods than these."""
     known: dict[str, Committed] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
+    folds: int = 0
+    """Of cross-fitting; see `rules.folds_of`."""
 
     def to_the_end(self) -> tuple[FineTuneJob, TerminationMessage]:
         """The job with its final status, and the termination message of the run that ended it."""
@@ -135,7 +139,9 @@ class LadderRun:
         budget = Ledger.of(ladder.budget, self.price)
         climb = Climb.of(foreseen.choice, foreseen.estimates, min_gain=ladder.min_gain, ledger=budget)
         costs = Costs.read(self._open(folder_uri(self.job.spec.output.uri, self.job.metadata.uid)), self.price)
-        self.say(f"ladder: {foreseen.choice.reason}; rungs: {', '.join(r.method for r in climb.rungs)}")
+        self.folds = foreseen.folds
+        by = f"; decisions are cross-fitted in {self.folds} folds" if self.folds else ""
+        self.say(f"ladder: {foreseen.choice.reason}; rungs: {', '.join(r.method for r in climb.rungs)}{by}")
         while isinstance(step := climb.next(), RunRung):
             climb = climb.started(step.rung)
             self._tell(foreseen, climb, step)
@@ -155,24 +161,24 @@ class LadderRun:
 
     def _moves(self, method: str, costs: Costs) -> bool:
         """The rung has to run, and not here."""
-        return self.elsewhere(method) and method not in costs.too_large and self._committed(method) is None
+        return self.elsewhere(method) and method not in costs.too_large and self._decidable(method) is None
 
     def _rung(self, climb: Climb, rung: Rung, costs: Costs) -> tuple[Done | None, TerminationMessage]:
         """Runs it unless it is committed; None with the failure if it ended otherwise than by running out of memory."""
         method, words = rung.method, TerminationMessage()
-        committed = self._committed(method)
+        committed = self._decidable(method)
         if committed is None and method not in costs.too_large:
             job = of_rung(self.job, method)
             self.say(f"rung {method}: {rung.why}")
             with costs.noting(method, processes=job.spec.world_size) as tick:
-                ended, words = self._raced(job, tick)
+                ended, words = self._run(job, tick)
             if _lacks_memory(words) and self.final(words):
                 costs.too_large.append(method)
                 costs.write()
             elif words.failure_class is not None:
                 self._fail(ended.status)
                 return None, words
-            committed = self._committed(method)
+            committed = self._decidable(method)
         cost, money = costs.hours.get(method, 0.0), costs.money.get(method)
         if committed is None:
             return Done(rung=rung, cost=cost, money=money, decision=None), words
@@ -183,6 +189,39 @@ class LadderRun:
             rung=rung, cost=cost, money=money, decision=finding.decision, reaches_target=finding.reaches_target
         )  # fmt: skip
         return done, words
+
+    def _run(self, rung: FineTuneJob, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
+        """The rung, and then its folds unless it is blocked anyway."""
+        method, ended, words = rung.spec.method.type, rung, TerminationMessage()
+        if (committed := self._committed(method)) is None:
+            ended, words = self._raced(rung, tick)
+            committed = self._committed(method)
+        if words.failure_class is None and committed is not None and self._cross_fitted(committed):
+            words = self._folds_of(rung, committed).to_the_end(rung=method, tick=tick)
+        return ended, words
+
+    def _cross_fitted(self, committed: Committed) -> bool:
+        return bool(self.folds) and not evidence.blocked_by(committed, strict=self._strict)
+
+    def _folds_of(self, rung: FineTuneJob, committed: Committed) -> CrossFitting:
+        factor = factor_of(committed.record.job.uid, of=rung.metadata.uid) or 1.0
+        return CrossFitting(
+            job=rung, count=self.folds, factor=factor, open=self._open, run_one=self.run_one, say=self.say
+        )  # fmt: skip
+
+    def _decidable(self, method: str) -> Committed | None:
+        """The rung with the rows that decide about it, if all runs that it takes are committed."""
+        committed = self._committed(method)
+        if committed is None or not self._cross_fitted(committed):
+            return committed
+        rows = self._folds_of(of_rung(self.job, method), committed).rows()
+        if rows is None or not rows.models:  # not all are done, or no fold has rows
+            return None if rows is None else committed
+        return replace(committed, crossed=rows, folds=self.folds)
+
+    @property
+    def _strict(self) -> bool:
+        return self.job.spec.guards.on_inconclusive == "fail"
 
     def _raced(self, rung: FineTuneJob, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
         """At the rate that wins, if there are several."""
@@ -204,7 +243,7 @@ class LadderRun:
             rungs=climb.comparisons,
             min_gain=ladder.min_gain,
             target=ladder.target,
-            strict=self.job.spec.guards.on_inconclusive == "fail",
+            strict=self._strict,
         )
 
     def _publish(self, climb: Climb, told: LadderStatus) -> tuple[FineTuneJob, TerminationMessage]:

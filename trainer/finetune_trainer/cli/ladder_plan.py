@@ -38,7 +38,13 @@ def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = 
     if refused:
         where = f"only with finetune run: {refused}"
     told = table(("rung", "reserved GPU hours", *priced, "pods", "why"), rows)
-    return "\n".join([head, told, *skipped, *_budget(spec, price), f"on a cluster, {where}"])
+    fitted = [_CROSS_FITTED.format(found.folds)] if found.folds else []
+    return "\n".join([head, told, *fitted, *skipped, *_budget(spec, price), f"on a cluster, {where}"])
+
+
+_CROSS_FITTED = (
+    "few rows, so decisions are cross-fitted: each rung trains {0} times more, each time without 1/{0} of the rows"
+)
 
 
 def _reserved(hours: float | None, price: Price | None) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ class PlannedLadder(ApiModel):
 
     rule: str
     reason: str
+    folds: int = Field(description="Of cross-fitting; 0: the validation rows decide.")
     rungs: tuple[PlannedRung, ...]
     skipped: tuple[SkippedRung, ...]
 

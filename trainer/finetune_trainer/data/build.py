@@ -29,7 +29,7 @@ from .formats import FORMATS, TELLING, Format, Text, detect
 from .json_errors import FAULTS, unreadable
 from .read import Keys, Row, iter_rows
 from .spelling import spelling_of
-from .split import draw, fingerprint, hold_out, is_replayed, key_of, mark_of, sample_key
+from .split import draw, fingerprint, fold_of, hold_out, is_replayed, key_of, mark_of, sample_key
 from .tokenizer import Tokenizer
 from .unused_fields import CONVERSATIONAL, without, without_in_turns
 from .writer import CorpusWriter, Facts, nothing_left, select
@@ -62,6 +62,9 @@ class Build:
     """Key of rows that are not independent of each other; see Marks."""
     replay: str | None = None
     """URI of the general text to replay; where data.general has the same one, its documents are shared out."""
+
+    fold: tuple[int, int] | None = None
+    """(index, count) of a part of the training rows that is a data set of its own, see `fold_of`."""
 
     def write(self, folder: Path) -> None:
         """FinetuneError for everything that is wrong with the files."""
@@ -212,7 +215,13 @@ class Build:
         held = np.zeros(len(facts.keys), np.bool_)
         if not (self.spec.validation and self.spec.validation.uri):
             held = hold_out(facts.keys, facts.twins, self.spec.validation)
-        splits = self._separate(folder, given, facts, held, limits)
+        parts = {"validation": held}
+        if self.fold is not None:
+            index, count = self.fold
+            grouped = bool(self.spec.validation and self.spec.validation.group_by)
+            parts["fold"] = fold_of(facts.keys, facts.twins, held, grouped=grouped, index=index, count=count)
+            held = held | parts["fold"]
+        splits = self._separate(folder, given, facts, {"train": ~held, **parts}, limits)
         sources = tuple(
             SourceStatistics(
                 uri=source.uri,
@@ -228,15 +237,15 @@ class Build:
         return facts, held, sources, splits
 
     def _separate(
-        self, folder: Path, given: Path, facts: Facts, held: Flags, limits: Limits
+        self, folder: Path, given: Path, facts: Facts, parts: Mapping[str, Flags], limits: Limits
     ) -> dict[str, SplitStatistics]:
         corpus = Corpus.load(given)
         texts = np.load(given / "texts.npy") if self.spec.augmentation else None
-        of_document = np.repeat(held, facts.documents)
         splits: dict[str, SplitStatistics] = {}
-        for name, rows, documents in (("train", ~held, ~of_document), ("validation", held, of_document)):
+        for name, rows in parts.items():
             if not rows.any():
                 continue
+            documents = np.repeat(rows, facts.documents)
             if documents.all():
                 given.rename(folder / name)
             else:
@@ -246,7 +255,7 @@ class Build:
             if not len(part):
                 raise nothing_left(name, splits[name], limits, longest=facts.longest)
         if texts is not None:
-            np.save(folder / "texts.npy", texts[~of_document])
+            np.save(folder / "texts.npy", texts[np.repeat(parts["train"], facts.documents)])
         shutil.rmtree(given, ignore_errors=True)
         return splits
 

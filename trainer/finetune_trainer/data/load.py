@@ -60,6 +60,8 @@ class Datasets:
     pad_id: int
     origins: dict[int, str] = field(default_factory=dict)
     """Name of the source by the digest of a held-out row, of sources that have one."""
+    fold: Corpus | None = None
+    """Training rows that are only measured, where a fold is asked for."""
 
     @property
     def held_out(self) -> dict[str, Corpus]:
@@ -103,10 +105,11 @@ def load_datasets(
     streams: int = NEWEST,
     group_by: str | None = None,
     replay: str | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> Datasets:
     """FinetuneError for everything that is wrong with the files, with file and line. `streams`: the generation of
     random streams that the run began with. `group_by`: key of rows that are not independent; see `Marks`.
-    `replay`: URI of general text to replay, which may be that of data.general."""
+    `replay`: URI of general text to replay, which may be that of data.general. `fold`: see `Build.fold`."""
     group_by = group_by or (spec.validation.group_by if spec.validation else None)
     files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec, replay)}
     found = [file for each in files.values() for file in each]
@@ -118,12 +121,13 @@ def load_datasets(
     facts += [f"streams {streams}"] if streams > 1 else []
     facts += [f"groups {group_by}"] if group_by else []
     facts += [f"replay {replay}"] if replay else []
+    facts += [f"fold {fold[0]} of {fold[1]}"] if fold else []
     key = _digest(settings, *content, *facts)
 
     def fill(folder: Path) -> None:
         tokenizer = Tokenizer.load(tokenizer_path)
         build = Build(spec, seed, tokenizer, files, tokenizer_digest, dict(local), streams=streams, group_by=group_by)
-        replace(build, replay=replay).write(folder)
+        replace(build, replay=replay, fold=fold).write(folder)
 
     with kept(cache / "tokenized" / key[:32], fill) as folder:
         data = _read(folder, spec, tokenizer_path=tokenizer_path, seed=seed)
@@ -161,7 +165,8 @@ def _read(folder: Path, spec: Data, *, tokenizer_path: Path, seed: int) -> Datas
         variants=_variants(folder, spec, statistics, train, tokenizer_path, seed) if spec.augmentation else None,
         statistics=statistics,
         pad_id=json.loads((folder / "pad_id.json").read_text()),
-        origins=_origins(spec, statistics, corpora.get("validation")),
+        origins=_origins(spec, statistics, corpora.get("validation")) if "fold" not in corpora else {},
+        fold=corpora.get("fold"),
     )
 
 

@@ -53,6 +53,31 @@ def hold_out(keys: Keys, twins: Keys, validation: Validation | None) -> Flags:
     return chosen
 
 
+def fold_of(keys: Keys, twins: Keys, held: Flags, *, grouped: bool, index: int, count: int) -> Flags:
+    """(rows,): whether the training row is in fold `index` of `count`, by its `key_of` and its `fingerprint`.
+
+    Held-out rows are in none. Folds have about the same size, and whole groups, in the order in which these would be
+    held out. All are empty where one would have all rows. Rows that occur in another group too are left out, so that
+    nothing is measured that is trained on.
+    """
+    free = np.flatnonzero(~held)
+    own, member, sizes = np.unique((keys if grouped else twins)[free], return_inverse=True, return_counts=True)
+    chosen = np.zeros(len(keys), np.bool_)
+    if len(own) < 2:
+        return chosen
+    first = np.full(len(own), np.iinfo(np.uint64).max)
+    np.minimum.at(first, member, keys[free])
+    order = np.argsort(first, kind="stable")
+    middle = np.cumsum(sizes[order]) - sizes[order] / 2
+    fold = np.empty(len(own), np.int64)
+    fold[order] = np.minimum(count - 1, (middle * count / len(free)).astype(np.int64))
+    if len(np.unique(fold)) < 2:
+        return chosen
+    inside = fold[member] == index
+    chosen[free[inside]] = ~np.isin(twins[free[inside]], twins[free[~inside]])
+    return chosen
+
+
 def draw(keys: Keys, count: int) -> Flags:
     """(rows,): `count` rows of all, by their `sample_key`: seed and content decide, so that files or rows in
     another order give the same sample, and a larger sample holds the smaller one."""

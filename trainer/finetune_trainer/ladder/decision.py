@@ -1,4 +1,5 @@
-"""Whether a rung is better than the best so far: the paired difference on the select half of the validation rows.
+"""Whether a rung is better than the best so far: the paired difference on the select half of the validation rows, or
+on the training rows, each by the run that did not train on it (cross-fitting, where rows are few).
 
 Taken: the gain is at least minGain and its lower bound is above zero. Otherwise "no gain" if the rows could have shown
 the minimum gain (the upper bound is below it, or the minimum detectable effect is not above it), else "inconclusive",
@@ -42,17 +43,24 @@ class Decision:
     high: float | None = None
     minimum_detectable: float | None = None
     rows: int = 0
-    """Of the select half."""
+    """Of the select half, or of all folds."""
     rows_needed: int | None = None
     """Validation rows that would decide an inconclusive rung."""
 
 
-def compared(paired: Paired, *, rungs: int) -> Difference:
+def variance_of(folds: int) -> float:
+    """By which the variance of a difference over all folds exceeds that of as many rows which one pair of models was
+    measured on: the models of two folds have most of their training rows in common. 1 + folds / (folds - 1), after
+    Nadeau and Bengio (Machine Learning 52 (2003) 239); 1 without folds."""
+    return 1 + folds / (folds - 1) if folds else 1.0
+
+
+def compared(paired: Paired, *, rungs: int, folds: int = 0) -> Difference:
     """The rung minus the best so far. rungs: how many are planned."""
-    return difference(paired, comparisons=rungs, alpha=2 * ALPHA)
+    return difference(paired, comparisons=rungs, alpha=2 * ALPHA, variance=variance_of(folds))
 
 
-def decide(change: Difference, *, min_gain: float, blocked: str = "") -> Decision:
+def decide(change: Difference, *, min_gain: float, blocked: str = "", folds: int = 0) -> Decision:
     """blocked: which guard the rung breaks, in words."""
     found = _improvement(change)
     told = {"minimum_detectable": change.minimum_detectable, "rows": change.rows}
@@ -75,7 +83,7 @@ def decide(change: Difference, *, min_gain: float, blocked: str = "") -> Decisio
         return _decision(Outcome.no_gain, f"gains at most {high:+.3g}, less than {matters:g}", values)
     if detectable is not None and detectable <= matters:
         return _decision(Outcome.no_gain, f"a gain of {matters:g} would have shown on these rows", values)
-    needed = _rows_needed(change.rows, detectable, matters)
+    needed = _rows_needed(change.rows / variance_of(folds), detectable, matters)
     shown = "" if detectable is None else f"; {change.rows:,} rows show no gain below {detectable:.2g}"
     more = f", about {needed:,} validation rows would show {matters:g}" if needed else ""
     return _decision(Outcome.inconclusive, f"gains {gain:+.3g}, which may be chance{shown}{more}", values, needed)
@@ -94,8 +102,9 @@ def _decision(outcome: Outcome, reason: str, values: dict[str, float | None], ne
     return Decision(outcome=outcome, reason=reason, rows_needed=needed, **values)  # type: ignore[arg-type]
 
 
-def _rows_needed(rows: int, detectable: float | None, matters: float) -> int | None:
-    """The minimum detectable effect falls with the square root of the rows; rounded up to two digits."""
+def _rows_needed(rows: float, detectable: float | None, matters: float) -> int | None:
+    """Validation rows. The minimum detectable effect falls with the square root of those of their select half, which
+    `rows` says as much as; rounded up to two digits."""
     if detectable is None or matters <= 0:
         return None
     needed = SELECT_SHARE * rows * (detectable / matters) ** 2
@@ -109,7 +118,7 @@ def mean_of(values: Floats, weights: Floats) -> float:
     return float(values.sum()) / total if total else math.nan
 
 
-def reaches(pair: Paired, target: float | None) -> bool:
+def reaches(pair: Paired, target: float | None, *, folds: int = 0) -> bool:
     """Whether the tuned model reaches the target with a one-sided confidence of 1 - ALPHA."""
     if target is None or not pair.rows:
         return False
@@ -119,11 +128,13 @@ def reaches(pair: Paired, target: float | None) -> bool:
     if too_few(rows=pair.rows, groups=pair.group_count, equal=equal):
         return False
     higher = pair.measure.higher_is_better
-    value = mean_of(pair.tuned, pair.tuned_weights)
+    value, variance = mean_of(pair.tuned, pair.tuned_weights), variance_of(folds)
     if pair.binary and not pair.grouped:
-        low, high = clopper_pearson(round(float(pair.tuned.sum())), pair.rows, alpha=2 * ALPHA)
+        count = math.floor(pair.rows / variance)
+        low, high = clopper_pearson(round(value * count), count, alpha=2 * ALPHA)
     else:
         each = (pair.tuned - value * pair.tuned_weights) / total
         half = t_quantile(1 - ALPHA, equal - 1) * residual_error(totals(pair.groups, each)[0], shares)
+        half *= math.sqrt(variance)
         low, high = value - half, value + half
     return low >= target if higher else high <= target

@@ -66,6 +66,16 @@ def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
     return _job(job, spec, uid=rung_uid(job.metadata.uid, method))
 
 
+def of_fold(rung: FineTuneJob, index: int, count: int) -> FineTuneJob:
+    """The run of a rung that does not train on one of so many parts of the training rows. It decides nothing else."""
+    spec = rung.spec.model_dump(
+        mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True, exclude_none=True
+    )
+    spec.pop("guards", None)
+    spec["output"] = {**spec["output"], "uri": f"{rung.spec.output.uri}/folds/{count}/{index}"}
+    return _job(rung, spec, uid=f"{rung.metadata.uid}-fold{index}of{count}")
+
+
 def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
     """The run that measures all held-out rows with the best rung's weights, and publishes them."""
     spec = without_diagnostics(_of_method(job, method), method, published=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_api.measurements import Evaluation, GuardResult
+from finetune_api.measurements import GuardResult
 from finetune_trainer.data.halves import selects
 from finetune_trainer.ladder.decision import Decision, compared, decide, mean_of, reaches
 from finetune_trainer.ladder.derived import factor_of
@@ -15,7 +15,16 @@ from finetune_trainer.statistics.differences import Measure
 from finetune_trainer.statistics.paired import Paired
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound
-from finetune_trainer.transfer.records import BASE, TUNED, DataSet, decode, matched, measures, paired, path_of
+from finetune_trainer.transfer.records import (
+    BASE,
+    TUNED,
+    DataSet,
+    decode,
+    matched,
+    measures,
+    paired,
+    path_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +33,15 @@ class Committed:
 
     record: RunRecord
     validation: DataSet
+    crossed: DataSet | None = None
+    """Of cross-fitting: the training rows, each as the run that did not train on it measured it."""
+    folds: int = 0
+    """Of cross-fitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A rung against the best so far, on the select half of the validation rows."""
+    """A rung against the best so far, on the rows that decide."""
 
     measure: Measure
     best_score: float
@@ -50,26 +63,54 @@ def read(folder: Folder, *, uid: str) -> Committed | None:
         return None
 
 
+def read_fold(folder: Folder, *, uid: str) -> DataSet | None:
+    """The rows of a fold; none if it is empty. None where its run is not committed."""
+    try:
+        if read_manifest(folder).run.uid != uid:
+            return None
+    except NotFound:
+        return None
+    where = path_of("validation")
+    try:
+        return decode(folder.read(where), where=where)
+    except NotFound:
+        return DataSet(name="validation", kind="validation", models={})
+
+
+def blocked_by(committed: Committed, *, strict: bool) -> str:
+    """Which guards the rung breaks, in words. strict: one that is inconclusive counts too."""
+    guards = committed.record.evaluation.guards
+    return "; ".join(f"guards.{each.told()}" for each in guards if _breaks(each, strict=strict))
+
+
 def find(
     committed: Committed, best: Committed | None, *, rungs: int, min_gain: float, target: float | None, strict: bool
 ) -> Finding:
     """best: None for the base model. strict: a guard that is inconclusive blocks too."""
-    tuned = committed.validation.models[TUNED]
-    before = best.validation.models[TUNED] if best else committed.validation.models[BASE]
-    first, second = matched(before, tuned)
-    half = selects(np.array([int(group, 16) for group in second.group.tolist()], np.uint64))
-    first, second = (each.take(np.flatnonzero(half)) for each in (first, second))
+    rows, folds = _deciding(committed), committed.folds
+    before = _deciding(best, like=committed).models[TUNED] if best else rows.models[BASE]
+    first, second = matched(before, rows.models[TUNED])
+    if committed.crossed is None:
+        half = selects(np.array([int(group, 16) for group in second.group.tolist()], np.uint64))
+        first, second = (each.take(np.flatnonzero(half)) for each in (first, second))
     measure = measures(first, second, kind="validation")[0]
     pair = paired(first, second, measure)
-    blocked = _blocked(committed.record.evaluation, strict=strict)
+    blocked = blocked_by(committed, strict=strict)
     return Finding(
         measure=measure,
         best_score=mean_of(pair.base, pair.base_weights),
         score=mean_of(pair.tuned, pair.tuned_weights),
-        decision=decide(compared(pair, rungs=rungs), min_gain=min_gain, blocked=blocked),
-        reaches_target=reaches(pair, target),
-        best_reaches_target=reaches(_swapped(pair), target),
+        decision=decide(compared(pair, rungs=rungs, folds=folds), min_gain=min_gain, blocked=blocked, folds=folds),
+        reaches_target=reaches(pair, target, folds=folds),
+        best_reaches_target=reaches(_swapped(pair), target, folds=folds),
     )
+
+
+def _deciding(rung: Committed, *, like: Committed | None = None) -> DataSet:
+    """The rows that decide about it, or those that it has in common with another rung: one that breaks a guard is not
+    cross-fitted."""
+    crossed = rung.crossed if like is None or like.crossed is not None else None
+    return rung.validation if crossed is None else crossed
 
 
 def _swapped(pair: Paired) -> Paired:
@@ -77,10 +118,6 @@ def _swapped(pair: Paired) -> Paired:
         measure=pair.measure, base=pair.tuned, tuned=pair.base, base_weights=pair.tuned_weights,
         tuned_weights=pair.base_weights, groups=pair.groups,
     )  # fmt: skip
-
-
-def _blocked(evaluation: Evaluation, *, strict: bool) -> str:
-    return "; ".join(f"guards.{each.told()}" for each in evaluation.guards if _breaks(each, strict=strict))
 
 
 def _breaks(guard: GuardResult, *, strict: bool) -> bool:

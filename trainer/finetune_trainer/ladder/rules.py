@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.ladder.rungs import Rung, rung
 
 PROBE_OF_LABELS, PROMPT_OF_OTHERS = "probe", "prompt"
@@ -139,3 +140,17 @@ def choose(facts: Facts) -> Choice:
 
 _THRIFTY = {"lora": "qlora"}
 """Taken in place of a method that does not fit."""
+
+FEW_ROWS, FOLDS = range(20, 1000), 5
+"""With so few training rows, decisions are cross-fitted with so many folds unless the manifest says otherwise. Below 20
+rows nothing can be decided: see `statistics.differences`."""
+
+
+def folds_of(spec: FineTuneJobSpec, rows: int | None) -> int:
+    """Folds of the training rows that decide between rungs; 0: the select half of the validation rows does. rows:
+    None where their number is not known."""
+    if spec.data.validation is not None and spec.data.validation.uri:
+        return 0
+    if spec.ladder.folds is not None:
+        return spec.ladder.folds
+    return FOLDS if rows is not None and rows in FEW_ROWS else 0

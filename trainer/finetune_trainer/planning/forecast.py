@@ -12,7 +12,7 @@ from finetune_api.methods import DEFAULT, TRAITS, Method
 from finetune_api.rung_pods import for_rung
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.ladder import race
-from finetune_trainer.ladder.rules import Choice, Facts, Skipped, choose
+from finetune_trainer.ladder.rules import Choice, Facts, Skipped, choose, folds_of
 from finetune_trainer.ladder.rungs import rung
 from finetune_trainer.planning import machine
 from finetune_trainer.planning.devices import THIS_MACHINE, nameless, this_machine
@@ -34,11 +34,14 @@ class Forecast:
     choice: Choice
     estimates: Mapping[str, float | None]
     """Upper estimates in GPU hours, by method; None where it is not known."""
+    folds: int = 0
+    """Of cross-fitting; see `rules.folds_of`."""
 
     def to_json(self, price: Price | None = None) -> dict[str, Any]:
         return {
             "rule": self.choice.rule,
             "reason": self.choice.reason,
+            "folds": self.folds,
             "rungs": [
                 {
                     "method": each.method,
@@ -60,7 +63,8 @@ class Forecast:
             rungs=tuple(rung(each["method"]) for each in told["rungs"]),
             skipped=tuple(Skipped(rung=rung(each["method"]), reason=each["reason"]) for each in told["skipped"]),
         )
-        return cls(choice=choice, estimates={each["method"]: each["reservedGpuHours"] for each in told["rungs"]})
+        estimates = {each["method"]: each["reservedGpuHours"] for each in told["rungs"]}
+        return cls(choice=choice, estimates=estimates, folds=told["folds"])
 
 
 def forecast(
@@ -85,10 +89,9 @@ def forecast(
         chosen=spec.ladder.rungs,
     )
     choice = choose(facts)
-    known = {} if fits_only else planners
-    return Forecast(
-        choice=choice, estimates={each.method: _hours(known.get(each.method), each.method) for each in choice.rungs}
-    )
+    known, folds = {} if fits_only else planners, folds_of(spec, workload.rows)
+    estimates = {each.method: _hours(known.get(each.method), each.method, folds=folds) for each in choice.rungs}
+    return Forecast(choice=choice, estimates=estimates, folds=folds)
 
 
 def here(
@@ -137,12 +140,13 @@ def _fits(planner: Planner, name: str) -> bool:
     )
 
 
-def _hours(planner: Planner | None, method: str) -> float | None:
+def _hours(planner: Planner | None, method: str, *, folds: int = 0) -> float | None:
     if planner is None:
         return None
     seconds = planner.row(Method.model_validate({"type": method}), planner.spread("ddp")).seconds
     if seconds is None:
         return None
     rates = len(planner.spec.ladder.factors) if TRAITS[method].steps else 1
-    longest = UPPER * (1 + MEASURING) * seconds * race.cost(rates) + STARTUP_SECONDS * race.runs(rates)
+    trainings, starts = race.cost(rates) + folds, race.runs(rates) + folds
+    longest = UPPER * (1 + MEASURING) * seconds * trainings + STARTUP_SECONDS * starts
     return longest * planner.spec.world_size / 3600

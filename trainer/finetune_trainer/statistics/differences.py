@@ -9,7 +9,7 @@ divided by their number. Below 20 rows or 10 groups there is no interval, and th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from finetune_trainer.statistics.intervals import mcnemar, tango, tango_statistic
@@ -141,6 +141,14 @@ class Estimate:
     effective_rows: float = 0.0
     method: Method = Method.none
     reason: str = ""
+
+    def widened(self, variance: float) -> Estimate:
+        """With a variance so many times as large, as if of fewer rows."""
+        if variance == 1:
+            return self
+        return replace(
+            self, error=self.error * math.sqrt(variance), effective_rows=self.effective_rows / variance
+        )  # fmt: skip
 
     def interval(self, alpha: float) -> tuple[float, float]:
         quantile = t_quantile(1 - alpha / 2, self.freedom)

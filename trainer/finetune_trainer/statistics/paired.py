@@ -153,17 +153,27 @@ class Paired:
 
 
 def difference(
-    paired: Paired, *, margin: float | None = None, comparisons: int = 1, alpha: float = ALPHA
+    paired: Paired,
+    *,
+    margin: float | None = None,
+    comparisons: int = 1,
+    alpha: float = ALPHA,
+    variance: float = 1.0,
 ) -> Difference:
     """The paired difference and its verdict. comparisons: how many are judged together (slices); the interval's share
-    of error is alpha / comparisons. margin: default the measure's."""
+    of error is alpha / comparisons. margin: default the measure's. variance: how many times as large as that of rows
+    which say something about one pair of models (cross-fitting)."""
     within = paired.measure.margin if margin is None else margin
-    return _estimate(paired).judged(
-        paired.measure,
-        rows=paired.rows,
-        groups=paired.group_count,
-        margin=within,
-        alpha=bonferroni(alpha, comparisons),
+    return (
+        _estimate(paired)
+        .widened(variance)
+        .judged(
+            paired.measure,
+            rows=paired.rows,
+            groups=paired.group_count,
+            margin=within,
+            alpha=bonferroni(alpha, comparisons),
+        )
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from finetune_api import names
 from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
-from finetune_api.plan import RunPlan
+from finetune_api.plan import Fold, RunPlan
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.methods.earlier import Earlier, earlier_of
@@ -96,6 +96,7 @@ class Inputs:
         seed: int,
         group_by: str | None = None,
         replay: str | None = None,
+        fold: Fold | None = None,
     ) -> Datasets:
         """Errors of load_datasets, and DataChanged."""
         data = load_datasets(
@@ -106,6 +107,7 @@ class Inputs:
             streams=self.streams(),
             group_by=group_by,
             replay=replay,
+            fold=(fold.index, fold.of) if fold else None,
         )
         check_digests(data.digests, self._first(_DATA, dict(data.digests)))
         return data

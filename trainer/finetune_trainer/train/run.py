@@ -238,7 +238,7 @@ def _finish(
         artifact = commit(setup, record, found.subjects, kept_back.folder if refused else output, generated)
         said = refused_words(record, artifact, refused) if refused else termination_message(record, artifact)
         words = said.model_dump_json(by_alias=True, exclude_none=True)
-        if setup.plan.rung is None:  # the run that publishes it continues from them
+        if setup.plan.rung is None or setup.fold is not None:  # the run that publishes a rung continues from them
             trainer.checkpointer.clear()
     done = TerminationMessage.model_validate_json(strategy.broadcast_json(words))
     reporter.artifact, reporter.candidate = done.artifact, done.candidate
@@ -272,6 +272,8 @@ def _held_out(setup: Setup) -> Iterator[tuple[str, Corpus]]:
     named |= {test.name: test.corpus for test in setup.tests}
     if setup.plan.rung is not None:
         named.pop("test")  # seen once, by the rung that is published
+    if setup.fold is not None:
+        named = {"validation": data.fold}
     yield from ((name, corpus) for name, corpus in named.items() if corpus is not None and len(corpus))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from finetune_api import durations, names
 from finetune_api.methods import Method
-from finetune_api.plan import RunPlan
+from finetune_api.plan import Fold, RunPlan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import ResolvedPlan
 from finetune_api.strategy import SHARDED
@@ -102,6 +102,10 @@ class Setup:
         return replace(self, local=self.origin.local, data=self.origin.data, trainer=trainer)
 
     @property
+    def fold(self) -> Fold | None:
+        return self.plan.fold
+
+    @property
     def labels_of_tests(self) -> dict[str, tuple[str, ...]]:
         return {test.name: test.task.test.labels for test in self.tests}
 
@@ -131,6 +135,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         seed=training.seed,
         group_by=spec.evaluation.group_by,
         replay=spec.replay_uri,
+        fold=plan.fold,
     )
     data = read(tokenizer_path=local.path)
     vocabulary = prepared(spec.vocabulary, local, data, cache=cache, seed=training.seed) if spec.vocabulary else None

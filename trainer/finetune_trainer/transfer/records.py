@@ -146,6 +146,23 @@ class DataSet:
         return path_of(f"{self.kind}/{self.name}" if self.kind in ("slice", "task") else self.name)
 
 
+def pooled(parts: Sequence[DataSet]) -> DataSet:
+    """One data set of the rows of all of them. Columns that one lacks are left out, but not by a part without rows."""
+    full = [part for part in parts if part.models]
+    names = {name for part in full for name in part.models}
+    models = {name: _joined([part.models[name] for part in full if name in part.models]) for name in names}
+    first = (full or parts)[0]
+    return replace(first, models=models)
+
+
+def _joined(parts: Sequence[Records]) -> Records:
+    columns: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        column = [getattr(part, name) for part in parts]
+        columns[name] = None if any(each is None for each in column) else np.concatenate(column)
+    return Records(**columns)
+
+
 def path_of(name: str) -> str:
     """Of a data set by its name in a run: test, or slice/books."""
     return f"{FOLDER}{name}{ENDING}"
