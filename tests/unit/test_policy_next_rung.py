@@ -122,7 +122,8 @@ def test_pods_that_ask_for_what_they_have_are_a_counted_failure(rung: str | None
     assert after.status.last_failure.reason == "UnexpectedError"
 
 
-def test_gpu_hours_of_each_rung_are_those_of_its_own_pods() -> None:
+@pytest.mark.parametrize("phase", [Phase.Running, Phase.Starting], ids=["seen", "while no operator looked"])
+def test_gpu_hours_of_each_rung_are_those_of_its_own_pods(phase: Phase) -> None:
     """An hour in a pod without GPUs is none; an hour in one with 8 is 8, of which nothing is wasted."""
     hour = later(3600)
     words = TerminationMessage(next_rung="full")
@@ -132,7 +133,9 @@ def test_gpu_hours_of_each_rung_are_those_of_its_own_pods() -> None:
     assert after.usage is None
     words = TerminationMessage(next_rung="lora")
     of_full = pod(0, "Succeeded", scheduled=NOW, node="n", ended=ended(words=words, at=3600))
-    after = decide(ending(words, rung="full", pods=(of_full,)), hour).status
+    known = ending(words, rung="full", pods=(of_full,))
+    known = replace(known, job=replace(known.job, status=known.status.model_copy(update={"phase": phase})))
+    after = decide(known, hour).status
     assert after.usage is not None
     assert (after.usage.gpu_hours, after.usage.wasted_gpu_hours) == (8.0, 0.0)
 
