@@ -75,8 +75,6 @@ class Answering:
         prompt = self.setup.trainer.prompt
         with prompt.off() if prompt else nullcontext():
             self.base = self._answered("base model", self.setup.of_base.trainer.model)
-        if self.base and self.setup.origin:  # in its tokenizer, ids that were to spare have no text
-            self.base = {mode: each.below(self.setup.origin.first) for mode, each in self.base.items()}
 
     def keep_base(self) -> None:
         """With the checkpoints: a run that resumes cannot ask the base model again."""

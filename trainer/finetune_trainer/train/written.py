@@ -73,7 +73,9 @@ def answers(
             ids[rows, : written.shape[1]] = written[: len(rows)] + 1
     whole = _summed(ids, strategy)
     found = [cut(row[row > 0] - 1, stops) for row in whole]
-    return Answers(tuple(tokens for tokens, _ in found), tuple(stopped for _, stopped in found))
+    made = Answers(tuple(tokens for tokens, _ in found), tuple(stopped for _, stopped in found))
+    # Ids that the base model had to spare have no text in its tokenizer, and another one's in the run's.
+    return made.below(model.base_head.first) if model.base_head else made
 
 
 def _batches(lengths: list[int], *, new: int, most_tokens: int) -> Iterator[Ids]:
