@@ -48,6 +48,7 @@ proof: setup
 	@$(PY) -m tests.benchmarks.transfer.bench_forgetting
 	@$(PY) -m tests.benchmarks.transfer.bench_sequence
 	@$(PY) -m tests.proof.scripts
+	@$(PY) -m tests.proof.trackers
 
 pictures: setup
 	@$(PY) tools/pictures.py
