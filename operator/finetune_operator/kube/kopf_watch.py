@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 BY_KOPF = (FINETUNEJOBS,)
 """Jobs and pods, ten times as many events, are followed by reflector."""
 
+IDENTITY = "finetune-operator"
+"""Without one kopf looks up the name of its user, which ends it: user 65532 has no name in the image, and so have those
+that OpenShift assigns."""
+
 LONGEST_PAUSE = 30.0
 
 SETTLED = 60.0
@@ -131,6 +135,7 @@ class Watcher:
                 clusterwide=not self.namespaces,
                 namespaces=self.namespaces,
                 stop_flag=self._stop,
+                identity=IDENTITY,
             )
         )
         while not life.done():
