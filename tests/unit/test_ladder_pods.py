@@ -45,7 +45,10 @@ def attempt(plan: RunPlan, machine: Machine, foreseen: Forecast = FORECAST) -> T
         assert same_pods(plan.spec, plan.pods_of, rung.spec.method.type), "it runs in its own pods"
         return machine.run_one(job_of(rung), rung=rung.rung, publishes=rung.publishes)[1]
 
-    return climb(plan, foreseen=foreseen, run=run, tell=lambda _: None, show=lambda _: None)
+    words = climb(plan, foreseen=foreseen, run=run, tell=lambda _: None, show=lambda _: None)
+    read = termination_message(words.encode())
+    assert read is not None, "what the operator makes of it"
+    return read
 
 
 def attempts(plan: RunPlan, machine: Machine, *, foreseen: dict[str | None, Forecast] | None = None) -> list[str]:

@@ -297,7 +297,7 @@ def _lacks_memory(words: TerminationMessage) -> bool:
 
 def _moving(method: str) -> TerminationMessage:
     return TerminationMessage(
-        reason=Reason.NextRung,
+        reason=Reason.Succeeded,
         message=f"the ladder continues in pods for the rung {method}",
         next_rung=method,
         time=now(),
