@@ -197,6 +197,19 @@ def test_a_rung_that_breaks_a_guard_is_blocked_without_folds(tmp_path: Path, mon
     assert {method for method, _ in machine.folds} == {"probe"}
 
 
+def test_folds_that_are_missing_run_in_the_pods_of_their_rung(tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.6, "lora": 0.8})
+    machine.fails_in_fold = {("lora", 2): Reason.StorageUnavailable}
+    ladder(tmp_path, machine).to_the_end()
+    machine.fails_in_fold = {}
+    other = ladder(tmp_path, machine)
+    other.elsewhere = lambda method: method == "lora"
+    _, words = other.to_the_end()
+    assert (words.reason, words.next_rung, machine.folds[-1]) == (Reason.NextRung, "lora", ("lora", 1))
+    _, words = ladder(tmp_path, machine).to_the_end()
+    assert (words.failure_class, machine.folds[-2:]) == (None, [("lora", 2), ("lora", 3)])
+
+
 def test_folds_without_rows_leave_the_decision_to_the_validation_rows(tmp_path: Path) -> None:
     machine = replace(Machine({"probe": 0.6, "lora": 0.8}), empty_folds=True)
     ended, _ = ladder(tmp_path, machine).to_the_end()

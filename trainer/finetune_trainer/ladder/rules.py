@@ -82,14 +82,14 @@ RULES: tuple[Rule, ...] = (
         rows_from=10_000,
         tokens_from=10_000_000,
         above=("lora", "partial", "full"),
-        reason="at least 10,000 rows or 10 million trained tokens: enough data for partial or full fine-tuning, if "
-        "lora leaves something to gain",
+        reason="at least 10,000 rows or 10 million trained tokens: enough data for partial or full fine-tuning, "
+        "if lora leaves something to gain and the compute suffices; with regularization.replay against forgetting",
     ),
     Rule(
         name="fewer than 10,000 rows",
         rows_below=10_000,
         above=("lora",),
-        reason="fewer than 10,000 rows: adapters, lora or prompts",
+        reason="fewer than 10,000 rows: adapters, lora or prompts, a probe or prompt first",
     ),
     Rule(
         name="unknown size",
