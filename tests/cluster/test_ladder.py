@@ -1,5 +1,6 @@
-"""A ladder in a pod, disturbed between its rungs: the operator is away when the pod of the second rung is killed
-without notice. What was paid for is not paid for again, and the status tells the story."""
+"""A ladder whose rungs have different resources, disturbed: the operator is killed between two rungs, and again when
+the pod of the second one is killed without notice. What was paid for is not paid for again, and the status tells the
+story."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from tests.support.pause_at_step import PauseAtStep
 from tests.support.tiny_model import tiny_model
 
 pytestmark = pytest.mark.timeout(900)
+
+OF_PROBE, OF_LORA = "3Gi", "4Gi"
 
 SIZES = {"train": 100, "validation": 200, "test": 60}
 
@@ -57,7 +60,11 @@ def job(place: Place, tiny: Path) -> Json:
     manifest["metadata"]["name"] = "climber"
     spec = manifest["spec"]
     spec["method"] = {"type": "auto"}
-    spec["ladder"] = {"minGain": 0.05, "budget": {"gpuHours": 5}, "rungs": ["probe", "lora"]}
+    larger = {"rung": "lora", "resources": {"limits": {"memory": OF_LORA}}}
+    spec["ladder"] = {
+        "minGain": 0.05, "budget": {"gpuHours": 5}, "rungs": ["probe", "lora"], "overrides": [larger]
+    }  # fmt: skip
+    spec["resources"] = {"limits": {"memory": OF_PROBE}}
     spec["data"] = {
         **{name: {"uri": f"s3://corp/rows/{name}.jsonl"} for name in ("validation", "test")},
         "train": [{"uri": "s3://corp/rows/train.jsonl"}],
@@ -88,7 +95,21 @@ def states(status: Json) -> dict[str, str]:
     return {rung["name"]: rung["state"] for rung in status.get("ladder", {}).get("rungs", [])}
 
 
-def test_a_ladder_that_is_killed_between_its_rungs_pays_for_none_twice(
+def memory(pod: Json) -> str:
+    return str(pod["spec"]["containers"][0]["resources"].get("limits", {}).get("memory"))
+
+
+def _complete(place: Place, name: str) -> bool:
+    path = "jsonpath={.status.conditions[?(@.type=='Complete')].status}"
+    return place.rig.kubectl("get", "job", name, "-n", place.namespace, "-o", path) == "True"
+
+
+def only_pod(place: Place, attempt: int) -> Json:
+    (found,) = [each for each in place.pods("climber") if each["metadata"]["name"].startswith(f"climber-{attempt}-")]
+    return found
+
+
+def test_a_ladder_whose_rungs_have_other_pods_and_which_is_killed_on_its_way_pays_for_none_twice(
     place: Place, tiny: Path, operator: Operator
 ) -> None:
     manifest = job(place, tiny)
@@ -96,21 +117,31 @@ def test_a_ladder_that_is_killed_between_its_rungs_pays_for_none_twice(
     pause.file.chmod(0o644)
     manifest["spec"]["pod"]["env"] += [{"name": name, "value": value} for name, value in pause.environment.items()]
     place.apply(manifest)
-    running = place.wait("climber", lambda s: states(s) == {"probe": "done", "lora": "running"}, what="its 2nd rung")
+    place.wait("climber", lambda s: s.get("phase") == "Running", what="its 1st rung")
     uid = place.get("climber")["metadata"]["uid"]
+    assert memory(only_pod(place, 1)) == OF_PROBE
+    operator.kill()
+    place.rig.wait_until(lambda: _complete(place, "climber-1"), what="the end of the 1st rung", seconds=300)
+    probe = artifact_of(place, uid, "probe")
+    operator.start()
+    between = place.wait("climber", lambda s: s.get("attempt") == 2, what="its 2nd attempt")
+    assert (between["rung"], between["restarts"]["counted"], between["restarts"]["free"]) == ("lora", 0, 0)
+    running = place.wait("climber", lambda s: states(s) == {"probe": "done", "lora": "running"}, what="its 2nd rung")
     saved = lambda: any("/checkpoints/" in path for path in objects(place, uid, "lora"))  # noqa: E731
     place.rig.wait_until(saved, what="a checkpoint of the second rung", seconds=300)
-    probe = artifact_of(place, uid, "probe")
-    (name,) = (each["metadata"]["name"] for each in place.pods("climber"))
+    second = only_pod(place, 2)
+    assert memory(second) == OF_LORA
 
     operator.kill()
-    agent = next(each for each in psutil.Process(rank_of(place, name)).parents() if "agent" in each.cmdline())
+    rank = psutil.Process(rank_of(place, second["metadata"]["name"]))
+    agent = next(each for each in rank.parents() if "agent" in each.cmdline())
     agent.kill()  # PID 1 of the pod: nothing below it says a last word
     pause.release()
     operator.start()
 
     ended = place.wait("climber", lambda s: s.get("phase") == "Succeeded", what="its end")
-    assert (ended["attempt"], ended["restarts"]["counted"]) == (2, 1), "rungs are no restarts, a killed pod is one"
+    assert (ended["attempt"], ended["restarts"]["counted"]) == (4, 1), "rungs are no restarts, a killed pod is one"
+    assert ended["restarts"]["free"] == 0
     ladder = ended["ladder"]
     assert states(ended) == {"probe": "done", "lora": "done"}
     assert [rung["decision"] for rung in ladder["rungs"]] == ["taken", "noGain"]
@@ -119,12 +150,17 @@ def test_a_ladder_that_is_killed_between_its_rungs_pays_for_none_twice(
     assert ladder["rungs"][0]["cost"] == running["ladder"]["rungs"][0]["cost"], "the probe was paid for once"
     assert artifact_of(place, uid, "probe") == probe, "the probe ran once"
     assert 0 < ladder["spent"] < ladder["budget"]
-    (second,) = [each for each in place.pods("climber") if each["metadata"]["name"].startswith("climber-2-")]
-    log = place.rig.kubectl("logs", second["metadata"]["name"], "-n", place.namespace)
+    record = place.s3.store(place.bucket).get(f"models/climber/.finetune/{uid}/rungs/lora/run.json")
+    lora = json.loads(bytes(record.bytes()))
+    assert [each["firstStep"] > 0 for each in lora["attempts"]] == [False, True], "it resumed from its checkpoint"
+    last = only_pod(place, 4)
+    assert (memory(last), ended["rung"]) == (OF_PROBE, "probe"), "the best rung is published in its own pods"
+    log = place.rig.kubectl("logs", last["metadata"]["name"], "-n", place.namespace)
     assert "rung probe is taken" in log
     assert "fitting the probe" not in log[: log.index("measuring all held-out rows")]
-    assert "resuming after step" in log
     assert {data["kind"] for data in ended["evaluation"]["data"]} == {"validation", "test"}
     assert ended["artifact"]["uri"] == f"s3://{place.bucket}/models/climber"
+    events = place.rig.kubectl("get", "events", "-n", place.namespace, "-o", "jsonpath={.items[*].reason}")
+    assert events.split().count("NextRung") == 2, "each change of pods is told once"
     head, line = place.rig.kubectl("get", "ftj", "-n", place.namespace, "-o", "wide").splitlines()[:2]
     assert dict(zip(head.split(), line.split(), strict=False))["BEST"] == "probe"
