@@ -150,6 +150,7 @@ class Preparation:
                 flush=True,
             )
         command = ["nice", "-n", "19", BIN / "python", "-m", "tests.cluster.rig", "build", *needed]
+        command += ["--image"] if "cluster" in suites else []
         with log.open("wb") as out:
             # Not a session of its own: where the kernel groups processes by session, `nice` counts only within one.
             process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, process_group=0)

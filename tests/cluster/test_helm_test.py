@@ -1,4 +1,5 @@
-"""`helm test` on the cluster: the chart's hook trains a real model to its artifact on a real kubelet, and cleans up."""
+"""`helm test` on the cluster: the operator runs from its image as the chart's Deployment, the chart's hook trains a
+real model to its artifact on a real kubelet, and cleans up."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from tests.cluster.jobs import CHECKOUT, readable
 from tests.cluster.operator_process import BIN, Operator
 from tests.cluster.rig import Helm, Rig, RigError, apply_host_trees, host_trees, job_volumes
 from tests.cluster.rig.host_trees import IMAGE, pod_volumes
+from tools import image_build
 
 pytestmark = pytest.mark.timeout(900)
 
 CHART = CHECKOUT / "charts" / "finetune-operator"
+REPOSITORY, TAG = "docker.io/finetune/operator", "operator"
 
 
 @pytest.fixture
@@ -48,9 +51,11 @@ def claim(cluster: Rig, restricted_namespace: str, tmp_path: Path) -> Iterator[P
 
 
 def test_helm_test_trains_to_an_artifact_and_cleans_up(
-    cluster: Rig, operator: Operator, helm: Helm, restricted_namespace: str, claim: Path, tmp_path: Path
-) -> None:
-    """The release's Deployment has no replica that runs: the operator beside the cluster acts in its place."""
+    cluster: Rig, operator_image: image_build.Image | str, helm: Helm, restricted_namespace: str, claim: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Where the image cannot be built, no replica of the Deployment runs and a process beside the cluster acts in its
+    place: the test is then skipped at its end, since the image was not proven."""
     trees = host_trees(CHECKOUT)
     apply_host_trees(cluster, restricted_namespace, trees)
     volumes, mounts = pod_volumes(trees)
@@ -60,7 +65,8 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
     values = {
         "namespaces": [restricted_namespace],
         "crds": {"enabled": False},
-        "trainer": {"image": {"repository": repository, "tag": tag}},
+        "operator": {"image": {"repository": REPOSITORY, "tag": TAG}, "replicas": 1},
+        "trainer": {"image": {"repository": repository, "tag": tag}, "command": f"{BIN / 'finetune'} agent"},
         "test": {
             "claim": "shared", "timeoutSeconds": 300, "python": str(BIN / "python"), "volumes": volumes,
             "volumeMounts": mounts, "jobPod": {"volumes": job_volumes(trees)},
@@ -70,13 +76,22 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
     file.write_text(json.dumps(values))
     admin = Helm.at(tmp_path / "helm", kubeconfig=cluster.kubeconfig)
     where = ("finetune-operator", "-n", restricted_namespace)
+    process = Operator.of(cluster, tmp_path)
+    if isinstance(operator_image, str):
+        process.start()
+    else:
+        cluster.import_image(operator_image.archive, repository=REPOSITORY)
     admin("install", where[0], CHART, *where[1:], "-f", file)
     try:
         told = admin("test", *where, "--logs", "--timeout", "420s")
+        if not isinstance(operator_image, str):
+            _runs_as_the_chart_says(cluster, restricted_namespace)
     except RigError:
-        print(cluster.kubectl("logs", "-n", restricted_namespace, "finetune-operator-test"))
+        for pod in ("finetune-operator-test", "deployment/finetune-operator"):
+            print(cluster.kubectl("logs", "-n", restricted_namespace, pod, check=False))
         raise
     finally:
+        process.stop()
         admin("uninstall", *where)
 
     assert "adapter_model.safetensors" in told
@@ -84,3 +99,19 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
     assert list(claim.iterdir()) == []
     left = cluster.kubectl("get", "finetunejobs,jobs,configmap", "-n", restricted_namespace, "-o", "name").split()
     assert [name for name in left if "kube-root-ca" not in name] == []
+    if isinstance(operator_image, str):
+        pytest.skip(f"passed with the operator as a process; its image was not run: {operator_image}")
+
+
+def _runs_as_the_chart_says(cluster: Rig, namespace: str) -> None:
+    """The Deployment's pod: the built image, not root, a root file system that cannot be written, its bill of
+    materials."""
+    labels = "app.kubernetes.io/name=finetune-operator,finetune.dev/chart-test!=finetune-operator-test"
+    (pod,) = cluster.get("pods", "-n", namespace, "-l", labels)["items"]
+    (container,) = pod["status"]["containerStatuses"]
+    assert (container["image"], container["restartCount"], container["ready"]) == (f"{REPOSITORY}:{TAG}", 0, True)
+    script = "id -u; touch /usr/written || echo refused; cat /usr/share/finetune/operator.cdx.json"
+    told = cluster.kubectl("exec", "-n", namespace, pod["metadata"]["name"], "--", "sh", "-c", script)
+    user, refused, bill = told.split("\n", 2)
+    assert (user, refused) == ("65532", "refused")
+    assert {"kopf", "pydantic", "libc6"} <= {each["name"] for each in json.loads(bill)["components"]}

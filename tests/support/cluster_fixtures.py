@@ -13,6 +13,7 @@ A folder's conftest.py makes them known with two lines:
     kueue                 session   `Kueue`: a real one beside the control plane, for namespaces that it manages
     helm, helm3           session   `Helm` without a cluster: what a chart renders with Helm 4, and with Helm 3
     promtool              function  nothing; promtool is there, for tests of rules
+    operator_image        session   `Image`: the operator's, built from the Dockerfile; or a sentence why there is none
     alertmanager          function  the same for Alertmanager: its configuration in
     prometheus            function  a factory: `prometheus({"scrape_configs": [...]})` gives a real server to query
 
@@ -35,6 +36,7 @@ import pytest
 from tests.cluster.rig import S3, Alertmanager, Helm, Kueue, NotOursError, Prometheus, Rig, build, lifecycle, machine
 from tests.cluster.rig.control_plane import FAKE_PODS_LABEL
 from tests.cluster.rig.state import Paths
+from tools import image_build
 
 NEEDS = {  # fixture -> what the machine may lack for it, and what it builds
     "control_plane": (machine.missing_for_control_plane, build.CONTROL_PLANE),
@@ -58,6 +60,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for name, (lacking, programs) in NEEDS.items():
         if name in wanted and not lacking(paths) and build.missing(programs, paths):
             build.build(programs, paths, say=_say)
+    if "operator_image" in wanted:
+        _built_operator()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -184,10 +188,25 @@ def alertmanager(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Alertman
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def operator_image() -> image_build.Image | str:
+    """The operator's image; or why it cannot be built on this machine."""
+    return _built_operator()
+
+
 @pytest.fixture
 def promtool() -> None:
     """promtool is there: it checks rules and runs their tests, without a server."""
     _skip_without("promtool")
+
+
+def _built_operator() -> image_build.Image | str:
+    if lacking := image_build.missing():
+        return "; ".join(lacking)
+    try:
+        return image_build.build("operator", say=_say)
+    except image_build.UnreachableError as error:
+        return str(error)
 
 
 def _skip_without(fixture: str) -> None:

@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 
+from tools import image_build
+
 from . import build, machine
 from .lifecycle import down, status, up, wipe
 from .state import Paths, RigError
@@ -21,6 +23,7 @@ def main() -> int:
     builds.add_argument(
         "--apt", action="store_true", help="first install what building and running need (Debian, root)"
     )
+    builds.add_argument("--image", action="store_true", help="then the operator's image, where it can be built")
     for name, text in (
         ("status", "what runs"),
         ("down", "stop it, keep its data"),
@@ -43,6 +46,8 @@ def _do(chosen: argparse.Namespace, paths: Paths) -> int:
         if chosen.apt:
             machine.install_debian_packages()
         build.build(chosen.names or build.EVERYTHING, paths)
+        if chosen.image and not image_build.missing():
+            image_build.build("operator")
     elif chosen.command == "up":
         lacking = machine.missing_for_node(paths) if chosen.node else machine.missing_for_control_plane(paths)
         if lacking:

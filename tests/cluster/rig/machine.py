@@ -19,6 +19,7 @@ from .state import Paths
 
 Missing = list[str]
 DEBIAN_PACKAGES = {  # what is looked for -> the package that has it
+    "buildah": "buildah",  # builds the operator's image
     "Python.h": "python3-dev",  # training.compile compiles against it, by g++
     "chromium-headless-shell": "chromium-headless-shell",  # opens the report; any Chromium will do
     "g++": "g++",

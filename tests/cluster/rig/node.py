@@ -132,6 +132,10 @@ def _import_images(paths: Paths) -> None:
         new.rename(archive)  # it says from now on that the images are there
 
 
+def import_image(paths: Paths, archive: Path, *, repository: str) -> None:
+    run(*_ctr(paths), "images", "import", "--base-name", repository, archive)
+
+
 def _door(state: State) -> Program:
     forward = str(Path(__file__).with_name("forward.py"))
     source, target = f"{BRIDGE_ADDRESS}:{API_PORT}", f"127.0.0.1:{state.ports['apiserver']}"

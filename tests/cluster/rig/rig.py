@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from . import api, control_plane, pki
+from . import api, control_plane, node, pki
 from .audit import AuditLog
 from .process import Processes, run
 from .s3 import S3, minio
@@ -182,6 +182,11 @@ class Rig:
             token=token,
             namespace=namespace,
         )
+
+    def import_image(self, archive: Path, *, repository: str) -> None:
+        """Gives the node an image of an OCI archive: REPOSITORY:TAG, with the tag that the archive has."""
+        self._own  # noqa: B018  (an external cluster's nodes are not ours)
+        node.import_image(self.paths, archive, repository=repository)
 
     # one component
 
