@@ -103,6 +103,8 @@ class Reason(StrEnum):
     GangRunning = "GangRunning"
     Restarting = "Restarting"
     NextRung = "NextRung"
+    RungDecided = "RungDecided"
+    LadderStopped = "LadderStopped"
     RestartsExhausted = "RestartsExhausted"
     Queued = "Queued"
     Admitted = "Admitted"

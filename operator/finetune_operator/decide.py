@@ -46,6 +46,7 @@ from .state.observe import Observed
 from .state.status import change, terminal
 from .state.usage import metered
 from .state.views import ChildJob, parse_time
+from .transitions import ladder
 
 LINGER = timedelta(seconds=30)
 """In which containers next to the trainer's should end when it has."""
@@ -66,7 +67,8 @@ def decide(seen: Observed, now: datetime) -> Decision:
     decision = decision.but(delete=(*decision.delete, *useless))
     decision = elastic.probed(seen, decision.but(status=status), now)
     lingers = _lingers_for(seen, status, now) or None
-    decision = decision.but(status=metered(seen, decision.status, now))
+    events = (*decision.events, *ladder.told(seen.status, decision.status))
+    decision = decision.but(status=metered(seen, decision.status, now), events=events)
     wakes = (decision.look_again_in, deadline.wake(seen, status, now), elastic.wake(seen, status, now), lingers)
     return decision.but(look_again_in=min((wait for wait in wakes if wait is not None), default=None))
 
