@@ -60,6 +60,21 @@ def test_a_key_that_rests_holds_nobody_up_and_loses_no_news() -> None:
     run(story)
 
 
+def test_a_key_that_rests_does_not_come_back_into_a_queue_that_was_cleared() -> None:
+    async def story(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        key = await queue.get()
+        queue.add("a")
+        queue.done(key, rest=0.01)
+        queue.clear()
+        await asyncio.sleep(0.05)
+        assert queue.depth == 0, "a replica that stands by would become unhealthy by it"
+        queue.add("a")
+        assert await queue.get() == "a"
+
+    run(story)
+
+
 def test_what_is_urgent_while_a_worker_has_it_is_urgent_after_it() -> None:
     async def story(queue: WorkQueue[str]) -> None:
         queue.add("a")

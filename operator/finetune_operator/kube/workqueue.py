@@ -95,11 +95,12 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     def clear(self) -> None:
-        """Nothing waits any more, now or later; workers keep what they hold."""
+        """Nothing waits any more, now or later. Workers keep what they hold, and it does not come back by itself."""
         for timer in self._later.values():
             timer.cancel()
         for each in (self._ready, self._urgent, self._later, self._failures):
             each.clear()
+        self._taken = dict.fromkeys(self._taken)
 
     @property
     def depth(self) -> int:
