@@ -20,7 +20,7 @@ from typing import Any
 from tests.cluster.rig import Rig, build
 
 from .api import Api, Raw, Waiter
-from .burst import PATIENCE, SETTLED, end_pod
+from .burst import PATIENCE, SETTLED, end_pod, watches_of
 from .rest import clear, plane
 from .scale import wide_rig
 from .sides import Bare, Ours, Side, finetunejob
@@ -45,11 +45,7 @@ class Gang:
     reported: float = 0.0
 
     def watches(self) -> dict[str, Any]:
-        jobs = f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
-        pods = f"/api/v1/namespaces/{self.namespace}/pods"
-        own = self.side.path.format(namespace=self.namespace)
-        both = {"jobs": (jobs, self._job), "pods": (pods, self._pod)}
-        return both if own == jobs else {**both, "resources": (own, self._resource)}
+        return watches_of(self.side, self.namespace, jobs=self._job, pods=self._pod, resources=self._resource)
 
     def _job(self, _: str, raw: Raw, when: float) -> None:
         self.jobs.setdefault(raw["metadata"]["name"], when)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.cluster.rig import Rig
 
-from .api import MERGE, Api, Raw, Waiter
+from .api import MERGE, Api, Raw, Seen, Waiter
 from .rest import clear, plane
 from .sides import PODS, Side
 from .usage import Meter
@@ -26,6 +26,14 @@ PATIENCE = 900.0
 SETTLED = 3.0
 """Seconds of quiet after all run and after all have ended: what controllers still do counts too."""
 WRITES = frozenset(("create", "update", "patch", "delete", "deletecollection"))
+
+
+def watches_of(side: Side, namespace: str, *, jobs: Seen, pods: Seen, resources: Seen) -> dict[str, tuple[str, Seen]]:
+    """For `Api.watching`. A side whose resources are Jobs has no other watch for them."""
+    path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    own = side.path.format(namespace=namespace)
+    both = {"jobs": (path, jobs), "pods": (f"/api/v1/namespaces/{namespace}/pods", pods)}
+    return both if own == path else {**both, "resources": (own, resources)}
 
 
 @dataclass
@@ -49,11 +57,7 @@ class Fleet:
     alive: set[str] = field(default_factory=set)
 
     def watches(self) -> dict[str, Any]:
-        jobs = f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
-        pods = f"/api/v1/namespaces/{self.namespace}/pods"
-        own = self.side.path.format(namespace=self.namespace)
-        both = {"jobs": (jobs, self._job), "pods": (pods, self._pod)}
-        return both if own == jobs else {**both, "resources": (own, self._resource)}
+        return watches_of(self.side, self.namespace, jobs=self._job, pods=self._pod, resources=self._resource)
 
     def _resource(self, kind: str, raw: Raw, when: float) -> None:
         name = raw["metadata"]["name"]
