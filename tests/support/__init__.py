@@ -1,7 +1,7 @@
 """What several test files use: objects, stand-ins, tiny models and fixtures. No tests are in here.
 
-Manifests       valid_manifests, invalid_manifests, manifests (how one differs from the short form), documents (what the
-                docs say to type), alert_cases, exported_series
+Manifests       valid_manifests, invalid_manifests and invalid_values, manifests (how one differs from the short form),
+                documents (what the docs say to type), alert_cases, exported_series
 The operator    operator_objects (small objects, as views and as the API server sends them), stepwise_cluster (decisions
                 carried out one step at a time), simulated_api, simulated_cluster and simulated_replica (an API server,
                 kubelets, agents and an operator in virtual time), http_server (one answer for every request)
