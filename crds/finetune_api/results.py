@@ -188,9 +188,9 @@ def _read(told: Any, columns: _Columns) -> Iterator[dict[str, Any]]:
 
 def _brief(value: Any, words: tuple[str, ...]) -> Any:
     if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
         short = float(f"{value:.{DIGITS}g}")
+        if not math.isfinite(short):  # the largest numbers are rounded to infinity
+            return None
         return int(short) if short == int(short) else short
     return words.index(value) if words and value is not None else value
 

@@ -6,6 +6,7 @@ from finetune_api.failures import TerminationMessage
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.measurements import Evaluation, Measurement
 from finetune_api.plan import ProgressReport
+from finetune_api.results import packed_ladder, unpacked_ladder
 from finetune_api.status import Artifact, Phase, Progress
 from finetune_operator.decide import decide
 from tests.support.operator_objects import (
@@ -40,11 +41,15 @@ def test_what_the_termination_message_lack_comes_from_the_last_report() -> None:
 
 
 def test_the_ladder_of_the_termination_message_gets_its_sentences_from_the_last_report() -> None:
-    rung = RungStatus(name="lora", state="done", decision="taken", reason="gains +0.1")
+    rung = RungStatus(name="lora", state="done", decision="taken", cost=1 / 3, score=0.123456, reason="gains +0.1")
     whole = LadderStatus(rule="x", rungs=(rung,), best="lora", stop_reason="topRung", story="w" * 600)
     earlier = whole.model_copy(update={"stop_reason": None, "story": ""})
-    for reported, expected in ((whole, whole), (earlier, whole.short()), (None, whole.short())):
-        last = TerminationMessage(step=9, artifact=ARTIFACT, ladder=whole.short())
+    brief = unpacked_ladder(packed_ladder(whole.short()))
+    assert brief != whole.short(), "of a message that does not fit otherwise: with fewer digits"
+    for said, reported, expected in (
+        (whole.short(), whole, whole), (brief, whole, whole), (brief, earlier, brief), (brief, None, brief),
+    ):  # fmt: skip
+        last = TerminationMessage(step=9, artifact=ARTIFACT, ladder=said)
         pods = (pod(0, "Succeeded", ended=ended(words=last)), pod(1, "Succeeded"))
         told = ProgressReport(attempt=1, phase="done", ladder=reported)
         after = decide(seen(job(status(Phase.Running)), children=(child(),), pods=pods, report=told), NOW).status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
+import sys
 from typing import get_args
 
 import pytest
@@ -36,7 +37,7 @@ from finetune_api.measurements import (
 )
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.plan import ProgressReport
-from finetune_api.results import DIGITS, packed, unpacked
+from finetune_api.results import DIGITS, packed, packed_ladder, unpacked, unpacked_ladder
 from finetune_api.status import Artifact, ResolvedPlan
 from finetune_api.verdicts import Verdict
 from finetune_operator.state.pod_reports import progress_report, termination_message
@@ -278,3 +279,8 @@ def test_a_progress_report_of_everything_at_once_is_read() -> None:
 def test_numbers_that_are_none_are_left_out() -> None:
     broken = Evaluation(data=(Measurement(name="a", kind="slice", metric="loss", base=float("nan"), tuned=1.0),))
     assert unpacked(packed(broken)).data[0] == Measurement(name="a", kind="slice", metric="loss", tuned=1.0)
+
+
+def test_a_number_that_rounds_to_infinity_is_left_out() -> None:
+    ladder = LadderStatus(rule="x", spent=1.0, base_score=sys.float_info.max)
+    assert unpacked_ladder(packed_ladder(ladder)) == ladder.model_copy(update={"base_score": None})

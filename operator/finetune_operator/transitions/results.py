@@ -12,6 +12,7 @@ from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.ladder import LadderStatus
 from finetune_api.measurements import Evaluation, GuardResult
 from finetune_api.plan import ProgressReport
+from finetune_api.results import packed_ladder
 from finetune_api.status import Candidate, FineTuneJobStatus
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.pod_reports import below
@@ -42,13 +43,17 @@ def measured(seen: Observed, words: TerminationMessage | None) -> Evaluation | N
 
 
 def climbed(seen: Observed) -> LadderStatus | None:
-    """The ladder as its pod last reported it. A termination message may have it without its sentences; an earlier
-    report of the same ladder has them."""
+    """The ladder as its pod last reported it. A termination message may have it without its sentences and with fewer
+    digits; an earlier report of the same ladder has them."""
     words, report = _first_words(seen), seen.report
     last = sound(words.ladder) if words else None
     whole = (sound(report.ladder) if report else None, seen.status.ladder)
-    same = (each for each in whole if each is not None and (last is None or each.short() == last.short()))
+    same = (each for each in whole if each is not None and (last is None or _brief(each) == _brief(last)))
     return next(same, last)
+
+
+def _brief(ladder: LadderStatus) -> str:
+    return packed_ladder(ladder.short())
 
 
 def guarded(seen: Observed, status: FineTuneJobStatus, stamp: Stamp) -> FineTuneJobStatus:
