@@ -13,6 +13,7 @@ from finetune_api.failures import Reason
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.agent.home import Home
 from finetune_trainer.agent.rungs import LadderRun
+from finetune_trainer.data.load import load_datasets
 from finetune_trainer.data.split import fold_of
 from finetune_trainer.ladder.decision import Outcome, variance_of
 from finetune_trainer.ladder.derived import of_fold, of_rung
@@ -20,8 +21,10 @@ from finetune_trainer.ladder.rules import FEW_ROWS, FOLDS, Facts, choose, folds_
 from finetune_trainer.planning.forecast import Forecast
 from finetune_trainer.statistics.differences import FEWEST_ROWS
 from finetune_trainer.transfer.records import DataSet, of_rows, pooled
+from tests.support.datasets import spec_of
 from tests.support.ladder_simulation import decided
 from tests.support.made_rungs import Killed, Machine, job
+from tests.support.tokenizers import tokenizer_folder, write_jsonl
 
 COUNT = 4
 HALF = np.random.default_rng(3).random(200) < 0.5
@@ -61,6 +64,18 @@ def test_groups_and_rows_of_the_same_text_are_never_on_both_sides() -> None:
 
 def test_one_group_alone_is_in_no_fold_so_that_some_rows_are_trained_on() -> None:
     assert not folds(keys(200), np.full(200, 5, np.uint64), np.zeros(200, np.bool_)).any()
+
+
+def test_a_fold_is_not_made_of_rows_that_are_too_long_to_be_trained_on(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{row} {'long ' * (200 * (row % 2))}", "completion": "yes"} for row in range(40)]
+    train, model = write_jsonl(tmp_path / "train.jsonl", *rows), tokenizer_folder(tmp_path / "model")
+    spec = spec_of(train, sequenceLength=64, overlong="drop")
+    found = [
+        load_datasets(spec, tokenizer_path=model, cache=tmp_path / "cache", seed=1, fold=(at, 18)) for at in range(18)
+    ]
+    sizes = [len(data.fold) if data.fold else 0 for data in found]
+    assert min(sizes) > 0
+    assert {size + len(data.train) for size, data in zip(sizes, found, strict=True)} == {sum(sizes)}
 
 
 @pytest.mark.parametrize(

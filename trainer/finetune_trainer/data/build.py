@@ -219,7 +219,8 @@ class Build:
         if self.fold is not None:
             index, count = self.fold
             grouped = bool(self.spec.validation and self.spec.validation.group_by)
-            parts["fold"] = fold_of(facts.keys, facts.twins, held, grouped=grouped, index=index, count=count)
+            none = held | (facts.documents == 0)  # rows that were dropped would leave a fold without any
+            parts["fold"] = fold_of(facts.keys, facts.twins, none, grouped=grouped, index=index, count=count)
             held = held | parts["fold"]
         splits = self._separate(folder, given, facts, {"train": ~held, **parts}, limits)
         sources = tuple(
