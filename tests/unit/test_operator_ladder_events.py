@@ -40,6 +40,8 @@ def test_a_decision_is_told_once_with_its_interval_and_the_cost_so_far() -> None
         ("RungDecided", "Rung full: noGain"),
         ("LadderStopped", "Full was no better"),
     ]
+    earlier = "Rung lora: taken (gain +0.05, interval +0.02 to +0.08)."
+    assert second.events[0].message.endswith(f" {earlier}"), "it replaces the message of the first, by its name"
     assert not after(
         second.status, ladder(TAKEN, NO_GAIN, stopReason="noGain", story="Full was no better."), 180
     ).events
