@@ -12,8 +12,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api import durations, names
+from finetune_api.plan import RunPlan
 from finetune_trainer.parallel.base import Gang, Weights
 from finetune_trainer.store.checkpoints import Broken, CheckpointStore
+from finetune_trainer.store.folder import Folder
+from finetune_trainer.store.opening import open_folder
 
 from .checkpoint import CheckpointWriter, Snapshot, load
 from .checkpoint_reader import CheckpointReader
@@ -37,6 +41,17 @@ class Checkpointer:
 
     def __post_init__(self) -> None:
         self._writer = CheckpointWriter(self.store, keep=self.keep)
+
+    @classmethod
+    def of(cls, plan: RunPlan, gang: Gang, output: Folder) -> Checkpointer:
+        every = plan.spec.checkpoint.every
+        return cls(
+            strategy=gang,
+            store=_store_of(plan, output),
+            keep=plan.spec.checkpoint.keep,
+            every_steps=every if isinstance(every, int) else None,
+            every_seconds=None if isinstance(every, int) else durations.seconds(every),
+        )
 
     @property
     def saved_step(self) -> int | None:
@@ -171,3 +186,11 @@ def _lost(first: Best, why: str, best: Best) -> str:
         f"the best weights, of step {first.step} (validation loss {first.loss:.4f}), are lost: {why}; "
         f"the artifact has those of step {best.step} ({best.loss:.4f})"
     )
+
+
+def _store_of(plan: RunPlan, output: Folder) -> CheckpointStore:
+    """This run's own, or that of the rung that it publishes."""
+    if plan.publishes is None:
+        return CheckpointStore(output, plan.job)
+    folder = open_folder(plan.publishes.uri, prefix=names.PREFIX_OUTPUT)
+    return CheckpointStore(folder, plan.job.model_copy(update={"uid": plan.publishes.uid}))

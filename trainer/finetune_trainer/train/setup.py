@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from finetune_api import durations, names
+from finetune_api import names
 from finetune_api.methods import Method
 from finetune_api.plan import Fold, RunPlan
 from finetune_api.spec import FineTuneJobSpec
@@ -35,7 +35,6 @@ from finetune_trainer.statistics import DataRecord
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.models import LocalModel
-from finetune_trainer.store.opening import open_folder
 from finetune_trainer.transfer.evaluate import Layout
 from finetune_trainer.transfer.references import References, references_of
 from finetune_trainer.transfer.tasks import EarlierTest
@@ -176,7 +175,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
     check_inputs(spec.method, cast(Any, network).config.to_dict())
     parameters = sum(map(_numel, network.parameters()))
     reporter.alive()
-    checkpointer = _checkpointer(plan, strategy, output)
+    checkpointer = Checkpointer.of(plan, strategy, output)
     if spec.method.is_open:
         spec = _settle(
             spec, network, data, device, low=low, strategy=strategy, store=checkpointer.notes, reporter=reporter
@@ -368,25 +367,6 @@ def _course(spec: FineTuneJobSpec, *, rows: Mixture, hidden_size: int) -> Course
         patience=stopping.patience if stopping else None,
         min_delta=stopping.min_delta if stopping else 0.0,
     )
-
-
-def _checkpointer(plan: RunPlan, strategy: Strategy, output: Folder) -> Checkpointer:
-    every = plan.spec.checkpoint.every
-    return Checkpointer(
-        strategy=strategy,
-        store=_checkpoints(plan, output),
-        keep=plan.spec.checkpoint.keep,
-        every_steps=every if isinstance(every, int) else None,
-        every_seconds=None if isinstance(every, int) else durations.seconds(every),
-    )
-
-
-def _checkpoints(plan: RunPlan, output: Folder) -> CheckpointStore:
-    """This run's own, or those of the rung that it publishes."""
-    if plan.publishes is None:
-        return CheckpointStore(output, plan.job)
-    folder = open_folder(plan.publishes.uri, prefix=names.PREFIX_OUTPUT)
-    return CheckpointStore(folder, plan.job.model_copy(update={"uid": plan.publishes.uid}))
 
 
 def _describe(resolved: ResolvedPlan, attached: Attached) -> str:
