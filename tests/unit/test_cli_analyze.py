@@ -69,6 +69,7 @@ def test_another_script_is_told_with_its_reasons(tmp_path: Path, capsys: pytest.
     assert "typical words" in told
     assert "block  gradient / weights  from here on" in told
     assert "rows are few for training the model's own weights" in told
+    assert "\nmethod.type auto would try prompt, then lora, by the rule 'few rows': fewer than 100 rows: " in told
 
 
 def test_without_general_text_and_labels_gradients_show_which_layers_would_move(
@@ -123,6 +124,8 @@ def test_labelled_rows_are_probed_layer_by_layer(tmp_path: Path, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     conforms("analyze", told)
     assert "bitsPerByteRatio" not in told
+    assert told["ladderRule"]["rungs"] == ["probe", "lora"]
+    assert (told["ladderRule"]["rule"], told["ladderRule"]["folds"]) == ("few rows", 5), "57 of 60 rows train"
     assert told["notes"] == ["The shift is not measured: data.general is not set."]
     layers = told["layers"]
     assert all(set(each["slices"]) == {"returns"} for each in layers["curve"])
@@ -141,7 +144,8 @@ def test_labels_that_no_layer_knows_are_reported_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    file = _job(tmp_path, general=False, rows=_tickets(60, known=False))
+    auto = {"method": {"type": "auto"}, "ladder": {"folds": 4}}
+    file = _job(tmp_path, general=False, rows=_tickets(60, known=False), **auto)
     assert _analyze(file, tmp_path, "--save", str(page)) == 0
     html = ET.fromstring(page.read_text().removeprefix("<!DOCTYPE html>"))
     assert [title.text for title in html.iter("h3")] == ["Left-out rows"]
@@ -150,6 +154,10 @@ def test_labels_that_no_layer_knows_are_reported_before_anything_is_trained(
     told = capsys.readouterr().out
     assert "layer  accuracy  ± error  selectivity" in told
     assert "no layer predicts the labels better than chance" in " ".join(told.split())
+    assert "\nladder, by the rule 'few rows': fewer than 100 rows: " in told
+    first, then = re.findall(r"^  (probe|lora)  +(?:reads what|matches full)", told, re.MULTILINE)
+    assert (first, then) == ("probe", "lora")
+    assert "\nladder.folds is set, so decisions are cross-fitted: each rung trains 4 times more" in told
 
 
 @pytest.mark.parametrize("wrong", [("--rows", "5"), ("--documents", "0"), ("--tokens", "many")])

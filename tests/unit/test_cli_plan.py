@@ -144,6 +144,7 @@ def test_a_job_that_continues_is_planned_with_the_frozen_adapter(
     assert found[1]["full"] == found[0]["full"]
     assert main(["plan", write(tmp_path, **settings, continueFrom=uri), "--gpu", "H100"]) == ExitCode.OK
     said = " ".join(capsys.readouterr().out.split())
+    assert "auto would try" not in said, "which cannot continue"
     how = "read from its file" if where == "local" else "planned as large as the new one"
     assert f"continueFrom: {human(held)} for the frozen earlier adapter is included in states, {how}" in said
 
@@ -189,6 +190,9 @@ def test_the_table_and_the_row_to_take(model: Path, tmp_path: Path, capsys: pyte
     lora = rows["lora", "ddp"]
     assert lora["cost"] == pytest.approx(lora["seconds"] / 3600 * 4, abs=0.01)
     assert told["hint"] is None
+    assert (told["ladder"], told["ladderRule"]["rule"]) == (None, "much data")
+    assert told["ladderRule"]["rungs"] == ["prompt", "lora", "partial", "full"]
+    assert "auto would try prompt, then lora, then partial, then full, by the rule 'much data': at least" in text
 
 
 def test_the_recommended_row_is_first_and_what_does_not_fit_is_asked_for(

@@ -59,6 +59,7 @@ class Request:
 
 def show_analysis(request: Request) -> int:
     from finetune_trainer.cli.analysis_text import as_json, as_text, curves_of
+    from finetune_trainer.cli.ladder_plan import rule_json, rule_of, rule_text
     from finetune_trainer.transfer.diagnostics.advice import recommended
 
     try:
@@ -68,10 +69,14 @@ def show_analysis(request: Request) -> int:
         return ExitCode.CONFIG
     found = analyze(job.spec, request)
     advice = recommended(found, job.spec)
-    print(json.dumps(as_json(found, advice), indent=2) if request.as_json else as_text(found, advice))
+    text, content = as_text(found, advice), as_json(found, advice)
+    if (ladder := rule_of(job.spec, rows=found.rows, labelled=found.labelled)) is not None:
+        text += f"\n\n{rule_text(*ladder, job.spec)}"
+        content["ladderRule"] = rule_json(*ladder)
+    print(json.dumps(content, indent=2) if request.as_json else text)
     if request.save is not None:
         lead = f"{job.spec.model.uri} and its training rows, before training"
-        save_page(request.save, job, lead=lead, curves=curves_of(found), text=as_text(found, advice))
+        save_page(request.save, job, lead=lead, curves=curves_of(found), text=text)
     return ExitCode.OK
 
 
@@ -97,6 +102,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
     return Findings(
         rows=sets.statistics.splits["train"].rows,
         held_out=0 if held_out is None else len(held_out),
+        labelled=sets.train.choices is not None,
         blocks=subject.blocks,
         vocabulary=_vocabulary(sets, model.path, spec),
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),

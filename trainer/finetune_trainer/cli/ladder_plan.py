@@ -10,6 +10,8 @@ from finetune_api.ladder import Price, refused_on_cluster
 from finetune_api.rung_pods import describe_pods, for_rung, most_nodes
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.cli.text import table
+from finetune_trainer.cli.workload import workload_of
+from finetune_trainer.ladder.rules import Choice, Facts, choose, folds_of
 from finetune_trainer.planning.forecast import Forecast
 
 
@@ -30,7 +32,6 @@ def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = 
         reserved, own = _reserved(found.estimates.get(each.method), price), for_rung(spec, each.method)
         rows.append((each.method, *reserved, describe_pods(own), each.why))
     skipped = [f"{each.rung.method} is left out: it {each.reason}" for each in found.choice.skipped]
-    head = f"ladder, by the rule {found.choice.rule!r}: {found.choice.reason}"
     refused = refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
     where = "all rungs run in one pod, one after the other"
     if spec.ladder.overrides:
@@ -38,13 +39,51 @@ def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = 
     if refused:
         where = f"only with finetune run: {refused}"
     told = table(("rung", "reserved GPU hours", *priced, "pods", "why"), rows)
-    fitted = [_CROSS_FITTED.format(found.folds)] if found.folds else []
-    return "\n".join([head, told, *fitted, *skipped, *_budget(spec, price), f"on a cluster, {where}"])
+    notes = [*_cross_fitted(spec, found.folds), *skipped, *_budget(spec, price), f"on a cluster, {where}"]
+    return "\n".join([_head(found.choice), told, *notes])
 
 
-_CROSS_FITTED = (
-    "few rows, so decisions are cross-fitted: each rung trains {0} times more, each time without 1/{0} of the rows"
-)
+def rule_json(choice: Choice, folds: int) -> dict[str, Any]:
+    return {
+        "rule": choice.rule,
+        "reason": choice.reason,
+        "rungs": [each.method for each in choice.rungs],
+        "folds": folds,
+    }
+
+
+def rule_text(choice: Choice, folds: int, spec: FineTuneJobSpec) -> str:
+    """Which rungs are tried, and why; one line for a job with another method."""
+    if not spec.method.is_auto:
+        rungs = ", then ".join(each.method for each in choice.rungs) or "nothing"
+        return f"method.type auto would try {rungs}, by the rule {choice.rule!r}: {choice.reason}"
+    rungs = table(("rung", "why"), [(each.method, each.why) for each in choice.rungs])
+    notes = [*_cross_fitted(spec, folds), "finetune plan shows which of them fit into memory"]
+    return "\n".join([_head(choice), rungs, *notes])
+
+
+def rule_of(spec: FineTuneJobSpec, *, rows: int, labelled: bool) -> tuple[Choice, int] | None:
+    """The rule for rows that have been read, and its folds, whatever fits into memory. None with continueFrom, which
+    needs one method."""
+    if spec.continue_from is not None:
+        return None
+    tokens = workload_of(spec, longest=None).tokens
+    chosen = choose(Facts(rows=rows, tokens=tokens, labelled=labelled, chosen=spec.ladder.rungs))
+    return chosen, folds_of(spec, rows)
+
+
+def _head(choice: Choice) -> str:
+    return f"ladder, by the rule {choice.rule!r}: {choice.reason}"
+
+
+def _cross_fitted(spec: FineTuneJobSpec, folds: int) -> list[str]:
+    if not folds:
+        return []
+    why = "few rows" if spec.ladder.folds is None else "ladder.folds is set"
+    return [
+        f"{why}, so decisions are cross-fitted: each rung trains {folds} times more, each time without 1/{folds} of "
+        "the rows"
+    ]
 
 
 def _reserved(hours: float | None, price: Price | None) -> tuple[str, ...]:

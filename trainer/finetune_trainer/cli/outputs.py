@@ -14,13 +14,13 @@ from pydantic import Field, TypeAdapter
 from finetune_api.base import ApiModel
 from finetune_api.calibration import Calibration, ScalePoint
 from finetune_api.client import Outcome
-from finetune_api.fields import Quantity
 from finetune_api.generated_text import Collapse, Generation
 from finetune_api.job import FineTuneJob
 from finetune_api.measurements import DataKind, Divergence
 from finetune_api.status import Phase
 from finetune_api.switching import SwitchTest
 from finetune_api.verdicts import Verdict
+from finetune_trainer.cli.ladder_outputs import LadderRule, PlannedLadder
 from finetune_trainer.cli.watch_view import Snapshot
 from finetune_trainer.report.layers import ChangedData, ConceptCurve, Recommendation
 from finetune_trainer.statistics.data import Statistics
@@ -69,42 +69,6 @@ class PlanRow(ApiModel):
     recommended: bool
 
 
-class PlannedPods(ApiModel):
-    """Of a rung."""
-
-    nodes: int
-    processes_per_node: int
-    limits: dict[str, Quantity] = Field(description="Of each pod.")
-    requests: dict[str, Quantity] = Field(description="Of each pod.")
-
-
-class PlannedRung(ApiModel):
-    """A rung of a ladder."""
-
-    method: str
-    reserved_gpu_hours: float | None = Field(description="Upper estimate; null if it is not known.")
-    reserved_money: float | None = Field(description="The same in currency; null without a price.")
-    pods: PlannedPods
-    why: str
-
-
-class SkippedRung(ApiModel):
-    """A rung that the rule leaves out."""
-
-    method: str
-    reason: str
-
-
-class PlannedLadder(ApiModel):
-    """With method.type: auto."""
-
-    rule: str
-    reason: str
-    folds: int = Field(description="Of cross-fitting; 0: the validation rows decide.")
-    rungs: tuple[PlannedRung, ...]
-    skipped: tuple[SkippedRung, ...]
-
-
 class PlannedAnswers(ApiModel):
     """What generated answers cost."""
 
@@ -134,6 +98,7 @@ class Plan(ApiModel):
     exact_bytes: int | None = Field(description="Traced peak, with --exact.")
     merged_bytes: int | None = Field(description="What output.merged adds to the artifact.")
     ladder: PlannedLadder | None
+    ladder_rule: LadderRule | None = Field(description="Of this data; null with continueFrom, which needs one method.")
     generation: PlannedAnswers | None = Field(description="With evaluation.generate.")
 
 
@@ -359,6 +324,7 @@ class Analysis(ApiModel):
     concepts: tuple[ConceptCurve, ...] | None = Field(None, description="With diagnostics.probes.")
     gradients: Gradients | None = Field(None, description="Of other rows.")
     own_answers: Answers | None = None
+    ladder_rule: LadderRule | None = Field(None, description="Of this data; unset with continueFrom.")
     notes: tuple[str, ...]
     recommendations: tuple[Recommendation, ...]
 

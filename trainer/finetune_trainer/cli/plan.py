@@ -20,14 +20,14 @@ from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.cli.continued import continued
-from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned
+from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned, rule_json, rule_text
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.cli.workload import workload_of
 from finetune_trainer.methods.needs import check_inputs
 from finetune_trainer.planning.advice import Advice, recommended, smallest_change
 from finetune_trainer.planning.devices import Device, gpu, this_machine
-from finetune_trainer.planning.forecast import forecast, on_other_devices, with_method
+from finetune_trainer.planning.forecast import Forecast, forecast, on_other_devices, with_method
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, check_tensors, read_shape
 from finetune_trainer.planning.positions import fitted
@@ -100,15 +100,7 @@ def show_plan(wish: Wish) -> int:
     rows = planner.rows()
     advice = recommended(rows, planner)
     answering = planner.answering(advice.row)
-    ladder = None
-    if auto:
-        ladder = forecast(
-            spec,
-            planner,
-            planner.workload,
-            labelled=is_labelled(spec),
-            elsewhere=lambda method: on_other_devices(spec, method),
-        )
+    ladder = None if spec.continue_from is not None else _ladder(planner)
     prices = read_prices(wish.prices) if wish.prices else None
     price = prices.of(planner.device.name) if prices else None
     content: dict[str, Any] = {
@@ -133,16 +125,28 @@ def show_plan(wish: Wish) -> int:
         "hint": _hint(planner, rows),
         "exactBytes": exact(folder, planner) if wish.exact else None,
         "mergedBytes": _merged_bytes(folder, planner) if spec.output.merged else None,
-        "ladder": planned(ladder, spec, price) if ladder else None,
+        "ladder": planned(ladder, spec, price) if ladder and auto else None,
+        "ladderRule": rule_json(ladder.choice, ladder.folds) if ladder else None,
         "generation": asdict(answering) if answering else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
     text += f"\n\n{frozen}" if frozen else ""
     text += f"\n\n{answering.told}" if answering else ""
     text += f"\n\n{_copied(planner)}" if spec.evaluation.prior_gain else ""
-    text += f"\n\n{forecast_text(ladder, spec, price)}" if ladder else ""
+    if ladder is not None:
+        told = forecast_text(ladder, spec, price) if auto else rule_text(ladder.choice, ladder.folds, spec)
+        text += f"\n\n{told}"
     print(json.dumps(content, indent=2) if wish.as_json else text)
     return ExitCode.OK
+
+
+def _ladder(planner: Planner) -> Forecast:
+    """Of method.type auto on this data, whatever the job's method is."""
+    spec = planner.spec
+    return forecast(
+        spec, planner, planner.workload, labelled=is_labelled(spec),
+        elsewhere=lambda method: on_other_devices(spec, method),
+    )  # fmt: skip
 
 
 def _planner(wish: Wish, spec: FineTuneJobSpec, shape: ModelShape) -> Planner:

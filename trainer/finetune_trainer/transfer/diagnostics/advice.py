@@ -61,6 +61,8 @@ class Findings:
     held_out: int
     """Documents of data.test, else of data.validation."""
     blocks: int
+    labelled: bool = False
+    """Rows are classifications."""
     shift: Shift | None = None
     vocabulary: Vocabulary | None = None
     curve: Curve | None = None
