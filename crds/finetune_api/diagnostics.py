@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import ApiModel, Rule
-from .fields import LIST_MAP, MAP_KEYS, DataUri, Name
+from .fields import LIST_MAP, MAP_KEYS, DataUri, Name, OutputUri
 from .methods import AUTO, TRAITS, type_of
 
 
@@ -16,11 +16,27 @@ class ConceptProbe(ApiModel):
 
     name: Name = Field(description="Name of the probe in reports.")
     uri: DataUri = Field(description="Texts with labels for single tokens; see labels. Training rows are not needed.")
-    labels: Literal["file", "pythonTokens", "pythonNames"] = Field(
+    labels: Literal["file", "pythonTokens", "pythonNames", "wordnet"] = Field(
         "file",
         description="file: rows are {text, spans: [{start, end, label}]} with offsets in characters. pythonTokens, "
         "pythonNames: rows are {text} with Python source, and the labels are made from it: the kind of each token, or "
-        "what each name is there (defined, parameter, keyword, called, attribute, assigned, read).",
+        "what each name is there (defined, parameter, keyword, called, attribute, assigned, read). wordnet: rows are "
+        "{text} in English, and each word of one part of speech has the lexicographer file of its first sense in "
+        "WordNet, such as noun.food or verb.motion.",
+    )
+    dictionary: OutputUri | None = Field(
+        None,
+        description="For labels: wordnet, the folder with WordNet's files (index.noun, data.noun, noun.exc and those "
+        "of verb, adj and adv): s3://, gs://, az://, pvc:// or file:///. Without it $WNSEARCHDIR, or "
+        "/usr/share/wordnet.",
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.dictionary) || has(self.labels) && self.labels == 'wordnet'",
+            message="diagnostics.probes[].dictionary is only for labels: wordnet",
+            holds=lambda new, _: "dictionary" not in new or new.get("labels") == "wordnet",
+        ),
     )
 
 

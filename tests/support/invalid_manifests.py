@@ -58,6 +58,8 @@ BAD = (
         "diagnostics are not supported by strategy.type deepspeed"),
     Bad("a probe for labels that nobody makes", {"spec.diagnostics": {"probes": [{"name": "a", "uri": "s3://corp/a.jsonl", "labels": "java"}]}},
         "spec.diagnostics.probes[0].labels", "pythonTokens"),
+    Bad("a dictionary for labels of Python", {"spec.diagnostics": {"probes": [{"name": "a", "uri": "s3://corp/a.jsonl",
+        "labels": "pythonNames", "dictionary": "s3://corp/wordnet"}]}}, "spec.diagnostics.probes[0]", "is only for labels: wordnet"),
     Bad("a temperature for one source", {"spec.data.mixing": {"temperature": 2}}, "spec.data", "data.mixing needs several sources"),
     Bad("a temperature below one", {"spec.data.mixing": {"temperature": 0.5}}, "spec.data.mixing.temperature", "1"),
     Bad("a probe on a mixture", {"spec.method": {"type": "probe"}, "spec.data": {"train": [{"uri": "s3://corp/a.jsonl"},

@@ -118,6 +118,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
                 "probes": [
                     {"name": "pos", "uri": "s3://corp/pos.jsonl"},
                     {"name": "code", "uri": "s3://corp/code.parquet", "labels": "pythonNames"},
+                    {"name": "words", "uri": "s3://corp/en.jsonl", "labels": "wordnet", "dictionary": "pvc://wordnet"},
                 ],
             },
             "spec.method": {"type": "full"},

@@ -23,6 +23,7 @@ halves           validation rows that tune a rung of a ladder, and those that se
 sample           at most evaluation.maxRows documents of each held-out data set
 labelled         texts with labels for single tokens
 python_labels    such labels for Python source
+wordnet          such labels for English words
 token_sample     which tokens of which documents an analysis looks at
 build            all data sets of a manifest, a file at a time
 cache            results of earlier builds, each made once

@@ -2,9 +2,9 @@
 
     {"text": "The river rose.", "spans": [{"start": 4, "end": 9, "label": "noun"}, …]}
 
-Offsets count characters. With labels pythonTokens or pythonNames a row is {"text": source}, and the labels are made
-from it. The state of a span is that of its last token, which has seen all of it. What is read is bounded: a sample by
-seed of about `SPANS` spans, at most `EACH` of a window of 256 tokens.
+Offsets count characters. With labels pythonTokens, pythonNames or wordnet a row is {"text": …}, and the labels are
+made from it. The state of a span is that of its last token, which has seen all of it. What is read is bounded: a sample
+by seed of about `SPANS` spans, at most `EACH` of a window of 256 tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from .python_labels import FAULTS, Span, python_names, python_tokens
 from .read import ENDINGS, Row, iter_rows
 from .token_sample import TOKENS, TokenSample
 from .tokenizer import Tokenizer
+from .wordnet import wordnet_words
 
 ROWS = 20_000
 """Of a source, that are read at most."""
@@ -41,7 +43,13 @@ EACH = 32
 FEWEST_SPANS, FEWEST_ROWS, MOST_LABELS = 100, 10, 64
 
 _FORM: Final = 'Rows are {"text": …, "spans": [{"start": 0, "end": 3, "label": "noun"}]}; offsets count characters.'
-_BUILT_IN: Mapping[str, Callable[[str], list[Span]]] = {"pythonTokens": python_tokens, "pythonNames": python_names}
+_Labeller = Callable[[str], list[Span]]
+_BUILT_IN: Mapping[str, Callable[[ConceptProbe], _Labeller]] = {
+    "pythonTokens": lambda _: partial(_of_python, python_tokens),
+    "pythonNames": lambda _: partial(_of_python, python_names),
+    "wordnet": lambda probe: wordnet_words(probe.dictionary),
+}
+"""By `labels`: what makes the spans of a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +78,7 @@ class _Window:
 
 def labelled(probe: ConceptProbe, tokenizer: Tokenizer, *, seed: int, fewer: int = 1) -> Labelled:
     """`fewer`: 2 takes half as many spans. DataUnreadable for rows of another form, InvalidSpec where there are too few
-    labels or too many."""
+    labels or too many, and where WordNet's files are missing."""
     windows = _drawn(list(_windows(probe, tokenizer)), SPANS // fewer, seed)
     spans = [span for window in windows for span in window.spans]
     names = tuple(sorted({label for label, _ in spans}))
@@ -116,18 +124,18 @@ def _drawn(windows: list[_Window], spans: int, seed: int) -> list[_Window]:
 
 
 def _windows(probe: ConceptProbe, tokenizer: Tokenizer) -> Iterator[_Window]:
-    keys = ("text",) if probe.labels in _BUILT_IN else ("text", "spans")
+    built_in = _BUILT_IN.get(probe.labels)
+    keys = ("text", "spans") if built_in is None else ("text",)
     files = find_files(probe.uri, prefix=PREFIX_DATA, endings=ENDINGS)
     rows = (row for file in files for row in _closed(file, keys))
-    read = 0
+    make, read = built_in and built_in(probe), 0
     for number, row in enumerate(islice(rows, ROWS)):
         text = row.fields.get("text")
         if not isinstance(text, str):
             raise row.problem(Reason.DataUnreadable, "the row of a concept probe has no text", _FORM)
         text = text[:CHARACTERS]
         read += len(text)
-        made = _BUILT_IN.get(probe.labels)
-        yield from _cut(number, text, _spans(row, len(text)) if made is None else _made(made, text), tokenizer)
+        yield from _cut(number, text, _spans(row, len(text)) if make is None else make(text), tokenizer)
         if read > ALL_CHARACTERS:
             return
 
@@ -137,7 +145,7 @@ def _closed(file: Any, keys: tuple[str, ...]) -> Iterator[Row]:
         yield from rows
 
 
-def _made(make: Callable[[str], list[Span]], text: str) -> list[Span]:
+def _of_python(make: _Labeller, text: str) -> list[Span]:
     """None of text that is not Python, such as the start of a long file."""
     try:
         return make(text)
