@@ -72,7 +72,7 @@ def test_the_names_are_those_of_lexnames() -> None:
     [
         ("run runs fast", "of two parts of speech or more"),
         ("Fox FOX Paris", "may be a name"),
-        ("who is", "function words; for WordNet an organization and several letters"),
+        ("who is", "function words; for WordNet an organization, and several letters"),
         ("fox's fox2 2fox fox_run", "not a plain word"),
         ("unknown ran glass-s bu", "not in this database"),
         ("fast_food", "two words"),

@@ -5,8 +5,8 @@ index.PART, data.PART and PART.exc for noun, verb, adj and adv (wndb(5WN)); it i
 word is looked up by its exceptions and by the detachment rules of morphy(7WN).
 
 The text does not say which of its senses a word has, so a word that is in several parts of speech has no label, nor
-has one with a capital letter, which may be a name, nor a function word: WordNet has none, but `who` is the World
-Health Organization there.
+has one with a capital letter, which may be a name, nor a function word: `who` is the World Health Organization in
+WordNet, and `might` is power.
 """
 
 from __future__ import annotations
@@ -59,23 +59,17 @@ _DETACHED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "adv": (),
 }  # fmt: skip
 """(ending, what takes its place), in the order in which morphy tries them."""
-_CLOSED_CLASSES = """
-    a about above across after against ago all along although am amid among an and another any anybody anyone anything
-    are around as at be because been before behind being below beneath beside besides between beyond both but by can
-    cannot could despite did do does doing done down during each either else enough every everybody everyone everything
-    few for from had has have having he hence her here hers herself him himself his how however i if in inside into is
-    it its itself least less like many may me might mine more most much must my myself near neither no nobody none nor
-    not nothing of off on once one ones onto or other others ought our ours ourselves out outside over own past per same
-    several shall she should since so some somebody someone something such than that the their theirs them themselves
-    then there these they this those though through throughout thus till to toward towards under underneath unless until
-    up upon us versus very via was we were what whatever when where whereas whether which whichever while who whoever
-    whom whose why will with within without would yes yet you your yours yourself yourselves
-"""
-_FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+_FUNCTION_WORDS = frozenset({
+    "across", "along", "another", "around", "been", "before", "below", "beneath", "besides", "between", "beyond",
+    "both", "but", "despite", "did", "doing", "either", "every", "had", "having", "however", "its", "many", "may",
+    "might", "neither", "not", "once", "ones", "other", "several", "someone", "though", "throughout", "underneath",
+    "were", "whatever", "while", "who", "why", "within", "yes", "yet",
+})  # fmt: skip
+"""Those of three letters or more that have one part of speech in WordNet."""
 _WORD = re.compile(r"[\w'\u2019-]+")
 _PLAIN = re.compile(r"[a-z]+(?:-[a-z]+)*")
-_LONGEST = 40
-"""Letters of a word that is looked up."""
+_LETTERS = range(3, 41)
+"""Of a word that is looked up. Shorter ones are function words and abbreviations."""
 
 _HINT: Final = (
     "Install WordNet's files (Debian and Ubuntu: apt-get install wordnet-base), or set dictionary to a folder with "
@@ -105,7 +99,7 @@ class Lexicon:
 
     def supersense(self, word: str) -> str | None:
         """None for a word that has none, or several parts of speech."""
-        if len(word) > _LONGEST or word in _FUNCTION_WORDS or not _PLAIN.fullmatch(word):
+        if len(word) not in _LETTERS or word in _FUNCTION_WORDS or not _PLAIN.fullmatch(word):
             return None
         found = [sense for part in _PARTS if (sense := self._sense(word, part))]
         return found[0] if len(found) == 1 else None
@@ -118,7 +112,7 @@ class Lexicon:
         if base := self._exceptions[part].get(word):
             yield base
             return
-        if part == "noun" and (word.endswith("ss") or len(word) < 3):
+        if part == "noun" and word.endswith("ss"):
             return
         for ending, instead in _DETACHED[part]:
             if word.endswith(ending):
