@@ -1,4 +1,5 @@
-"""Runs the unit tests where it should make no difference: other vector units, seeds or order, a busy machine.
+"""Runs the unit tests where it should make no difference: other vector units, seeds or order, a busy machine,
+threads that are held up.
 
     python tools/shake.py [VARIANT ...] [-- PYTEST ARGUMENTS]
 
@@ -34,6 +35,7 @@ VARIANTS = {
     "seed": Variant(arguments=("--shake-seed", "1")),
     "order": Variant(arguments=("--shake-order", "1")),
     "load": Variant(burners=4),
+    "threads": Variant(arguments=("--shake-threads", "1"), burners=1),
 }
 BURN = "while True: sum(range(100000))"
 

@@ -41,7 +41,7 @@ class MemoryFolder:
 
     def list(self, prefix: str = "") -> list[Entry]:
         below = prefix + "/" if prefix else ""
-        return [Entry(p, len(d)) for p, d in sorted(self.files.items()) if p.startswith(below)]
+        return [Entry(p, len(d)) for p, d in sorted(self.files.copy().items()) if p.startswith(below)]
 
     def put(self, path: str, data: bytes | Path) -> None:
         self.files[safe_path(path)] = data if isinstance(data, bytes) else data.read_bytes()

@@ -21,7 +21,8 @@ from finetune_trainer.store.shared_lock import Pace
 from tests.unit.test_store_models import MODEL
 
 SOURCE = ModelSource(uri="s3://corp/model")
-QUICK = Pace(beat=0.02, dead=0.4, dead_here=0.1, poll=0.01)
+QUICK = Pace(beat=0.02, dead=600, dead_here=0.1, poll=0.01)
+"""A holder that lives keeps its lock, also on a machine that lets it wait for minutes."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
-"""A pytest plugin for `tools/shake.py`: other random numbers, another order.
+"""A pytest plugin for `tools/shake.py`: other random numbers, another order, threads that are held up.
 
-    pytest -p tests.support.shuffled --shake-seed 1 --shake-order 1
+    pytest -p tests.support.shuffled --shake-seed 1 --shake-order 1 --shake-threads 1
 
 `--shake-seed N` adds N to every seed that a test gives to torch or numpy; `--shake-order N` shuffles the files, and the
-tests within each file."""
+tests within each file; `--shake-threads N` holds up a thread now and then, wherever it is, as a busy machine does, and
+switches between threads after microseconds in some tests and after tenths of a second in others."""
 
 from __future__ import annotations
 
 import random
+import sys
+import threading
+import time
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -16,9 +21,12 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shake-seed", type=int, default=0)
     parser.addoption("--shake-order", type=int, default=0)
+    parser.addoption("--shake-threads", type=int, default=0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if seed := config.getoption("--shake-threads"):
+        config.pluginmanager.register(HeldUp(seed))
     if not (offset := config.getoption("--shake-seed")):
         return
     import numpy as np
@@ -42,3 +50,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for file in files:
         draw.shuffle(file)
     items[:] = [item for file in files for item in file]
+
+
+class HeldUp:
+    """A plugin: threads pause at calls of functions, by chance."""
+
+    OFTEN, LONGEST = 1 / 4000, 0.8
+    """Of the calls; and seconds. Most pauses are much shorter."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, None, None]:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(self.draw.choice([1e-6, before, 0.2]))
+        threading.setprofile(self._pause)
+        sys.setprofile(self._pause)
+        yield
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+        sys.setswitchinterval(before)
+
+    def _pause(self, _frame: object, event: str, _argument: object) -> None:
+        if event == "call" and self.draw.random() < self.OFTEN:
+            time.sleep(self.LONGEST * self.draw.random() ** 4)

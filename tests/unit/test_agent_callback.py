@@ -94,7 +94,7 @@ def test_a_percentage_stays_one(percent: float, expected: int) -> None:
 def post(url: str, body: bytes, **headers: str) -> int:
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

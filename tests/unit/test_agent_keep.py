@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,8 +72,10 @@ def test_a_store_that_refuses_is_told_and_no_error(tmp_path: Path) -> None:
 
 def test_a_store_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep, "PATIENCE", 0.1)
-    monkeypatch.setattr(keep, "_put", lambda *_: time.sleep(60))
+    gate = threading.Event()
+    monkeypatch.setattr(keep, "_put", lambda *_: gate.wait(60))
     said = keep.keep(plan_for(tmp_path), say(Reason.PodFailed, "x"), run_dir=tmp_path, said=[], environ={})
+    gate.set()
     assert "the upload took more than" in said
 
 

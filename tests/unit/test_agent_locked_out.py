@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import pages
 from finetune_api.pages import TEXT, Limits, Page, Route, serving
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.spec import FineTuneJobSpec
@@ -80,13 +80,20 @@ def test_who_says_nothing_for_a_second_is_closed(tmp_path: Path) -> None:
         assert closed(dripping)
 
 
-def test_slow_readers_are_closed_and_hold_no_copies() -> None:
+def test_slow_readers_are_closed_and_hold_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, end = Event(), pages._Server._end
+
+    def noted(server: pages._Server, connection: pages._Connection) -> None:
+        end(server, connection)
+        ended.set()
+
+    monkeypatch.setattr(pages._Server, "_end", noted)
     routes = {"/big": Route(lambda: Page(TEXT, b"x" * 50_000_000))}
-    limits = Limits(answer_seconds=0.5)
+    limits = Limits(head_seconds=60, answer_seconds=0.2)
     with serving("127.0.0.1", 0, routes, limits=limits) as port, ExitStack() as stack:
         (slow,) = strangers(stack, port, 1)
         slow.sendall(b"GET /big HTTP/1.1\r\n\r\n")
-        time.sleep(1.0)
+        assert ended.wait(60), "before anything was read"
         got = 0
         while piece := _received(slow):
             got += len(piece)
@@ -144,9 +151,10 @@ def test_a_page_is_made_once_for_all_who_wait_for_it() -> None:
 
 
 def test_one_page_that_takes_long_does_not_hold_up_another() -> None:
-    go = Event()
+    asked, go = Event(), Event()
 
     def slow() -> Page:
+        asked.set()
         assert go.wait(60)
         return Page(TEXT, b"")
 
@@ -154,6 +162,7 @@ def test_one_page_that_takes_long_does_not_hold_up_another() -> None:
     with serving("127.0.0.1", 0, routes) as port:
         waiting = Thread(target=ask, args=(port, "/metrics"))
         waiting.start()
+        assert asked.wait(30)
         assert ask(port) == (200, b"ok")
         go.set()
         waiting.join(30)

@@ -47,7 +47,7 @@ class Server:
 
 def ask(server: Server, question: Callable[[HttpClient], Awaitable[Any]]) -> Any:
     async def play() -> Any:
-        async with asyncio.timeout(20), serving(server.answer) as url, aiohttp.ClientSession() as session:
+        async with asyncio.timeout(60), serving(server.answer) as url, aiohttp.ClientSession() as session:
             return await question(HttpClient(session, url))
 
     return asyncio.run(play())

@@ -72,7 +72,7 @@ async def seen_by_workers(made: Replica, server: Server) -> tuple[list[Any], lis
     looked = made.looked
     lists = [asyncio.create_task(made.sync.list_all(namespace)) for namespace in ("closed", "ml")]
     acting = asyncio.create_task(made.workers.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not looked:
             await asyncio.sleep(0.01)
         before = list(looked)

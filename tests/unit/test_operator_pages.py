@@ -13,7 +13,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from finetune_api.pages import TEXT, Limits, Page, Route, serving
-from finetune_operator import main
+from finetune_operator import health, main
 from finetune_operator.health import OLDEST_TURN, Guard, Running, serve
 from finetune_operator.kube.resources import FINETUNEJOBS
 from finetune_operator.kube.workqueue import WorkQueue
@@ -33,16 +34,16 @@ from finetune_operator.state.cache import Cache
 from tests.support.operator_objects import raw_job, vitals_of
 
 
-class Slow(Collector):
-    """A page that takes as long as it is told, and who made it."""
+class Samples(Collector):
+    """So many samples, once the gate is open; and the threads that asked for them."""
 
-    def __init__(self, seconds: float = 0.0, samples: int = 1) -> None:
-        self.seconds, self.samples = seconds, samples
+    def __init__(self, count: int = 1, gate: threading.Event | None = None) -> None:
+        self.samples, self.gate = count, gate
         self.made: list[str] = []
 
     def collect(self) -> Any:
         self.made.append(threading.current_thread().name)
-        time.sleep(self.seconds)
+        assert self.gate is None or self.gate.wait(60)
         family = GaugeMetricFamily("finetune_test", "x", labels=("n",))
         for number in range(self.samples):
             family.add_metric((f"{number:06}",), 1)
@@ -71,41 +72,44 @@ def ask(running: Running, path: str, scheme: str = "http", **headers: str) -> tu
         return error.code, error.read()
 
 
-def test_sixteen_scrapes_are_one_page_and_the_loop_goes_on_meanwhile() -> None:
-    slow = Slow(seconds=0.5)
+def test_seven_scrapes_are_one_page_and_the_loop_goes_on_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LONGEST", 3600.0)
+    monkeypatch.setattr(health, "SHORTEST", 3600.0)
+    samples = Samples(gate=(gate := threading.Event()))
 
-    async def play() -> tuple[list[int], int]:
-        running, turns = await served(slow), 0
+    async def play() -> list[int]:
+        running = await served(samples)
         scrapes = [asyncio.create_task(asyncio.to_thread(ask, running, "/metrics")) for _ in range(7)]
-        while not all(scrape.done() for scrape in scrapes):
-            turns += 1
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while not samples.made:
+                await asyncio.sleep(0.01)
+        gate.set()  # by the loop, which would never come to it if it made the page
+        statuses = [(await scrape)[0] for scrape in scrapes]
         await running.cleanup()
-        return [scrape.result()[0] for scrape in scrapes], turns
+        return statuses
 
-    statuses, turns = asyncio.run(play())
-    assert statuses == [200] * 7
-    assert turns >= 3, "the loop was not blocked for half a second"
-    assert len(slow.made) <= 2
-    assert threading.main_thread().name not in slow.made
+    assert asyncio.run(play()) == [200] * 7
+    assert len(samples.made) == 1
+    assert threading.main_thread().name not in samples.made
 
 
-def test_a_page_that_took_long_is_shown_for_longer() -> None:
-    slow = Slow(seconds=0.3)
+@pytest.mark.parametrize(("took", "shown"), [(0.0, 1.0), (0.3, 3.0), (60.0, 15.0)])
+def test_a_page_that_took_long_is_shown_for_longer(monkeypatch: pytest.MonkeyPatch, took: float, shown: float) -> None:
+    routes: dict[str, Route] = {}
 
-    async def play() -> None:
-        running = await served(slow)
-        for _ in range(3):
-            assert (await asyncio.to_thread(ask, running, "/metrics"))[0] == 200
-        await running.cleanup()
+    @contextmanager
+    def noted(_address: str | None, port: int, given: dict[str, Route], **_: Any) -> Iterator[int]:
+        routes.update(given)
+        yield port
 
-    asyncio.run(play())
-    assert len(slow.made) == 1
+    monkeypatch.setattr(health.pages, "serving", noted)
+    asyncio.run(served(Samples()))
+    assert routes["/metrics"].keep(took) == shown
 
 
 def test_a_large_page_is_compressed_for_who_can_read_it() -> None:
     async def play() -> tuple[bytes, bytes]:
-        running = await served(Slow(samples=20_000))
+        running = await served(Samples(20_000))
         packed = await asyncio.to_thread(ask, running, "/metrics", **{"Accept-Encoding": "gzip"})
         plain = await asyncio.to_thread(ask, running, "/metrics")
         await running.cleanup()
@@ -121,7 +125,7 @@ def test_metrics_want_the_token_and_the_probes_do_not(tmp_path: Path) -> None:
     file.write_text("t0ken\n")
 
     async def play() -> list[int]:
-        running = await served(Slow(), Guard(token=file))
+        running = await served(Samples(), Guard(token=file))
 
         async def status(path: str, token: str = "") -> int:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -152,7 +156,7 @@ def test_pages_come_by_tls_and_a_new_certificate_is_taken_up(tmp_path: Path) -> 
     chain, key = certificate(tmp_path, "first")
 
     async def play() -> tuple[list[bytes], tuple[int, bytes]]:
-        running = await served(Slow(), Guard(certificate=chain, key=key))
+        running = await served(Samples(), Guard(certificate=chain, key=key))
 
         def shown() -> bytes:
             address = ("127.0.0.1", running.addresses[0][1])
@@ -190,9 +194,9 @@ def test_connections_in_their_tls_handshake_count_as_all_others(tmp_path: Path) 
 
 def test_a_certificate_that_cannot_be_read_is_told_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        asyncio.run(served(Slow(), Guard(certificate=tmp_path / "no.crt", key=tmp_path / "no.key")))
+        asyncio.run(served(Samples(), Guard(certificate=tmp_path / "no.crt", key=tmp_path / "no.key")))
     with pytest.raises(OSError, match="No such file"):
-        asyncio.run(served(Slow(), Guard(token=tmp_path / "none")))
+        asyncio.run(served(Samples(), Guard(token=tmp_path / "none")))
 
 
 def test_a_certificate_needs_its_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from finetune_api.text import REDACTED, clean, one_line, printable, redact
 from finetune_operator.state.pod_reports import (
     LIMIT,
 )
+from tests.support.growth import times_as_long
 from tests.support.pod_report_samples import CANARY, said
 
 ESCAPES = [
@@ -71,6 +70,6 @@ def test_a_stranger_cannot_begin_a_line_of_the_log() -> None:
     ["://", "a", "?", "token=", "-----BEGIN PRIVATE KEY-----", "\x1b]", "eyJ", "bearer ", "://a:", "a_", "\x1b["],
 )
 def test_the_worst_texts_take_no_longer(piece: str) -> None:
-    start = time.thread_time()
-    clean(piece * (LIMIT // len(piece)), 3000)
-    assert time.thread_time() - start < 2.0
+    """Of sixteen times the length: it would be some 256 times the time if it grew with the square."""
+    sizes = LIMIT // 16, LIMIT
+    assert times_as_long(lambda size: clean(piece * (size // len(piece)), 3000), *sizes) < 64

@@ -51,7 +51,7 @@ async def reads(data: bytes, asked: Asked) -> ProgressReport:
 
 def told(answer: Answer, asked: Asked = ASKED) -> ProgressReport | None:
     async def play() -> ProgressReport | None:
-        brief = aiohttp.ClientTimeout(total=5)
+        brief = aiohttp.ClientTimeout(total=120)
         async with (
             http_server.serving(answer) as url,
             aiohttp.ClientSession(timeout=brief, auto_decompress=False) as session,

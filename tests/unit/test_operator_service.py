@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from finetune_operator.kube.connection import connect
-from finetune_operator.kube.leader import Election
+from finetune_operator.kube.leader import GIVEN_BACK, Election
 from finetune_operator.service import Options, Service
 from tests.support.http_api import HttpApi, finetune_job
 from tests.support.operator_objects import DEFAULTS, SPEC
 
-ELECTION = Election(namespace="ml", name="l", identity="i", lease=3, renew=2, retry=0.2)
+ELECTION = Election(namespace="ml", name="l", identity="i", lease=600, renew=400, retry=0.2)
+LEASE = {
+    "metadata": {"namespace": "ml", "name": "l"},
+    "spec": {"holderIdentity": "", "leaseDurationSeconds": GIVEN_BACK},
+}
 
 
 async def until(true: Callable[[], bool], running: asyncio.Task[None]) -> None:
@@ -27,6 +31,7 @@ async def until(true: Callable[[], bool], running: asyncio.Task[None]) -> None:
 async def life(folder: Path, election: Election | None) -> None:
     api, stop = HttpApi(), asyncio.Event()
     api.put("finetunejobs", finetune_job("a", SPEC))
+    api.put("leases", LEASE)
     async with api.kubeconfig(folder) as kubeconfig:
         options = Options(workers=2, defaults=DEFAULTS, election=election)
         service = Service(await connect(str(kubeconfig)), options)
@@ -40,7 +45,7 @@ async def life(folder: Path, election: Election | None) -> None:
         assert [(status["phase"], status["attempt"]) for status in statuses] == [("Pending", 1)] * 2
         assert set(api.objects["services"]) == {"a", "b"}
         stop.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await running
     assert not service.acting
 

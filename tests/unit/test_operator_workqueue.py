@@ -12,7 +12,7 @@ from finetune_operator.kube.workqueue import LONGEST_RETRY, WorkQueue
 
 def run(story: Callable[[WorkQueue[str]], Awaitable[None]]) -> None:
     async def play() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await story(WorkQueue())
 
     asyncio.run(play())

@@ -51,7 +51,7 @@ def test_the_agent_answers(host: str, tmp_path: Path) -> None:
     plan = RunPlan(job=JobIdentity(namespace="ml", name="a", uid="u"), spec=spec())
     with (
         serving("", 0, plan=plan, run_dir=RunDir(tmp_path), phase=lambda: "waiting") as port,
-        urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=10) as answer,
+        urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=60) as answer,
     ):
         assert answer.read() == b"ok\n"
 

@@ -9,13 +9,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 
+from finetune_trainer.store import shared_lock
 from finetune_trainer.store.shared_lock import Pace, held
 from tests.support.shared_models import QUICK
+
+SOON = replace(QUICK, dead=0.1)
+"""Takes over what nobody holds."""
 
 # The lock
 
@@ -37,19 +42,32 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_holder_that_lives_keeps_its_lock_however_long(tmp_path: Path) -> None:
-    got = Event()
+def test_a_holder_that_lives_keeps_its_lock_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waiter sees a sign of life at every second look, and by its clock looks twice before it would take over."""
+    lock, now, looks = tmp_path / "lock", [time.monotonic()], 0
+    monkeypatch.setattr(shared_lock, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: None))
 
-    def take() -> None:
-        with held(tmp_path / "lock", pace=QUICK):
-            got.set()
+    def waiting() -> None:
+        nonlocal looks
+        if looks % 2:
+            touched(lock)
+        now[0] += 0.45 * QUICK.dead
+        looks += 1
+        if looks == 20:
+            raise TimeoutError
 
-    thread = Thread(target=take)
-    with held(tmp_path / "lock", pace=QUICK):
-        thread.start()
-        assert not got.wait(3 * QUICK.dead)
-    thread.join(timeout=10)
-    assert got.is_set()
+    with held(lock, pace=QUICK), pytest.raises(TimeoutError), held(lock, pace=QUICK, waiting=waiting):
+        pass
+    with held(lock, pace=QUICK):
+        assert lock.exists()
+
+
+def touched(file: Path) -> None:
+    """Waits for it."""
+    before, end = file.stat().st_mtime_ns, time.monotonic() + 120
+    while file.stat().st_mtime_ns == before:
+        assert time.monotonic() < end, "no sign of life"
+        time.sleep(0.005)
 
 
 HOLD = (
@@ -90,14 +108,14 @@ def test_the_lock_of_a_process_of_another_machine_is_taken_once_nothing_touched_
 
     with pytest.raises(TimeoutError), held(killed, pace=hopeless, waiting=waiting):
         pass
-    with held(killed, pace=QUICK):
+    with held(killed, pace=SOON):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"boot": 1}'])
 def test_a_file_that_is_no_lock_is_taken_over_too(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock").write_text(text)
-    with held(tmp_path / "lock", pace=QUICK):
+    with held(tmp_path / "lock", pace=SOON):
         assert "token" in (tmp_path / "lock").read_text()
 
 

@@ -351,7 +351,7 @@ def test_an_agent_touches_the_leases_of_its_processes_and_removes_them(
         here.resolve()
         (lease,) = (here.root / "leases").iterdir()
         os.utime(lease, (1, 1))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while lease.stat().st_mtime == 1 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert lease.stat().st_mtime > 1

@@ -22,9 +22,12 @@ class Gate(MemoryFolder):
 
     open: threading.Event = field(default_factory=threading.Event)
     failing: bool = False
+    begun: list[str] = field(default_factory=list)
+    """The paths with which somebody has come to the gate."""
 
     def put(self, path: str, data: bytes | Path) -> None:
-        assert self.open.wait(10)
+        self.begun.append(path)
+        assert self.open.wait(60)
         if self.failing:
             raise FinetuneError(Reason.StorageUnavailable, "the store is away")
         super().put(path, data)
@@ -98,7 +101,7 @@ def test_the_memory_for_copies_is_used_again_for_what_fits_it() -> None:
     assert [tensor.tolist() for tensor in saved] == [[1.0] * 3, [2.0] * 3, [3.0] * 5]
 
     first = Snapshot({"weights/w": torch.ones(3)}, {}).copy()
-    again = Snapshot({"weights/w": torch.zeros(3)}, {}).copy(first.tensors)
+    again = Snapshot({"weights/w": torch.zeros(3)}, {"step": 1}).copy(first.tensors)
     other = Snapshot({"weights/w": torch.zeros(3, dtype=torch.float64)}, {}).copy(first.tensors)
     place = first.tensors["weights/w"].data_ptr()
     assert (again.tensors["weights/w"].data_ptr() == place, other.tensors["weights/w"].data_ptr() == place) == (
@@ -110,12 +113,13 @@ def test_the_memory_for_copies_is_used_again_for_what_fits_it() -> None:
 def test_one_save_at_a_time() -> None:
     folder = Gate()
     writer = CheckpointWriter(CheckpointStore(folder, RUN), keep=5)
-    writer.submit(1, Snapshot({"weights/w": torch.ones(3)}, {}))
-    threading.Timer(0.05, folder.open.set).start()
-    writer.submit(2, Snapshot({"weights/w": torch.ones(3)}, {}))
-    assert 1 in CheckpointStore(folder, RUN).steps()  # the second may be saved by now, too
+    writer.submit(1, Snapshot({"weights/w": torch.zeros(3)}, {"step": 1}))
+    threading.Timer(0.1, folder.open.set).start()
+    writer.submit(2, Snapshot({"weights/w": torch.ones(3)}, {"step": 2}))
     writer.wait()
     assert (writer.saved_step, CheckpointStore(folder, RUN).steps()) == (2, [1, 2])
+    manifests = ["/checkpoints/" in path for path in folder.begun]
+    assert manifests == 2 * [False, False, True], "weights, state and manifest of one, and then those of the other"
 
 
 @pytest.mark.parametrize("act", ["submit", "wait"])
