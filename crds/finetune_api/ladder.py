@@ -155,14 +155,8 @@ class LadderStatus(ApiModel):
         return self.model_copy(update={"rungs": rungs, "rule_reason": "", "story": story})
 
 
-def refused_on_cluster(*, nodes: int, skips: bool) -> str:
-    """Why the operator does not run such a ladder, and what to do; empty if it does. nodes: the most of any rung.
-    skips: training.skipBadBatch."""
-    if nodes > 1:
-        return (
-            f"a rung runs in one pod, and {nodes} nodes are asked for: set spec.nodes to 1, also in ladder.overrides, "
-            "with processesPerNode for several GPUs"
-        )
+def refused_on_cluster(*, skips: bool) -> str:
+    """Why the operator does not run such a ladder, and what to do; empty if it does. skips: training.skipBadBatch."""
     if skips:
         return "the number of a step is another batch in each rung: remove spec.training.skipBadBatch"
     return ""

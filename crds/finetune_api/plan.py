@@ -99,6 +99,9 @@ class RunPlan(ApiModel):
     pods_of: RungName | None = Field(
         None, description="Of a ladder: the rung whose pods these are (ladder.overrides). None: the job's."
     )
+    turn: int | None = Field(
+        None, ge=1, description="Of a run of a ladder: its number in the attempt, the same on all nodes."
+    )
     spec: FineTuneJobSpec
 
     @property

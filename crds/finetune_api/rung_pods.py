@@ -35,7 +35,7 @@ class RungPods(ApiModel):
 
     rung: MethodName
     nodes: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="Number of pods (one per node); above 1 only with finetune run. Default: spec.nodes."
+        None, description="Number of pods (one per node). Default: spec.nodes."
     )
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Processes per pod. Default: spec.processesPerNode, where auto counts the GPUs of the rung."
@@ -76,11 +76,6 @@ def first_rung(spec: FineTuneJobSpec) -> str | None:
 def all_pods(spec: FineTuneJobSpec) -> tuple[FineTuneJobSpec, ...]:
     """The job's, then those of each rung that has its own."""
     return (spec, *(for_rung(spec, each.rung) for each in spec.ladder.overrides))
-
-
-def most_nodes(spec: FineTuneJobSpec) -> int:
-    """Of any attempt."""
-    return max(each.max_nodes for each in all_pods(spec))
 
 
 def describe_pods(spec: FineTuneJobSpec) -> str:

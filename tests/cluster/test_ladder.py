@@ -1,6 +1,6 @@
-"""A ladder whose rungs have different resources, disturbed: the operator is killed between two rungs, and again when
-the pod of the second one is killed without notice. What was paid for is not paid for again, and the status tells the
-story."""
+"""A ladder whose rungs have different pods, disturbed: the operator is killed between two rungs, and again when one of
+the two pods of the second rung is killed without notice. What was paid for is not paid for again, and the status tells
+the story."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def job(place: Place, tiny: Path) -> Json:
     manifest["metadata"]["name"] = "climber"
     spec = manifest["spec"]
     spec["method"] = {"type": "auto"}
-    larger = {"rung": "lora", "resources": {"limits": {"memory": OF_LORA}}}
+    larger = {"rung": "lora", "nodes": 2, "resources": {"limits": {"memory": OF_LORA}}}
     spec["ladder"] = {
         "minGain": 0.05, "budget": {"gpuHours": 5}, "rungs": ["probe", "lora"], "overrides": [larger]
     }  # fmt: skip
@@ -104,9 +104,10 @@ def _complete(place: Place, name: str) -> bool:
     return place.rig.kubectl("get", "job", name, "-n", place.namespace, "-o", path) == "True"
 
 
-def only_pod(place: Place, attempt: int) -> Json:
-    (found,) = [each for each in place.pods("climber") if each["metadata"]["name"].startswith(f"climber-{attempt}-")]
-    return found
+def pods_of(place: Place, attempt: int) -> list[Json]:
+    """By node."""
+    found = [each for each in place.pods("climber") if each["metadata"]["name"].startswith(f"climber-{attempt}-")]
+    return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 
 
 def test_a_ladder_whose_rungs_have_other_pods_and_which_is_killed_on_its_way_pays_for_none_twice(
@@ -119,7 +120,7 @@ def test_a_ladder_whose_rungs_have_other_pods_and_which_is_killed_on_its_way_pay
     place.apply(manifest)
     place.wait("climber", lambda s: s.get("phase") == "Running", what="its 1st rung")
     uid = place.get("climber")["metadata"]["uid"]
-    assert memory(only_pod(place, 1)) == OF_PROBE
+    assert [memory(pod) for pod in pods_of(place, 1)] == [OF_PROBE]
     operator.kill()
     place.rig.wait_until(lambda: _complete(place, "climber-1"), what="the end of the 1st rung", seconds=300)
     probe = artifact_of(place, uid, "probe")
@@ -129,8 +130,8 @@ def test_a_ladder_whose_rungs_have_other_pods_and_which_is_killed_on_its_way_pay
     running = place.wait("climber", lambda s: states(s) == {"probe": "done", "lora": "running"}, what="its 2nd rung")
     saved = lambda: any("/checkpoints/" in path for path in objects(place, uid, "lora"))  # noqa: E731
     place.rig.wait_until(saved, what="a checkpoint of the second rung", seconds=300)
-    second = only_pod(place, 2)
-    assert memory(second) == OF_LORA
+    first, second = pods_of(place, 2)
+    assert memory(first) == memory(second) == OF_LORA
 
     operator.kill()
     rank = psutil.Process(rank_of(place, second["metadata"]["name"]))
@@ -153,7 +154,8 @@ def test_a_ladder_whose_rungs_have_other_pods_and_which_is_killed_on_its_way_pay
     record = place.s3.store(place.bucket).get(f"models/climber/.finetune/{uid}/rungs/lora/run.json")
     lora = json.loads(bytes(record.bytes()))
     assert [each["firstStep"] > 0 for each in lora["attempts"]] == [False, True], "it resumed from its checkpoint"
-    last = only_pod(place, 4)
+    assert [each["nodes"] for each in lora["attempts"]] == [2, 2]
+    (last,) = pods_of(place, 4)
     assert (memory(last), ended["rung"]) == (OF_PROBE, "probe"), "the best rung is published in its own pods"
     log = place.rig.kubectl("logs", last["metadata"]["name"], "-n", place.namespace)
     assert "rung probe is taken" in log

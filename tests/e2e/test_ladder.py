@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
 
 from finetune_api.failures import ExitCode
+from finetune_api.job import FineTuneJob
+from finetune_trainer.agent.local import Gang, local_plan
 from finetune_trainer.report.record import decode
 from finetune_trainer.transfer import records
 from tests.support.in_process import climbed
@@ -76,9 +79,9 @@ def test_without_a_signal_nothing_is_published_and_the_reason_is_told(workspace:
     assert Path(workspace.home.run("tiny") / "rungs" / "probe").is_dir()
 
 
-def test_lora_is_published_from_the_checkpoint_of_its_rung(workspace: Workspace) -> None:
-    """Rows without labels, compared by loss. The published weights are those that were selected, and no step is made
-    again."""
+def test_two_nodes_publish_lora_from_the_checkpoint_of_its_rung(workspace: Workspace) -> None:
+    """As in pods: the agent of node 0 decides, and that of node 1 follows. Rows without labels, compared by loss. The
+    published weights are those that were selected, and no step is made again."""
     folder, chosen = workspace.folder / "rows", random.Random(5)
     folder.mkdir()
     for name, count in {"train": 64, "validation": 120, "test": 40}.items():
@@ -91,13 +94,24 @@ def test_lora_is_published_from_the_checkpoint_of_its_rung(workspace: Workspace)
         "sequenceLength": 128,
     }  # fmt: skip
     asked = workspace.manifest(
-        method={"type": "auto"}, ladder={"minGain": 0.05, "rungs": ["lora"]}, data=data, nodes=1,
+        method={"type": "auto"}, ladder={"minGain": 0.05, "rungs": ["lora"]}, data=data, nodes=2,
         training={"maxSteps": 6, "batchSize": 16},
     )  # fmt: skip
-    assert workspace.run(asked) == ExitCode.OK, workspace.story()
-    status = workspace.job().status
-    assert status.ladder is not None
-    assert (status.ladder.best, status.ladder.stop_reason, status.ladder.metric) == ("lora", "topRung", "loss")
+    job = FineTuneJob.model_validate_json(json.dumps(asked))
+    gang = Gang(plan=local_plan(job, uid="two-nodes", attempt=1), home=workspace.home)
+    gang.start()
+    try:
+        while (ended := gang.poll()) is None:
+            time.sleep(0.1)
+    finally:
+        gang.kill()
+    said = [workspace.home.log("tiny", node=node, attempt=1).read_text() for node in range(2)]
+    assert ended.failure_class is None, "".join(said)
+    turns = [f"turn {number} of the ladder: {what}" for number, what in enumerate(("lora", "publishing lora"), 1)]
+    assert all(turn in said[1] for turn in turns)
+    assert not any(turn in said[0] for turn in turns), "node 0 follows nobody"
+    assert ended.ladder is not None
+    assert (ended.ladder.best, ended.ladder.stop_reason, ended.ladder.metric) == ("lora", "topRung", "loss")
     output = workspace.folder / "output" / "tiny"
     (uid,) = (output / ".finetune").iterdir()
     rung = uid / "rungs" / "lora"
@@ -108,6 +122,7 @@ def test_lora_is_published_from_the_checkpoint_of_its_rung(workspace: Workspace)
     assert kinds["test"].verdict == "better"
     assert [(each.first_step, each.last_step) for each in record.attempts] == [(0, 6), (6, 6)]
     assert record.steps == 6
+    assert [(each.nodes, each.world_size) for each in record.attempts] == [(2, 2), (2, 2)]
     assert not list((rung / ".finetune").rglob("*.json")), "its checkpoints are of no more use"
 
 

@@ -49,6 +49,6 @@ def climbed(spec: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch)
     """All rungs of a ladder, and the run that publishes the best."""
     plan, shown = plan_of(spec, folder, monkeypatch), list[LadderStatus]()
     foreseen = foresee(plan, cache=folder / "cache")
-    ended = climb(plan, foreseen=foreseen, run=lambda each: rank(each, folder), tell=print, show=shown.append)
+    ended = climb(plan, foreseen=foreseen, run=lambda each, _: rank(each, folder), tell=print, show=shown.append)
     assert ended.failure_class is None, ended.message
     return shown[-1]

@@ -127,8 +127,9 @@ def test_a_guard_that_no_answers_can_pass_is_told(
 
 def test_validate_says_which_ladders_a_cluster_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "job.yaml"
-    for nodes, told in ((1, ""), (2, "valid with finetune run only: a rung runs in one pod")):
-        file.write_text(yaml.safe_dump(changed(BASE, {"spec.method": {"type": "auto"}, "spec.nodes": nodes})))
+    for skips, told in ((False, ""), (True, "valid with finetune run only: the number of a step is another batch")):
+        ladder = {"spec.method": {"type": "auto"}, "spec.nodes": 2, "spec.training.skipBadBatch": skips}
+        file.write_text(yaml.safe_dump(changed(BASE, ladder)))
         assert validate_files([str(file)]) == 0
         printed = capsys.readouterr().err
         assert told in printed if told else not printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def plan_of(folder: Path, *, attempt: int = 1, **changes: Any) -> RunPlan:
 def climbed(plan: RunPlan, machine: Machine) -> tuple[TerminationMessage, list[LadderStatus]]:
     shown: list[LadderStatus] = []
 
-    def run(rung: RunPlan) -> TerminationMessage:
+    def run(rung: RunPlan, _: Callable[[], str]) -> TerminationMessage:
         assert (rung.attempt, rung.token, rung.nodes) == (plan.attempt, plan.token, plan.nodes)
         made = job_of(rung)
         _, words = machine.run_one(made, rung=rung.rung, publishes=rung.publishes, trial=rung.trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from finetune_api.ladder import LadderStatus
 from finetune_api.methods import TRAITS
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.plan import RunPlan
-from finetune_api.rung_pods import describe_pods, first_rung, for_rung, most_nodes, same_pods
+from finetune_api.rung_pods import describe_pods, first_rung, for_rung, same_pods
 from finetune_operator.state.pod_reports import termination_message
 from finetune_trainer.agent.climb import climb
 from finetune_trainer.agent.rungs import LadderRun
@@ -39,7 +40,7 @@ GAINS = {"probe": 0.6, "lora": 0.8, "full": 0.8}
 
 
 def attempt(plan: RunPlan, machine: Machine, foreseen: Forecast = FORECAST) -> TerminationMessage:
-    def run(rung: RunPlan) -> TerminationMessage:
+    def run(rung: RunPlan, _: Callable[[], str]) -> TerminationMessage:
         own = for_rung(plan.spec, rung.spec.method.type)
         assert (rung.spec.resources, rung.spec.processes) == (own.resources, own.processes)
         assert same_pods(plan.spec, plan.pods_of, rung.spec.method.type), "it runs in its own pods"
@@ -49,6 +50,12 @@ def attempt(plan: RunPlan, machine: Machine, foreseen: Forecast = FORECAST) -> T
     read = termination_message(words.encode())
     assert read is not None, "what the operator makes of it"
     return read
+
+
+def following(plan: RunPlan, rung: str) -> RunPlan:
+    """The plan of the next attempt, as the operator makes it."""
+    pods = for_rung(plan.spec, rung)
+    return plan.model_copy(update={"pods_of": rung, "attempt": plan.attempt + 1, "processes_per_node": pods.processes})
 
 
 def attempts(plan: RunPlan, machine: Machine, *, foreseen: dict[str | None, Forecast] | None = None) -> list[str]:
@@ -61,7 +68,7 @@ def attempts(plan: RunPlan, machine: Machine, *, foreseen: dict[str | None, Fore
             return moves
         assert (words.failure_class, words.exit_code) == (None, 0)
         moves.append(words.next_rung)
-        plan = plan.model_copy(update={"pods_of": words.next_rung, "attempt": plan.attempt + 1})
+        plan = following(plan, words.next_rung)
     raise AssertionError(f"back and forth without end: {moves}")
 
 
@@ -95,7 +102,7 @@ def test_an_attempt_that_is_killed_after_any_write_is_continued_in_the_same_pods
         if words.next_rung is None:
             break
         moves.append(words.next_rung)
-        plan = plan.model_copy(update={"pods_of": words.next_rung})
+        plan = following(plan, words.next_rung)
     assert words.artifact is not None
     assert (machine.trained, moves, killed) == (list(METHODS), ["lora", "full", "lora"], last <= WRITES)
 
@@ -183,7 +190,7 @@ def test_the_plan_shows_the_pods_of_each_rung(tmp_path: Path) -> None:
 def test_pods_of_a_rung(tmp_path: Path) -> None:
     spec = job_of(plan_of(tmp_path, ladder=OVERRIDES)).spec
     assert for_rung(spec, "probe") is for_rung(spec, None) is spec
-    assert (for_rung(spec, "full").world_size, most_nodes(spec), first_rung(spec)) == (4, 1, "probe")
+    assert (for_rung(spec, "full").world_size, first_rung(spec)) == (4, "probe")
     assert describe_pods(spec) == "1 pod"
     for method in TRAITS:
         assert (

@@ -79,6 +79,17 @@ def test_its_job_is_created_at_once_with_the_plan_of_the_whole_ladder() -> None:
     assert plan.spec.resources == WHOLE.resources, "by which it knows the pods of the other rungs"
 
 
+def test_a_rung_may_have_several_nodes() -> None:
+    overrides = [{"rung": "full", "nodes": 3, "processesPerNode": 2}]
+    ladder = LADDER | {"ladder": {"rungs": ["probe", "full"], "overrides": overrides}}
+    known = status(Phase.Pending, attempt=2).model_copy(update={"rung": "full", "nodes": 3})
+    made = decide(read(ladder, known), NOW)
+    (body,) = [each.body for each in made.create if each.body["kind"] == "Job"]
+    assert (body["spec"]["completions"], body["spec"]["parallelism"]) == (3, 3)
+    plan = RunPlan.model_validate_json(body["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert (plan.nodes, plan.world_size) == (3, 6)
+
+
 @pytest.mark.parametrize(
     ("overridden", "expected"), [("probe", 8), ("lora", 1)], ids=["of the first rung", "of another rung"]
 )

@@ -14,7 +14,7 @@ from finetune_api import manifest, names
 from finetune_api.admin_policy import AdminPolicy, Violation, violations, with_defaults
 from finetune_api.ladder import refused_on_cluster
 from finetune_api.plan import ProgressReport
-from finetune_api.rung_pods import first_rung, for_rung, most_nodes
+from finetune_api.rung_pods import first_rung, for_rung
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.kube.resources import Key, Raw
@@ -261,7 +261,7 @@ def read_spec(job: JobView, *, thoroughly: bool) -> tuple[FineTuneJobSpec | None
         return None, "; ".join(map(str, problems)) or "the spec cannot be read"
     except ValueError as error:
         return None, f"spec.processesPerNode: {error}"
-    refused = refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
+    refused = refused_on_cluster(skips=spec.training.skip_bad_batch)
     if spec.method.is_auto and refused:
         return None, f"spec.method.type: auto: {refused}, or use `finetune run FILE`"
     if thoroughly:

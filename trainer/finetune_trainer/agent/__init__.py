@@ -10,7 +10,10 @@ script     custom scripts instead of the built-in trainer
 rungs      method.type auto: runs the rungs of a ladder, and publishes the best
 race       the learning rates of a rung, one leg after the other
 folds      cross-fitting of a rung: its runs without a part of the training rows
-climb      a ladder in a pod
+climb      a ladder in pods, on node 0, which decides
+lead       what node 0 announces to the other nodes of a ladder
+follow     a ladder on the other nodes, which run what node 0 decides
+turns      the records in the store by which they agree
 callback   receives progress from such scripts, as sent by Hugging Face's KubeflowCallback
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs
 verdict    evidence → termination message; pure

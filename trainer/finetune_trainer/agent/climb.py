@@ -1,9 +1,9 @@
-"""A ladder in a pod: the agent runs its rungs one after the other, as `finetune run` does.
+"""A ladder in pods: the agent of node 0 runs its rungs one after the other, as `finetune run` does.
 
-The pod has one node, so its agent alone decides. All that outlives the pod is in the store (see rungs), so the next
-attempt continues where this one ended: committed rungs do not run again, and a rung that was interrupted resumes from
-its checkpoint. A rung that needs other pods (ladder.overrides) ends the attempt: the termination message names it, and
-the operator starts the next attempt with its pods.
+It alone decides, and the other nodes follow (see lead and follow). All that outlives the pod is in the store (see
+rungs), so the next attempt continues where this one ended: committed rungs do not run again, and a rung that was
+interrupted resumes from its checkpoint. A rung that needs other pods (ladder.overrides) ends the attempt: the
+termination message names it, and the operator starts the next attempt with its pods.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from contextlib import contextmanager, suppress
 from finetune_api import names
 from finetune_api.budget import Enough, next_attempt
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
-from finetune_api.job import FineTuneJob, Metadata
+from finetune_api.job import FineTuneJob
 from finetune_api.ladder import LadderStatus
 from finetune_api.manifest import ManifestError
 from finetune_api.plan import Publishes, RunPlan, Trial
 from finetune_api.rung_pods import same_pods
 from finetune_api.status import Restarts
+from finetune_trainer.agent.follow import RunTurn
+from finetune_trainer.agent.lead import Leading
 from finetune_trainer.agent.rungs import LadderRun
+from finetune_trainer.agent.turns import job_of
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.ladder.derived import folder_uri
 from finetune_trainer.planning.forecast import Forecast
@@ -43,15 +46,13 @@ def climb(
     plan: RunPlan,
     *,
     foreseen: Forecast,
-    run: Callable[[RunPlan], TerminationMessage],
+    run: RunTurn,
     tell: Callable[[str], None],
     show: Callable[[LadderStatus], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> TerminationMessage:
-    """Returns the termination message of the pod. `run` runs the plan of a rung to its end; `show` gets each change of
-    the ladder's status."""
-    job = FineTuneJob(
-        metadata=Metadata(name=plan.job.name, namespace=plan.job.namespace, uid=plan.job.uid), spec=plan.spec
-    )
+    """Returns the termination message of node 0. `run` runs the plan of a rung to its end; `show` gets each change of
+    the ladder's status; `stopped`: whether the agent was asked to stop."""
     told: list[LadderStatus] = []
 
     def save(changed: FineTuneJob) -> None:
@@ -62,29 +63,32 @@ def climb(
     def run_one(
         made: FineTuneJob,
         *,
-        rung: str | None = None,
+        rung: str | None = None,  # noqa: ARG001
         publishes: Publishes | None = None,
         trial: Trial | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> tuple[FineTuneJob, TerminationMessage]:
-        identity = plan.job.model_copy(update={"uid": made.metadata.uid})
-        changes = {"job": identity, "spec": made.spec, "rung": rung, "publishes": publishes, "trial": trial}
         with _ticking(tick):
-            words = run(plan.model_copy(update=changes))
+            words = leading.run_turn(made, publishes=publishes, trial=trial)
         return made, words if publishes else _of_rung(words)
 
+    leading = Leading.of(plan, run=run, stopped=stopped, patience=PATIENCE_SECONDS)
     ladder = LadderRun(
-        job=job, foresee=lambda: _kept(plan, foreseen), run_one=run_one, say=tell, save=save,
+        job=job_of(plan), foresee=lambda: _kept(plan, foreseen), run_one=run_one, say=tell, save=save,
         final=lambda words: _final(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
-        elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method),
+        elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method), processes=plan.world_size,
     )  # fmt: skip
-    try:
-        _, words = ladder.to_the_end()
-    except ManifestError as error:
-        words = say(Reason.InvalidSpec, "; ".join(map(str, error.problems)), time=now())
-    except FinetuneError as error:
-        words = say(error.reason, error.message, hint=error.hint, time=now())
+    words = leading.over(_to_the_end(ladder))
     return words.model_copy(update={"ladder": told[-1] if told else None})
+
+
+def _to_the_end(ladder: LadderRun) -> TerminationMessage:
+    try:
+        return ladder.to_the_end()[1]
+    except ManifestError as error:
+        return say(Reason.InvalidSpec, "; ".join(map(str, error.problems)), time=now())
+    except FinetuneError as error:
+        return say(error.reason, error.message, hint=error.hint, time=now())
 
 
 def _kept(plan: RunPlan, foreseen: Forecast) -> Forecast:

@@ -83,7 +83,7 @@ def launch_ranks(plan: RunPlan, *, node: int, run_dir: RunDir, command: list[str
         min_nodes=plan.nodes,
         max_nodes=plan.nodes,
         nproc_per_node=plan.processes_per_node,
-        run_id=f"{plan.job.uid}-{plan.attempt}",
+        run_id=f"{plan.job.uid}-{plan.attempt}-{plan.turn or 0}",  # nodes in different turns of a ladder never meet
         rdzv_backend=BACKEND,
         rdzv_endpoint=f"{plan.master_address}:{plan.master_port}",
         rdzv_configs={"rank": node, "timeout": STARTUP_SECONDS},

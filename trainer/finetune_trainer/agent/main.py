@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from finetune_trainer.agent.launched import FILE as LAUNCH_FILE
 from finetune_trainer.agent.launched import Launch
 from finetune_trainer.agent.stopping import Stop
 from finetune_trainer.agent.verdict import Evidence, died, judge, say
-from finetune_trainer.agent.watch import POLL_SECONDS, Limits, Ranks, Trainer, run_to_end
+from finetune_trainer.agent.watch import POLL_SECONDS, Limits, Ranks, Trainer, run_to_end, withdrawal
 from finetune_trainer.planning import machine
 from finetune_trainer.rundir import RunDir, now, write_atomic
 from finetune_trainer.store.shared_leases import keeping
@@ -104,6 +104,8 @@ class Agent:
     ladder: LadderStatus | None = None
     rung: Agent | None = None
     """Of a ladder: the agent of the run that is under way."""
+    withdrawn: Callable[[], str] = lambda: ""
+    """Of such a run: why it is to end at once, as other nodes do not run it any more; empty while it may continue."""
 
     @property
     def run_dir(self) -> RunDir:
@@ -132,12 +134,13 @@ class Agent:
         node, plan = self.options.node, self.plan
         self._clear()
         self.log(f"node {node} of {plan.nodes}, attempt {plan.attempt}, {plan.processes_per_node} process(es)")
-        if (self.options.preflight or plan.spec.method.is_auto) and (words := self._preflight()) is not None:
-            return words
-        if node > 0 and (words := self._wait_for_master()) is not None:
+        leads = plan.spec.method.is_auto and node == 0
+        if (self.options.preflight or leads) and (words := self._preflight()) is not None:
             return words
         if plan.spec.method.is_auto:
-            return self._climb()
+            return self._climb() if leads else self._follow()
+        if node > 0 and (words := self._wait_for_master()) is not None:
+            return words
         if plan.spec.command is not None:
             return self._run_script()
         return self._run(Trainer(self.run_dir), phase="loading")
@@ -148,13 +151,29 @@ class Agent:
         from finetune_trainer.planning.forecast import Forecast
 
         foreseen = Forecast.of_json(json.loads((self.run_dir.path / FORECAST_FILE).read_bytes()))
-        return climb(self.plan, foreseen=foreseen, run=self._run_rung, tell=self.log, show=self._show)
+        return climb(
+            self.plan, foreseen=foreseen, run=self._run_rung, tell=self.log, show=self._show,
+            stopped=lambda: self.stop.requested,
+        )  # fmt: skip
 
-    def _run_rung(self, plan: RunPlan) -> TerminationMessage:
+    def _follow(self) -> TerminationMessage:
+        """Runs what node 0 decides."""
+        from finetune_trainer.agent.follow import Following
+        from finetune_trainer.agent.turns import Turns
+
+        self.phase = "waiting"
+        following = Following(
+            plan=self.plan, node=self.options.node, turns=Turns.of(self.plan), run=self._run_rung, tell=self.log,
+            stopped=lambda: self._stopped("between two runs of the ladder") if self.stop.requested else None,
+        )  # fmt: skip
+        return following.to_the_end()
+
+    def _run_rung(self, plan: RunPlan, withdrawn: Callable[[], str]) -> TerminationMessage:
         file = self.options.run_dir / RUNG_FILE
         write_atomic(file, plan.model_dump_json(by_alias=True, exclude_none=True))
         self.phase = "evaluating"  # the rungs, between two of them
-        self.rung = replace(self, options=replace(self.options, plan=file), plan=plan, phase="preflight")
+        options = replace(self.options, plan=file)
+        self.rung = replace(self, options=options, plan=plan, phase="preflight", withdrawn=withdrawn)
         words = self.rung.attend()
         self.rung = None
         if words.failure_class is None:
@@ -170,10 +189,10 @@ class Agent:
         process = self._start("finetune_trainer.agent.preflight", *map(str, files))
         while process.poll() is None:
             children.reap([process])
-            if self.stop.requested:
+            if self.stop.requested or self.withdrawn():
                 break
             time.sleep(POLL_SECONDS)
-        if self.stop.requested:
+        if self.stop.requested or self.withdrawn():
             children.end_all()
             process.wait()
             return self._stopped("during the preflight")
@@ -190,11 +209,11 @@ class Agent:
         address, port = self.plan.master_address, self.plan.master_port
         self.log(f"waiting for the master at {address}:{port}")
         found = waiting.wait_for_master(
-            address, port, limit_seconds=STARTUP_SECONDS, stopped=lambda: self.stop.requested
+            address, port, limit_seconds=STARTUP_SECONDS, stopped=lambda: self.stop.requested or bool(self.withdrawn())
         )
         if found:
             return None
-        if self.stop.requested:
+        if self.stop.requested or self.withdrawn():
             return self._stopped("while waiting for the master")
         message = f"no connection to the master {address}:{port} within {STARTUP_SECONDS // 60} minutes"
         return say(Reason.PeerLost, message, time=now()).model_copy(update={"node": self.options.node})
@@ -218,7 +237,10 @@ class Agent:
         limits = Limits(
             grace_seconds=self.plan.grace_seconds, stall_seconds=durations.seconds(self.plan.spec.deadlines.stall)
         )
-        killed = run_to_end(process, ranks=ranks, run_dir=self.run_dir, stop=self.stop, limits=limits, log=self.log)
+        killed = run_to_end(
+            process, ranks=ranks, run_dir=self.run_dir, stop=self.stop, limits=limits, log=self.log,
+            withdrawn=self.withdrawn,
+        )  # fmt: skip
         launch, stopped = Launch.read(self.run_dir.path), self.stop.reason
         oom_kills = machine.oom_kills() - kills_before
         testimony = ranks.testimony(launch, stop_reason=stopped, oom_kills=oom_kills)
@@ -264,6 +286,8 @@ class Agent:
 
     def _stopped(self, when: str) -> TerminationMessage:
         words = say(Reason.Interrupted, f"stopped by {self.stop.reason} {when}", time=now())
+        if not self.stop.requested:
+            words = withdrawal(self.withdrawn())
         return words.model_copy(update={"node": self.options.node})
 
     def pause(self, seconds: float) -> None:

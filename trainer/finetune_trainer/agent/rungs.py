@@ -123,6 +123,8 @@ class LadderRun:
     """Seconds to wait for a store that is unavailable."""
     elsewhere: Callable[[str], bool] = lambda _: False
     """Whether a rung needs other pods than these."""
+    processes: int | None = None
+    """Of the pods that run the rungs. Default: as many as a rung's manifest asks for."""
     known: dict[str, Committed] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     folds: int = 0
@@ -170,9 +172,9 @@ class LadderRun:
         if committed is None and method not in costs.too_large:
             job = of_rung(self.job, method)
             self.say(f"rung {method}: {rung.why}")
-            with costs.noting(method, processes=job.spec.world_size) as tick:
+            with costs.noting(method, processes=self.processes or job.spec.world_size) as tick:
                 ended, words = self._run(job, tick)
-            if _lacks_memory(words) and self.final(words):
+            if lacks_memory(words) and self.final(words):
                 costs.too_large.append(method)
                 costs.write()
             elif words.failure_class is not None:
@@ -291,7 +293,8 @@ class LadderRun:
         self.job = self.job.model_copy(update={"status": self.job.status.model_copy(update=known)})
 
 
-def _lacks_memory(words: TerminationMessage) -> bool:
+def lacks_memory(words: TerminationMessage) -> bool:
+    """Whether a run failed because it does not fit into memory."""
     return words.reason in _MEMORY_REASONS or words.failure_class in _MEMORY
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -77,9 +77,11 @@ class Trainer:
 
 
 def run_to_end(
-    process: subprocess.Popen[bytes], *, ranks: Ranks, run_dir: RunDir, stop: Stop, limits: Limits, log: Log
-) -> TerminationMessage | None:
-    """Waits for torchrun and everything below it; words if the ranks had to be killed by us, and why."""
+    process: subprocess.Popen[bytes], *, ranks: Ranks, run_dir: RunDir, stop: Stop, limits: Limits, log: Log,
+    withdrawn: Callable[[], str] = lambda: "",
+) -> TerminationMessage | None:  # fmt: skip
+    """Waits for torchrun and everything below it; words if the ranks had to be killed by us, and why. withdrawn: why
+    they are to end at once, if they are."""
     killed: TerminationMessage | None = None
     while process.poll() is None:
         children.reap([process])
@@ -88,6 +90,8 @@ def run_to_end(
         if stop.requested:
             ranks.ask_to_stop(process.pid, stop.reason or "")
         killed = _overdue(run_dir, stop, limits) or ranks.hung(limits)
+        if killed is None and (why := withdrawn()):
+            killed = withdrawal(why)
         if killed is not None:
             log(f"{killed.message}; killing the ranks")
             if killed.reason is Reason.NoProgress:
@@ -99,6 +103,11 @@ def run_to_end(
     process.wait()
     children.reap([])
     return killed
+
+
+def withdrawal(why: str) -> TerminationMessage:
+    """Of a run that other nodes do not run any more."""
+    return say(Reason.PeerLost, f"the run was withdrawn: {why}", time=now())
 
 
 def _overdue(run_dir: RunDir, stop: Stop, limits: Limits) -> TerminationMessage | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.ladder import Price, refused_on_cluster
-from finetune_api.rung_pods import describe_pods, for_rung, most_nodes
+from finetune_api.rung_pods import describe_pods, for_rung
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.cli.text import table
 from finetune_trainer.cli.workload import workload_of
@@ -32,8 +32,8 @@ def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = 
         reserved, own = _reserved(found.estimates.get(each.method), price), for_rung(spec, each.method)
         rows.append((each.method, *reserved, describe_pods(own), each.why))
     skipped = [f"{each.rung.method} is left out: it {each.reason}" for each in found.choice.skipped]
-    refused = refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
-    where = "all rungs run in one pod, one after the other"
+    refused = refused_on_cluster(skips=spec.training.skip_bad_batch)
+    where = "all rungs run in the same pods, one after the other"
     if spec.ladder.overrides:
         where = "consecutive rungs with the same pods share an attempt"
     if refused:

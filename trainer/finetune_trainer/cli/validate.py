@@ -12,7 +12,6 @@ from finetune_api.failures import ExitCode
 from finetune_api.job import FineTuneJob
 from finetune_api.ladder import refused_on_cluster
 from finetune_api.manifest import ManifestError, Problem, load
-from finetune_api.rung_pods import most_nodes
 from finetune_trainer.cli.paths import resolved
 from finetune_trainer.cli.text import problems_text
 
@@ -53,9 +52,7 @@ def validate_files(files: list[str]) -> int:
                 fields = ", ".join(problem.path for problem in relative)
                 print(f"{file}: valid on this machine only: {fields}: relative path; pods need a URI such as "
                       "s3://bucket/path or pvc://claim/path", file=sys.stderr)  # fmt: skip
-            if spec.method.is_auto and (
-                refused := refused_on_cluster(nodes=most_nodes(spec), skips=spec.training.skip_bad_batch)
-            ):
+            if spec.method.is_auto and (refused := refused_on_cluster(skips=spec.training.skip_bad_batch)):
                 print(f"{file}: valid with finetune run only: {refused}", file=sys.stderr)
             for warning in (*advice(spec), *undecidable(spec)):
                 print(f"{file}: warning: {warning}", file=sys.stderr)
