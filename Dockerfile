@@ -41,7 +41,7 @@ ENTRYPOINT ["finetune-operator"]
 # says the cost of: --build-arg EXTRAS=trainer,qlora,trackers
 FROM ${PYTHON} AS trainer-base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* /var/log/*
+RUN command -v g++ || (apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* /var/log/*)
 
 FROM trainer-base AS trainer-cpu
 ARG TORCH

@@ -7,7 +7,8 @@
 # make proof    what takes longer: docs/models.md again (every method on every family), and what remedies against
 #               forgetting save on a real model (each run of that is stored: it resumes where it was stopped)
 # make pictures docs/watch.svg, and docs/report.png from the last demo
-# make images   the operator's image, twice, with buildah on a base of Debian packages (root on Debian): one digest
+# make images   both images with buildah on a base of Debian packages (root on Debian), the operator's twice: one digest;
+#               then `helm test` with both on the test cluster (15 GB of disk)
 # make audit    known vulnerabilities and licences of what requirements.lock pins
 # make setup    .venv from requirements.lock            make lock      pin anew what pyproject.toml asks for
 # make gpu-rehearsal   the kit for a borrowed GPU (tests/gpu) on CPUs, with tiny models; `make test` runs it too
@@ -55,6 +56,8 @@ pictures: setup
 
 images: setup
 	@$(PY) tools/image_build.py operator --twice
+	@$(PY) tools/image_build.py trainer
+	@FINETUNE_TRAINER_IMAGE=1 $(PY) -m pytest -q -p no:cacheprovider tests/cluster/test_helm_test.py
 
 audit: setup
 	@$(PY) tools/audit.py

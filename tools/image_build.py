@@ -3,6 +3,7 @@ a base of Debian packages (tools/base.Dockerfile), as root on Debian.
 
     python tools/image_build.py operator            prints the image's digest and its archive (OCI) in the cache
     python tools/image_build.py operator --twice    also builds it again: the digests must be equal
+    python tools/image_build.py trainer             with CUDA's libraries: 10 GB of disk while it builds
 
 An archive is kept until a file changes that the Dockerfile copies, or one of those that describe the base."""
 
@@ -30,7 +31,10 @@ from tools.packages import cache_root
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE, BASE = ROOT / "Dockerfile", ROOT / "tools" / "base.Dockerfile"
 PACKAGES = ("base-files", "base-passwd", "ca-certificates", "coreutils", "dash", "python3", "python3-venv", "sed")
-"""Of the base, with what they depend on: what the Dockerfile's steps use of python:3.11-slim, without g++."""
+"""Of the base, with what they depend on: what the Dockerfile's steps use of python:3.11-slim."""
+COMPILER = ("g++", "python3-dev")
+"""Of the trainer's base too: there is no apt-get in it that could install them in a step of the Dockerfile."""
+MINUTES = {"operator": "a minute", "trainer": "ten minutes"}
 LEFT_OUT = ("doc", "man", "locale")  # folders of /usr/share
 MERGED = ("bin", "sbin", "lib", "lib64")  # links into /usr, which Debian's installer makes
 TIME = "1767225600"  # of all files: two builds are equal
@@ -68,7 +72,7 @@ def build(image: str, *, say: Callable[[str], None] = print) -> Image:
         made = Image(archive=folder / f"{image}.tar", digest=_stamp(folder / f"{image}.digest", key()))
         if made.digest and made.archive.exists():
             return made
-        say(f"image: building {image}, about a minute of CPU time")
+        say(f"image: building {image}, about {MINUTES[image]} of CPU time")
         digest = _build(image, made.archive, folder)
         made.archive.with_suffix(".digest").write_text(f"{key()} {digest}\n")
         return Image(archive=made.archive, digest=digest)
@@ -102,7 +106,7 @@ def rebuilt(image: str) -> str:
     folder = cache_root() / "images"
     with locked(folder / "build.lock"):
         again = folder / f"{image}.again"
-        (folder / "base.digest").unlink(missing_ok=True)
+        _base_stamp(image, folder).unlink(missing_ok=True)
         digest = _build(image, again, folder)
         again.unlink()
         return digest
@@ -110,27 +114,34 @@ def rebuilt(image: str) -> str:
 
 def _build(image: str, archive: Path, folder: Path) -> str:
     """Writes the archive and returns its digest."""
-    base = _base(folder)
+    base = _base(image, folder)
     with _workplace(folder) as here:
         trust = ["-v", f"{_bundle()}:{BUNDLE}:ro", "-v", f"{_pip_settings(here)}:/etc/pip.conf:ro"]
         return _buildah(here, ["--target", image, "--build-arg", f"PYTHON=oci-archive:{base}", *trust,
                                "-f", str(DOCKERFILE), str(ROOT)], archive)  # fmt: skip
 
 
-def _base(folder: Path) -> Path:
+def _base(image: str, folder: Path) -> Path:
     """The base's archive. Debian packages are the newest: their versions are in the image's bill of materials."""
     wanted = hashlib.sha256(BASE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
-    archive, stamp = folder / "base.tar", folder / "base.digest"
+    stamp = _base_stamp(image, folder)
+    archive = stamp.with_suffix(".tar")
     if not (_stamp(stamp, wanted) and archive.exists()):
         with _workplace(folder) as here:
-            root = _root_of(_debian_packages(here), here / "root")
+            packages = (*PACKAGES, *COMPILER) if image == "trainer" else PACKAGES
+            root = _root_of(_debian_packages(here, packages), here / "root")
             digest = _buildah(here, ["-f", str(BASE), str(root)], archive)
         stamp.write_text(f"{wanted} {digest}\n")
     return archive
 
 
-def _debian_packages(here: Path) -> list[Path]:
-    """Downloads the base's packages and all that they depend on; apt checks them against its signed index."""
+def _base_stamp(image: str, folder: Path) -> Path:
+    """Where the digest of an image's base is kept; its archive is in the same folder."""
+    return folder / ("base-trainer.digest" if image == "trainer" else "base.digest")
+
+
+def _debian_packages(here: Path, packages: Sequence[str]) -> list[Path]:
+    """Downloads these packages and all that they depend on; apt checks them against its signed index."""
     (here / "debs" / "partial").mkdir(parents=True)
     (here / "nothing-installed").touch()
     options = {
@@ -139,7 +150,7 @@ def _debian_packages(here: Path) -> list[Path]:
         "APT::Install-Recommends": "false", "APT::Sandbox::User": "root",
     }  # fmt: skip
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    command = ["apt-get", "-qq", *words, "--download-only", "-y", "install", *PACKAGES]
+    command = ["apt-get", "-qq", *words, "--download-only", "-y", "install", *packages]
     if subprocess.run(command, capture_output=True).returncode:  # no index yet, or one that is too old
         subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -225,7 +236,7 @@ def _remove(here: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Builds an image of the Dockerfile with buildah, without a registry.")
-    parser.add_argument("image", choices=["operator"])
+    parser.add_argument("image", choices=sorted(MINUTES))
     parser.add_argument("--twice", action="store_true", help="build it again and compare the digests")
     options = parser.parse_args(arguments)
     if lacking := missing():

@@ -1,9 +1,11 @@
 """`helm test` on the cluster: the operator runs from its image as the chart's Deployment, the chart's hook trains a
-real model to its artifact on a real kubelet, and cleans up."""
+real model to its artifact on a real kubelet, and cleans up. With FINETUNE_TRAINER_IMAGE=1 (`make images`) the trainer
+runs from its image, too, which has gigabytes; without, from this machine's folders."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from tests.cluster.rig import Helm, Rig, RigError, apply_host_trees, host_trees,
 from tests.cluster.rig.host_trees import IMAGE, pod_volumes
 from tools import image_build
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(2400 if os.environ.get("FINETUNE_TRAINER_IMAGE") else 900)
 
 CHART = CHECKOUT / "charts" / "finetune-operator"
 REPOSITORY, TAG = "docker.io/finetune/operator", "operator"
+TRAINER = "docker.io/finetune/trainer"
 
 
 @pytest.fixture
@@ -56,22 +59,16 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
 ) -> None:  # fmt: skip
     """Where the image cannot be built, no replica of the Deployment runs and a process beside the cluster acts in its
     place: the test is then skipped at its end, since the image was not proven."""
-    trees = host_trees(CHECKOUT)
-    apply_host_trees(cluster, restricted_namespace, trees)
-    volumes, mounts = pod_volumes(trees)
-    for each in volumes:
-        each["persistentVolumeClaim"].pop("readOnly")
-    repository, _, tag = IMAGE.rpartition(":")
+    trainer, test = (_from_image if os.environ.get("FINETUNE_TRAINER_IMAGE") else _from_host)(
+        cluster, restricted_namespace
+    )
     values = {
         "namespaces": [restricted_namespace],
         "crds": {"enabled": False},
         "operator": {"image": {"repository": REPOSITORY, "tag": TAG}, "replicas": 1},
-        "trainer": {"image": {"repository": repository, "tag": tag}, "command": f"{BIN / 'finetune'} agent"},
-        "test": {
-            "claim": "shared", "timeoutSeconds": 300, "python": str(BIN / "python"), "volumes": volumes,
-            "volumeMounts": mounts, "jobPod": {"volumes": job_volumes(trees)},
-        },
-    }  # fmt: skip
+        "trainer": trainer,
+        "test": {"claim": "shared", "timeoutSeconds": 300, **test},
+    }
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values))
     admin = Helm.at(tmp_path / "helm", kubeconfig=cluster.kubeconfig)
@@ -101,6 +98,29 @@ def test_helm_test_trains_to_an_artifact_and_cleans_up(
     assert [name for name in left if "kube-root-ca" not in name] == []
     if isinstance(operator_image, str):
         pytest.skip(f"passed with the operator as a process; its image was not run: {operator_image}")
+
+
+def _from_host(cluster: Rig, namespace: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of `trainer` and `test` where pods run this checkout from the machine's folders."""
+    trees = host_trees(CHECKOUT)
+    apply_host_trees(cluster, namespace, trees)
+    volumes, mounts = pod_volumes(trees)
+    for each in volumes:
+        each["persistentVolumeClaim"].pop("readOnly")
+    repository, _, tag = IMAGE.rpartition(":")
+    return (
+        {"image": {"repository": repository, "tag": tag}, "command": f"{BIN / 'finetune'} agent"},
+        {
+            "python": str(BIN / "python"), "volumes": volumes, "volumeMounts": mounts,
+            "jobPod": {"volumes": job_volumes(trees)},
+        },
+    )  # fmt: skip
+
+
+def _from_image(cluster: Rig, namespace: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of `trainer` and `test` where pods run the trainer's image, built here, as the chart has them."""
+    cluster.import_image(image_build.build("trainer").archive, repository=TRAINER)
+    return {"image": {"repository": TRAINER, "tag": "trainer"}}, {}
 
 
 def _runs_as_the_chart_says(cluster: Rig, namespace: str) -> None:

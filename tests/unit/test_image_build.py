@@ -121,3 +121,26 @@ def test_the_bill_lists_debian_packages_that_are_there() -> None:
     )
     assert sbom.debian(status) == {"libc6": "2.36-9", "sed": "4.9-1"}
     assert sbom.debian("") == {}
+
+
+@pytest.mark.parametrize(("image", "compiler"), [("operator", False), ("trainer", True)])
+def test_only_the_trainers_base_has_a_compiler_and_each_is_kept_by_itself(
+    image: str, compiler: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def built(_: Path, words: object, archive: Path) -> str:
+        archive.write_text(image)
+        return "sha256:1"
+
+    monkeypatch.setattr(image_build, "_debian_packages", lambda _, packages: asked.extend(packages) or [])
+    monkeypatch.setattr(image_build, "_root_of", lambda _, root: root)
+    monkeypatch.setattr(image_build, "_buildah", built)
+    other = image_build._base_stamp("operator" if compiler else "trainer", tmp_path).with_suffix(".tar")
+    other.write_text("the other's")
+    base = image_build._base(image, tmp_path)
+    assert (base.read_text(), other.read_text(), "g++" in asked, "python3" in asked) == (
+        image, "the other's", compiler, True
+    )  # fmt: skip
+    asked.clear()
+    assert (image_build._base(image, tmp_path), asked) == (base, [])

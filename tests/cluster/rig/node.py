@@ -133,7 +133,8 @@ def _import_images(paths: Paths) -> None:
 
 
 def import_image(paths: Paths, archive: Path, *, repository: str) -> None:
-    run(*_ctr(paths), "images", "import", "--base-name", repository, archive)
+    patience = 120 + archive.stat().st_size / 2**22  # unpacked while others have the disk and the processors, too
+    run(*_ctr(paths), "images", "import", "--base-name", repository, archive, timeout=patience)
 
 
 def _door(state: State) -> Program:
