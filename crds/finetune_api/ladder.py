@@ -84,6 +84,14 @@ class Ladder(ApiModel):
         "data.validation.uri is set; else 0.",
     )
 
+    few_shot: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="Training rows that the prompt of the base model shows as examples, to measure what prompting "
+        "without training reaches. Not for plain text. 0: off.",
+    )
+
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!has(self.folds) || self.folds != 1",
@@ -105,7 +113,9 @@ Sentence = Annotated[str, Field(max_length=1024)]
 
 
 class RungStatus(ApiModel):
-    name: str = Field(max_length=32, description="The method.")
+    name: str = Field(
+        max_length=32, description="The method, or fewShot: the base model with examples in its prompt, untrained."
+    )
     state: RungState
     estimate: float | None = Field(None, description="Upper estimate of the cost, in GPU hours.")
     cost: float | None = Field(None, description="Measured cost, in GPU hours.")

@@ -41,7 +41,8 @@ class Fold(ApiModel):
 
 
 class Trial(ApiModel):
-    """Of a run with one of the learning rates of a rung (ladder.learningRates), or without some of its rows."""
+    """Of a run of a rung: with one of its learning rates (ladder.learningRates), without some of its rows, or with a
+    base model that is measured with examples in its prompt, too."""
 
     factor: float = Field(1.0, description="Multiple of the learning rate.")
     until: float | None = Field(
@@ -51,6 +52,7 @@ class Trial(ApiModel):
     )
 
     fold: Fold | None = Field(None, description="Of a run that helps to decide about a rung by cross-fitting.")
+    few_shot: int = Field(0, ge=0, description="Examples in the prompt of the base model (ladder.fewShot).")
 
     @property
     def note(self) -> str:
@@ -107,6 +109,10 @@ class RunPlan(ApiModel):
     @property
     def fold(self) -> Fold | None:
         return self.trial.fold if self.trial else None
+
+    @property
+    def few_shot(self) -> int:
+        return self.trial.few_shot if self.trial else 0
 
     @property
     def world_size(self) -> int:

@@ -112,6 +112,9 @@ def test_two_nodes_publish_lora_from_the_checkpoint_of_its_rung(workspace: Works
     assert not any(turn in said[0] for turn in turns), "node 0 follows nobody"
     assert ended.ladder is not None
     assert (ended.ladder.best, ended.ladder.stop_reason, ended.ladder.metric) == ("lora", "topRung", "loss")
+    shown, trained = ended.ladder.rungs
+    assert (shown.name, shown.decision, shown.rows) == ("fewShot", None, trained.rows)
+    assert shown.score is not None
     output = workspace.folder / "output" / "tiny"
     (uid,) = (output / ".finetune").iterdir()
     rung = uid / "rungs" / "lora"
@@ -133,16 +136,19 @@ def test_few_rows_decide_by_cross_fitting(tmp_path: Path, monkeypatch: pytest.Mo
     spec = {
         "model": {"uri": (tmp_path / "model").as_uri()}, "method": {"type": "auto"},
         "data": {"train": [{"uri": (tmp_path / "train.jsonl").as_uri()}], "format": "classification"},
-        "ladder": {"rungs": ["probe"], "folds": 3}, "output": {"uri": (tmp_path / "out").as_uri()},
+        "ladder": {"rungs": ["probe"], "folds": 3, "fewShot": 2}, "output": {"uri": (tmp_path / "out").as_uri()},
     }  # fmt: skip
     ladder = climbed(spec, tmp_path, monkeypatch)
-    assert (ladder.best, ladder.rungs[0].rows) == ("probe", 57), "of 60 rows, 5 % are validation rows"
+    assert [(rung.name, rung.rows) for rung in ladder.rungs] == [("fewShot", 57), ("probe", 57)]
+    assert ladder.best == "probe", "of 60 rows, 5 % are validation rows"
     (folds,) = (tmp_path / "out" / ".finetune").glob("*/rungs/probe/folds/3")
     found = [decode((folds / str(index) / "run.json").read_text()) for index in range(3)]
     assert [each.data.statistics.splits["train"].rows for each in found] == [38, 38, 38]
-    measured = [
-        set(records.decode((folds / str(index) / "evaluation/validation.parquet").read_bytes()).models["tuned"].row)
-        for index in range(3)
+    models = [
+        records.decode((folds / str(index) / "evaluation/validation.parquet").read_bytes()).models for index in range(3)
     ]
+    measured = [set(each["tuned"].row) for each in models]
+    assert [set(each["fewShot"].row) for each in models] == measured
+    assert all((each["fewShot"].nats != each["base"].nats).all() for each in models), "examples change what it reads"
     assert [len(each) for each in measured] == [19, 19, 19]
     assert len(set.union(*measured)) == 57

@@ -42,7 +42,7 @@ def test_the_winner_of_a_race_equals_a_run_with_its_rate(
     said = [line for line in capsys.readouterr().out.splitlines() if "times the default rate" in line]
     legs = [line.split(":")[1].split()[0] for line in said]
     assert (len(legs), legs[:3], legs[-1]) == (6, ["0.001", "1", "100"], "1")
-    assert (status.best, status.rungs[0].decision) == ("lora", "taken"), status.story
+    assert (status.best, status.rungs[-1].decision) == ("lora", "taken"), status.story
 
     alone = spec_of(files, tmp_path / "alone", method={"type": "lora"})
     plan = plan_of(alone, tmp_path / "alone", monkeypatch)
@@ -50,7 +50,7 @@ def test_the_winner_of_a_race_equals_a_run_with_its_rate(
     first, second = (load_file(tmp_path / each / "output" / "adapter_model.safetensors") for each in ("raced", "alone"))
     assert all((first[name] == second[name]).all() for name in first.keys() | second.keys())
     records = [decode((tmp_path / each / "output" / "run.json").read_bytes()) for each in ("raced", "alone")]
-    assert status.rungs[0].learning_rate == records[0].plan.learning_rate == records[1].plan.learning_rate
+    assert status.rungs[-1].learning_rate == records[0].plan.learning_rate == records[1].plan.learning_rate
     assert [point.step for point in records[0].validation] == [point.step for point in records[1].validation]
     assert records[0].steps == 10
     (rung,) = (tmp_path / "raced" / "output" / ".finetune").glob("*/rungs/lora")

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from finetune_api import manifest
 from finetune_api.failures import Reason, TerminationMessage, class_of
 from finetune_api.job import FineTuneJob
-from finetune_api.plan import Fold, JobIdentity, Publishes, Trial
+from finetune_api.plan import JobIdentity, Publishes, Trial
 from finetune_api.status import Artifact
 from finetune_trainer.report.record import RunRecord
 from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.opening import open_folder
-from finetune_trainer.transfer.records import BASE, TUNED, DataSet, Records, encode, of_rows
+from finetune_trainer.transfer.records import BASE, FEW_SHOT, TUNED, DataSet, Records, encode, of_rows
 from tests.support.manifests import BASE as MANIFEST
 from tests.support.manifests import changed
 from tests.support.small_report import record
@@ -74,6 +74,10 @@ class Machine:
     empty_folds: bool = False
     factors: list[float] = field(default_factory=list)
     """Of the published runs."""
+    prompted: float | None = None
+    """Accuracy of the base model with examples in its prompt, in runs that measure it."""
+    shown: list[tuple[str, int]] = field(default_factory=list)
+    """Methods and numbers of examples of these runs."""
     wrap: Callable[[Folder], Any] = lambda folder: folder
 
     def run_one(
@@ -85,7 +89,7 @@ class Machine:
         if (reason := self.fails.get(method)) is not None:
             return rung_job, TerminationMessage(failure_class=class_of(reason), reason=reason, message="failed")
         if trial is not None and trial.fold is not None:
-            return rung_job, self._fold(rung_job, trial.fold)
+            return rung_job, self._fold(rung_job, trial)
         if trial is not None and trial.until is not None:
             return rung_job, self._paused(rung_job, trial)
         if publishes is not None:
@@ -97,7 +101,7 @@ class Machine:
         else:
             assert rung == method
             self.trained.append(method)
-        return rung_job, TerminationMessage(artifact=self._commit(rung_job))
+        return rung_job, TerminationMessage(artifact=self._commit(rung_job, examples=trial.few_shot if trial else 0))
 
     def _paused(self, rung_job: FineTuneJob, trial: Trial) -> TerminationMessage:
         """A leg of a race: its loss is the factor's, and infinite ones diverge."""
@@ -108,18 +112,23 @@ class Machine:
         CheckpointStore(self.wrap(folder), identity(rung_job)).note(trial.note, {"loss": loss})
         return TerminationMessage(reason=Reason.Succeeded)
 
-    def _fold(self, rung_job: FineTuneJob, fold: Fold) -> TerminationMessage:
+    def _fold(self, rung_job: FineTuneJob, trial: Trial) -> TerminationMessage:
         """Every so many rows are its own."""
+        fold = trial.fold
+        assert fold is not None
         which = (rung_job.spec.method.type, fold.index)
         if (reason := self.fails_in_fold.get(which)) is not None:
             return TerminationMessage(failure_class=class_of(reason), reason=reason, message="failed")
         self.folds.append(which)
         rows = np.arange(ROWS)[fold.index :: fold.of] if not self.empty_folds else np.arange(0)
-        return TerminationMessage(artifact=self._commit(rung_job, rows))
+        return TerminationMessage(artifact=self._commit(rung_job, rows, examples=trial.few_shot))
 
-    def _commit(self, rung_job: FineTuneJob, rows: NDArray[np.int64] | None = None) -> Artifact:
+    def _commit(self, rung_job: FineTuneJob, rows: NDArray[np.int64] | None = None, *, examples: int = 0) -> Artifact:
         kept = np.arange(ROWS) if rows is None else rows
         right = {BASE: 0.5, TUNED: self.accuracy[rung_job.spec.method.type]}
+        if examples:
+            self.shown.append((rung_job.spec.method.type, examples))
+            right |= {} if self.prompted is None else {FEW_SHOT: self.prompted}
         models = {name: measured(share).take(kept) for name, share in right.items()} if len(kept) else {}
         data = DataSet(name="validation", kind="validation", models=models, labels=("a", "b"))
         told: RunRecord = record().model_copy(update={"job": identity(rung_job)})

@@ -272,7 +272,7 @@ def test_a_rate_that_diverges_on_another_node_is_out_of_its_race(tmp_path: Path)
     whole = pods._run
 
     def run(node: int, plan: RunPlan, withdrawn: Callable[[], str]) -> TerminationMessage:
-        if node == 1 and plan.trial and plan.trial.factor == 1 and not plan.publishes:
+        if node == 1 and plan.rung == "lora" and plan.trial and plan.trial.factor == 1:
             pods.ran.setdefault(1, []).append((plan.turn or 0, "lora"))
             return DIVERGED.model_copy(update={"node": 1})
         return whole(node, plan, withdrawn)

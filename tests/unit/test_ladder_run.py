@@ -75,6 +75,51 @@ def test_a_target_ends_the_ladder_and_so_does_the_budget(tmp_path: Path) -> None
     assert ended.status.ladder.spent > 1e-9
 
 
+def test_the_base_model_with_examples_in_its_prompt_is_next_to_the_rungs(tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.6, "lora": 0.8, "full": 0.8}, prompted=0.7)
+    ended, _ = ladder(job(tmp_path), machine, tmp_path).to_the_end()
+    told = ended.status.ladder
+    assert told is not None
+    assert machine.shown == [("probe", 4)], "it is measured once"
+    assert [rung.name for rung in told.rungs] == ["fewShot", "probe", "lora", "full"]
+    shown = told.rungs[0]
+    assert (shown.state, shown.decision, shown.cost, shown.score) == ("done", None, None, pytest.approx(0.7, abs=0.02))
+    assert shown.gain is not None
+    assert shown.low is not None
+    assert 0 < shown.low < shown.gain == pytest.approx(0.2, abs=0.03)
+    assert "4 examples in the prompt, nothing trained" in shown.reason
+    assert (told.best, told.stop_reason) == ("lora", "noGain")
+    assert "The base model with 4 examples in its prompt has accuracy 0." in told.story
+    assert "Compared with that, lora gains +0.0" in told.story or "Compared with that, lora gains +0.1" in told.story
+    html = render(record().model_copy(update={"ladder": told}))
+    assert "<td>fewShot</td>" in html
+
+
+def test_a_prompt_that_reaches_the_target_ends_the_ladder_and_nothing_is_published(tmp_path: Path) -> None:
+    machine = Machine({"probe": 0.5, "lora": 0.9, "full": 0.9}, prompted=0.8)
+    ended, words = ladder(job(tmp_path, **{"ladder.target": 0.7}), machine, tmp_path).to_the_end()
+    assert ended.status.ladder is not None
+    assert (ended.status.ladder.stop_reason, machine.trained, machine.published) == ("targetMet", ["probe"], [])
+    assert words.reason is Reason.NoGain
+    assert words.message.startswith("no training is needed, so nothing was published. The best is the base model.")
+    assert "(the base model with examples in its prompt reaches the target)" in words.message
+
+
+def test_examples_are_shown_in_the_folds_where_these_decide_and_never_where_they_are_off(tmp_path: Path) -> None:
+    made = job(tmp_path, **{"ladder": {"rungs": ["probe", "lora"], "folds": 3, "fewShot": 8}})
+    machine = Machine({"probe": 0.6, "lora": 0.6}, prompted=0.7)
+    ended, _ = ladder(made, machine, tmp_path).to_the_end()
+    assert machine.shown == [("probe", 8)] * 3
+    assert ended.status.ladder is not None
+    assert (ended.status.ladder.rungs[0].name, ended.status.ladder.rungs[0].rows) == ("fewShot", 2000)
+    off = Machine({"probe": 0.6, "lora": 0.6}, prompted=0.7)
+    made = job(tmp_path / "b", **{"ladder": {"rungs": ["probe", "lora"], "fewShot": 0}})
+    ended, _ = ladder(made, off, tmp_path / "b").to_the_end()
+    assert off.shown == []
+    assert ended.status.ladder is not None
+    assert [rung.name for rung in ended.status.ladder.rungs] == ["probe", "lora"]
+
+
 EUR = Price(per_hour=2.0, currency="EUR")
 
 

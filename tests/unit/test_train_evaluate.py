@@ -94,9 +94,11 @@ class Gang(Replicated):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7], ids=lambda n: f"{n} ranks")
-@pytest.mark.parametrize("kind", ["documents", "classification"])
+@pytest.mark.parametrize("kind", ["documents", "classification", "after examples"])
 def test_ranks_share_the_rows(world_size: int, kind: str) -> None:
     corpus = documents([9, 8, 7, 20, 4]) if kind == "documents" else _classification(5)
+    if kind == "after examples":
+        corpus = corpus.after(np.arange(2, 72, dtype=np.int32))
     scorer = model(network())
     alone = evaluate(scorer, corpus, layout=LAYOUT, strategy=Single(), going_on=lambda: True)
     sums: list[float] = []

@@ -82,6 +82,7 @@ UNTRAINED = Stream("weights of an untrained copy", ("copy",), tag=0x92A1)
 SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_since=2)
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
+SHOWN = Keys("training rows that a few-shot prompt shows", prefix="shown")
 
 STREAMS = (
     ORDER,
@@ -98,4 +99,4 @@ STREAMS = (
     LABELLED,
     UNTRAINED,
 )
-KEYS = (SAMPLE, HELD_OUT, MEASURED)
+KEYS = (SAMPLE, HELD_OUT, MEASURED, SHOWN)

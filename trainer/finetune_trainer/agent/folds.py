@@ -29,6 +29,8 @@ class CrossFitting:
     """Folds."""
     factor: float
     """Multiple of the default learning rate that the rung has."""
+    examples: int
+    """In the prompt of the base model; 0: that is not measured."""
     open: Callable[[str], Folder]
     run_one: RunOne
     say: Callable[[str], None]
@@ -40,7 +42,9 @@ class CrossFitting:
             if self._measured(index) is not None:
                 continue
             self.say(f"rung {rung}: fold {index + 1} of {self.count}, trained without its rows and measured on them")
-            trial = Trial(factor=self.factor, fold=Fold(index=index, of=self.count))
+            trial = Trial(
+                factor=self.factor, fold=Fold(index=index, of=self.count), few_shot=self.examples
+            )  # fmt: skip
             _, words = self.run_one(self._run(index), rung=rung, trial=trial, tick=tick)
             if words.failure_class is not None:
                 return words

@@ -29,6 +29,8 @@ class Race:
     job: FineTuneJob
     """Of the rung, at its default rate."""
     factors: Sequence[float]
+    examples: int
+    """In the prompt of the base model; 0: that is not measured."""
     folder: Folder
     """The rung's output."""
     run_one: RunOne
@@ -40,7 +42,7 @@ class Race:
             factor = self.factors[leg.candidate]
             candidate = of_candidate(self.job, factor)
             self.say(f"rung {rung}: {factor:g} times the default rate, {self._how_far(leg, losses)}")
-            trial = Trial(factor=factor, until=leg.until)
+            trial = Trial(factor=factor, until=leg.until, few_shot=self.examples)
             ended, words = self.run_one(candidate, rung=rung, trial=trial, tick=tick)
             if words.failure_class is FailureClass.NonFinite:
                 self.say(f"rung {rung}: {factor:g} times the default rate diverged")

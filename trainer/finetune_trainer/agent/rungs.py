@@ -31,7 +31,7 @@ from finetune_trainer.ladder import evidence, story
 from finetune_trainer.ladder.climb import Climb, Done, Step
 from finetune_trainer.ladder.climb import Run as RunRung
 from finetune_trainer.ladder.derived import factor_of, folder_uri, of_best, of_rung, rung_uid, rung_uri
-from finetune_trainer.ladder.evidence import Committed, Finding
+from finetune_trainer.ladder.evidence import Committed, FewShot, Finding
 from finetune_trainer.ladder.ledger import Ledger
 from finetune_trainer.ladder.rungs import BASE, Rung
 from finetune_trainer.planning.forecast import Forecast
@@ -154,12 +154,38 @@ class LadderRun:
                 return self.job, words
             climb = climb.ended(done)
             if (finding := self.findings.get(step.rung.method)) is not None:
-                if len(climb.done) == 1:
-                    climb = replace(climb, base_reaches_target=finding.best_reaches_target)
+                climb = self._of_base(climb, finding)
                 self.say(story.sentence(step.rung.method, finding))
         told = self._tell(foreseen, climb, step)
         self.say(f"ladder: {told.story}")
         return self._publish(climb, told)
+
+    def _of_base(self, climb: Climb, finding: Finding) -> Climb:
+        """With what the first rung that ran shows of the base model, also with examples in its prompt."""
+        if len(self.findings) > 1:
+            return climb
+        if (shown := self._few_shot(climb)) is not None:
+            self.say(story.prompting(shown))
+        prompt = shown is not None and shown.found.reaches_target
+        return replace(climb, base_reaches_target=finding.best_reaches_target, prompt_reaches_target=prompt)
+
+    def _few_shot(self, climb: Climb) -> FewShot | None:
+        ladder, first = self.job.spec.ladder, next(iter(self.known.values()), None)
+        if first is None:
+            return None
+        return evidence.few_shot(
+            first,
+            self.known.get(climb.best),
+            examples=ladder.few_shot,
+            rungs=climb.comparisons,
+            min_gain=ladder.min_gain,
+            target=ladder.target,
+        )
+
+    @property
+    def _examples(self) -> int:
+        """For the prompt of the base model, in the runs of the first rung."""
+        return 0 if self.known else self.job.spec.ladder.few_shot
 
     def _moves(self, method: str, costs: Costs) -> bool:
         """The rung has to run, and not here."""
@@ -208,7 +234,8 @@ class LadderRun:
     def _folds_of(self, rung: FineTuneJob, committed: Committed) -> CrossFitting:
         factor = factor_of(committed.record.job.uid, of=rung.metadata.uid) or 1.0
         return CrossFitting(
-            job=rung, count=self.folds, factor=factor, open=self._open, run_one=self.run_one, say=self.say
+            job=rung, count=self.folds, factor=factor, examples=self._examples, open=self._open,
+            run_one=self.run_one, say=self.say,
         )  # fmt: skip
 
     def _decidable(self, method: str) -> Committed | None:
@@ -228,10 +255,14 @@ class LadderRun:
     def _raced(self, rung: FineTuneJob, tick: Callable[[], None]) -> tuple[FineTuneJob, TerminationMessage]:
         """At the rate that wins, if there are several."""
         method, factors = rung.spec.method, self._factors(rung.spec.method.type)
+        examples = 0 if self.folds else self._examples  # its folds measure
         if len(factors) == 1 and factors[0] == 1:
-            return self.run_one(rung, rung=method.type, tick=tick)
+            trial = {"trial": Trial(few_shot=examples)} if examples else {}
+            return self.run_one(rung, rung=method.type, tick=tick, **trial)
         folder = self._open(rung.spec.output.uri)
-        race = Race(job=rung, factors=factors, folder=folder, run_one=self.run_one, say=self.say)
+        race = Race(
+            job=rung, factors=factors, examples=examples, folder=folder, run_one=self.run_one, say=self.say
+        )  # fmt: skip
         return race.to_the_end(rung=method.type, tick=tick)
 
     def _factors(self, method: str) -> tuple[float, ...]:
@@ -282,7 +313,7 @@ class LadderRun:
 
     def _tell(self, foreseen: Forecast, climb: Climb, step: Step) -> LadderStatus:
         rates = {method: each.record.plan.learning_rate for method, each in self.known.items()}
-        told = story.status(foreseen.choice, climb, step, self.findings, rates)
+        told = story.status(foreseen.choice, climb, step, self.findings, rates, self._few_shot(climb))
         status = self.job.status.model_copy(update={"ladder": told, "phase": Phase.Running})
         self.job = self.job.model_copy(update={"status": status})
         self.save(self.job)
@@ -308,10 +339,11 @@ def _moving(method: str) -> TerminationMessage:
 
 
 def _no_gain(told: LadderStatus) -> TerminationMessage:
+    why = "no training is needed" if told.stop_reason == "targetMet" else "no rung is better than the base model"
     return TerminationMessage(
         failure_class=class_of(Reason.NoGain),
         reason=Reason.NoGain,
-        message=f"no rung is better than the base model, so nothing was published. {told.story}",
+        message=f"{why}, so nothing was published. {told.story}",
         hint=hint_of(Reason.NoGain),
         exit_code=ExitCode.GUARD,
         time=now(),

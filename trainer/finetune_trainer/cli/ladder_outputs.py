@@ -49,5 +49,6 @@ class PlannedLadder(ApiModel):
     rule: str
     reason: str
     folds: int = Field(description="Of cross-fitting; 0: the validation rows decide.")
+    few_shot: int = Field(description="Examples in the prompt with which the base model is measured too; 0: off.")
     rungs: tuple[PlannedRung, ...]
     skipped: tuple[SkippedRung, ...]

@@ -17,7 +17,7 @@ from finetune_trainer.planning.forecast import Forecast
 
 def planned(found: Forecast, spec: FineTuneJobSpec, price: Price | None = None) -> dict[str, Any]:
     """As JSON, with the pods of each rung."""
-    content = found.to_json(price)
+    content = {**found.to_json(price), "fewShot": spec.ladder.few_shot}
     for each in content["rungs"]:
         own = for_rung(spec, each["method"])
         each["pods"] = {"nodes": own.max_nodes, "processesPerNode": own.processes, **own.resources.to_json()}
@@ -39,7 +39,13 @@ def forecast_text(found: Forecast, spec: FineTuneJobSpec, price: Price | None = 
     if refused:
         where = f"only with finetune run: {refused}"
     told = table(("rung", "reserved GPU hours", *priced, "pods", "why"), rows)
-    notes = [*_cross_fitted(spec, found.folds), *skipped, *_budget(spec, price), f"on a cluster, {where}"]
+    notes = [
+        *_few_shot(spec),
+        *_cross_fitted(spec, found.folds),
+        *skipped,
+        *_budget(spec, price),
+        f"on a cluster, {where}",
+    ]
     return "\n".join([_head(found.choice), told, *notes])
 
 
@@ -84,6 +90,13 @@ def _cross_fitted(spec: FineTuneJobSpec, folds: int) -> list[str]:
         f"{why}, so decisions are cross-fitted: each rung trains {folds} times more, each time without 1/{folds} of "
         "the rows"
     ]
+
+
+def _few_shot(spec: FineTuneJobSpec) -> list[str]:
+    count = spec.ladder.few_shot
+    if not count:
+        return []
+    return [f"the first rung also measures the base model with {count} examples in its prompt, if rows have prompts"]
 
 
 def _reserved(hours: float | None, price: Price | None) -> tuple[str, ...]:

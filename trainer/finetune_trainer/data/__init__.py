@@ -20,6 +20,7 @@ writer           the arrays as they grow, and what is known about each row
 hidden_states    outputs of frozen layers for the rows of a corpus, stored next to its tokens
 split            held-out rows out of the training rows, never through a group; rows that are in two sets
 halves           validation rows that tune a rung of a ladder, and those that select among rungs
+few_shot         training rows as examples in the prompt of each measured row
 sample           at most evaluation.maxRows documents of each held-out data set
 labelled         texts with labels for single tokens
 python_labels    such labels for Python source

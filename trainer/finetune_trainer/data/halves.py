@@ -19,6 +19,13 @@ def selects(groups: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return np.asarray((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(63), np.bool_)
 
 
+def select_half(validation: Corpus | None) -> Corpus | None:
+    """The other one; None without groups, by which it is decided."""
+    if validation is None or validation.marks is None:
+        return None
+    return validation.take(np.flatnonzero(selects(validation.marks.groups)))
+
+
 def tune_half(validation: Corpus) -> Corpus:
     """All rows where the half would be empty."""
     groups = validation.marks.groups if validation.marks else np.arange(len(validation), dtype=np.uint64)

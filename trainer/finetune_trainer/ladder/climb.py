@@ -92,6 +92,8 @@ class Climb:
     ledger: Ledger = field(default_factory=Ledger)
     done: tuple[Done, ...] = ()
     base_reaches_target: bool = False
+    prompt_reaches_target: bool = False
+    """The base model does with examples in its prompt."""
     lacks_memory: bool = False
     """A rung was left out of the plan because it does not fit."""
 
@@ -117,8 +119,8 @@ class Climb:
 
     def next(self) -> Step:
         last = self.done[-1] if self.done else None
-        if self.done and (self._best_reaches_target() or self.base_reaches_target):
-            return Stop(reason=StopReason.target_met, why=f"{self.best} reaches the target")
+        if self.done and (who := self._reaches_target()):
+            return Stop(reason=StopReason.target_met, why=f"{who} reaches the target")
         if last is not None and (missed := _missed(last)) is not None:
             return missed
         left = self.rungs[len(self.done) :]
@@ -137,8 +139,13 @@ class Climb:
         """Settles what it cost."""
         return replace(self, ledger=self.ledger.settle(done.cost, money=done.money or 0.0), done=(*self.done, done))
 
-    def _best_reaches_target(self) -> bool:
-        return any(done.reaches_target for done in self.done if done.taken)
+    def _reaches_target(self) -> str:
+        """Who does; empty if no model does."""
+        if any(done.reaches_target for done in self.done if done.taken):
+            return self.best
+        if self.base_reaches_target:
+            return "the base model"
+        return "the base model with examples in its prompt" if self.prompt_reaches_target else ""
 
     def _top(self) -> Stop:
         last = self.done[-1] if self.done else None

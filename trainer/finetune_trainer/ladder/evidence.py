@@ -17,8 +17,11 @@ from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound
 from finetune_trainer.transfer.records import (
     BASE,
+    FEW_SHOT,
     TUNED,
     DataSet,
+    Records,
+    common,
     decode,
     matched,
     measures,
@@ -49,6 +52,17 @@ class Finding:
     decision: Decision
     reaches_target: bool
     best_reaches_target: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """The base model with examples in its prompt, which is not trained and cannot be published."""
+
+    examples: int
+    found: Finding
+    """Against the base model without them."""
+    beyond: Decision | None = None
+    """The best rung against it."""
 
 
 def read(folder: Folder, *, uid: str) -> Committed | None:
@@ -89,21 +103,48 @@ def find(
     """best: None for the base model. strict: a guard that is inconclusive blocks too."""
     rows, folds = _deciding(committed), committed.folds
     before = _deciding(best, like=committed).models[TUNED] if best else rows.models[BASE]
-    first, second = matched(before, rows.models[TUNED])
-    if committed.crossed is None:
-        half = selects(np.array([int(group, 16) for group in second.group.tolist()], np.uint64))
-        first, second = (each.take(np.flatnonzero(half)) for each in (first, second))
-    measure = measures(first, second, kind="validation")[0]
-    pair = paired(first, second, measure)
+    pair = _pair(*matched(before, rows.models[TUNED]), halved=committed.crossed is None)
     blocked = blocked_by(committed, strict=strict)
+    return _finding(pair, min_gain=min_gain, target=target, rungs=rungs, folds=folds, blocked=blocked)
+
+
+def few_shot(
+    first: Committed, best: Committed | None, *, examples: int, rungs: int, min_gain: float, target: float | None
+) -> FewShot | None:
+    """first: the rung in whose runs it was measured; None where it was not. best: the rung that was taken."""
+    rows, folds = _deciding(first), first.folds
+    if FEW_SHOT not in rows.models:
+        return None
+    prompted = rows.models[FEW_SHOT]
+    pair = _pair(*common(rows.models[BASE], prompted), halved=first.crossed is None)
+    found = _finding(pair, min_gain=min_gain, target=target, rungs=rungs, folds=folds)
+    if best is None:
+        return FewShot(examples=examples, found=found)
+    beyond = _pair(*common(prompted, _deciding(best, like=first).models[TUNED]), halved=first.crossed is None)
+    change = compared(beyond, rungs=rungs, folds=folds)
+    return FewShot(examples=examples, found=found, beyond=decide(change, min_gain=min_gain, folds=folds))
+
+
+def _finding(
+    pair: Paired, *, rungs: int, min_gain: float, target: float | None, folds: int, blocked: str = ""
+) -> Finding:
+    change = compared(pair, rungs=rungs, folds=folds)
     return Finding(
-        measure=measure,
+        measure=pair.measure,
         best_score=mean_of(pair.base, pair.base_weights),
         score=mean_of(pair.tuned, pair.tuned_weights),
-        decision=decide(compared(pair, rungs=rungs, folds=folds), min_gain=min_gain, blocked=blocked, folds=folds),
+        decision=decide(change, min_gain=min_gain, blocked=blocked, folds=folds),
         reaches_target=reaches(pair, target, folds=folds),
         best_reaches_target=reaches(_swapped(pair), target, folds=folds),
     )
+
+
+def _pair(first: Records, second: Records, *, halved: bool) -> Paired:
+    """By the main metric. halved: on the select half."""
+    if halved:
+        half = selects(np.array([int(group, 16) for group in second.group.tolist()], np.uint64))
+        first, second = (each.take(np.flatnonzero(half)) for each in (first, second))
+    return paired(first, second, measures(first, second, kind="validation")[0])
 
 
 def _deciding(rung: Committed, *, like: Committed | None = None) -> DataSet:

@@ -29,6 +29,11 @@ MEASURING = 0.5
 """Evaluations of a run, as a share of its training."""
 
 
+FEW_SHOT = MEASURING / 10
+"""One pass of the base model over the rows that decide, for each document of a prompt with examples: of the ten
+evaluations of a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     choice: Choice
@@ -90,7 +95,10 @@ def forecast(
     )
     choice = choose(facts)
     known, folds = {} if fits_only else planners, folds_of(spec, workload.rows)
-    estimates = {each.method: _hours(known.get(each.method), each.method, folds=folds) for each in choice.rungs}
+    estimates = {
+        each.method: _hours(known.get(each.method), each.method, folds=folds, first=each is choice.rungs[0])
+        for each in choice.rungs
+    }
     return Forecast(choice=choice, estimates=estimates, folds=folds)
 
 
@@ -140,7 +148,8 @@ def _fits(planner: Planner, name: str) -> bool:
     )
 
 
-def _hours(planner: Planner | None, method: str, *, folds: int = 0) -> float | None:
+def _hours(planner: Planner | None, method: str, *, folds: int = 0, first: bool = False) -> float | None:
+    """first: its runs also measure the base model with examples in its prompt."""
     if planner is None:
         return None
     seconds = planner.row(Method.model_validate({"type": method}), planner.spread("ddp")).seconds
@@ -148,5 +157,7 @@ def _hours(planner: Planner | None, method: str, *, folds: int = 0) -> float | N
         return None
     rates = len(planner.spec.ladder.factors) if TRAITS[method].steps else 1
     trainings, starts = race.cost(rates) + folds, race.runs(rates) + folds
-    longest = UPPER * (1 + MEASURING) * seconds * trainings + STARTUP_SECONDS * starts
+    ladder = planner.spec.ladder
+    measuring = MEASURING + (FEW_SHOT * (1 + ladder.few_shot) if first and ladder.few_shot else 0.0)
+    longest = UPPER * (1 + measuring) * seconds * trainings + STARTUP_SECONDS * starts
     return longest * planner.spec.world_size / 3600

@@ -24,6 +24,7 @@ checkpoint         snapshots, saved while training continues
 checkpointer       saving and restoring for all ranks together
 checkpoint_reader  rows of a checkpoint's tensors, read from its files
 linear_probe       method probe, in place of the loop
+few_shot           the base model with examples in its prompt, for a ladder
 importance         what regularization.ewc holds to, from the cache or measured
 activations        what regularization.drift holds to, from the cache or measured
 tensor_cache       tensors that follow from model, text and seed, kept on the node

@@ -36,6 +36,7 @@ from finetune_trainer.transfer.diagnostics.inside import Layerwise, inside
 from finetune_trainer.transfer.evaluate import Measured, Stopped
 from finetune_trainer.transfer.evidence import SLICE, Evidence, evidence_of, subjects
 from finetune_trainer.transfer.generated.evidence import Generated
+from finetune_trainer.transfer.records import FEW_SHOT
 from finetune_trainer.transfer.release import Release, judge
 
 from .answering import Answering
@@ -44,6 +45,7 @@ from .continual import in_sequence, scores_of_original
 from .device import choose_device
 from .diagnosing import Diagnosing
 from .divergence import divergence, rows_of_the_task
+from .few_shot import few_shot_rows, with_few_shot
 from .linear_probe import ProbeRun, probed
 from .prior_gain import Prior
 from .reporter import Reporter
@@ -95,6 +97,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         return _probe(setup, setup.attached, output, kept_back)
     trainer, reporter, of_base = setup.trainer, setup.trainer.reporter, setup.of_base
     corpora, corpora_of_base = dict(_held_out(setup)), dict(_held_out(of_base))
+    shown = few_shot_rows(of_base)
+    corpora_of_base |= {} if shown is None else {FEW_SHOT: shown}
     answering = Answering.of(setup, corpora)
     untouched = _of_untouched(setup, corpora, answering)
     diagnosing, prior = Diagnosing.of(setup, corpora), Prior.of(of_base, corpora_of_base)
@@ -152,7 +156,8 @@ def _work(setup: Setup, output: Folder, kept_back: Kept) -> TerminationMessage:
         mean, nats = _stoppable(setup, state, lambda: divergence(trainer, setup.attached, task))
         measured = tuple(replace(each, apart=nats) if each is task else each for each in found.subjects)
         found = replace(found, subjects=measured, divergence=mean)
-    found = replace(found, subjects=with_sources(found.subjects, setup.data.origins), prior=prior.judged())
+    named = with_few_shot(with_sources(found.subjects, setup.data.origins), shown, base.get(FEW_SHOT))
+    found = replace(found, subjects=named, prior=prior.judged())
     answers = _stoppable(setup, state, answering.judged)
     return _finish(setup, state, found, output, kept_back, answers, _stoppable(setup, state, diagnosing.compared))
 
@@ -186,6 +191,8 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
     probing = ProbeRun(trainer, attached, setup.data.labels)
     corpora = dict(_held_out(setup))
     base, tuned, seconds = probed(probing, corpora, trainer.measure_base)
+    shown = few_shot_rows(setup)
+    prompted = None if shown is None else probing.measure_base(shown)
     assert attached.classifier is not None
     parameters = attached.classifier.weight.size + attached.classifier.bias.size
     setup = replace(setup, resolved=setup.resolved.model_copy(update={"trainable_parameters": parameters}))
@@ -193,7 +200,7 @@ def _probe(setup: Setup, attached: FitsWithoutSteps, output: Folder, kept_back: 
     trainer.reporter.trackers = tracked(setup, state, kept_back.environ)
     before = {name: each.scores for name, each in base.items()}
     state = state.update(base=before, train_seconds=seconds, stopped_early=f"fitted on {len(trainer.train)} rows")
-    measured = with_sources(subjects(corpora, base, tuned), setup.data.origins)
+    measured = with_few_shot(with_sources(subjects(corpora, base, tuned), setup.data.origins), shown, prompted)
     return _finish(setup, state, Swept(measured), output, kept_back)
 
 

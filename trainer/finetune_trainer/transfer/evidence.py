@@ -35,6 +35,7 @@ from .calibrated import Calibrated, calibrated
 from .evaluate import Measured, likeliest
 from .records import (
     BASE,
+    FEW_SHOT,
     JUDGED,
     TUNED,
     DataSet,
@@ -72,6 +73,8 @@ class Subject:
     """(rows,): KL(base || tuned) of each, where it was measured."""
     labels: tuple[str, ...] | None = None
     """Of an earlier task's rows; None: the run's."""
+    prompted: tuple[Corpus, Measured] | None = None
+    """The base model with examples in its prompt, and its rows, where it was measured."""
 
     def measured_as(self, tuned: Measured) -> Subject:
         return replace(self, tuned=tuned)
@@ -102,6 +105,8 @@ class Subject:
             models[TUNED] = replace(models[TUNED], kl=self.apart)
         if self.tried_on is not None:
             models |= {scaled(scale): records_of(self.tried_on, m, labels) for scale, m in self.tried.items()}
+        if self.prompted is not None:
+            models[FEW_SHOT] = records_of(*self.prompted, labels)
         return DataSet(name=self.name, kind=self.kind, models=models, labels=labels)
 
 

@@ -49,7 +49,7 @@ def of_json(told: Any, corpora: Mapping[str, Corpus]) -> dict[str, Measured]:
 def _digest(corpus: Corpus) -> str:
     """Of the rows as the model sees them. Another version of the trainer may render or order files otherwise."""
     found = hashlib.sha256()
-    for array in (corpus.offsets, corpus.tokens, corpus.trained, corpus.bytes):
+    for array in (corpus.offsets, corpus.tokens, corpus.trained, corpus.bytes, corpus.before):
         found.update(np.ascontiguousarray(array).tobytes())
     if corpus.choices is not None:
         found.update(np.ascontiguousarray(corpus.choices.gold).tobytes())

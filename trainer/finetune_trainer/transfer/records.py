@@ -4,7 +4,8 @@
 
     row         string   hex digest of the row's content; rows are matched by it
     group       string   what the row depends on: its document, or the value of groupBy; the row's digest if nothing
-    model       string   base, tuned, or scale/0.5 for the adapter at half its scale
+    model       string   base, tuned, scale/0.5 for the adapter at half its scale, or fewShot for the base model with
+                         examples in its prompt
     nats        double   negative log-likelihood of the trained tokens, summed
     bytes       int64    UTF-8 bytes of the trained text
     tokens      int64    trained tokens
@@ -53,7 +54,7 @@ _LATER = ("kl", "source")
 Floats = NDArray[np.float64]
 Strings = NDArray[np.str_]
 
-BASE, TUNED, SCALE = "base", "tuned", "scale/"
+BASE, TUNED, SCALE, FEW_SHOT = "base", "tuned", "scale/", "fewShot"
 
 JUDGED: tuple[DataKind, ...] = ("test", "validation", "general", "slice", "task")
 """Kinds of data sets in the order in which they are judged."""
