@@ -18,30 +18,33 @@ FRACTIONS: Final = {"small": 0.01, "medium": 0.05, "large": 0.25}
 """Of the rows of a step that are replayed, by the shift of the training rows from general text. 1 % stops most of the
 drift (arXiv 2502.06042); 5 % for a weak shift, 25 % for another language (arXiv 2403.08763)."""
 
-
 OWN_FRACTION: Final = 0.1
 """Of the rows of a step, where the base model's own text is replayed (arXiv 2605.29495 has 1 % and 10 %)."""
 OWN_TOKENS: Final = 129
 """Of such a text, at most."""
+EARLIER_ROWS: Final = 10_000
+"""Training rows of all earlier tasks that are drawn to be replayed, at most."""
 
 
 class Replay(ApiModel):
-    """Rows of general text among the training rows."""
+    """Rows of general text, or of earlier tasks, among the training rows."""
 
     fraction: float | None = Field(
         None,
         gt=0,
         le=0.9,
-        description="Fraction of the rows of a step that are general text. They are added to the batchSize rows of "
-        "data.train, so that steps and epochs stay the same; a row of general text weighs as much as an average "
+        description="Fraction of the rows of a step that are replayed. They are added to the batchSize rows of "
+        "data.train, so that steps and epochs stay the same; a replayed row weighs as much as an average "
         "training row. Default: by the shift of the training rows from the text to replay, measured before the first "
         "step: 0.01 if it is small, 0.05 if it is medium, 0.25 for a change of language or script; with "
         "source self 0.1.",
     )
-    source: Literal["general", "self"] = Field(
+    source: Literal["general", "self", "earlier"] = Field(
         "general",
         description="general: rows of uri. self: text that the base model writes before the first step, for jobs "
-        "without general text: at most 256 texts of 128 tokens, drawn at temperature 1, without repetitive ones.",
+        "without general text: at most 256 texts of 128 tokens, drawn at temperature 1, without repetitive ones. "
+        "earlier: training rows of all earlier tasks, with continueFrom: a random sample of at most 10,000 rows, of "
+        "each task as many, without rows that measure any task. The artifact names the files; they must be unchanged.",
     )
     uri: DataUri | None = Field(
         None,
@@ -141,8 +144,15 @@ class Regularization(ApiModel):
     @property
     def reads_general_text(self) -> bool:
         """Whether training sees general text."""
+        if self.replays_earlier:  # ewc and drift measure on the same rows
+            return False
         replayed = self.replay is not None and self.replay.source == "general"
         return replayed or self.ewc is not None or self.drift is not None
+
+    @property
+    def replays_earlier(self) -> bool:
+        """Whether training rows of earlier tasks are replayed."""
+        return self.replay is not None and self.replay.source == "earlier"
 
     def works_under(self, strategy: str) -> bool:
         """Whether all terms are proved to work with weights in shards of this strategy."""
@@ -155,6 +165,8 @@ class Regularization(ApiModel):
             source, open_share = self.replay.uri or "half of data.general", "by the shift"
             if self.replay.source == "self":
                 source, open_share = "text that the base model wrote", f"{100 * OWN_FRACTION:g} %"
+            elif self.replays_earlier:
+                source = "the training rows of earlier tasks"
             share = open_share if self.replay.fraction is None else f"{100 * self.replay.fraction:g} %"
             yield TERMS["replay"].title, f"{share} of the rows of a step, from {source}"
         if self.kl_to_base is not None:
@@ -162,7 +174,6 @@ class Regularization(ApiModel):
             yield TERMS["klToBase"].title, f"beta {self.kl_to_base.beta:g}, on {where}"
         if self.l2sp is not None:
             yield TERMS["l2sp"].title, f"strength {self.l2sp.strength:g}"
-
         if self.ewc is not None:
             yield TERMS["ewc"].title, f"strength {self.ewc.strength:g}"
         if self.drift is not None:
@@ -263,12 +274,19 @@ def replay_uri(spec: dict[str, Any]) -> str | None:
         terms.get("replay") is None or _writes_itself(spec)
     ):
         return None
+    if _source(spec) == "earlier":
+        return None
     uri = (terms.get("replay") or {}).get("uri") or ((spec.get("data") or {}).get("general") or {}).get("uri")
     return str(uri) if uri else None
 
 
+def _source(new: dict[str, Any]) -> str | None:
+    source = ((new.get("regularization") or {}).get("replay") or {}).get("source")
+    return None if source is None else str(source)
+
+
 def _writes_itself(new: dict[str, Any]) -> bool:
-    return ((new.get("regularization") or {}).get("replay") or {}).get("source") == "self"
+    return _source(new) == "self"
 
 
 def _asks(new: dict[str, Any], term: TermTraits) -> bool:
@@ -297,6 +315,7 @@ def _not_under(term: TermTraits, strategy: str) -> Rule:
 
 
 _SELF = "(has(self.regularization.replay.source) && self.regularization.replay.source == 'self')"
+_EARLIER = "(has(self.regularization.replay.source) && self.regularization.replay.source == 'earlier')"
 _WRITING = (*(method.name for method in TRAITS.values() if method.generates), AUTO)
 
 
@@ -307,10 +326,12 @@ def _not_self(otherwise: str) -> str:
 def _needs_text(name: str, what_for: str) -> Rule:
     return Rule(
         cel=f"!has(self.regularization) || !has(self.regularization.{name}) || (has(self.regularization.replay) && "
-        "has(self.regularization.replay.uri)) || !has(self.data) || has(self.data.general)",
+        f"(has(self.regularization.replay.uri) || {_EARLIER})) || !has(self.data) || has(self.data.general)",
         message=f"regularization.{name} needs general text to {what_for}: set data.general, or "
         "regularization.replay.uri",
-        holds=lambda new, _: "data" not in new or not _asks(new, TERMS[name]) or replay_uri(new) is not None,
+        holds=lambda new, _: (
+            "data" not in new or not _asks(new, TERMS[name]) or _source(new) == "earlier" or replay_uri(new) is not None
+        ),
     )
 
 
@@ -319,15 +340,27 @@ REGULARIZATION_RULES = (
     *(_not_under(term, strategy) for term in _ALL for strategy in SHARDED if strategy not in term.sharded),
     Rule(
         cel="!has(self.regularization) || !has(self.regularization.replay) || has(self.regularization.replay.uri) || "
-        f"{_SELF} || !has(self.data) || has(self.data.general)",
+        f"{_SELF} || {_EARLIER} || !has(self.data) || has(self.data.general)",
         message="regularization.replay needs general text: set regularization.replay.uri, data.general, or "
-        "replay.source: self",
+        "replay.source: self (with continueFrom: earlier)",
         holds=lambda new, _: (
             "data" not in new
             or (new.get("regularization") or {}).get("replay") is None
-            or _writes_itself(new)
+            or _source(new) in ("self", "earlier")
             or replay_uri(new) is not None
         ),
+    ),
+    Rule(
+        cel=_absent(TERMS["replay"]) + f"!{_EARLIER} || has(self.continueFrom)",
+        message="regularization.replay.source earlier replays the training rows of earlier tasks: set continueFrom to "
+        "the artifact of the last one, or set regularization.replay.uri instead",
+        holds=lambda new, _: _source(new) != "earlier" or "continueFrom" in new,
+    ),
+    Rule(
+        cel=_absent(TERMS["replay"]) + f"!{_EARLIER} || !has(self.regularization.replay.uri)",
+        message="regularization.replay.source earlier takes its rows from the files that the earlier artifact names: "
+        "remove uri, or set source: general",
+        holds=lambda new, _: _source(new) != "earlier" or "uri" not in new["regularization"]["replay"],
     ),
     Rule(
         cel=_not_self(

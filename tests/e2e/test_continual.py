@@ -18,6 +18,7 @@ from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.measurements import Measurement
 from finetune_trainer.agent.preflight import check
+from finetune_trainer.data.earlier_rows import from_file
 from finetune_trainer.report.record import RunRecord, decode
 from finetune_trainer.rundir import RunDir
 from finetune_trainer.store.folder import digest_of
@@ -129,6 +130,19 @@ def test_the_records_of_earlier_tasks_are_in_the_artifact(root: Path) -> None:
     own = records_of((output(root, "one") / "evaluation" / "test.parquet").read_bytes())
     assert (data.kind, data.name, set(data.models)) == ("task", "one", {"base", "tuned"})
     assert sorted(data.models["base"].row) == sorted(own.models["tuned"].row)
+
+
+def test_each_manifest_names_the_training_data_of_all_jobs_before_it(root: Path) -> None:
+    known = manifest(root, "more").trained_on
+    assert known is not None
+    assert known.names == (*JOBS, "more")
+    for at, name in enumerate(known.names):
+        file = root / "data" / name / "train.jsonl"
+        assert known.tasks[at].files == {file.as_uri(): digest_of(file).sha256}
+        assert (known.tasks[at].format, known.tasks[at].sources[0].rows) == ("completion", 24)
+    measured = [from_file((output(root, name) / "evaluation" / "measured.bin").read_bytes()) for name in known.names]
+    assert [len(each) for each in measured] == [25, 50, 75, 76], "24 test rows and one of validation in each job"
+    assert all(set(one.tolist()) < set(other.tolist()) for one, other in pairwise(measured))
 
 
 def test_plain_peft_on_the_original_base_is_the_model_of_the_last_task(root: Path) -> None:
@@ -306,6 +320,61 @@ def test_an_artifact_of_another_base_model_is_refused(small: Path) -> None:
     assert "Set model.uri: file:" in caught.value.hint
 
 
+EARLIER: dict[str, Any] = {"replay": {"fraction": 0.5, "source": "earlier"}}
+
+
+def test_training_rows_that_the_admin_does_not_allow_are_not_replayed(small: Path) -> None:
+    spec = task(small, "next", seed=1, after="small", regularization=EARLIER)
+    here = plan("next", spec).model_copy(update={"uri_prefixes": (small.as_uri(),)})
+    check(here, cache=small / "cache")
+    tests = (small / "data" / "small" / "heldout.jsonl").as_uri()
+    elsewhere = here.model_copy(update={"uri_prefixes": (tests,)})
+    with pytest.raises(
+        FinetuneError, match=r"small are replayed, and .*train.jsonl is not allowed by the admin's"
+    ) as e:
+        check(elsewhere, cache=small / "cache")
+    assert e.value.reason is Reason.InvalidSpec
+    check(plan("next", spec | {"regularization": {}}).model_copy(update={"uri_prefixes": (tests,)}), cache=small)
+
+
+def _without_names(folder: Path) -> None:
+    found = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_bytes(found.model_copy(update={"trained_on": None}).encode())
+
+
+def _other_measured(folder: Path) -> None:
+    (folder / "evaluation" / "measured.bin").write_bytes(bytes(8))
+
+
+def _more_rows(folder: Path) -> None:
+    with (folder.parents[1] / "data" / folder.name / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n')
+
+
+WITHOUT_ROWS = {
+    "of an older release": (_without_names, Reason.InvalidSpec, "does not name the training data of its job"),
+    "that measure something else": (_other_measured, Reason.DataUnreadable, "measured.bin is not the file that"),
+    "that have changed": (_more_rows, Reason.DataChanged, "earlier task small .*train.jsonl is not the file that"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason", "words"), WITHOUT_ROWS.values(), ids=WITHOUT_ROWS)
+def test_training_rows_that_cannot_be_replayed_are_refused(
+    small: Path, damage: Any, reason: Reason, words: str
+) -> None:
+    kept = small.with_name(f"{small.name}-kept")
+    shutil.copytree(small, kept)
+    try:
+        damage(output(small, "small"))
+        with pytest.raises(FinetuneError, match=words) as caught:
+            refused(small, "next", task(small, "next", seed=1, after="small", regularization=EARLIER))
+        assert caught.value.reason is reason
+        assert caught.value.hint
+    finally:
+        shutil.rmtree(small)
+        kept.rename(small)
+
+
 def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its URI is in the earlier artifact, where no policy has seen it, and which may be another one after the
     preflight."""
@@ -322,10 +391,11 @@ def test_test_data_that_the_admin_does_not_allow_is_refused(small: Path, monkeyp
 
 
 def test_a_stopped_job_continues_from_where_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, and with the matrix of the job that was not stopped."""
-    spec = task(root, "unbroken", seed=1, after="one", checkpoint={"every": 2})
+    """To the bit, with the matrix of the job that was not stopped, and with the same rows of two earlier tasks."""
+    changes: dict[str, Any] = {"checkpoint": {"every": 2}, "regularization": EARLIER}
+    spec = task(root, "unbroken", seed=1, after="two", **changes)
     trained(root, "unbroken", spec, monkeypatch)
-    again = task(root, "stopped", seed=1, after="one", checkpoint={"every": 2}) | {"data": spec["data"]}
+    again = task(root, "stopped", seed=1, after="two", **changes) | {"data": spec["data"]}
     plain = Reporter.step
 
     def step(reporter: Reporter, state: State, done: Step) -> None:
@@ -343,6 +413,16 @@ def test_a_stopped_job_continues_from_where_it_was(root: Path, monkeypatch: pyte
     one, other = sequence(root, "unbroken"), sequence(root, "stopped")
     assert (one.scores, one.base) == (other.scores, other.base)
     assert len(record(root, "stopped").attempts) == 2
+    statistics = record(root, "stopped").data.statistics
+    assert statistics is not None
+    assert [(each.name, each.drawn, each.documents) for each in statistics.replayed] == [
+        ("one", 23, 23),
+        ("two", 23, 23),
+    ]
+    assert all(point.regularization for point in record(root, "stopped").curve)
+    page = (output(root, "stopped") / "report.html").read_text()
+    assert "task two: 23 of 23 training rows" in page
+    assert "50 % of the rows of a step, from the training rows of earlier tasks" in page
 
 
 @pytest.mark.parametrize("method", ["full", "dora", "ia3"])

@@ -127,6 +127,8 @@ BAD = (
         "regularization.l2sp is not supported by strategy.type deepspeed: set strategy.type: ddp or fsdp"),
     Bad("a pull of no strength", {"spec.regularization": {"l2sp": {"strength": 0}}}, "spec.regularization.l2sp.strength",
         "greater than 0"),
+    Bad("earlier tasks without any", {"spec.regularization": {"replay": {"source": "earlier"}}}, "spec", "regularization.replay.source earlier replays the training rows of earlier tasks: set continueFrom"),
+    Bad("earlier tasks and a file", {"spec.continueFrom": "s3://corp/models/one", "spec.regularization": {"replay": {"source": "earlier", "uri": "s3://corp/one.jsonl"}}}, "spec", "regularization.replay.source earlier takes its rows from the files that the earlier artifact names: remove uri"),
     Bad("importance for nothing", {"spec.regularization": {"ewc": {}}}, "spec", "regularization.ewc needs general text to measure importance"),
     Bad("importance of soft prompts", {"spec.method": {"type": "prompt"}, "spec.regularization": {"ewc": {}}, "spec.data.general": {"uri": "s3://corp/g.txt"}},
         "spec", "regularization.ewc needs the importance of each weight that training changes"),

@@ -228,6 +228,14 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         None,
     ),
     ("replay of the model's own text", {"spec.regularization": {"replay": {"source": "self"}, "klToBase": {}}}, None),
+    (
+        "replay of earlier tasks",
+        {
+            "spec.continueFrom": "s3://corp/models/before",
+            "spec.regularization": {"replay": {"source": "earlier"}, "ewc": {}, "klToBase": {}},
+        },
+        None,
+    ),
     ("replay of other text", {"spec.regularization": {"replay": {"uri": "s3://corp/general.jsonl"}}}, None),
     ("ZeRO", {"spec.strategy": {"type": "deepspeed", "zeroStage": 3, "offload": "all"}}, None),
     ("a sharded base model", {"spec.strategy": {"type": "fsdp"}}, None),

@@ -149,6 +149,41 @@ def test_a_job_that_continues_is_planned_with_the_frozen_adapter(
     assert f"continueFrom: {human(held)} for the frozen earlier adapter is included in states, {how}" in said
 
 
+def test_replay_of_earlier_tasks_is_planned_by_their_files(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the manifest of a local artifact; of one elsewhere rows are taken to be long."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{number:04}", "completion": "{80 * "a"}"}}\n' for number in range(30)))
+    source = {"uri": rows.as_uri(), "rows": 30, "files": {rows.as_uri(): 64 * "0"}}
+    tasks = [
+        {
+            "name": name,
+            "artifact": f"s3://corp/{name}",
+            "sources": [source],
+            "format": "completion",
+            "sequenceLength": 64,
+        }
+        for name in ("one", "two")
+    ]
+    earlier = tmp_path / "earlier"
+    made: dict[str, Any] = {"run": {"namespace": "n", "name": "two", "uid": "u"}, "kind": "model", "files": {}}
+    earlier.mkdir()
+    settings: dict[str, Any] = {"regularization": {"replay": {"source": "earlier", "fraction": 0.5}}}
+    settings["data"] = {"train": [{"uri": rows.as_uri()}]}
+    (earlier / "manifest.json").write_text(json.dumps(made | {"trainedOn": {"tasks": tasks}}))
+    file = write(tmp_path, **settings, continueFrom=earlier.as_uri())
+    assert main(["plan", file, "--gpu", "H100"]) == ExitCode.OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "source earlier: at most 10,000 training rows of the tasks one, two (60 rows with those held out)" in said
+    here = planned(capsys, file, "--gpu", "H100")
+    elsewhere = planned(capsys, write(tmp_path, **settings, continueFrom="s3://corp/two"), "--gpu", "H100")
+    assert here["plans"][0]["seconds"] < elsewhere["plans"][0]["seconds"]
+    (earlier / "manifest.json").write_text(json.dumps(made))
+    assert main(["plan", write(tmp_path, **settings, continueFrom=earlier.as_uri()), "--gpu", "H100"]) != ExitCode.OK
+    assert "does not name the training data of its job" in " ".join(capsys.readouterr().err.split())
+
+
 def write_tensors(file: Path, shapes: dict[str, tuple[int, int]]) -> None:
     """A header alone: nothing reads the numbers."""
     described, end = {}, 0

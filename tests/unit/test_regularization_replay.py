@@ -58,20 +58,41 @@ def test_rows_are_evenly_spread_over_steps_and_all_are_seen_before_any_comes_aga
     assert len(passes) < 3 or not np.array_equal(passes[0], passes[1])
 
 
+def test_tasks_take_turns_and_each_repeats_its_own_rows() -> None:
+    """A task of two rows is replayed as often as one of the others."""
+    parts = (2, len(GENERAL) - 2)
+    replay = replace(_replay(1.0), parts=parts)
+    order = np.concatenate([replay.of_step(step) for step in range(4 * parts[1])])
+    small, large = order[::2].tolist(), order[1::2].tolist()
+    assert {tuple(sorted(small[at : at + 2])) for at in range(0, len(small), 2)} == {(0, 1)}
+    for start in (0, parts[1]):
+        assert sorted(large[start : start + parts[1]]) == list(range(2, len(GENERAL)))
+    assert large[: parts[1]] != large[parts[1] : 2 * parts[1]], "in another order"
+
+
+def test_a_replayed_row_of_each_task_weighs_as_much() -> None:
+    parts = (2, len(GENERAL) - 2)
+    replay = Replay.of(GENERAL, per_step=1.0, tokens_per_row=3.0, seed=1, parts=parts)
+    means = [GENERAL.targets[:2].mean(), GENERAL.targets[2:].mean()]
+    assert replay.weight * np.mean(means) == pytest.approx(3.0)
+
+
 def test_another_seed_replays_in_another_order() -> None:
     one, other = (np.concatenate([replace(_replay(), seed=s).of_step(i) for i in range(4)]) for s in (1, 2))
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("parts", [(), (3, len(GENERAL) - 3)], ids=["general text", "two tasks"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_row_of_a_step_is_at_one_rank(world_size: int) -> None:
+def test_every_row_of_a_step_is_at_one_rank(world_size: int, parts: tuple[int, ...]) -> None:
     train, rows = documents([9, 30, 4, 17, 8]), np.arange(5)
-    regularization = Regularization(_replay())
+    replay = replace(_replay(), parts=parts)
+    regularization = Regularization(replay)
     for step in range(6):
         shares = [regularization.shared(rows, train, step, Place(r, r, world_size)) for r in range(world_size)]
         assert sorted(np.concatenate([mine for mine, _ in shares]).tolist()) == [0, 1, 2, 3, 4]
         again = np.concatenate([again for _, again in shares])
-        assert sorted(again.tolist()) == sorted(_replay().of_step(step).tolist())
+        assert sorted(again.tolist()) == sorted(replay.of_step(step).tolist())
 
 
 def test_a_replayed_row_weighs_as_much_as_a_training_row() -> None:

@@ -83,6 +83,7 @@ SAMPLE = Keys("rows drawn by data.train[].maxRows", prefix="sample", prefixed_si
 HELD_OUT = Keys("rows held out for validation")
 MEASURED = Keys("held-out documents drawn by evaluation.maxRows", prefix="measured")
 SHOWN = Keys("training rows that a few-shot prompt shows", prefix="shown")
+RESERVOIR = Keys("training rows of earlier tasks, drawn to be replayed", prefix="earlier")
 
 STREAMS = (
     ORDER,
@@ -99,4 +100,4 @@ STREAMS = (
     LABELLED,
     UNTRAINED,
 )
-KEYS = (SAMPLE, HELD_OUT, MEASURED, SHOWN)
+KEYS = (SAMPLE, HELD_OUT, MEASURED, SHOWN, RESERVOIR)

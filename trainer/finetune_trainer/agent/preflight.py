@@ -129,14 +129,14 @@ def check(plan: RunPlan, *, cache: Path) -> None:
         _tell("memory: not planned, for config.json names its sizes in an unknown way")
     if spec.output.switch_test:
         check_earlier(spec.output.switch_test, model, cache=cache)
-    data, datasets = _rows(spec, model, cache=cache, fold=plan.fold)
+    data, datasets = _rows(spec, model, cache=cache, earlier=earlier, fold=plan.fold)
     if earlier is not None:
         _check_tasks(earlier, datasets, model, cache=cache)
     check_format(spec.method, datasets.statistics.format)
     if spec.vocabulary is not None:
         model = _extended(spec, model, datasets, cache=cache)
         shape = find_shape(model.path)
-        data, datasets = _rows(spec, model, cache=cache, fold=plan.fold)
+        data, datasets = _rows(spec, model, cache=cache, earlier=earlier, fold=plan.fold)
     if spec.training.early_stopping and datasets.validation is None:
         raise FinetuneError(
             Reason.InvalidSpec,
@@ -211,9 +211,17 @@ def _check_tasks(earlier: Earlier, datasets: Datasets, model: LocalModel, *, cac
         _tell(f"earlier task {test.task.name}: {len(test.corpus):,} rows of {test.task.test.uri} are measured again")
 
 
-def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path, fold: Fold | None = None) -> tuple[Data, Datasets]:
+def _rows(
+    spec: FineTuneJobSpec,
+    model: LocalModel,
+    *,
+    cache: Path,
+    earlier: Earlier | None = None,
+    fold: Fold | None = None,
+) -> tuple[Data, Datasets]:
     """The rows, and the data with the sequence length that the model allows."""
     from finetune_trainer.data.load import load_datasets
+    from finetune_trainer.methods.earlier import replayed_by
 
     data = fitted(spec.data, model.path, spec.method)
     if data != spec.data:
@@ -225,6 +233,7 @@ def _rows(spec: FineTuneJobSpec, model: LocalModel, *, cache: Path, fold: Fold |
         seed=spec.training.seed,
         group_by=spec.evaluation.group_by,
         replay=spec.replay_uri,
+        earlier=replayed_by(spec, earlier),
         fold=(fold.index, fold.of) if fold else None,
     )
     return data, datasets

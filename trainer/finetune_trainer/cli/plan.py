@@ -19,7 +19,7 @@ from finetune_api.ladder import Price
 from finetune_api.manifest import ManifestError
 from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
-from finetune_trainer.cli.continued import continued
+from finetune_trainer.cli.continued import continued, replayed_text
 from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned, rule_json, rule_text
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
@@ -323,16 +323,6 @@ def _copied(planner: Planner) -> str:
     )
 
 
-def _replayed(spec: FineTuneJobSpec) -> str:
-    replay = spec.regularization.replay
-    if replay is None or replay.fraction is not None:
-        return ""
-    return (
-        "\nregularization.replay.fraction: decided by the shift before the first step, planned with the largest, "
-        f"{replay.planned:g}; finetune analyze measures it now"
-    )
-
-
 def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Planner, *, all_rows: bool) -> str:
     spec, shape = planner.spec, planner.shape
     load = planner.workload
@@ -349,7 +339,7 @@ def _text(content: dict[str, Any], rows: list[Row], advice: Advice, planner: Pla
         + (f", {planner.steps:,} steps" if planner.steps else "")
         + f"; memory is planned for rows of up to {planner.longest_row:,} tokens"
         + ("" if load.longest else " (data.sequenceLength; set --longest if they are shorter)")
-        + _replayed(spec)
+        + replayed_text(spec)
     )
     paid = content["currency"] if planner.hourly is not None else None
     columns = ("method, strategy", "trainable", "states", "activations", "loss", "peak", "fits", "tokens/s", "time")

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_trainer.cli.continued import replayed_tasks
 from finetune_trainer.planning.table import Workload
 
 BYTES_A_TOKEN = 4.0
@@ -27,15 +28,26 @@ def workload_of(spec: FineTuneJobSpec, *, longest: int | None) -> Workload:
         size += sum(sizes) * taken / max(1, len(sizes))
         largest = max([largest, *(size - 1 for size in sizes)])
     known = longest or math.ceil(largest / FEWEST_BYTES_A_TOKEN)
-    if spec.replay_uri is None:
+    again = _replayed(spec)
+    if again is None:
         return Workload(rows=rows, tokens=int(size / BYTES_A_TOKEN), longest=known)
-    windows = [part for whole in _sizes(spec.replay_uri) for part in _windows(whole, spec.data.sequence_length)]
+    windows = [part for whole in again for part in _windows(whole, spec.data.sequence_length)]
     return Workload(
         rows=rows,
         tokens=int(size / BYTES_A_TOKEN),
         longest=max(known, *(math.ceil(part / FEWEST_BYTES_A_TOKEN) for part in windows)) if windows else longest,
         replayed_row=sum(windows) / len(windows) / BYTES_A_TOKEN if windows else None,
     )
+
+
+def _replayed(spec: FineTuneJobSpec) -> list[int] | None:
+    """Returns the size of each row that may be replayed; empty if they are not known, None if none is replayed."""
+    if spec.replay_uri is not None:
+        return _sizes(spec.replay_uri)
+    if not spec.regularization.replays_earlier:
+        return None
+    files = [_sizes(uri) for task in replayed_tasks(spec) or () for uri in task.files]
+    return [size for sizes in files for size in sizes] if all(files) else []
 
 
 def _sizes(uri: str) -> list[int]:

@@ -30,6 +30,7 @@ build            all data sets of a manifest, a file at a time
 cache            results of earlier builds, each made once
 load             a manifest's `data` to tokenised, cached data sets
 held_out         the test data of earlier tasks
+earlier_rows     a sample of their training rows, to be replayed
 order            which rows a step sees, as a function of the step's number alone; weighted sources
 augment          variants of training rows, as a function of the epoch and the row
 pack             rows to the rectangles that a network computes, documents isolated from each other

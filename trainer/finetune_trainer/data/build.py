@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import compress
+from dataclasses import dataclass, field, replace
+from itertools import chain, compress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +18,15 @@ import numpy as np
 
 from finetune_api.data import Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.regularization import EARLIER_ROWS
 from finetune_trainer.random_streams import NEWEST
-from finetune_trainer.statistics import SourceStatistics, SplitStatistics, Statistics
+from finetune_trainer.statistics import ReplayedTask, SourceStatistics, SplitStatistics, Statistics
 from finetune_trainer.store.sources import SourceFile
+from finetune_trainer.store.trained_on import TrainedTask
 
 from .classification import Classification, labels_of
 from .corpus import Corpus, Flags
+from .earlier_rows import Draw, EarlierRows, Fingerprints, as_data, shares
 from .encode import Limits, encode
 from .formats import FORMATS, TELLING, Format, Text, detect
 from .json_errors import FAULTS, unreadable
@@ -54,6 +57,8 @@ class Build:
     tokenizer_digest: str
     digests: dict[str, str] = field(default_factory=dict)
     """Digests of what was read, by file, as `iter_rows` yields them: filled in while remote files are read."""
+    local: Mapping[str, str] = field(default_factory=dict)
+    """Digests of files of this machine."""
     columns: dict[str, set[str]] = field(default_factory=dict)
     """The columns of a source that are not read: filled in while it is read."""
     streams: int = NEWEST
@@ -62,6 +67,10 @@ class Build:
     """Key of rows that are not independent of each other; see Marks."""
     replay: str | None = None
     """URI of the general text to replay; where data.general has the same one, its documents are shared out."""
+    earlier: EarlierRows | None = None
+    """Training rows of earlier tasks, of which a sample is replayed instead."""
+    earlier_files: tuple[Mapping[str, Sequence[SourceFile]], ...] = ()
+    """Of each of these tasks, by the URI of the source."""
 
     fold: tuple[int, int] | None = None
     """(index, count) of a part of the training rows that is a data set of its own, see `fold_of`."""
@@ -91,10 +100,15 @@ class Build:
         if leaks and not self.spec.allow_duplicates:
             raise FinetuneError(Reason.DataLeak, "; ".join(leaks))
         np.save(folder / "heldout.npy", np.unique(np.concatenate(twins)))
-        if self.replay:
-            measured = frozenset(np.concatenate([*twins, general]).tolist())
-            splits["replay"], _ = self._encode(folder, "replay", self.replay, form, leave_out=measured.__contains__)
-        self._close(folder, form, splits, sources)
+        measured = np.unique(np.concatenate([*twins, general]))
+        np.save(folder / "measured.npy", measured)
+        replayed: tuple[ReplayedTask, ...] = ()
+        if self.earlier is not None:
+            splits["replay"], replayed = self._earlier(folder / "replay", self.earlier, measured)
+        elif self.replay:
+            not_replayed = frozenset(measured.tolist())
+            splits["replay"], _ = self._encode(folder, "replay", self.replay, form, leave_out=not_replayed.__contains__)
+        self._close(folder, form, splits, sources, replayed)
         (folder / "pad_id.json").write_text(json.dumps(self.tokenizer.pad))
 
     def write_one(self, folder: Path, name: str, uri: str) -> None:
@@ -104,14 +118,23 @@ class Build:
         self._close(folder, form, {name: split}, ())
 
     def _close(
-        self, folder: Path, form: Format, splits: dict[str, SplitStatistics], sources: tuple[SourceStatistics, ...]
+        self,
+        folder: Path,
+        form: Format,
+        splits: dict[str, SplitStatistics],
+        sources: tuple[SourceStatistics, ...],
+        replayed: tuple[ReplayedTask, ...] = (),
     ) -> None:
+        earlier = self.earlier.tasks if replayed and self.earlier else ()
+        digests = {uri: digest for task in earlier for uri, digest in task.files.items()}  # they were checked
+        digests |= {f.uri: self.digests[f.uri] for files in self.files.values() for f in files}
         statistics = Statistics(
             format=form.name,
             labels=form.labels if isinstance(form, Classification) else (),
             splits=splits,
             sources=sources,
-            digests={f.uri: self.digests[f.uri] for files in self.files.values() for f in files},
+            replayed=replayed,
+            digests=digests,
             tokenizer=self.tokenizer_digest,
         )
         (folder / "statistics.json").write_text(statistics.model_dump_json(by_alias=True))
@@ -259,6 +282,48 @@ class Build:
             np.save(folder / "texts.npy", texts[np.repeat(parts["train"], facts.documents)])
         shutil.rmtree(given, ignore_errors=True)
         return splits
+
+    def _earlier(
+        self, folder: Path, earlier: EarlierRows, measured: Fingerprints
+    ) -> tuple[SplitStatistics, tuple[ReplayedTask, ...]]:
+        """The sample of all tasks, one task after another."""
+        left_out = frozenset(np.concatenate([measured, earlier.measured]).tolist())
+        draws = [
+            self._draw(task, files, left_out) for task, files in zip(earlier.tasks, self.earlier_files, strict=True)
+        ]
+        samples = [draw.sample(EARLIER_ROWS) for draw in draws]
+        quotas = shares([len(sample) for sample in samples], EARLIER_ROWS)
+        with CorpusWriter(folder, Limits(self.spec.sequence_length, "drop")) as writer:
+            drawn = zip(draws, samples, quotas, strict=True)
+            replayed = [draw.write(writer, sample, quota) for draw, sample, quota in drawn]
+        statistics = writer.facts().statistics(Corpus.load(folder))
+        left = sum(each.left_out for each in replayed)
+        return statistics.model_copy(update={"left_out": left}), tuple(replayed)
+
+    def _draw(self, task: TrainedTask, files: Mapping[str, Sequence[SourceFile]], measured: Collection[int]) -> Draw:
+        """Read as its own job read it: digests of parts of files depend on the columns that are read."""
+        of_task = replace(
+            self,
+            spec=as_data(task, sequence_length=self.spec.sequence_length),
+            seed=task.seed,
+            files=files,
+            digests=dict(self.local),
+            columns={},
+        )
+        form = of_task._format()
+        return Draw(
+            task=task,
+            rows=lambda: chain.from_iterable(
+                of_task._sample(source, form, *task.keys)[0] for source in of_task.spec.train
+            ),
+            identity=_guarded(form.identity),
+            document=_guarded(form.document),
+            tokenizer=self.tokenizer,
+            limits=Limits(of_task.spec.sequence_length, of_task.spec.overlong),
+            digests=of_task.digests,
+            measured=measured,
+            seed=self.seed,
+        )
 
     def _encode(
         self, folder: Path, name: str, uri: str, form: Format, *, leave_out: Callable[[int], bool] | None = None

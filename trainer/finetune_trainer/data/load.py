@@ -26,11 +26,12 @@ from .augment import Variants
 from .build import SLICE, TEXTS, Build, sha256
 from .cache import kept
 from .corpus import Corpus
+from .earlier_rows import EarlierRows, Fingerprints
 from .order import Mixture, tempered
 from .read import ENDINGS
 from .tokenizer import Tokenizer, tokenizer_files
 
-RECIPE = 10
+RECIPE = 11
 """Raised when the same files would give other arrays."""
 
 _ELSEWHERE: dict[str, Any] = {
@@ -62,6 +63,10 @@ class Datasets:
     """Name of the source by the digest of a held-out row, of sources that have one."""
     fold: Corpus | None = None
     """Training rows that are only measured, where a fold is asked for."""
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """URIs of the files by the URI in the manifest."""
+    measured: Fingerprints = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Of all rows that are only measured."""
 
     @property
     def held_out(self) -> dict[str, Corpus]:
@@ -79,6 +84,11 @@ class Datasets:
             general=corpora.get("general", self.general),
             slices={name: corpora.get(f"{SLICE}{name}", corpus) for name, corpus in self.slices.items()},
         )
+
+    @property
+    def replay_parts(self) -> tuple[int, ...]:
+        """Documents of `replay` of each earlier task, one task after another; () if they are general text."""
+        return tuple(task.documents for task in self.statistics.replayed)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -105,14 +115,17 @@ def load_datasets(
     streams: int = NEWEST,
     group_by: str | None = None,
     replay: str | None = None,
+    earlier: EarlierRows | None = None,
     fold: tuple[int, int] | None = None,
 ) -> Datasets:
     """FinetuneError for everything that is wrong with the files, with file and line. `streams`: the generation of
     random streams that the run began with. `group_by`: key of rows that are not independent; see `Marks`.
-    `replay`: URI of general text to replay, which may be that of data.general. `fold`: see `Build.fold`."""
+    `replay`: URI of general text to replay, which may be that of data.general; `earlier`: rows of earlier tasks, to be
+    replayed instead. `fold`: see `Build.fold`."""
     group_by = group_by or (spec.validation.group_by if spec.validation else None)
     files = {uri: find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS) for uri in _uris(spec, replay)}
-    found = [file for each in files.values() for file in each]
+    earlier_files = earlier.files() if earlier else ()
+    found = [file for task in (files, *earlier_files) for each in task.values() for file in each]
     local = {file.uri: sha256(file.where, file.uri) for file in found if isinstance(file.where, Path)}
     tokenizer_digest = _digest(*(sha256(path) for path in tokenizer_files(tokenizer_path)))
     settings = spec.model_dump_json(exclude=_ELSEWHERE)
@@ -121,17 +134,20 @@ def load_datasets(
     facts += [f"streams {streams}"] if streams > 1 else []
     facts += [f"groups {group_by}"] if group_by else []
     facts += [f"replay {replay}"] if replay else []
+    facts += [f"earlier {earlier.digest}"] if earlier else []
     facts += [f"fold {fold[0]} of {fold[1]}"] if fold else []
     key = _digest(settings, *content, *facts)
 
     def fill(folder: Path) -> None:
         tokenizer = Tokenizer.load(tokenizer_path)
         build = Build(spec, seed, tokenizer, files, tokenizer_digest, dict(local), streams=streams, group_by=group_by)
-        replace(build, replay=replay, fold=fold).write(folder)
+        build = replace(build, replay=replay, fold=fold)
+        replace(build, earlier=earlier, earlier_files=earlier_files, local=local).write(folder)
 
     with kept(cache / "tokenized" / key[:32], fill) as folder:
         data = _read(folder, spec, tokenizer_path=tokenizer_path, seed=seed)
-        return replace(data, mixture=replace(data.mixture, streams=streams))
+        names = {uri: tuple(file.uri for file in each) for uri, each in files.items()}
+        return replace(data, mixture=replace(data.mixture, streams=streams), files=names)
 
 
 def _uris(spec: Data, replay: str | None) -> list[str]:
@@ -167,6 +183,7 @@ def _read(folder: Path, spec: Data, *, tokenizer_path: Path, seed: int) -> Datas
         pad_id=json.loads((folder / "pad_id.json").read_text()),
         origins=_origins(spec, statistics, corpora.get("validation")) if "fold" not in corpora else {},
         fold=corpora.get("fold"),
+        measured=np.load(folder / "measured.npy"),
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finetune_api.data import Validation
 from finetune_api.failures import FinetuneError, Reason
-from finetune_trainer.random_streams import HELD_OUT, NEWEST, SAMPLE
+from finetune_trainer.random_streams import HELD_OUT, NEWEST, RESERVOIR, SAMPLE
 
 from .corpus import Flags
 from .read import Row
@@ -96,6 +96,11 @@ def sample_key(row: Row, *, seed: int, streams: int = NEWEST) -> int:
     """The row's position in the order by which `data.train[].maxRows` draws. It is another order than that of
     `key_of`: the rows with the lowest keys of all would otherwise be those that are held out next."""
     return SAMPLE.number(seed, _group(row, None), generation=streams)
+
+
+def reservoir_key(row: Row, *, seed: int) -> int:
+    """The row's position in the order by which training rows of earlier tasks are drawn: content and seed decide."""
+    return RESERVOIR.number(seed, _group(row, None))
 
 
 def _group(row: Row, key: str | None) -> str:

@@ -9,7 +9,7 @@ compared with the digests there, and of an adapter's configuration only numbers 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.measurements import MOST_TASKS
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.data.cache import kept
+from finetune_trainer.data.earlier_rows import EarlierRows, from_file
 from finetune_trainer.report.record import RECORD_FILE, RunRecord, decode
 from finetune_trainer.store.artifact import read_manifest
 from finetune_trainer.store.folder import Folder, NotFound, digest_of
@@ -27,10 +28,11 @@ from finetune_trainer.store.manifest import MANIFEST, MERGED, Manifest
 from finetune_trainer.store.models import LocalModel
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sequence import Sequence, Task, held_out
+from finetune_trainer.store.trained_on import MEASURED, unnamed
 
 from .frozen_adapter import FILES, unfit
 
-_LARGEST = {MANIFEST: 16 << 20, RECORD_FILE: 64 << 20}
+_LARGEST = {MANIFEST: 16 << 20, RECORD_FILE: 64 << 20, MEASURED: 128 << 20}
 """Bytes that are read of a file that is held in memory."""
 _OTHER = "Name the output.uri of a job that succeeded."
 
@@ -48,6 +50,8 @@ class Earlier:
     """What is loaded: spec.model, or the artifact's whole model."""
     adapter: Path | None
     """Where the frozen adapter is, if it is one."""
+    rows: EarlierRows | None
+    """What its job and those before it trained on; None where its manifest does not say."""
 
     @property
     def digest(self) -> str:
@@ -62,6 +66,13 @@ class Earlier:
         job, method = self.manifest.run, self.record.spec.method.type
         how = "its adapter is frozen under the new one" if self.adapter else "its weights are the base model"
         return f"continues from {self.uri} (job {job.namespace}/{job.name}, method {method}): {how}"
+
+    @property
+    def replayed(self) -> EarlierRows:
+        """InvalidSpec where the artifact does not name its training data."""
+        if self.rows is None:
+            raise unnamed(self.uri)
+        return self.rows
 
     def check_model(self, local: LocalModel) -> None:
         """ModelUnsupported where the frozen adapter was trained on another commit of the model."""
@@ -107,8 +118,9 @@ def earlier_of(spec: FineTuneJobSpec, *, cache: Path, allowed: Collection[str] |
     manifest, record = _read(folder)
     _check_base(folder.uri, record, spec)
     sequence = manifest.continual or _first(record, folder.uri)
-    if sequence and allowed:
-        _check_allowed(sequence, allowed)
+    rows = _rows(folder, manifest)
+    if allowed:
+        _check_allowed(_uris(sequence, rows if spec.regularization.replays_earlier else None), allowed)
     if sequence and len(sequence.tasks) >= MOST_TASKS and spec.data.test is not None:
         raise FinetuneError(
             Reason.ModelUnsupported,
@@ -119,18 +131,20 @@ def earlier_of(spec: FineTuneJobSpec, *, cache: Path, allowed: Collection[str] |
     stacks = stacks and record.spec.vocabulary is None  # its adapter is for a base model of its own
     source = spec.model if stacks else ModelSource(uri=_whole(folder.uri, manifest, record, spec))
     adapter = _adapter(folder, manifest, cache) if stacks else None
-    return Earlier(folder.uri, manifest, record, sequence, source, adapter)
+    return Earlier(folder.uri, manifest, record, sequence, source, adapter, rows)
+
+
+def replayed_by(spec: FineTuneJobSpec, earlier: Earlier | None) -> EarlierRows | None:
+    """The rows that regularization.replay.source earlier draws from; None without it. Errors of `Earlier.replayed`."""
+    return earlier.replayed if earlier is not None and spec.regularization.replays_earlier else None
 
 
 def _read(folder: Folder) -> tuple[Manifest, RunRecord]:
     where = f"continueFrom ({folder.uri})"
-    for name, most in _LARGEST.items():
-        entry = folder.stat(name)
-        if entry is None:
+    for name in (MANIFEST, RECORD_FILE):
+        if not _bounded(folder, name):
             message = f"{where}: there is no artifact, since it has no {name}"
             raise FinetuneError(Reason.ModelNotFound, message, _OTHER)
-        if entry.size > most:
-            raise FinetuneError(Reason.DataUnreadable, f"{where}: {name} has {entry.size:,} bytes", _OTHER)
     try:
         manifest = read_manifest(folder)
         content = folder.read(RECORD_FILE)
@@ -144,6 +158,29 @@ def _read(folder: Folder) -> tuple[Manifest, RunRecord]:
         raise FinetuneError(Reason.DataUnreadable, message, _OTHER) from None
 
 
+def _bounded(folder: Folder, name: str) -> bool:
+    """Whether there is such a file. DataUnreadable for one that is too large to be held in memory."""
+    entry = folder.stat(name)
+    if entry is not None and entry.size > _LARGEST[name]:
+        message = f"continueFrom ({folder.uri}): {name} has {entry.size:,} bytes"
+        raise FinetuneError(Reason.DataUnreadable, message, _OTHER)
+    return entry is not None
+
+
+def _rows(folder: Folder, manifest: Manifest) -> EarlierRows | None:
+    """None of an artifact that does not name its training data."""
+    known, entry = manifest.trained_on, manifest.files.get(MEASURED)
+    if known is None:
+        return None
+    content = folder.read(MEASURED) if entry and _bounded(folder, MEASURED) else b""
+    if entry is None or digest_of(content) != entry.digest:
+        raise _not_as_committed(folder.uri, MEASURED)
+    try:
+        return EarlierRows(known.tasks, from_file(content))
+    except ValueError as error:
+        raise _not_as_committed(folder.uri, MEASURED) from error
+
+
 def _check_base(uri: str, record: RunRecord, spec: FineTuneJobSpec) -> None:
     trained, wanted = record.spec.model.uri.rstrip("/"), spec.model.uri.rstrip("/")
     if trained != wanted:
@@ -154,14 +191,21 @@ def _check_base(uri: str, record: RunRecord, spec: FineTuneJobSpec) -> None:
         )
 
 
-def _check_allowed(sequence: Sequence, allowed: Collection[str]) -> None:
+def _uris(sequence: Sequence | None, rows: EarlierRows | None) -> Iterator[tuple[str, str]]:
+    """(what is read, its URI), of all that this job reads of earlier tasks."""
+    for test in sequence.tasks if sequence else ():
+        yield f"the test data of the earlier task {test.name} is measured again", test.test.uri
+    for task in rows.tasks if rows else ():
+        yield from ((f"the training rows of the earlier task {task.name} are replayed", uri) for uri in task.files)
+
+
+def _check_allowed(uris: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:
     """The URIs of earlier tasks are not in the manifest, and so the operator has not seen them."""
-    for task in sequence.tasks:
-        if not any(begins_with(task.test.uri, prefix) for prefix in allowed):
+    for what, uri in uris:
+        if not any(begins_with(uri, prefix) for prefix in allowed):
             raise FinetuneError(
                 Reason.InvalidSpec,
-                f"continueFrom: the test data of the earlier task {task.name} is measured again, and {task.test.uri} "
-                "is not allowed by the admin's policy",
+                f"continueFrom: {what}, and {uri} is not allowed by the admin's policy",
                 f"Ask for it, or continue from an artifact with data below {', '.join(allowed)}.",
             )
 

@@ -82,6 +82,20 @@ class SourceStatistics(ApiModel):
         return f"columns not used: {shown}" if self.columns else ""
 
 
+class ReplayedTask(ApiModel):
+    """An earlier task, of whose training rows a sample is replayed."""
+
+    name: str
+    rows: int = Field(description="Training rows that may be replayed, copies once.")
+    drawn: int = Field(description="Of these, rows in the sample.")
+    documents: int = Field(description="That are replayed: without dropped rows, long texts in windows.")
+    left_out: int = Field(0, description="Rows that were left out, since they measure a task.")
+
+    def line(self) -> str:
+        left_out = f"; {self.left_out:,} left out, since they measure a task" if self.left_out else ""
+        return f"{self.drawn:,} of {self.rows:,} training rows, {self.documents:,} documents to replay{left_out}"
+
+
 class Statistics(ApiModel):
     """Provenance and size of all data of a run."""
 
@@ -89,6 +103,7 @@ class Statistics(ApiModel):
     labels: tuple[str, ...] = ()
     splits: dict[str, SplitStatistics] = Field(description="train, validation, test, general, replay, slice:<name>.")
     sources: tuple[SourceStatistics, ...] = Field((), description="Of data.train, in its order.")
+    replayed: tuple[ReplayedTask, ...] = Field((), description="With replay.source earlier: the tasks, in their order.")
     digests: dict[str, str] = Field(description="By URI: sha256 of the file, or of its rows with prefix `rows:`.")
     tokenizer: str = Field(description="sha256 of the tokenizer's files.")
 
@@ -98,6 +113,8 @@ class Statistics(ApiModel):
         yield f"format {self.format}{labels}"
         for name, split in self.splits.items():
             yield f"{name}: {split.line()}"
+        for task in self.replayed:
+            yield f"replay of task {task.name}: {task.line()}"
         for source in self.sources:
             if len(self.sources) > 1 or source.drawn is not None:
                 drawn = f", {source.drawn:,} drawn by maxRows" if source.drawn is not None else ""
@@ -162,6 +179,7 @@ class DataRecord(ApiModel):
         """(data set or topic, sentence)."""
         if self.statistics is not None:
             yield from ((name, split.line()) for name, split in self.statistics.splits.items())
+            yield from (("replay", f"task {task.name}: {task.line()}") for task in self.statistics.replayed)
             for source in self.statistics.sources:
                 if source.drawn is not None:
                     yield source.uri, f"{source.drawn:,} of {source.rows:,} rows, drawn by maxRows"

@@ -27,6 +27,7 @@ artifact           the committed result: content first, its manifest last; verif
 candidate          an artifact that a guard kept back, and how it is published
 manifest           what makes a folder an artifact: every file with its sha256
 sequence           tasks in sequence, and the scores of all of them
+trained_on         what they were trained on
 checkpoints        content-addressed checkpoints of one run
 checkpoint_parts   how ranks report what each of them stored of one checkpoint
 attempt_logs       logs of failed attempts, for when their pods are gone

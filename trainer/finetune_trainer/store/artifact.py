@@ -25,6 +25,7 @@ from .fetch import at_once
 from .folder import Digest, Folder, NotFound, digest_of, safe_path
 from .manifest import MANIFEST, Climbed, Kind, Manifest, Promotion, canonical, decode, entries
 from .sequence import Sequence
+from .trained_on import TrainedOn
 
 _REPLACED = ".finetune/replaced.json"
 """Names of files of an earlier artifact, from the moment its manifest goes until they are gone too."""
@@ -90,6 +91,7 @@ def commit_artifact(
     ladder: Climbed | None = None,
     switch_test: SwitchTest | None = None,
     continual: Sequence | None = None,
+    trained_on: TrainedOn | None = None,
 ) -> Artifact:
     """Makes `files` (name in the folder → content) the artifact of the folder. OutputExists as in check_output."""
     for name in files:
@@ -106,6 +108,7 @@ def commit_artifact(
         ladder=ladder,
         switch_test=switch_test,
         continual=continual,
+        trained_on=trained_on,
         files=entries(digests),
     )
     _withdraw(folder)

@@ -66,6 +66,7 @@ def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Pr
             ladder=manifest.ladder,
             switch_test=manifest.switch_test,
             continual=manifest.continual,
+            trained_on=manifest.trained_on,
         )
     candidate.delete(MANIFEST)
     for name in manifest.files:

@@ -15,6 +15,7 @@ from finetune_api.switching import SwitchTest
 
 from .folder import Digest
 from .sequence import Sequence
+from .trained_on import TrainedOn
 
 MANIFEST = "manifest.json"
 MERGED = "merged"
@@ -64,6 +65,9 @@ class Manifest(ApiModel):
     ladder: Climbed | None = None
     switch_test: SwitchTest | None = Field(None, description="Of an adapter that was tested with others on one base.")
     continual: Sequence | None = Field(None, description="With continueFrom: the tasks before this one, and it.")
+    trained_on: TrainedOn | None = Field(
+        None, description="The training data of this job and of those before it; None of older releases."
+    )
     files: dict[str, FileEntry]
 
     def encode(self) -> bytes:

@@ -34,6 +34,7 @@ token_states       states of chosen tokens in every layer, by one process or a g
 written            what a model writes after prompts
 answering          what both models answer to held-out prompts
 continual          the sequence of tasks that a run adds to
+trained_rows       what it and the tasks before it were trained on
 divergence         KL to the base on rows of the task
 prior_gain         what pretraining is worth, against random weights
 scale_sweep        the scale at which an adapter is published

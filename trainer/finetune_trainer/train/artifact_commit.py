@@ -17,6 +17,7 @@ from finetune_api.failures import Reason, TerminationMessage, class_of, exit_cod
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Artifact, Candidate
 from finetune_api.text import redact
+from finetune_trainer.data.earlier_rows import to_file
 from finetune_trainer.methods import merged
 from finetune_trainer.methods.base import Merges, without_adapter
 from finetune_trainer.methods.servable import judge
@@ -39,6 +40,7 @@ from finetune_trainer.store.artifact import commit_artifact
 from finetune_trainer.store.fingerprints import fingerprint_of
 from finetune_trainer.store.folder import Folder
 from finetune_trainer.store.manifest import Climbed
+from finetune_trainer.store.trained_on import MEASURED
 from finetune_trainer.trackers import events
 from finetune_trainer.transfer.evidence import Evidence, Subject
 from finetune_trainer.transfer.generated.evidence import Generated
@@ -51,6 +53,7 @@ from .generation_config import added_stops
 from .setup import Setup
 from .state import State
 from .switched import check_unsharded, switched
+from .trained_rows import measured_rows, trained_on
 
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model",
@@ -248,6 +251,9 @@ def commit(
             REPORT_FILE: render(record).encode(),
             CARD_FILE: model_card(record).encode(),
         }
+        trained = trained_on(setup)
+        if trained is not None:
+            files[MEASURED] = to_file(measured_rows(setup))
         event_file, events_of_run = events.of_record(record, manifest=redact(manifest(record)))
         files[f"{events.FOLDER}/{event_file}"] = events_of_run
         return commit_artifact(
@@ -261,6 +267,7 @@ def commit(
             ladder=_climbed(record),
             switch_test=tested,
             continual=record.continual,
+            trained_on=trained,
         )
 
 

@@ -18,6 +18,7 @@ from finetune_api.data import Data
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import Fold, RunPlan
 from finetune_api.spec import FineTuneJobSpec, ModelSource
+from finetune_trainer.data.earlier_rows import EarlierRows
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.methods.earlier import Earlier, earlier_of
 from finetune_trainer.parallel.base import Gang
@@ -96,6 +97,7 @@ class Inputs:
         seed: int,
         group_by: str | None = None,
         replay: str | None = None,
+        earlier: EarlierRows | None = None,
         fold: Fold | None = None,
     ) -> Datasets:
         """Errors of load_datasets, and DataChanged."""
@@ -107,6 +109,7 @@ class Inputs:
             streams=self.streams(),
             group_by=group_by,
             replay=replay,
+            earlier=earlier,
             fold=(fold.index, fold.of) if fold else None,
         )
         check_digests(data.digests, self._first(_DATA, dict(data.digests)))

@@ -42,7 +42,13 @@ def replay_of(spec: FineTuneJobSpec, data: Datasets, before: Tokens | None) -> R
     per_step = settings.rows_per_step(spec.training.batch_size)
     tokens_per_row = data.trained_tokens_per_epoch / max(1, data.mixture.per_epoch)
     corpus = data.replay if before is None else data.replay.after(before)
-    return Replay.of(corpus, per_step=per_step, tokens_per_row=tokens_per_row, seed=spec.training.seed)
+    return Replay.of(
+        corpus,
+        per_step=per_step,
+        tokens_per_row=tokens_per_row,
+        seed=spec.training.seed,
+        parts=data.replay_parts,
+    )
 
 
 def divergence_of(spec: FineTuneJobSpec, attached: Attached, replay: Replay | None) -> KlToBase | None:

@@ -24,7 +24,7 @@ from finetune_trainer.data.sample import measured_part
 from finetune_trainer.ladder.race import pause_of
 from finetune_trainer.methods import fault
 from finetune_trainer.methods.base import Attached, HasPrompt, PacksWeights, without_adapter
-from finetune_trainer.methods.earlier import Earlier
+from finetune_trainer.methods.earlier import Earlier, replayed_by
 from finetune_trainer.methods.needs import check_compile, check_inputs, check_recompute, check_strategy
 from finetune_trainer.methods.registry import method_of
 from finetune_trainer.parallel.base import Strategy
@@ -134,6 +134,7 @@ def prepare(plan: RunPlan, *, gang: Strategy, device: torch.device, output: Fold
         seed=training.seed,
         group_by=spec.evaluation.group_by,
         replay=spec.replay_uri,
+        earlier=replayed_by(spec, earlier),
         fold=plan.fold,
     )
     data = read(tokenizer_path=local.path)
