@@ -354,6 +354,14 @@ HEALTH = Row(
             queries=one(f"max by (guard, state) ({s.JOB_GUARD_STATE}{RUN})", ""),
         ),
         Panel(
+            title="Ladder: present rung", about=s.JOB_LADDER_RUNG, width=12,
+            queries=one(f"max by (rung) ({s.JOB_LADDER_RUNG}{RUN})", "{{rung}}"),
+        ),
+        Panel(
+            title="Ladder: budget spent", about=s.JOB_BUDGET_SPENT_RATIO, width=12,
+            queries=one(f"max ({s.JOB_BUDGET_SPENT_RATIO}{RUN})", "spent"),
+        ),
+        Panel(
             title="Shared cache of models", about=s.AGENT_MODEL_CACHE_BYTES, width=24,
             queries=(
                 Query(expr=f"sum by (result) ({s.AGENT_MODEL_CACHE_BYTES}{RUN})", legend="own model: {{result}}"),

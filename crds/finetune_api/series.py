@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Literal, get_args
 
 from .measurements import GuardName
+from .methods import TRAITS
 from .plan import PHASES
 from .status import FailureClass, Phase
 from .verdicts import GuardVerdict
@@ -67,6 +68,8 @@ class Series:
     """The field of `status.Progress`, or of the agent's TrainerReport, that it shows."""
     each: int = 1
     """Series that a job, or a pod, has of it at most."""
+    period: str = ""
+    """When a job has it, where it is not at any time. No job is in two periods at once."""
 
     def __str__(self) -> str:
         return self.name
@@ -85,6 +88,9 @@ class Series:
 
 GUARDS: Values = tuple(name for name in get_args(GuardName) if name != "collapse")
 """A job has three series for each. The two on generated text are one, `generation`: the worse of them."""
+
+CLIMBING, JUDGED = "while a ladder decides", "after that, and for other jobs"
+"""A ladder's guards are those of the run that publishes, which follows its last decision."""
 
 # For each job
 JOB_INFO = Series(
@@ -171,17 +177,27 @@ JOB_ARTIFACT_BYTES = Series(
 JOB_GUARD_VALUE = Series(
     name="finetune_job_guard_value",
     help="What a guard measured, in the unit of its bound: a gain, an increase of bits per byte, the worst regression.",
-    scope=Scope.JOB, labels={"guard": GUARDS}, each=len(GUARDS),
+    scope=Scope.JOB, labels={"guard": GUARDS}, each=len(GUARDS), period=JUDGED,
 )  # fmt: skip
 JOB_GUARD_BOUND = Series(
     name="finetune_job_guard_bound", help="The bound of a guard, as in spec.guards.", scope=Scope.JOB,
-    labels={"guard": GUARDS}, each=len(GUARDS),
+    labels={"guard": GUARDS}, each=len(GUARDS), period=JUDGED,
 )  # fmt: skip
 JOB_GUARD_STATE = Series(
     name="finetune_job_guard_state",
     help="The verdict of a guard; none for inconclusive under guards.onInconclusive: pass.", scope=Scope.JOB,
     unit=Unit.ONE, labels={"guard": GUARDS, "state": get_args(GuardVerdict)},
-    each=len(GUARDS),
+    each=len(GUARDS), period=JUDGED,
+)  # fmt: skip
+
+JOB_LADDER_RUNG = Series(
+    name="finetune_job_ladder_rung", help="While a ladder decides: number of the present rung, counted from 1.",
+    scope=Scope.JOB, labels={"rung": tuple(TRAITS)}, period=CLIMBING,
+)  # fmt: skip
+JOB_BUDGET_SPENT_RATIO = Series(
+    name="finetune_job_budget_spent_ratio",
+    help="While a ladder decides: what its rungs have cost, of ladder.budget (the larger share of GPU hours and "
+    "money); above 1 if a rung cost more than its estimate.", scope=Scope.JOB, unit=Unit.RATIO, period=CLIMBING,
 )  # fmt: skip
 
 # Of the operator

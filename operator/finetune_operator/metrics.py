@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 
 from finetune_api import durations, series
 from finetune_api.budget import recent
+from finetune_api.ladder import LadderStatus
 from finetune_api.measurements import GuardResult
-from finetune_api.methods import type_of
+from finetune_api.methods import TRAITS, type_of
 from finetune_api.series import Scope, Series
 from finetune_api.spec import Checkpoint, Deadlines, Retry
 from finetune_api.status import Phase, Restarts
@@ -169,8 +170,20 @@ def _of_job(job: JobView, now: datetime) -> Iterator[Sample]:
         yield series.JOB_WASTED_GPU_HOURS, (), status.usage.wasted_gpu_hours
     if status.artifact is not None:
         yield series.JOB_ARTIFACT_BYTES, (), status.artifact.size_bytes
-    yield from _of_guards(job)
+    ladder = status.ladder
+    yield from _of_guards(job) if ladder is None or ladder.stop_reason else _of_ladder(ladder)
     yield from _of_spec(job, restarts, now)
+
+
+def _of_ladder(ladder: LadderStatus) -> Iterator[Sample]:
+    """While it decides. Rungs are methods: fewShot, which is measured in the first one's run, is none."""
+    rungs = [rung for rung in ladder.rungs if rung.name in TRAITS]
+    for number, rung in enumerate(rungs, 1):
+        if rung.state == "running":
+            yield series.JOB_LADDER_RUNG, (rung.name,), number
+    costs = (ladder.spent, ladder.budget), (ladder.money_spent or 0.0, ladder.money_budget)
+    if shares := [spent / limit for spent, limit in costs if limit]:
+        yield series.JOB_BUDGET_SPENT_RATIO, (), max(shares)
 
 
 def _of_guards(job: JobView) -> Iterator[Sample]:

@@ -126,6 +126,7 @@ WITHOUT_DATA = {
     "Jobs whose pods do not all run", "Guards that are not passed", "Guards: value and bound", "Guards: verdict",
     "Jobs that succeeded and have no artifact", "Artifact", "GPU hours", "GPU hours without result",
     "GPU hours of the jobs that exist", "GPU utilisation (dcgm-exporter)",
+    "Ladder: present rung", "Ladder: budget spent",
     "Shared cache of models", "Pods by what the shared cache of models did",
 }  # fmt: skip
 """Panels that show nothing while a job trains and has had no failure."""

@@ -10,6 +10,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from finetune_api import names
 from finetune_api.failures import Reason
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.status import Phase, Progress
 from finetune_operator.kube.resources import FINETUNEJOBS
@@ -30,6 +31,18 @@ PROGRESS = Progress(
 """Every field of it has a value."""
 
 
+CLIMBING = LadderStatus(
+    rule="few rows",
+    rungs=(
+        RungStatus(name="fewShot", state="done"),
+        RungStatus(name="probe", state="done", cost=1.0),
+        RungStatus(name="lora", state="running"),
+    ),
+    spent=1.0, budget=4.0, money_spent=3.0, money_budget=6.0,
+)  # fmt: skip
+"""It has both series of a ladder."""
+
+
 class Ages:
     """A watcher of one watch."""
 
@@ -47,6 +60,10 @@ def of_operator() -> tuple[Metric, ...]:
         "artifact": {"uri": "s3://corp/out", "digest": "0", "sizeBytes": 9, "kind": "adapter"},
         "evaluation": {"guards": [{"name": "minGain", "bound": 0.0, "value": 0.1, "verdict": "passed"}]},
     }  # fmt: skip
+    climbing = {"phase": "Running", "attempt": 1, "ladder": CLIMBING.to_json()}
+    climber = raw_job(uid="c", status=climbing, spec=SPEC | {"method": {"type": "auto"}})
+    climber["metadata"]["name"] = "climber"
+    cache.feed(FINETUNEJOBS, None, climber)
     cache.feed(FINETUNEJOBS, None, raw_job(status=status, spec=SPEC | {"deadlines": {"active": "1d"}}))
     counters.request("GET", "/api/v1/pods", True, 200)
     counters.reconciles.labels("done").inc()

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 
 import pytest
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
-from finetune_api.series import SERIES, Scope, Series, Unit, of
+from finetune_api.ladder import LadderStatus
+from finetune_api.series import CLIMBING, JUDGED, SERIES, Scope, Series, Unit, of
 from finetune_api.status import Progress
+from finetune_operator.kube.resources import FINETUNEJOBS
+from finetune_operator.kube.workqueue import WorkQueue
+from finetune_operator.metrics import State
+from finetune_operator.state.cache import Cache
 from finetune_operator.state.pod_reports import MalformedReport, progress_report
 from finetune_operator.state.status import finite
 from finetune_trainer.rundir import TrainerReport
 from tests.support import exported_series
 from tests.support.documents import ROOT
+from tests.support.operator_objects import SPEC, raw_job
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 MOST_OF_A_JOB = 40
 """Series: more would be a burden on somebody's Prometheus."""
+GUARD = {"name": "minGain", "bound": 0.0, "value": 0.1, "verdict": "passed"}
 SUFFIXES = {Unit.SECONDS: "_seconds", Unit.MOMENT: "_timestamp_seconds", Unit.BYTES: "_bytes", Unit.RATIO: "_ratio"}
 IN_THE_RATIO = {"step", "total_steps", "percent"}
 """Fields of a job's progress that no series of the operator shows by themselves."""
@@ -63,7 +71,8 @@ def test_it_is_exported_with_its_labels_and_their_values(series: Series, exporte
     assert series.name in exported, "nobody exports it"
     found = samples(exported[series.name], series)
     assert found, "it has no value, whatever happens"
-    assert len(found) <= series.each or series.scope is Scope.OPERATOR
+    of_each = Counter((sample.labels.get("namespace"), sample.labels.get("name")) for sample in found)
+    assert max(of_each.values()) <= series.each or series.scope is Scope.OPERATOR
     for sample in found:
         assert set(sample.labels) == {*series.scope.labels, *series.labels}
         for label, values in series.labels.items():
@@ -76,7 +85,37 @@ def test_nothing_else_is_exported(exported: dict[str, Metric]) -> None:
 
 def test_a_job_and_a_pod_have_a_bounded_number_of_series() -> None:
     for scope in (Scope.JOB, Scope.AGENT):
-        assert sum(series.each for series in of(scope)) <= MOST_OF_A_JOB
+        most = Counter[str]()
+        for series in of(scope):
+            most[series.period] += series.each
+        always = most.pop("", 0)
+        assert always + max(most.values(), default=0) <= MOST_OF_A_JOB
+
+
+def test_no_job_has_series_of_two_periods(exported: dict[str, Metric]) -> None:
+    jobs: dict[str, set[str]] = {}
+    for series in of(Scope.JOB):
+        for sample in samples(exported[series.name], series):
+            jobs.setdefault(sample.labels["name"], set()).add(series.period)
+    assert {period for found in jobs.values() for period in found} == {"", CLIMBING, JUDGED}
+    assert all(len(found - {""}) <= 1 for found in jobs.values())
+
+
+def test_a_ladder_shows_its_rung_and_the_larger_share_of_its_budget_until_it_stops() -> None:
+    def shown(ladder: LadderStatus) -> list[tuple[str, tuple[str, ...], float]]:
+        status = {"phase": "Running", "ladder": ladder.to_json(), "evaluation": {"guards": [GUARD]}}
+        cache = Cache()
+        cache.feed(FINETUNEJOBS, None, raw_job(status=status, spec=SPEC | {"method": {"type": "auto"}}))
+        state = State(cache, WorkQueue(), exported_series.Ages())  # type: ignore[arg-type]
+        found = [(of.name, labels[2:], value) for of, labels, value in state._of_jobs() if of.period]
+        return sorted(found)
+
+    rung, ratio = ("finetune_job_ladder_rung", ("lora",), 2), ("finetune_job_budget_spent_ratio", (), 0.5)
+    assert shown(exported_series.CLIMBING) == [ratio, rung]
+    unlimited = exported_series.CLIMBING.model_copy(update={"budget": None, "money_budget": None})
+    assert shown(unlimited) == [rung]
+    stopped = shown(exported_series.CLIMBING.model_copy(update={"stop_reason": "budget"}))
+    assert {name for name, _, _ in stopped} == {f"finetune_job_guard_{what}" for what in ("value", "bound", "state")}
 
 
 @each_series

@@ -62,7 +62,7 @@ def rule_text(choice: Choice, folds: int, spec: FineTuneJobSpec) -> str:
     """Which rungs are tried, and why; one line for a job with another method."""
     if not spec.method.is_auto:
         rungs = ", then ".join(each.method for each in choice.rungs) or "nothing"
-        return f"method.type auto would try {rungs}, by the rule {choice.rule!r}: {choice.reason}"
+        return f"method.type auto would try {rungs}, {_rule(choice)}"
     rungs = table(("rung", "why"), [(each.method, each.why) for each in choice.rungs])
     notes = [*_cross_fitted(spec, folds), "finetune plan shows which of them fit into memory"]
     return "\n".join([_head(choice), rungs, *notes])
@@ -79,7 +79,11 @@ def rule_of(spec: FineTuneJobSpec, *, rows: int, labelled: bool) -> tuple[Choice
 
 
 def _head(choice: Choice) -> str:
-    return f"ladder, by the rule {choice.rule!r}: {choice.reason}"
+    return f"ladder, {_rule(choice)}"
+
+
+def _rule(choice: Choice) -> str:
+    return f"by the rule {choice.rule!r}: {choice.reason.removeprefix(f'{choice.rule}: ')}"
 
 
 def _cross_fitted(spec: FineTuneJobSpec, folds: int) -> list[str]:
