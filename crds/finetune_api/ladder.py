@@ -106,9 +106,12 @@ class Ladder(ApiModel):
         return tuple(dict.fromkeys(self.learning_rates)) or (1.0,)
 
 
+BASE = "base"
+"""The model as it is: what the first rung is compared with. It needs no run of its own, since every run measures it."""
+
 RungState = Literal["planned", "running", "done", "skipped"]
 RungDecision = Literal["taken", "noGain", "inconclusive", "blocked"]
-LadderStop = Literal["targetMet", "guard", "noGain", "inconclusive", "topRung", "memory", "budget"]
+LadderStop = Literal["targetMet", "guard", "noGain", "inconclusive", "topRung", "memory", "budget", "unavailable"]
 Sentence = Annotated[str, Field(max_length=1024)]
 
 

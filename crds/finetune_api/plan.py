@@ -11,7 +11,7 @@ from .ladder import LadderStatus, Price
 from .logs import JobLog, chosen_format
 from .measurements import Evaluation
 from .names import MASTER_PORT
-from .rung_pods import RungName
+from .rung_pods import RungName, UnavailableRung
 from .spec import FineTuneJobSpec
 from .status import Artifact, Candidate, Progress, ResolvedPlan
 
@@ -100,6 +100,9 @@ class RunPlan(ApiModel):
     price: Price | None = Field(None, description="Of an hour of one process, for the budget of a ladder.")
     pods_of: RungName | None = Field(
         None, description="Of a ladder: the rung whose pods these are (ladder.overrides). None: the job's."
+    )
+    unavailable_rung: UnavailableRung | None = Field(
+        None, description="Of a ladder: the rung before which it stops, as its pods could not be had."
     )
     turn: int | None = Field(
         None, ge=1, description="Of a run of a ladder: its number in the attempt, the same on all nodes."

@@ -2,6 +2,7 @@
 
     for_rung(spec, "full")    the spec with what `full` overrides, as its pods have it
     same_pods(spec, a, b)     whether two rungs can share an attempt
+    without_rung(spec, a)     without what `a` overrides
     first_rung(spec)          of the first attempt, where the manifest says it
 
 The pods of a rung that overrides nothing are those of the job: spec.nodes, spec.processesPerNode, spec.resources.
@@ -52,6 +53,20 @@ class RungPods(ApiModel):
             holds=lambda new, _: any(field in new for field in ("nodes", "processesPerNode", "resources")),
         ),
     )
+
+
+class UnavailableRung(ApiModel):
+    """A rung whose pods could not be had: the ladder stops before it."""
+
+    name: RungName
+    reason: str = Field(max_length=64, description="Reason of the failure, such as StartupDeadline.")
+    message: str = Field("", max_length=1024, description="What was missing.")
+
+
+def without_rung(spec: FineTuneJobSpec, rung: str) -> FineTuneJobSpec:
+    """The spec without the pods that a rung overrides."""
+    left = tuple(each for each in spec.ladder.overrides if each.rung != rung)
+    return spec.model_copy(update={"ladder": spec.ladder.model_copy(update={"overrides": left})})
 
 
 def for_rung(spec: FineTuneJobSpec, rung: str | None) -> FineTuneJobSpec:

@@ -13,7 +13,7 @@ from .ladder import LadderStatus
 from .measurements import Evaluation
 from .reasons import FailureClass as FailureClass  # noqa: PLC0414  # a type of the status
 from .restarts import BUDGETS, Budget
-from .rung_pods import RungName
+from .rung_pods import RungName, UnavailableRung
 from .switching import SwitchTest
 
 Text = Annotated[str, Field(max_length=4096)]
@@ -210,6 +210,13 @@ class FineTuneJobStatus(ApiModel):
         None,
         description="With ladder.overrides: the rung whose nodes and resources the current attempt has. Unset until an "
         "attempt ends because the next rung needs other pods.",
+    )
+    moves: int | None = Field(
+        None, description="Attempts that had other pods than the one before, because the ladder continued there."
+    )
+    unavailable_rung: UnavailableRung | None = Field(
+        None,
+        description="With ladder.overrides: the rung before which the ladder stopped, as its pods could not be had.",
     )
     micro_batch_tokens: int | None = Field(
         None, description="Reduced micro-batch size of attempts that follow an out-of-memory failure."

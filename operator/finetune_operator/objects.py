@@ -15,6 +15,7 @@ from finetune_api.data import Credentials
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_api.pod import APPARMOR, SHM, EnvVar, Volume
 from finetune_api.pod import Pod as PodSpec
+from finetune_api.rung_pods import UnavailableRung
 from finetune_api.spec import FineTuneJobSpec
 
 from .gangs import Gang, GroupObject, Members
@@ -72,6 +73,7 @@ def attempt_job(
     gang: Gang | None = None,
     rung: str | None = None,
     whole: FineTuneJobSpec | None = None,
+    unavailable: UnavailableRung | None = None,
 ) -> dict[str, Any]:
     """One gang, by default of all the nodes that the job may have. Nothing inside it restarts anything: a failed pod
     fails the Job, and the next is our decision. rung: whose pods these are, where `spec` is that of a rung; `whole` is
@@ -85,7 +87,7 @@ def attempt_job(
     token, nonce = (_secret(defaults.key, what, job.uid, str(attempt)) for what in ("token", "nonce"))
     notes |= {names.ANNOTATION_AGENT: f"{token}.{nonce}"}
     changed: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "skipped_step": skipped_step}
-    changed |= {"token": token, "nonce": nonce, "pods_of": rung}
+    changed |= {"token": token, "nonce": nonce, "pods_of": rung, "unavailable_rung": unavailable}
     if whole is not None:
         changed["spec"] = whole.model_copy(update={"pod": PodSpec()})
     if spec.continue_from is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import RunPlan
 from finetune_api.status import Artifact, FailureClass, ResolvedPlan
 from finetune_operator.kube.resources import PODS
@@ -57,17 +58,29 @@ def run_out_of_memory(kube: Kube, job: str) -> None:
 
 
 def climb(kube: Kube, job: str) -> None:
-    """A ladder whose second rung has pods of its own."""
+    """A ladder whose second rung has pods of its own, which find no node: the first one is published."""
     overrides = [{"rung": "full", "resources": {"limits": {"memory": "2Gi"}}}]
-    ladder = {"rungs": ["lora", "full"], "overrides": overrides}
-    kube.create(manifest(job, method={"type": "auto"}, nodes=1, ladder=ladder))
+    settings = {"rungs": ["lora", "full"], "overrides": overrides}
+    kube.create(manifest(job, method={"type": "auto"}, nodes=1, ladder=settings, retry={"maxRestarts": 0}))
     (pod,) = kube.run(job, 1)
-    kube.end(pod, words=TerminationMessage(time="2026-01-01T00:00:00Z", next_rung="full"))
-    (pod,) = kube.run(job, 2)
+    rungs = (RungStatus(name="lora", state="done"), RungStatus(name="full", state="running"))
+    ladder = LadderStatus(rule="x", rungs=rungs, best="lora")
+    kube.end(pod, words=TerminationMessage(time="2026-01-01T00:00:00Z", next_rung="full", ladder=ladder))
+    (pod,) = kube.await_gang(job, 2)
     plan = RunPlan.model_validate_json(pod["metadata"]["annotations"][names.ANNOTATION_PLAN])
     assert (plan.pods_of, pod["spec"]["containers"][0]["resources"]["limits"]) == ("full", {"memory": "2Gi"})
+    kube.find_no_node(pod)
+    kube.set_spec(job, deadlines={"startup": "2s"})  # the next attempt has as long until it is taken back
+    wait_for(lambda: kube.status(job).get("attempt") == 3, what="the third attempt")
+    kube.set_spec(job, deadlines=None)
+    (pod,) = kube.run(job, 3)
+    plan = RunPlan.model_validate_json(pod["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert plan.unavailable_rung is not None
+    assert (plan.pods_of, plan.unavailable_rung.name) == ("lora", "full")
     kube.end(pod, words=DONE)
     wait_for(lambda: kube.phase(job) == "Succeeded", what="success")
+    told = kube.status(job)
+    assert (told["moves"], told["unavailableRung"]["reason"]) == (2, "StartupDeadline")
 
 
 def give_up(kube: Kube, job: str) -> None:

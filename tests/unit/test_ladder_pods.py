@@ -14,7 +14,7 @@ from finetune_api.ladder import LadderStatus
 from finetune_api.methods import TRAITS
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.plan import RunPlan
-from finetune_api.rung_pods import describe_pods, first_rung, for_rung, same_pods
+from finetune_api.rung_pods import UnavailableRung, describe_pods, first_rung, for_rung, same_pods
 from finetune_operator.state.pod_reports import termination_message
 from finetune_trainer.agent.climb import climb
 from finetune_trainer.agent.rungs import LadderRun
@@ -197,3 +197,31 @@ def test_pods_of_a_rung(tmp_path: Path) -> None:
             of_rung(job_of(plan_of(tmp_path, ladder=OVERRIDES)), method).spec.processes
             == for_rung(spec, method).processes
         )
+
+
+def test_a_rung_whose_pods_cannot_be_had_stops_the_ladder_and_the_best_is_published(tmp_path: Path) -> None:
+    """Its attempt never ran: the operator says so to the one that publishes."""
+    machine = Machine(dict(GAINS))
+    plan = plan_of(tmp_path, ladder=OVERRIDES)
+    for rung in ("lora", "full"):
+        assert attempt(plan, machine).next_rung == rung
+        plan = following(plan, rung)
+    none = UnavailableRung(name="full", reason="StartupDeadline", message="no node fits")
+    words = attempt(following(plan, "lora").model_copy(update={"unavailable_rung": none}), machine)
+    assert machine.trained == ["probe", "lora"]
+    assert [each.uri.rsplit("/", 1)[1] for each in machine.published] == ["lora"]
+    assert words.artifact is not None
+    assert words.ladder is not None
+    assert (words.ladder.best, words.ladder.stop_reason) == ("lora", "unavailable")
+    assert "the next rung found no pods (full: StartupDeadline: no node fits)" in words.ladder.story
+    assert [rung.state for rung in words.ladder.rungs] == ["done", "done", "skipped"]
+
+
+def test_a_rung_that_ran_after_all_is_not_left_out(tmp_path: Path) -> None:
+    machine, plan = Machine({**GAINS, "full": 0.95}), plan_of(tmp_path, ladder=OVERRIDES)
+    assert attempts(plan, machine) == ["lora", "full"]
+    none = UnavailableRung(name="full", reason="StartupDeadline")
+    again = following(plan, "full").model_copy(update={"unavailable_rung": none})
+    found = attempt(again, machine).ladder
+    assert found is not None
+    assert (found.best, found.stop_reason) == ("full", "topRung")

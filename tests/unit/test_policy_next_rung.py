@@ -12,10 +12,11 @@ from finetune_api.admin_policy import AdminPolicy
 from finetune_api.failures import TerminationMessage
 from finetune_api.ladder import LadderStatus, RungStatus
 from finetune_api.plan import ProgressReport, RunPlan
-from finetune_api.rung_pods import for_rung
+from finetune_api.rung_pods import UnavailableRung, for_rung
 from finetune_api.status import Artifact, FineTuneJobStatus, Phase
 from finetune_operator.decide import decide
 from finetune_operator.decision import Decision
+from finetune_operator.policies.next_rung import MOVES
 from finetune_operator.state.cache import Cache
 from finetune_operator.state.observe import Defaults, Observed, observe
 from finetune_operator.state.prices import Prices
@@ -165,3 +166,109 @@ def test_a_budget_of_money_needs_one_price_for_the_processes_of_all_rungs(limits
     observed = read(LADDER | one | {"ladder": ladder}, prices=prices)
     assert (observed.spec is not None) is fits
     assert ("does not have the same price in the pods of all rungs" in observed.problem) is not fits
+
+
+BEST = {"probe": "done", "lora": "done", "full": "running"}
+
+
+def climbing(best: str | None, states: dict[str, str], *, stop: str | None = None) -> LadderStatus:
+    rungs = tuple(RungStatus.model_validate({"name": name, "state": state}) for name, state in states.items())
+    return LadderStatus.model_validate({"rule": "x", "rungs": rungs, "best": best, "stop_reason": stop})
+
+
+def waiting(ladder: LadderStatus | None, *, rung: str = "full", restarts: int = 3, **changes: Any) -> Observed:
+    """Its pod has waited for a node for longer than deadlines.startup, in the last attempt that it may have."""
+    times = tuple("2025-12-31T23:59:00Z" for _ in range(restarts))
+    known = status(Phase.Pending, attempt=4, micro_batch_tokens=64, counted=restarts).model_copy(
+        update={"nodes": 1, "rung": rung, "ladder": ladder, "restart_times": times, "start_time": None, **changes}
+    )
+    own = {"spec": for_rung(WHOLE, rung), "whole": WHOLE, "rung": rung, "children": (child(4, nodes=1),)}
+    return seen(job(known, raw_spec=SPEC | LADDER), pods=(), **own)
+
+
+MUCH_LATER = later(10 * 3600)
+
+
+def test_a_rung_that_finds_no_node_stops_the_ladder_and_the_best_one_is_published() -> None:
+    before = waiting(climbing("lora", BEST))
+    after = decide(before, MUCH_LATER)
+    assert (after.status.phase, after.status.attempt, after.status.rung) == (Phase.Pending, 5, "lora")
+    assert after.status.unavailable_rung is not None
+    assert (after.status.unavailable_rung.name, after.status.unavailable_rung.reason) == ("full", "StartupDeadline")
+    assert after.status.last_failure is not None
+    assert "not all pods ran within" in after.status.unavailable_rung.message == after.status.last_failure.message
+    assert (after.status.restart_times, after.status.micro_batch_tokens) == ((), None)
+    assert [each.attempt for each in after.delete] == [4]
+    (event,) = after.events
+    assert (event.reason, event.type) == ("NextRung", "Warning")
+    assert "stops before the rung full, whose pods cannot be had: StartupDeadline" in event.message
+    assert "Attempt 5 publishes the rung lora" in event.message
+
+    made = decide(read(LADDER, after.status), later(11 * 3600))
+    (body,) = [each.body for each in made.create if each.body["kind"] == "Job"]
+    plan = RunPlan.model_validate_json(body["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_PLAN])
+    assert (plan.pods_of, plan.processes_per_node) == ("lora", 1)
+    assert plan.unavailable_rung == after.status.unavailable_rung
+
+
+@pytest.mark.parametrize(
+    ("observed", "phase"),
+    [
+        pytest.param(waiting(climbing("lora", BEST), restarts=0), Phase.Restarting, id="it may be tried again"),
+        pytest.param(waiting(climbing("base", BEST)), Phase.Failed, id="no rung is better than the base model"),
+        pytest.param(waiting(climbing(None, BEST)), Phase.Failed, id="the best is unknown"),
+        pytest.param(waiting(None), Phase.Failed, id="nothing is known of the ladder"),
+        pytest.param(
+            waiting(climbing("lora", {"probe": "done", "lora": "done"}, stop="noGain"), rung="lora"),
+            Phase.Failed,
+            id="these pods would publish the best one",
+        ),
+        pytest.param(
+            waiting(climbing("full", {"full": "done", "lora": "running"}), rung="full"),
+            Phase.Failed,
+            id="the pods of the best one are those that are missing",
+        ),
+        pytest.param(
+            waiting(climbing("lora", BEST), unavailable_rung=UnavailableRung(name="full", reason="StartupDeadline")),
+            Phase.Failed,
+            id="it has been given up before",
+        ),
+    ],
+)
+def test_what_else_follows_pods_that_never_ran(observed: Observed, phase: Phase) -> None:
+    after = decide(observed, MUCH_LATER)
+    assert (after.status.phase, after.status.unavailable_rung) == (phase, observed.status.unavailable_rung)
+
+
+def test_a_rung_that_a_new_policy_forbids_stops_the_ladder_and_what_publishes_is_allowed() -> None:
+    policy = AdminPolicy(max_gpus=4)
+    moved = decided(ending(TerminationMessage(next_rung="full", ladder=climbing("lora", BEST)))).status
+    after = decided(read(LADDER, moved, policy=policy))
+    assert (after.status.attempt, after.status.rung, after.create) == (3, "lora", ())
+    assert after.status.unavailable_rung is not None
+    assert (after.status.unavailable_rung.name, after.status.unavailable_rung.reason) == ("full", "PolicyViolated")
+    made = decide(read(LADDER, after.status, policy=policy), later(1))
+    assert [each.body["kind"] for each in made.create][-1] == "Job"
+
+
+def test_a_policy_that_forbids_more_than_the_rung_or_of_which_nothing_is_known_holds_the_job() -> None:
+    moved = decided(ending(TerminationMessage(next_rung="full", ladder=climbing("lora", BEST)))).status
+    for ladder, policy in ((moved.ladder, AdminPolicy(max_gpus=4, images=["x"])), (None, AdminPolicy(max_gpus=4))):
+        known = moved.model_copy(update={"ladder": ladder})
+        after = decided(read(LADDER | {"image": "i"}, known, policy=policy))
+        assert (after.create, after.status.attempt, after.status.unavailable_rung) == ((), 2, None)
+
+
+def test_pods_that_change_without_end_are_counted_failures() -> None:
+    """What a pod asks for is bounded by nothing else."""
+    asked, known = TerminationMessage(next_rung="full"), None
+    for number in range(MOVES + 1):
+        rung = "lora" if asked.next_rung == "full" else "full"
+        before = ending(asked, rung=rung)
+        moves = {"moves": known.moves if known else None, "restarts": known.restarts if known else None}
+        before = replace(before, job=replace(before.job, status=before.status.model_copy(update=moves)))
+        known = decided(before).status
+        assert (known.moves, known.restarts.counted if known.restarts else 0) == (
+            (number + 1, 0) if number < MOVES else (MOVES, 1)
+        )
+        asked = TerminationMessage(next_rung=rung)

@@ -1,7 +1,7 @@
 """Deadlines, each by a wake-up at its time and none by polling.
 
     startup    from the Job's creation, or from its admission by a queue, until all its pods run: the nodes are
-               released, the next attempt is counted
+               released, the next attempt is counted; a ladder whose rung has no attempt left publishes its best
     active     from `startTime` (the start, or the last resuming): the job has failed
     silence    node 0's agent answered before and does not for `stall` and a margin, others answer, and Kubernetes says
                that its node is silent, or that its agent stopped answering the readiness probe: it hangs
@@ -27,6 +27,7 @@ from finetune_operator.state.observe import Observed
 from finetune_operator.state.status import clip, failure_of, terminal
 from finetune_operator.state.views import parse_time
 from finetune_operator.transitions.blocked import PASSING
+from finetune_operator.transitions.ladder import give_up
 from finetune_operator.transitions.restart import end, restart_or_end
 
 MARGIN = timedelta(minutes=5)
@@ -59,7 +60,8 @@ def not_started(seen: Observed, now: datetime) -> Decision | None:
     if told is not None and told.attempt == seen.attempt and told.reason in PASSING:
         said = {"message": clip(f"{message}: {told.reason}: {told.message}"), "hint": told.hint, "node": told.node}
         failure = failure.model_copy(update=said)
-    return restart_or_end(seen, seen.spec, failure, now)
+    after = restart_or_end(seen, seen.spec, failure, now)
+    return (give_up(seen, failure, now) if terminal(after.status) else None) or after
 
 
 def silent(seen: Observed, now: datetime) -> Decision | None:

@@ -12,12 +12,16 @@ from datetime import datetime
 from finetune_api.failures import Reason
 from finetune_api.rung_pods import describe_pods, for_rung, same_pods
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Phase
 from finetune_operator.decision import Decision, Event
 from finetune_operator.state.observe import Observed
-from finetune_operator.state.status import Stamp, change, condition, failure_of
+from finetune_operator.state.status import failure_of
+from finetune_operator.transitions.ladder import move
 from finetune_operator.transitions.restart import restart_or_end
-from finetune_operator.transitions.results import all_done, climbed, words_of_done
+from finetune_operator.transitions.results import all_done, words_of_done
+
+MOVES = 32
+"""Changes of pods in a job. Each rung and the publishing run need one, and a manifest may be changed on the way. Beyond
+that they count as failures, since nothing else bounds what a pod asks for."""
 
 
 def reached(seen: Observed, now: datetime) -> Decision | None:
@@ -34,30 +38,15 @@ def reached(seen: Observed, now: datetime) -> Decision | None:
         message = f"attempt {seen.attempt} asks for pods of the rung {words.next_rung}, which it had"
         failure = failure_of(Reason.UnexpectedError, message, attempt=seen.attempt, at=now)
         return restart_or_end(seen, spec, failure, now)
-    return _next(seen, whole, words.next_rung, now)
-
-
-def _next(seen: Observed, whole: FineTuneJobSpec, rung: str, now: datetime) -> Decision:
-    """The micro-batch that an earlier shape had to make smaller says nothing about this one."""
-    spec = for_rung(whole, rung)
-    number = seen.attempt + 1
+    if (seen.status.moves or 0) >= MOVES:
+        message = f"attempt {seen.attempt} asks for pods of the rung {words.next_rung} after {MOVES} changes of pods"
+        failure = failure_of(Reason.UnexpectedError, message, attempt=seen.attempt, at=now)
+        return restart_or_end(seen, spec, failure, now)
     message = (
-        f"Attempt {seen.attempt} ended, because the ladder continues with the rung {rung} in other pods: attempt "
-        f"{number} has {describe_pods(spec)}"
+        f"Attempt {seen.attempt} ended, because the ladder continues with the rung {words.next_rung} in other pods: "
+        f"attempt {seen.attempt + 1} has {describe_pods(for_rung(whole, words.next_rung))}"
     )
-    status = change(
-        seen.status,
-        phase=Phase.Pending,
-        attempt=number,
-        rung=rung,
-        nodes=spec.max_nodes,
-        micro_batch_tokens=None,
-        ladder=climbed(seen),
-    )
-    stamp = Stamp(seen.job.generation, now)
-    status = condition(status, "Running", true=False, reason=Reason.NextRung, message=message, stamp=stamp)
-    leftovers = tuple(child for child in seen.children if not child.deleting)
-    return Decision(status=status, delete=leftovers, events=(Event(Reason.NextRung, message),), look_again_in=0.0)
+    return move(seen, words.next_rung, Event(Reason.NextRung, message), now)
 
 
 def _unheard(seen: Observed, spec: FineTuneJobSpec, now: datetime) -> Decision | None:

@@ -69,6 +69,7 @@ def started(seen: Observed, now: datetime) -> Decision | None:
         gang=gang,
         rung=seen.rung,
         whole=seen.whole,
+        unavailable=status.unavailable_rung,
     )
     decision = decision.but(events=(*events, *_given_up(seen, now)))
     children = (Create(SERVICES, service(seen.job)), *_protected(seen), Create(JOBS, job))

@@ -14,7 +14,7 @@ from finetune_api import manifest, names
 from finetune_api.admin_policy import AdminPolicy, Violation, violations, with_defaults
 from finetune_api.ladder import refused_on_cluster
 from finetune_api.plan import ProgressReport
-from finetune_api.rung_pods import first_rung, for_rung
+from finetune_api.rung_pods import UnavailableRung, first_rung, for_rung, without_rung
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus, Phase
 from finetune_operator.kube.resources import Key, Raw
@@ -201,7 +201,7 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         rung=rung,
         problem=problem,
         unknown=unknown,
-        violations=violations(policy, spec) if spec else (),
+        violations=violations(policy, _as_judged(spec, job.status.unavailable_rung)) if spec else (),
         report=report.progress if report and current else None,
         followed=len(cache.reporting),
         unreadable=unreadable.problem if unreadable and confused else "",
@@ -213,6 +213,11 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         grouped=child is not None and notes.grouped == child.uid,
         queue_message=queue.message if queue and child and queue.child_uid == child.uid else "",
     )
+
+
+def _as_judged(spec: FineTuneJobSpec, unavailable: UnavailableRung | None) -> FineTuneJobSpec:
+    """A rung before which the ladder has stopped asks for nothing."""
+    return without_rung(spec, unavailable.name) if unavailable else spec
 
 
 def _is_of(child: ChildJob, seen: Observed) -> bool:

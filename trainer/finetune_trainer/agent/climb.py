@@ -77,6 +77,7 @@ def climb(
         job=job_of(plan), foresee=lambda: _kept(plan, foreseen), run_one=run_one, say=tell, save=save,
         final=lambda words: _final(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
         elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method), processes=plan.world_size,
+        unavailable=plan.unavailable_rung,
     )  # fmt: skip
     words = leading.over(_to_the_end(ladder))
     return words.model_copy(update={"ladder": told[-1] if told else None})

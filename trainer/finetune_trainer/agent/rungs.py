@@ -24,6 +24,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.ladder import LadderStatus, Price, unpriced
 from finetune_api.methods import TRAITS
 from finetune_api.plan import Publishes, Trial
+from finetune_api.rung_pods import UnavailableRung
 from finetune_api.status import FailureClass, FineTuneJobStatus, Phase
 from finetune_trainer.agent.folds import CrossFitting
 from finetune_trainer.agent.race import Race, RunOne, identity_of
@@ -123,6 +124,8 @@ class LadderRun:
     """Seconds to wait for a store that is unavailable."""
     elsewhere: Callable[[str], bool] = lambda _: False
     """Whether a rung needs other pods than these."""
+    unavailable: UnavailableRung | None = None
+    """A rung whose pods could not be had."""
     processes: int | None = None
     """Of the pods that run the rungs. Default: as many as a rung's manifest asks for."""
     known: dict[str, Committed] = field(default_factory=dict)
@@ -140,6 +143,9 @@ class LadderRun:
             of_rung(self.job, rung.method)  # before anything is paid
         budget = Ledger.of(ladder.budget, self.price)
         climb = Climb.of(foreseen.choice, foreseen.estimates, min_gain=ladder.min_gain, ledger=budget)
+        if self.unavailable is not None and self._decidable(self.unavailable.name) is None:
+            why = f"{self.unavailable.reason}: {self.unavailable.message}"
+            climb = replace(climb, unavailable={self.unavailable.name: why})
         costs = Costs.read(self._open(folder_uri(self.job.spec.output.uri, self.job.metadata.uid)), self.price)
         self.folds = foreseen.folds
         by = f"; decisions are cross-fitted in {self.folds} folds" if self.folds else ""

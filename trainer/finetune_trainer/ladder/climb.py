@@ -15,6 +15,7 @@ Reasons to stop, in the order in which they are looked at:
     topRung        no rung is left
     memory         no rung that is left fits into memory
     budget         the next rung's upper estimate exceeds what is left
+    unavailable    the pods of the next rung could not be had
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class StopReason(StrEnum):
     top_rung = "topRung"
     memory = "memory"
     budget = "budget"
+    unavailable = "unavailable"
 
 
 _AFTER = {
@@ -94,6 +96,8 @@ class Climb:
     base_reaches_target: bool = False
     prompt_reaches_target: bool = False
     """The base model does with examples in its prompt."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """Why a rung's pods cannot be had, by method."""
     lacks_memory: bool = False
     """A rung was left out of the plan because it does not fit."""
 
@@ -126,6 +130,8 @@ class Climb:
         left = self.rungs[len(self.done) :]
         if not left:
             return self._top()
+        if (why := self.unavailable.get(left[0].method)) is not None:
+            return Stop(reason=StopReason.unavailable, why=f"{left[0].method}: {why}")
         estimate = self.estimates.get(left[0].method)
         if not self.ledger.affords(estimate):
             return Stop(reason=StopReason.budget, why=self._too_expensive(left[0], estimate))

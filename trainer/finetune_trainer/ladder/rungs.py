@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.ladder import BASE as BASE  # noqa: PLC0414  # the rung below all others
 from finetune_api.methods import TRAITS
-
-BASE = "base"
-"""The model as it is: what the first rung is compared with. It needs no run of its own, since every run measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ _WHY = {
     StopReason.inconclusive: "the validation rows are too few to show whether a step up pays",
     StopReason.top_rung: "no rung is left",
     StopReason.memory: "the next rung does not fit into memory",
+    StopReason.unavailable: "the next rung found no pods",
     StopReason.budget: "the next rung may exceed the budget",
 }
 
