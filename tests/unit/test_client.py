@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,25 @@ def test_what_is_no_name_never_reaches_kubectl(name: str, cluster: FakeCluster) 
         with pytest.raises(FinetuneError, match="no FineTuneJob can be named"):
             verb(name)
     assert cluster.calls == []
+
+
+@pytest.mark.parametrize("read", ["get", "list", "events"])
+def test_a_server_that_never_answers_keeps_no_reader_waiting(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\nexec sleep 600\n")
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("finetune_api.client.verbs.READ_SECONDS", 0.05)
+    arguments = () if read == "list" else ("tickets",)
+    said = r"the API server did not answer within 0\.05 seconds"
+
+    with pytest.raises(FinetuneError, match=said) as raised:
+        getattr(FineTuneJobs(), read)(*arguments)
+    assert raised.value.reason is Reason.ClusterUnavailable
+    with pytest.raises(FinetuneError, match=said):
+        asyncio.run(getattr(AsyncFineTuneJobs(), read)(*arguments))
 
 
 def test_a_manifest_becomes_a_job(cluster: FakeCluster) -> None:

@@ -22,6 +22,8 @@ class Call(NamedTuple):
 
     arguments: tuple[str, ...]
     stdin: str | None = None
+    seconds: float | None = None
+    """How long it may take. Default: as long as it does."""
 
 
 class Pause(NamedTuple):
@@ -80,10 +82,13 @@ class Cluster:
             return Answer()
         try:
             done = subprocess.run(
-                self.command(*asked.arguments), input=asked.stdin, capture_output=True, text=True, check=False
-            )
+                self.command(*asked.arguments), input=asked.stdin, capture_output=True, text=True, check=False,
+                timeout=asked.seconds,
+            )  # fmt: skip
         except FileNotFoundError:
             raise not_installed() from None
+        except subprocess.TimeoutExpired:
+            return _no_answer(asked)
         return Answer(done.returncode, done.stdout, done.stderr)
 
     async def _answer_async(self, asked: Call | Pause) -> Answer:
@@ -100,11 +105,20 @@ class Cluster:
         except FileNotFoundError:
             raise not_installed() from None
         try:
-            out, err = await process.communicate((asked.stdin or "").encode())
+            async with asyncio.timeout(asked.seconds):
+                out, err = await process.communicate((asked.stdin or "").encode())
         except asyncio.CancelledError:
             process.kill()
             raise
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return _no_answer(asked)
         return Answer(process.returncode or 0, out.decode(), err.decode())
+
+
+def _no_answer(asked: Call) -> Answer:
+    return Answer(1, "", f"the API server did not answer within {asked.seconds:g} seconds")
 
 
 def not_installed() -> FinetuneError:

@@ -21,19 +21,21 @@ from .kubectl import RESOURCE, Answer, Call, Pause, Steps, refused
 
 EVENTS = 20
 """At most so many events are returned, the latest ones."""
+READ_SECONDS = 20
+"""For a read: kubectl alone waits for minutes, or forever, for a server that takes a connection and does not answer."""
 
 
 def get(name: str) -> Steps[Job]:
     """NotFound also for what cannot be a name: kubectl would take `--all` for an option."""
     if not re.fullmatch(DNS_NAME, name):
         raise FinetuneError(Reason.NotFound, f"no FineTuneJob can be named {name!r}", "Give the name of one job.")
-    answer = yield Call(("get", RESOURCE, name, "--output", "json"))
+    answer = yield _read(RESOURCE, name)
     return Job.read(_object(answer, name))
 
 
 def list_jobs(*, everywhere: bool) -> Steps[Jobs]:
     """Jobs that another version of the operator wrote in a way that cannot be read are left out."""
-    answer = yield Call(("get", RESOURCE, *(["--all-namespaces"] if everywhere else []), "--output", "json"))
+    answer = yield _read(RESOURCE, *(["--all-namespaces"] if everywhere else []))
     found = []
     for raw in _object(answer, "").get("items", ()):
         try:
@@ -46,9 +48,13 @@ def list_jobs(*, everywhere: bool) -> Steps[Jobs]:
 def events(name: str) -> Steps[tuple[Event, ...]]:
     """The latest events of a job, the last one last."""
     which = f"involvedObject.kind=FineTuneJob,involvedObject.name={name}"
-    answer = yield Call(("get", "events", "--field-selector", which, "--output", "json"))
+    answer = yield _read("events", "--field-selector", which)
     found = [_event(raw) for raw in _object(answer, name).get("items", ())]
     return tuple(sorted(found, key=lambda event: event.time)[-EVENTS:])
+
+
+def _read(*arguments: str) -> Call:
+    return Call(("get", *arguments, "--output", "json"), seconds=READ_SECONDS)
 
 
 def _event(raw: Mapping[str, Any]) -> Event:
