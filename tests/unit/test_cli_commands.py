@@ -20,6 +20,7 @@ from finetune_trainer.agent.local import local_plan, run_uid
 from finetune_trainer.cli.main import main
 from tests.support.manifests import minimal
 from tests.support.printed_json import conforms
+from tests.support.small_artifact import adapter, committed
 from tests.support.small_report import record
 
 
@@ -49,6 +50,19 @@ def test_every_problem_of_every_file_is_told(tmp_path: Path, capsys: pytest.Capt
         "No such file",
     ):
         assert word in told
+
+
+def test_as_json_each_file_has_its_problems_or_its_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write(tmp_path / "job.yaml", minimal(tmp_path, data={"train": [{"uri": "./train.jsonl"}]}))
+    bad = write(tmp_path / "bad.yaml", minimal(tmp_path, nodes=0))
+    assert main(["validate", good, bad, "-o", "json"]) == ExitCode.CONFIG
+    first, second = printed = json.loads(capsys.readouterr().out)
+
+    conforms("validate", printed)
+    assert (first["valid"], first["name"], first["problems"]) == (True, "tiny", [])
+    assert first["warnings"][0].startswith("valid on this machine only: spec.data.train[0].uri")
+    assert (second["valid"], second["file"]) == (False, bad)
+    assert [problem["path"] for problem in second["problems"]] == ["spec.nodes"]
 
 
 def test_a_bad_manifest_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +254,38 @@ def test_verifying_what_is_no_artifact(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == f"{uri}: manifest.json is missing: nothing is committed in {uri}\n"
 
 
-@pytest.mark.parametrize("uri", ["out", "hf://org/name", "ftp://nowhere"])
+def test_an_artifact_is_verified_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter(tmp_path / "tuned")
+    uri = committed(tmp_path / "tuned")
+    assert main(["verify", "tuned", "-o", "json"]) == ExitCode.OK
+    printed = json.loads(capsys.readouterr().out)
+    conforms("verify", printed)
+    assert (printed["uri"], printed["intact"], printed["kind"], printed["files"]) == (uri, True, "adapter", 3)
+
+    (tmp_path / "tuned" / "adapter_config.json").write_text("{}")
+    assert main(["verify", "./tuned", "-o", "json"]) == ExitCode.DATA
+    printed = json.loads(capsys.readouterr().out)
+    conforms("verify", printed)
+    assert printed["intact"] is False
+    assert "adapter_config.json" in printed["problems"][0]
+
+
+def test_what_promotion_published_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    candidate = tmp_path / "tuned" / ".finetune" / "u" / "candidate"
+    adapter(candidate)
+    uri = committed(candidate, record().model_copy(update={"refused": "guards.minGain is violated"}))
+    assert main(["promote", uri, "-o", "json"]) == ExitCode.OK
+    printed = json.loads(capsys.readouterr().out)
+    conforms("promote", printed)
+    assert printed["uri"].endswith("/tuned")
+    assert printed["refused"] == "guards.minGain is violated"
+    assert main(["verify", printed["uri"]]) == ExitCode.OK
+
+
+@pytest.mark.parametrize("uri", ["hf://org/name", "ftp://nowhere"])
 def test_verifying_what_is_no_folder(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", uri]) == ExitCode.CONFIG
     assert "Give a folder as in output.uri" in capsys.readouterr().err

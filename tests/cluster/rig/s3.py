@@ -40,9 +40,12 @@ class S3:
 
     def bucket(self, prefix: str = "test") -> str:
         """Makes a new bucket and returns its name."""
-        name = f"{prefix}-{secrets.token_hex(4)}"
-        self._request("PUT", f"/{name}")
-        return name
+        return self.named(f"{prefix}-{secrets.token_hex(4)}")
+
+    def named(self, bucket: str) -> str:
+        """Makes the bucket of this name."""
+        self._request("PUT", f"/{bucket}")
+        return bucket
 
     def store(self, bucket: str) -> Any:
         """An obstore store of the bucket."""

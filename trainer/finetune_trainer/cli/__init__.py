@@ -8,7 +8,8 @@ data    rows as the model will see them
 examples    of each command, for its help
 usage   suggestions for what was typed wrongly
 shell   completion for shells, and the schema of a manifest for editors
-outputs what commands print with -o json, as models; ladder_outputs: those of a ladder
+outputs what commands print with -o json, as models; ladder_outputs: those of a ladder; checked: those of validate,
+        verify and promote
 analyze   its options: analysis measures before training (as text and JSON: analysis_text), against what tuning changed
 workload  the rows of local files, as a plan needs them
 continued  the adapter that a job continues from, as a plan needs it

@@ -12,7 +12,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune init job.yaml --model hf://org/name --data train.jsonl",
         "finetune init job.yaml --from axolotl.yaml",
     ),
-    "validate": ("finetune validate job.yaml", "finetune validate examples/*.yaml"),
+    "validate": (
+        "finetune validate job.yaml",
+        "finetune validate examples/*.yaml",
+        "finetune validate job.yaml -o json",
+    ),
     "plan": (
         "finetune plan job.yaml",
         "finetune plan job.yaml --gpu H100 --all",
@@ -54,7 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "finetune switch-test s3://corp/models/tickets s3://corp/models/policy",
         "finetune switch-test tickets policy --max-rank 64 -o json",
     ),
-    "verify": ("finetune verify s3://corp/models/tickets",),
+    "verify": ("finetune verify s3://corp/models/tickets", "finetune verify tuned/ -o json"),
     "data": (
         "finetune data inspect job.yaml --set test --rows 10",
         "finetune data inspect rows.jsonl --model hf://org/name",

@@ -128,6 +128,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="check manifests without a cluster")
     validate.add_argument("files", metavar="FILE", nargs="+", help="manifest; - for standard input")
+    validate.add_argument("-o", "--output", choices=("text", "json"), default="text")
     validate.set_defaults(handler=_validate)
 
     plan = commands.add_parser("plan", help="estimate memory, time and cost of a job before running it")
@@ -196,6 +197,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     promote = commands.add_parser("promote", help="publish an artifact that a guard kept back")
     promote.add_argument("target", metavar="NAME_OR_URI", help="a job, or the URI in its status.candidate")
     promote.add_argument("--overwrite", action="store_true", help="replace another run's artifact in output.uri")
+    promote.add_argument("-o", "--output", choices=("text", "json"), default="text")
     _cluster(promote)
     promote.set_defaults(handler=_promote)
 
@@ -214,7 +216,9 @@ def parser(program: str) -> argparse.ArgumentParser:
     compare.set_defaults(handler=_compare)
 
     verify = commands.add_parser("verify", help="verify the checksum of every file of an artifact")
-    verify.add_argument("uri", metavar="URI", help="folder of the artifact (output.uri of the job)")
+    verify.add_argument("artifact", metavar="ARTIFACT", help="URI, folder or name of a job")
+    verify.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    _cluster(verify)
     verify.set_defaults(handler=_verify)
 
     agent = commands.add_parser("agent", help="run one node of a job (started by the operator, or by run)")
@@ -286,7 +290,7 @@ def _init(options: argparse.Namespace) -> int:
 def _validate(options: argparse.Namespace) -> int:
     from finetune_trainer.cli.validate import validate_files
 
-    return validate_files(options.files)
+    return validate_files(options.files, as_json=options.output == "json")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -346,7 +350,8 @@ def _compare(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     from finetune_trainer.cli.promote import promote
 
-    return promote(options.target, where=_where(options), overwrite=options.overwrite)
+    as_json = options.output == "json"
+    return promote(options.target, where=_where(options), overwrite=options.overwrite, as_json=as_json)
 
 
 def _where(options: argparse.Namespace) -> Where:
@@ -356,9 +361,9 @@ def _where(options: argparse.Namespace) -> Where:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from finetune_trainer.cli.verify import verify_uri
+    from finetune_trainer.cli.verify import verify_artifact
 
-    return verify_uri(options.uri)
+    return verify_artifact(options.artifact, where=_where(options), as_json=options.output == "json")
 
 
 def _agent(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from finetune_api.measurements import DataKind, Divergence
 from finetune_api.status import Phase
 from finetune_api.switching import SwitchTest
 from finetune_api.verdicts import Verdict
+from finetune_trainer.cli.checked import CHECKED
 from finetune_trainer.cli.ladder_outputs import LadderRule, PlannedLadder
 from finetune_trainer.cli.watch_view import Snapshot
 from finetune_trainer.report.layers import ChangedData, ConceptCurve, Recommendation
@@ -349,6 +350,7 @@ OUTPUTS: Mapping[str, Any] = {
     "switch-test": Switched,
     "watch": Snapshot,
     "chat": Answered,
+    **CHECKED,
     **dict.fromkeys(("submit", "stop", "resume", "retry", "clone", "delete"), Outcome),
 }
 """By command: what it prints, or for `watch` and `chat` each line of it."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 from finetune_api import names
 from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_trainer.cli.jobs import Where, find
 
 
-def promote(target: str, *, where: Where, overwrite: bool) -> int:
+def promote(target: str, *, where: Where, overwrite: bool, as_json: bool) -> int:
     """`target`: a job, or the candidate's folder. The keys of its store come from the environment."""
+    from finetune_trainer.cli.checked import Published
     from finetune_trainer.report.record import read_record
     from finetune_trainer.rundir import now
     from finetune_trainer.store import candidate
@@ -26,6 +29,10 @@ def promote(target: str, *, where: Where, overwrite: bool) -> int:
         raise FinetuneError(Reason.NotFound, f"there is no candidate at {uri}", hint) from None
     promotion = Promotion(time=now(), candidate=uri, refused=record.refused)
     artifact = candidate.publish(folder, output, overwrite=overwrite, promotion=promotion)
+    if as_json:
+        done = Published(uri=artifact.uri, digest=artifact.digest, refused=record.refused)
+        print(json.dumps(done.to_json(), indent=2))
+        return ExitCode.OK
     print(f"published {artifact.uri} ({artifact.digest[:19]}), kept back before: {record.refused}")
     return ExitCode.OK
 
