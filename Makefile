@@ -50,6 +50,7 @@ proof: setup
 	@$(PY) -m tests.benchmarks.transfer.bench_sequence
 	@$(PY) -m tests.proof.scripts
 	@$(PY) -m tests.proof.trackers
+	@$(PY) -m tests.proof.tasks
 
 pictures: setup
 	@$(PY) tools/pictures.py

@@ -1,7 +1,7 @@
 """What several test files use: objects, stand-ins, tiny models and fixtures. No tests are in here.
 
 Manifests       valid_manifests, invalid_manifests and invalid_values, manifests (how one differs from the short form),
-                documents (what the docs say to type), alert_cases, exported_series
+                documents (what the docs say to type), task_pages, alert_cases, exported_series
 The operator    operator_objects (small objects, as views and as the API server sends them), stepwise_cluster (decisions
                 carried out one step at a time), simulated_api, simulated_cluster and simulated_replica (an API server,
                 kubelets, agents and an operator in virtual time), http_server (one answer for every request)
@@ -11,7 +11,7 @@ Training        training (models, corpora and trainers in memory), tiny_model (t
                 multimodal_models, kernel_doubles and kernel_cases, rank_processes, sharded_saves (ranks as threads),
                 planning_models
 Data            tokenizers, chat_templates, datasets (tokenised from rows that a test writes)
-Stores          faulty_stores (in memory; fails or dies at the k-th change), fake_hub
+Stores          faulty_stores (in memory; fails or dies at the k-th change), fake_hub, minio
 Whole runs      local_runs (`finetune run` in a folder), pause_at_step (a run that waits for its test), small_report
 pytest          shuffled (the plugin of tools/shake.py)
 """

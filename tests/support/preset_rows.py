@@ -7,6 +7,7 @@ the interpreter and with this project.
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import json
 import shutil
@@ -18,6 +19,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 from xml.etree import ElementTree
+
+import pyarrow
+from pyarrow import parquet
 
 from tests.support.documents import ROOT
 
@@ -135,5 +139,21 @@ def _prose(text: str) -> str:
 def write(folder: Path, name: str, rows: Rows) -> str:
     """The URI of the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    (folder / name).write_bytes(encoded(rows))
     return (folder / name).as_uri()
+
+
+def encoded(rows: Rows, name: str = "rows.jsonl") -> bytes:
+    """A file of the kind that its name says: JSON lines, Parquet, or compressed text with a passage for each row."""
+    if name.endswith(".parquet"):
+        target = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+        return bytes(target.getvalue())
+    if name.endswith(".txt.gz"):
+        return gzip.compress("\n\n".join(row["text"] for row in rows).encode())
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
+def stored(file: Path) -> Rows:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]

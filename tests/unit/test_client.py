@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api.client import AsyncFineTuneJobs, FineTuneJobs, ManifestError
+from finetune_api.client import AsyncFineTuneJobs, FineTuneJobs, ManifestError, Outcome
 from finetune_api.failures import ExitCode, FinetuneError, Reason
+from finetune_api.status import Phase
 from tests.support.fake_cluster import FakeCluster, raw_job, with_job
 
 GUARD = {"class": "Guard", "reason": "GuardViolated", "message": "forgetting", "attempt": 1}
@@ -278,6 +279,16 @@ def test_a_job_prints_as_a_line_and_as_a_table_that_runs_no_script(cluster: Fake
     assert "<script>" not in job._repr_html_()
     assert "&lt;script&gt;" in jobs.list()._repr_html_()
     assert repr(jobs) == "<FineTuneJobs namespace team>"
+
+
+def test_what_was_done_shows_the_next_commands_in_a_notebook_and_runs_no_script() -> None:
+    done = Outcome(
+        action="submitted", name="a", namespace="team", phase=Phase.Pending,
+        message="<img src=x onerror=alert(1)>\x1b[2J", next=("finetune watch a", "<script>"),
+    )  # fmt: skip
+    assert done._repr_html_() == (
+        "<p>&lt;img src=x onerror=alert(1)&gt;<br><code>finetune watch a</code><br><code>&lt;script&gt;</code></p>"
+    )
 
 
 def test_events_are_in_the_order_of_their_last_time(cluster: FakeCluster) -> None:

@@ -41,6 +41,7 @@ RUN_BY = {
     r"kubectl apply -f examples/bring-your-own-script\.yaml": "tests/cluster/test_script.py",
     r"kubectl apply -f examples/sentiment-lora\.yaml": "tests/cluster/test_end_to_end.py",
     r"kubectl wait --for=condition=Complete finetunejob/\S+ --timeout=\w+": "tests/cluster/test_end_to_end.py",
+    r"kubectl get finetunejobs": "tests/proof/task_queue.py",
     r"kubectl finetune status \w+": "tests/cluster/test_end_to_end.py",
     r"python tests/gpu/run\.py .*": "tests/e2e/test_gpu_rehearsal.py",
     r"python (-m tests\.benchmarks\.|tests/benchmarks/)\S+( .*)?": "tests/benchmarks/__main__.py",

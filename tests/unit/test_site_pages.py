@@ -11,9 +11,10 @@ import pytest
 from finetune_api.failures import CLASSES
 from finetune_trainer.cli.main import main
 from tests.cluster.rig.build import KUBERNETES
+from tests.support import task_pages
 from tests.support.documents import ROOT, commands, manifests
 
-TASKS = sorted(page for page in (ROOT / "docs" / "tasks").glob("*.md") if page.name != "index.md")
+TASKS = task_pages.pages()
 CONVERSION = re.compile(
     r'``` yaml title="(?P<theirs>\S+)"\n(?P<config>.*?)```\n\n```sh\n(?P<command>finetune init .*?)\n```\n\n'
     r"```text\n(?P<ignored>.*?)```\n\n```yaml\n(?P<ours>.*?)```",
@@ -38,6 +39,31 @@ def test_a_task_has_a_complete_manifest_that_validates(
         assert main(["validate", str(tmp_path / "job.yaml")]) == 0
         assert capsys.readouterr().err == ""  # no warning, and nothing that only this machine can do
     assert f"({page.name})" in (ROOT / "docs" / "tasks" / "index.md").read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in TASKS if page.stem != "large-model"], ids=lambda page: page.stem)
+def test_a_task_shows_what_was_printed_for_the_manifest_that_it_shows(page: Path) -> None:
+    """That of large-model is printed again, below."""
+    found = task_pages.block_of(page)
+
+    assert found is not None
+    assert found["name"] == page.stem
+    assert found["digest"] == task_pages.digest(page, found["text"]), f"run: python -m tests.proof.tasks {page.stem}"
+    assert re.search(r"```sh\n.+\n```\n\n```text\n.+\n```\n\n.+", found["text"], re.S)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("name: support-bot", "name: bot"), ("rank: 16", "rank: 8"), ("  artifact  ", "  artefact  ")]
+)
+def test_a_page_that_changed_without_a_run_is_found(before: str, after: str, tmp_path: Path) -> None:
+    page = tmp_path / "support-bot.md"
+    content = (task_pages.PAGES / page.name).read_text()
+    assert before in content
+    page.write_text(content.replace(before, after))
+    found = task_pages.block_of(page)
+
+    assert found is not None
+    assert found["digest"] != task_pages.digest(page, found["text"])
 
 
 def test_there_is_a_conversion_of_each_kind() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,6 +119,68 @@ def test_a_failed_start_of_weights_and_biases_leaves_no_thread_behind(
     with pytest.raises(ConnectionError):
         tracker.start()
     assert seen == ["false", "true"]
+
+
+class _WandbHandler(BaseHTTPRequestHandler):
+    """As much of the API of Weights & Biases as `wandb sync` needs to upload a run without files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode(errors="replace")
+        self.server.asked.append((self.path, body))  # type: ignore[attr-defined]
+        answer: dict[str, Any] = {}
+        if "UpsertBucket" in body:
+            project = {"id": "p", "name": "finetune", "entity": {"id": "e", "name": "team"}}
+            bucket = {"id": "b", "name": "uid-1", "displayName": "tickets", "config": "{}", "historyLineCount": 0}
+            answer = {"data": {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": True}}}
+        elif "CreateRunFiles" in body:
+            answer = {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}}
+        elif self.path == "/graphql":
+            answer = {"data": {}}
+        told = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_PUT = do_POST
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_wandb_sync_uploads_what_was_written_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own command, to a stand-in for its server."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = WeightsAndBiases(run_in(tmp_path), {"WANDB_MODE": "offline"})
+    tracker.start()
+    tracker.log(points(1, 2))
+    tracker.finish(Outcome(2, {}, {"artifact": "s3://b/o"}))
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*-uid-1")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _WandbHandler) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        environ = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a" * 40}
+        environ |= {"HOME": str(tmp_path)} | {"WANDB_MODE": "online"}
+        command = [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+        server.shutdown()
+        thread.join()
+        asked = server.asked  # type: ignore[attr-defined]
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = [json.loads(body)["variables"] for path, body in asked if path == "/graphql" and "UpsertBucket" in body]
+    assert {(run["name"], run["project"]) for run in runs} == {("uid-1", "finetune")}
+    history = [
+        json.loads(line)
+        for path, body in asked if path.endswith("/uid-1/file_stream")
+        for line in json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", ())
+    ]  # fmt: skip
+    assert [line["step"] for line in history if "train/loss" in line] == [1, 2]
 
 
 def test_a_tracker_that_keeps_failing_is_tried_less_and_less_often_until_it_works_again() -> None:

@@ -149,7 +149,8 @@ class Outcome(ApiModel):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>"
+        commands = "".join(f"<br><code>{html.escape(printable(command))}</code>" for command in self.next)
+        return f"<p>{html.escape(printable(self.message))}{commands}</p>"
 
 
 def _html_table(jobs: Iterable[Job]) -> str:

@@ -21,11 +21,12 @@ def verify_artifact(target: str, *, where: Where, as_json: bool) -> int:
     report = verify(open_folder(uri, prefix=names.PREFIX_OUTPUT))
     manifest, intact = report.manifest, not report.problems and report.manifest is not None
     if as_json:
-        known = {} if manifest is None else {
-            "files": len(manifest.files), "size_bytes": manifest.size_bytes, "kind": manifest.kind,
-            "digest": manifest.digest,
-        }  # fmt: skip
-        found = Verified(uri=uri, intact=intact, problems=tuple(map(str, report.problems)), **known)
+        found = Verified(uri=uri, intact=intact, problems=tuple(map(str, report.problems)))
+        if manifest is not None:
+            found = Verified(
+                uri=uri, intact=intact, problems=found.problems, files=len(manifest.files),
+                size_bytes=manifest.size_bytes, kind=manifest.kind, digest=manifest.digest,
+            )  # fmt: skip
         print(json.dumps(found.to_json(), indent=2))
         return ExitCode.OK if intact else ExitCode.DATA
     for problem in report.problems:
