@@ -10,7 +10,7 @@ from finetune_api.measurements import Divergence, Evaluation, GuardResult, Negat
 from finetune_api.switching import Latency, SwitchTest
 from finetune_trainer.report.layers import ChangedData, Inside, LayerChange, Recommendation
 from finetune_trainer.report.record import AnswerSample, ReliabilityPoint, RunRecord, SliceAgainst
-from finetune_trainer.statistics.data import DataRecord, SplitStatistics, Statistics
+from finetune_trainer.statistics.data import DataRecord, ReplayedTask, SplitStatistics, Statistics
 from finetune_trainer.store.sequence import HeldOut, Sequence, Task
 from tests.support.small_report import MEASURED, change, record
 
@@ -121,6 +121,7 @@ def full_record() -> RunRecord:
                 format="classification", labels=("no", "yes"), digests={}, tokenizer="0",
                 splits={"train": SplitStatistics(rows=320, documents=320, tokens=9000, trained_tokens=640,
                                                  trained_bytes=900, longest=44)},
+                replayed=(ReplayedTask(name="tickets", rows=12000, drawn=5000, documents=5000, left_out=80),),
             ),
         ),
     )  # fmt: skip

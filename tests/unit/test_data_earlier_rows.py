@@ -291,6 +291,7 @@ NAMED = {
     "a key in a file's name": ("s3://corp/rows/", ["s3://corp/a-AKIAABCDEFGHIJKLMNOP.jsonl"], False),
     "too many files": ("s3://corp/rows/", [f"s3://corp/{n}.jsonl" for n in range(4097)], False),
     "a file with a name that is too long": ("s3://corp/rows/", [f"s3://corp/{'a' * 1024}.jsonl"], False),
+    "a file with a space in its name": ("s3://corp/rows/", ["s3://corp/rows/a b.jsonl"], False),
 }
 
 
@@ -308,6 +309,14 @@ def test_a_manifest_names_files_but_no_secrets(uri: str, files: Sequence[str], n
         digests=dict.fromkeys(files, 64 * "0"),
     )
     assert (found is not None) == named
+
+
+def test_a_policy_sees_a_data_set_of_the_hub_without_its_commit() -> None:
+    files = {f"hf://datasets/corp/rows@{40 * 'a'}/data/a.jsonl": 64 * "0", "s3://corp/a@b/c.jsonl": 64 * "0"}
+    source = {"uri": "hf://datasets/corp/rows", "rows": 1, "files": files}
+    told = {"name": "one", "artifact": "s3://corp/one", "sources": (source,), "format": "text", "sequenceLength": 64}
+    found = [uri for _, uri in EarlierRows((TrainedTask.model_validate(told),), NONE).uris()]
+    assert found == ["hf://datasets/corp/rows/data/a.jsonl", "s3://corp/a@b/c.jsonl"]
 
 
 def test_fingerprints_come_back_from_their_file() -> None:

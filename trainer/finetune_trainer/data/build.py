@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, compress
@@ -26,7 +26,7 @@ from finetune_trainer.store.trained_on import TrainedTask
 
 from .classification import Classification, labels_of
 from .corpus import Corpus, Flags
-from .earlier_rows import Draw, EarlierRows, Fingerprints, as_data, shares
+from .earlier_rows import Draw, EarlierRows, Fingerprints, Measuring, as_data, shares
 from .encode import Limits, encode
 from .formats import FORMATS, TELLING, Format, Text, detect
 from .json_errors import FAULTS, unreadable
@@ -287,7 +287,7 @@ class Build:
         self, folder: Path, earlier: EarlierRows, measured: Fingerprints
     ) -> tuple[SplitStatistics, tuple[ReplayedTask, ...]]:
         """The sample of all tasks, one task after another."""
-        left_out = frozenset(np.concatenate([measured, earlier.measured]).tolist())
+        left_out = Measuring(measured, earlier.measured)
         draws = [
             self._draw(task, files, left_out) for task, files in zip(earlier.tasks, self.earlier_files, strict=True)
         ]
@@ -300,7 +300,7 @@ class Build:
         left = sum(each.left_out for each in replayed)
         return statistics.model_copy(update={"left_out": left}), tuple(replayed)
 
-    def _draw(self, task: TrainedTask, files: Mapping[str, Sequence[SourceFile]], measured: Collection[int]) -> Draw:
+    def _draw(self, task: TrainedTask, files: Mapping[str, Sequence[SourceFile]], measured: Measuring) -> Draw:
         """Read as its own job read it: digests of parts of files depend on the columns that are read."""
         of_task = replace(
             self,

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -39,6 +40,7 @@ Fingerprints = NDArray[np.uint64]
 MOST_MEASURED = 1 << 24
 """Fingerprints that an artifact keeps, 8 bytes each."""
 
+_PINNED = re.compile(r"^(hf://datasets/[^/@]+/[^/@]+)@[^/]+")
 _HINT = "Restore the file, or set regularization.replay: {source: general, uri: …} to rows that are to be replayed."
 
 
@@ -54,6 +56,11 @@ class EarlierRows:
     def digest(self) -> str:
         told = [task.model_dump_json() for task in self.tasks]
         return hashlib.sha256("\0".join(told).encode() + self.measured.tobytes()).hexdigest()
+
+    def uris(self) -> Iterator[tuple[TrainedTask, str]]:
+        """The files of each task, as a policy names them: a data set of the hub without its commit."""
+        for task in self.tasks:
+            yield from ((task, _PINNED.sub(r"\1", uri)) for uri in task.files)
 
     def files(self) -> tuple[dict[str, list[SourceFile]], ...]:
         """Of each task, its files by the URI of their source. DataNotFound and the store's errors name the task."""
@@ -97,6 +104,18 @@ def shares(rows: Sequence[int], most: int) -> list[int]:
     return quotas
 
 
+class Measuring:
+    """The rows that measure, by their fingerprints: in an array, since a set would take ten times the memory."""
+
+    def __init__(self, *parts: Fingerprints) -> None:
+        self._sorted = np.unique(np.concatenate(parts))
+
+    def __contains__(self, found: int) -> bool:
+        key = np.uint64(found)
+        at = int(np.searchsorted(self._sorted, key))
+        return at < len(self._sorted) and bool(self._sorted[at] == key)
+
+
 class Sample(NamedTuple):
     keys: Reservoir
     left_out: int
@@ -119,7 +138,7 @@ class Draw:
     limits: Limits
     digests: Mapping[str, str]
     """Of the files that were read, by URI; of files of this machine from the start."""
-    measured: Collection[int]
+    measured: Measuring
     seed: int
 
     def sample(self, most: int) -> Sample:

@@ -195,8 +195,8 @@ def _uris(sequence: Sequence | None, rows: EarlierRows | None) -> Iterator[tuple
     """(what is read, its URI), of all that this job reads of earlier tasks."""
     for test in sequence.tasks if sequence else ():
         yield f"the test data of the earlier task {test.name} is measured again", test.test.uri
-    for task in rows.tasks if rows else ():
-        yield from ((f"the training rows of the earlier task {task.name} are replayed", uri) for uri in task.files)
+    for task, uri in rows.uris() if rows else ():
+        yield f"the training rows of the earlier task {task.name} are replayed", uri
 
 
 def _check_allowed(uris: Iterable[tuple[str, str]], allowed: Collection[str]) -> None:

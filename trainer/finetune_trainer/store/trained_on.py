@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from finetune_api.base import ApiModel
 from finetune_api.data import Data
@@ -25,8 +25,7 @@ from finetune_api.text import redact
 MEASURED = "evaluation/measured.bin"
 """Fingerprints of the rows that any of the jobs measured."""
 MOST_FILES = 4096
-"""Files of a job that a manifest names."""
-_LONGEST_URI = 1024
+"""Files of a source that a manifest names."""
 
 _Text = Annotated[str, Field(max_length=4096)]
 _Keys = Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=64)]
@@ -84,36 +83,37 @@ def trained_task(
     files: Mapping[str, Sequence[str]],
     digests: Mapping[str, str],
 ) -> TrainedTask | None:
-    """Of a job, by the data that it read. `rows`: of each source; `files`: the URIs of each source's files. None of
-    more files than a manifest names, of files whose URIs have secrets, and of rows whose format is not known."""
+    """Of a job, by the data that it read. `rows`: of each source; `files`: the URIs of each source's files. None where
+    a manifest cannot name them, such as too many files, or URIs with secrets: no run fails for that at its end."""
     uris = [uri for source in data.train for uri in files[source.uri]]
-    named = [artifact, *(source.uri for source in data.train), *uris]
-    nameable = len(uris) <= MOST_FILES and all(len(uri) <= _LONGEST_URI for uri in uris)
-    if data.format == "auto" or not nameable or any(map(_has_secret, named)):
+    if data.format == "auto" or any(map(_has_secret, [artifact, *(source.uri for source in data.train), *uris])):
         return None
-    sources = tuple(
-        TrainedSource(
-            uri=source.uri,
-            rows=count,
-            max_rows=source.max_rows,
-            files={uri: digests[uri] for uri in files[source.uri]},
+    try:
+        sources = tuple(
+            TrainedSource(
+                uri=source.uri,
+                rows=count,
+                max_rows=source.max_rows,
+                files={uri: digests[uri] for uri in files[source.uri]},
+            )
+            for source, count in zip(data.train, rows, strict=True)
         )
-        for source, count in zip(data.train, rows, strict=True)
-    )
-    return TrainedTask(
-        name=name,
-        artifact=artifact,
-        sources=sources,
-        format=data.format,
-        labels=labels,
-        instruction=data.classification.instruction if data.classification else None,
-        sequence_length=data.sequence_length,
-        overlong=data.overlong,
-        ignore_keys=data.ignore_keys,
-        append_eos=data.append_eos,
-        keys=keys,
-        seed=seed,
-    )
+        return TrainedTask(
+            name=name,
+            artifact=artifact,
+            sources=sources,
+            format=data.format,
+            labels=labels,
+            instruction=data.classification.instruction if data.classification else None,
+            sequence_length=data.sequence_length,
+            overlong=data.overlong,
+            ignore_keys=data.ignore_keys,
+            append_eos=data.append_eos,
+            keys=keys,
+            seed=seed,
+        )
+    except ValidationError:
+        return None
 
 
 def _has_secret(uri: str) -> bool:
@@ -127,6 +127,7 @@ def unnamed(uri: str) -> FinetuneError:
     return FinetuneError(
         Reason.InvalidSpec,
         f"regularization.replay.source earlier: the manifest of {uri} does not name the training data of its job and "
-        f"of those before it: an older release wrote one of them, or a job had more than {MOST_FILES:,} files",
+        f"of those before it: an older release wrote one of them, the sequence has more than {MOST_TASKS} jobs, or a "
+        f"source had more than {MOST_FILES:,} files or a file name with spaces",
         "Set regularization.replay: {source: general, uri: …} to the training rows of the earlier tasks.",
     )

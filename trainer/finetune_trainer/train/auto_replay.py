@@ -53,7 +53,7 @@ def settle_replay(
             model, data.train, data.replay, pad_id=data.pad_id, seed=spec.training.seed, reporter=reporter
         )
         fraction = FRACTIONS["medium" if found is None else found.band]
-        why = f"there are fewer than {FEWEST} documents to measure a shift on" if found is None else _told(found)
+        why = f"there are fewer than {FEWEST} documents to measure a shift on" if found is None else _told(found, spec)
         noted = gang.broadcast_json([fraction, f"{100 * fraction:g} % of the rows of a step are replayed, since {why}"])
         if store is not None:
             store.note(_NOTE, noted)
@@ -92,9 +92,10 @@ def _measured(
     return between(pairs[0], pairs[1], counted=counted)
 
 
-def _told(found: Shift) -> str:
+def _told(found: Shift, spec: FineTuneJobSpec) -> str:
+    other = "the earlier tasks' rows" if spec.regularization.replays_earlier else "general text"
     return (
-        f"the shift is {found.band}: {found.ratio.value:.2f} times the bits per byte of general text, "
+        f"the shift is {found.band}: {found.ratio.value:.2f} times the bits per byte of {other}, "
         f"Jensen-Shannon excess {found.excess:.2f} bits, {found.longer:.2f} times the tokens per byte"
     )
 
