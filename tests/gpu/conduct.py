@@ -23,7 +23,8 @@ from typing import Any
 from tests.gpu import judge, table
 from tests.gpu.kit import ENV_LIMIT, environment, interpreter, read_json
 from tests.gpu.notes import Check, write_whole
-from tests.gpu.parts import DEEPSPEED, Part, parts_of, together
+from tests.gpu.nursery import Begin, Fork, Nursery
+from tests.gpu.parts import DEEPSPEED, FIRST, Part, parts_of, together
 from tests.gpu.sizes import CARD, REHEARSAL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +39,10 @@ _TAIL = 3000
 """Characters of a part's log that its result keeps where something is wrong."""
 
 
-def conduct(out: Path, *, budget: float, only: Sequence[str], rehearsal: bool, doubles: bool) -> int:
+def conduct(out: Path, *, budget: float, only: Sequence[str], doubles: bool, begin: Begin | None) -> int:
+    """`begin`: what a fork does in the rehearsal; None: it is none."""
     out.mkdir(parents=True, exist_ok=True)
+    rehearsal = begin is not None
     sizes = REHEARSAL if rehearsal else CARD
     parts = tuple(part for part in parts_of(sizes) if not only or part.name.startswith(tuple(only)))
     if not parts:
@@ -49,7 +52,8 @@ def conduct(out: Path, *, budget: float, only: Sequence[str], rehearsal: bool, d
         made = subprocess.run([ROOT / "tools" / "deepspeed.sh"], capture_output=True, text=True, check=False)
         os.environ[DEEPSPEED] = made.stdout.strip()
     with tempfile.TemporaryDirectory(prefix="gpu-kit-", ignore_cleanup_errors=True) as scratch:
-        session = Session(out, Path(scratch), budget=budget, rehearsal=rehearsal, doubles=doubles)
+        nursery = Nursery(begin, _environment(Path(scratch), parts[0], rehearsal=True)) if begin else None
+        session = Session(out, Path(scratch), budget=budget, rehearsal=rehearsal, doubles=doubles, nursery=nursery)
         before = [signal.signal(number, session.interrupted) for number in (signal.SIGTERM, signal.SIGINT)]
         try:
             for group in together(parts, timed=not rehearsal):
@@ -72,6 +76,7 @@ class Session:
     budget: float
     rehearsal: bool
     doubles: bool
+    nursery: Nursery | None = None
     results: dict[str, Any] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     stopped: bool = False
@@ -126,16 +131,7 @@ class Session:
         return None
 
     def _watch(self, part: Part, notes: Path, log: Path, *, began: float, limit: float) -> str:
-        command = [*interpreter(), "--out", str(self.out), "--part", part.name, "--notes", str(notes)]
-        command += ["--rehearsal"] if self.rehearsal else []
-        command += ["--rivals", "doubles" if self.doubles else "real"]
-        environ = environment(self.scratch, os.environ, part=part, root=ROOT, rehearsal=self.rehearsal)
-        environ[ENV_LIMIT] = str(limit)
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                command, env=environ, stdout=file, stderr=file, stdin=subprocess.DEVNULL, cwd=notes.parent,
-                start_new_session=True,
-            )  # fmt: skip
+        process = self._start(part, notes, log, limit=limit)
         seen = 0.0
         while process.poll() is None:
             if self.stopped or time.monotonic() - began > limit:
@@ -149,6 +145,19 @@ class Session:
         _end(process)  # whatever it has started
         code = process.returncode
         return "done" if code in (0, 1) else f"it ended with status {code}"
+
+    def _start(self, part: Part, notes: Path, log: Path, *, limit: float) -> subprocess.Popen[bytes] | Fork:
+        arguments = ["--out", str(self.out), "--part", part.name, "--notes", str(notes)]
+        arguments += ["--rehearsal"] if self.rehearsal else []
+        arguments += ["--rivals", "doubles" if self.doubles else "real"]
+        environ = _environment(self.scratch, part, rehearsal=self.rehearsal) | {ENV_LIMIT: str(limit)}
+        if self.nursery is not None and not (part.beside or part.lane == FIRST):
+            return self.nursery.start(arguments, environ=environ, folder=notes.parent, log=log)
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [*interpreter(), *arguments], env=environ, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+                cwd=notes.parent, start_new_session=True,
+            )  # fmt: skip
 
     def _keep(
         self,
@@ -218,9 +227,15 @@ def _as_checks(found: dict[str, Any] | None) -> dict[str, Any]:
     return {"checks": [Check(**check) for check in found["checks"]], "facts": found["facts"]}
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _environment(scratch: Path, part: Part, *, rehearsal: bool) -> dict[str, str]:
+    return environment(scratch, os.environ, part=part, root=ROOT, rehearsal=rehearsal)
+
+
+def _end(process: subprocess.Popen[bytes] | Fork) -> None:
     """With all that it has started. One that hangs in a driver may outlive even SIGKILL; nobody waits for it long."""
     for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError, PermissionError):
+            process.send_signal(number)  # a fork may not have its group yet
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):

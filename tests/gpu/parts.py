@@ -15,6 +15,10 @@ DEEPSPEED = "FINETUNE_GPU_KIT_DEEPSPEED"
 """The folder that DeepSpeed is in: where it is installed beside the others, PEFT imports it at every start."""
 
 
+FIRST = "first"
+"""The lane of the first part."""
+
+
 @dataclass(frozen=True)
 class Part:
     name: str
@@ -39,7 +43,7 @@ class Part:
 
 
 RIGHT = (
-    Part("right/machine", "right:machine", 8, 40, "first"),
+    Part("right/machine", "right:machine", 8, 40, FIRST),
     Part("right/reference", "right:reference", 45, 120, "right", cpu=True),
     Part("right/numbers", "right:numbers", 25, 90, "right"),
     Part("right/methods", "right:methods", 35, 90, "right"),

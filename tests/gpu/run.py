@@ -10,6 +10,7 @@ along: each is a process with its own limit. Exits 1 where something is not righ
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import types
 from pathlib import Path
@@ -45,8 +46,26 @@ def main() -> int:
     from tests.gpu.conduct import conduct
 
     return conduct(
-        options.out.resolve(), budget=options.budget, only=options.only, rehearsal=options.rehearsal, doubles=doubles
+        options.out.resolve(),
+        budget=options.budget,
+        only=options.only,
+        doubles=doubles,
+        begin=begin if options.rehearsal else None,
     )
+
+
+def begin(arguments: list[str], environ: dict[str, str], folder: str, log: str) -> None:
+    """A part in a process that was forked, see tests/gpu/nursery.py: as if this file were run with the arguments."""
+    os.setsid()
+    os.chdir(folder)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv[1:] = arguments
+    find_packages()
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -55,15 +55,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class HeldUp:
     """A plugin: threads pause at calls of functions, by chance."""
 
-    OFTEN, LONGEST = 1 / 4000, 0.8
-    """Of the calls; and seconds. Most pauses are much shorter."""
+    LONGEST = 1.0
+    """Seconds. Most pauses are much shorter, and all together take a third of the time."""
 
     def __init__(self, seed: int) -> None:
-        self.draw = random.Random(seed)
+        self.draw, self.due = random.Random(seed), 0.0
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self) -> Generator[None, None, None]:
         before = sys.getswitchinterval()
+        self.due = time.monotonic() + 0.02 * self.draw.random()
         sys.setswitchinterval(self.draw.choice([1e-6, before, 0.2]))
         threading.setprofile(self._pause)
         sys.setprofile(self._pause)
@@ -73,5 +74,7 @@ class HeldUp:
         sys.setswitchinterval(before)
 
     def _pause(self, _frame: object, event: str, _argument: object) -> None:
-        if event == "call" and self.draw.random() < self.OFTEN:
-            time.sleep(self.LONGEST * self.draw.random() ** 4)
+        if event == "call" and (now := time.monotonic()) >= self.due:
+            pause = self.LONGEST * self.draw.random() ** 4
+            self.due = now + 3 * pause + 0.02 * self.draw.random()
+            time.sleep(pause)

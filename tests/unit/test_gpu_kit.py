@@ -318,13 +318,13 @@ def test_a_slim_wheel_has_the_wanted_libraries_alone_and_says_so_in_its_record(t
 def conducted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], **changed: Any
 ) -> dict[str, Any]:
-    """Parts that are these programs, in order, each with a second."""
-    seconds, budget = changed.get("seconds", 3), changed.get("budget", 60.0)
+    """Parts that are these programs, in order. One that hangs has three seconds."""
+    budget = changed.get("budget", 600.0)
     queue = [[sys.executable, "-c", program] for program in programs.values()]
     monkeypatch.setattr(conduct, "interpreter", lambda: queue.pop(0))
     session = conduct.Session(folder, folder / "scratch", budget=budget, rehearsal=False, doubles=True)
     for name in programs:
-        session.run((Part(name, "m:f", 1, seconds),))
+        session.run((Part(name, "m:f", 1, 3 if name == "right/hangs" else 300),))
     session.finish()
     parts: dict[str, Any] = json.loads((folder / "results.json").read_text())["parts"]
     return parts

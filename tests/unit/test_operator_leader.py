@@ -24,7 +24,7 @@ from finetune_operator.kube.client import (
 from finetune_operator.kube.leader import GIVEN_BACK, Election, Fenced, Leader, NotLeading
 from finetune_operator.kube.resources import JOBS, LEASES, Key, Raw, Resource
 
-QUICK = {"lease": 15, "renew": 10.0, "retry": 0.01}
+QUICK = {"lease": 15, "renew": 10.0, "retry": 0.0}
 
 
 class Server:
@@ -114,8 +114,8 @@ class Play:
 
     async def later(self, seconds: float = 0.0) -> None:
         self.now += seconds
-        for _ in range(20):  # a replica looks again after 0.01 s; after a pause of this process it gets its turn too
-            await asyncio.sleep(0.01)
+        for _ in range(200):  # turns of the loop: in a few of them each replica looks at the Lease again
+            await asyncio.sleep(0)
 
 
 def play(scene: Callable[[Play], Awaitable[None]]) -> None:
