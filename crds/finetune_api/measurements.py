@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .base import ApiModel
 from .calibration import Calibration, ScaleSweep
@@ -235,3 +235,8 @@ class Evaluation(ApiModel):
         description="Data sets that did not fit into the termination message, with their negative transfer; run.json "
         "in the artifact has them.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_empty_lists(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`kubectl describe` would show each as a name without a value."""
+        return {name: value for name, value in serialize(self).items() if value not in ([], ())}

@@ -51,7 +51,7 @@ def test_before_and_after_with_interval_and_verdict_on_one_line_each() -> None:
     lines = [" ".join(line.split()) for line in evaluation_table(compare(EVALUATION.data)).splitlines()[2:]]
     assert lines == [
         "test 400 accuracy 50.0 % 75.0 % +25.0 points [+21.0, +29.0] better",
-        "slice tweets 12 loss 1.000 0.500 −0.500 inconclusive",
+        "slice tweets 12 loss 1.000 0.500 −0.500 too few rows (12 of 20) inconclusive",
         "general text 400 bits per byte 1.000 1.050 +0.050 [+0.010, +0.090] worse",
     ]
 

@@ -9,6 +9,7 @@ import pytest
 from finetune_api.failures import FinetuneError, Reason
 from finetune_trainer.agent.preflight import check_memory
 from finetune_trainer.planning import machine
+from finetune_trainer.planning.table import Workload
 from tests.support.planning_models import LLAMA_3B, SMOLLM2, plan
 
 
@@ -49,3 +50,10 @@ def test_the_fewest_nodes_that_an_elastic_job_may_have_must_hold_it_too(monkeypa
     assert raised.value.reason is Reason.InsufficientMemory
     assert raised.value.message.startswith("with 1 node(s), the minimum of spec.nodes: training needs about")
     assert raised.value.hint.startswith("Raise nodes.min, or use another fix: ")
+
+
+def test_what_training_needs_is_logged_once_the_rows_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    check_memory(plan(), SMOLLM2)
+    assert capsys.readouterr().err == ""
+    check_memory(plan(), SMOLLM2, Workload(rows=100, tokens=2000, longest=40))
+    assert capsys.readouterr().err.count("training needs about") == 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.measurements import Measurement
+from finetune_trainer.cli.text import evaluation_table
 from finetune_trainer.report.compare import (
     compare,
     detectable,
     difference,
     headline,
     interval,
+    interval_or_why,
     number,
     sentences,
     unseen,
@@ -93,6 +95,21 @@ def test_a_slice_that_was_not_compared_is_not_judged() -> None:
 )
 def test_differences_in_words(measured: Measurement, words: str, between: str, smallest: str) -> None:
     assert (difference(measured), interval(measured), detectable(measured)) == (words, between, smallest)
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        (change("a", 0.9, 0.6, rows=12, half=None), "too few rows (12 of 20)"),
+        (change("a", 0.9, 0.6, rows=40, groups=3, half=None), "too few groups (3 of 10)"),
+        (change("a", 0.9, 0.6), "[−34.0, −26.0]"),
+        (change("a", 0.9, None, rows=12, half=None), ""),
+    ],
+)
+def test_a_table_says_why_there_is_no_interval(measured: Measurement, shown: str) -> None:
+    assert interval_or_why(measured) == shown
+    if measured.tuned is not None:
+        assert shown in evaluation_table(compare((measured,)))
 
 
 def test_what_is_not_a_number_is_a_dash() -> None:

@@ -38,7 +38,7 @@ from finetune_api.measurements import (
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.plan import ProgressReport
 from finetune_api.results import DIGITS, packed, packed_ladder, unpacked, unpacked_ladder
-from finetune_api.status import Artifact, ResolvedPlan
+from finetune_api.status import Artifact, FineTuneJobStatus, ResolvedPlan
 from finetune_api.verdicts import Verdict
 from finetune_operator.state.pod_reports import progress_report, termination_message
 from finetune_trainer.cli.text import guard_lines
@@ -284,3 +284,10 @@ def test_numbers_that_are_none_are_left_out() -> None:
 def test_a_number_that_rounds_to_infinity_is_left_out() -> None:
     ladder = LadderStatus(rule="x", spent=1.0, base_score=sys.float_info.max)
     assert unpacked_ladder(packed_ladder(ladder)) == ladder.model_copy(update={"base_score": None})
+
+
+def test_a_status_has_no_empty_lists_which_kubectl_describe_would_show() -> None:
+    found = Evaluation(data=(Measurement(name="test", kind="test", metric="loss", base=2.0, tuned=1.0),))
+    assert set(FineTuneJobStatus(evaluation=found).to_json()["evaluation"]) == {"data"}
+    assert Evaluation.model_validate_json(found.model_dump_json(by_alias=True)) == found
+    assert FineTuneJobStatus(evaluation=Evaluation()).to_json()["evaluation"] == {}

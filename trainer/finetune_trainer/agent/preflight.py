@@ -264,13 +264,15 @@ def _check_script(plan: RunPlan) -> None:
 def check_memory(plan: RunPlan, shape: ModelShape, workload: Workload = UNREAD) -> None:
     """Raises InsufficientMemory if the processes of this node do not fit, with a margin for the error of the estimate.
 
-    Checks this attempt, and the minimum number of nodes of an elastic job, where each node may hold more."""
+    Checks this attempt, and the minimum number of nodes of an elastic job, where each node may hold more. Nothing is
+    logged of rows that are not read yet."""
     _check_memory(plan, shape, workload)
     fewest = plan.spec.min_nodes
     if fewest >= plan.nodes:
         return
     where = f"with {fewest} node(s), the minimum of spec.nodes"
-    _tell(f"{where}:")
+    if workload is not UNREAD:
+        _tell(f"{where}:")
     try:
         _check_memory(plan.model_copy(update={"nodes": fewest}), shape, workload)
     except FinetuneError as error:
@@ -318,7 +320,8 @@ def _require(
         f"{human(need.optimizer)} gradients and optimizer, {human(need.activations)} activations); "
         f"{what} is {human(limit)}"
     )
-    _tell(text)
+    if workload is not UNREAD:
+        _tell(text)
     if total * BENEFIT_OF_THE_DOUBT[kind] > limit:
         raise FinetuneError(Reason.InsufficientMemory, text, smallest_change(planner, spread))
 

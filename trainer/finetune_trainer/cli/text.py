@@ -15,7 +15,7 @@ from finetune_api.reasons import FailureClass
 from finetune_api.restarts import BUDGETS
 from finetune_api.status import Artifact, FineTuneJobStatus, LastFailure, Phase, Restarts, Usage
 from finetune_trainer.report import generated
-from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval, number
+from finetune_trainer.report.compare import WORDS, Row, compare, difference, interval_or_why, number
 
 WIDTH = 100
 
@@ -108,7 +108,7 @@ def _measured_line(row: Row, change: Measurement) -> tuple[str, ...]:
         WORDS[change.metric],
         *values,
         difference(change),
-        interval(change),
+        interval_or_why(change),
         change.verdict or "",
     )
 

@@ -14,7 +14,7 @@ from finetune_api.measurements import Evaluation, Metric
 from finetune_api.methods import TRAITS
 
 from . import generated
-from .compare import METRICS, WORDS, Row, difference, headline, interval, number, sentences
+from .compare import METRICS, WORDS, Row, difference, headline, interval_or_why, number, sentences
 from .judged import rows_of
 from .record import BASE_FOLDER, REPORT_FILE, RunRecord
 
@@ -122,7 +122,7 @@ def _table_row(row: Row, metrics: list[Metric]) -> str:
     for metric in metrics:
         change = row.change(metric)
         cells += [""] * 4 if change is None else [
-            number(metric, change.base), number(metric, change.tuned), difference(change), interval(change)
+            number(metric, change.base), number(metric, change.tuned), difference(change), interval_or_why(change)
         ]  # fmt: skip
     cells.append(row.verdict or "")
     return f"| {' | '.join(cells)} |"

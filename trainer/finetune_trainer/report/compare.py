@@ -86,6 +86,17 @@ def interval(change: Measurement) -> str:
     return f"[{_signed(change.metric, change.low)}, {_signed(change.metric, change.high)}]"
 
 
+def interval_or_why(change: Measurement) -> str:
+    """For a table: the interval, or why there is none, as in `too few rows (12 of 20)`."""
+    from finetune_trainer.statistics.differences import FEWEST_GROUPS, FEWEST_ROWS
+
+    if (shown := interval(change)) or change.difference is None:
+        return shown
+    if change.rows < FEWEST_ROWS:
+        return f"too few rows ({change.rows} of {FEWEST_ROWS})"
+    return f"too few groups ({change.groups} of {FEWEST_GROUPS})" if change.groups < FEWEST_GROUPS else ""
+
+
 def detectable(change: Measurement) -> str:
     """4.1 points, 0.012: the smallest change that these rows would have shown. Empty where that is unknown."""
     value = change.minimum_detectable

@@ -8,7 +8,7 @@ from html import escape
 
 from finetune_api.measurements import Measurement
 
-from .compare import METRICS, WORDS, Row, compare, difference, headline, interval, number, sentences, unseen
+from .compare import METRICS, WORDS, Row, compare, difference, headline, interval_or_why, number, sentences, unseen
 from .forest import forest
 from .record import RunRecord
 
@@ -169,7 +169,7 @@ def _lines(row: Row) -> str:
     )
     return "".join(
         f'<tr>{"" if place else name}<td class="metric">{WORDS[change.metric]}</td><td>{_chip(change)}</td>'
-        f"<td>{interval(change)}</td>"
+        f"<td>{interval_or_why(change)}</td>"
         f'<td class="base">{number(change.metric, change.base)}</td><td>{number(change.metric, change.tuned)}</td></tr>'
         for place, change in enumerate(row.changes)
     )
