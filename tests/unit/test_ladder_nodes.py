@@ -18,6 +18,7 @@ from finetune_api.plan import Fold, JobIdentity, Publishes, RunPlan, Trial
 from finetune_trainer.agent import follow, lead
 from finetune_trainer.agent.climb import climb
 from finetune_trainer.agent.follow import AFTER_FAILURE_SECONDS, LIMIT_SECONDS, End, Ended, Following, next_step
+from finetune_trainer.agent.launch import rendezvous_of
 from finetune_trainer.agent.turns import LARGEST, PRESENT, Turn, Turns, plan_of, run_of
 from finetune_trainer.agent.verdict import say
 from finetune_trainer.ladder.derived import of_best, of_candidate, of_fold, of_rung
@@ -304,6 +305,32 @@ def test_a_node_waits_for_a_store_that_is_away_and_ends_where_its_keys_are_wrong
     assert follows(Reason.StorageUnavailable, Reason.StorageUnavailable).failure_class is None
     words = follows(Reason.CredentialsRejected)
     assert (words.reason, words.node) == (Reason.CredentialsRejected, 1)
+
+
+@pytest.mark.parametrize(("words", "reason"), [(DONE, None), (BROKEN, Reason.UnexpectedError), (LOST, Reason.PeerLost)])
+def test_a_node_that_is_asked_to_stop_after_its_last_run_ends_as_that_did(
+    words: TerminationMessage, reason: Reason | None, tmp_path: Path
+) -> None:
+    turns, asked = Turns.of(gang_plan(tmp_path)), threading.Event()
+    turns.announce(PUBLISHING)
+
+    def run(_: RunPlan, withdrawn: Callable[[], str]) -> TerminationMessage:
+        assert not withdrawn()
+        asked.set()
+        return words
+
+    following = Following(
+        plan=turns.plan, node=1, turns=turns, run=run, tell=lambda _: None,
+        stopped=lambda: say(Reason.Interrupted, "asked to stop") if asked.is_set() else None,
+    )  # fmt: skip
+    assert following.to_the_end().reason is reason
+
+
+def test_ranks_of_two_turns_never_meet(tmp_path: Path) -> None:
+    """Also of two legs of a race, whose runs have one UID."""
+    plan = gang_plan(tmp_path)
+    turns = [Turn(number=number, method="lora", trial=Trial(until=0.1 * number)) for number in (1, 2)]
+    assert len({rendezvous_of(plan_of(plan, run_of(job_of(plan), turn), turn)) for turn in turns}) == 2
 
 
 def test_one_node_writes_no_turns(tmp_path: Path) -> None:

@@ -251,6 +251,46 @@ def test_a_rung_that_a_new_policy_forbids_stops_the_ladder_and_what_publishes_is
     assert [each.body["kind"] for each in made.create][-1] == "Job"
 
 
+TOO_MUCH = (
+    "couldn't assign flavors: insufficient quota for nvidia.com/gpu in flavor a, request > maximum capacity (8 > 4)"
+)
+BUSY = "insufficient unused quota for nvidia.com/gpu in flavor b, 4 more needed"
+
+
+@pytest.mark.parametrize(
+    ("said", "hours", "moves"),
+    [
+        pytest.param(TOO_MUCH, 10, True, id="more than all of the quota"),
+        pytest.param(TOO_MUCH, 0.01, False, id="the quota may still be raised"),
+        pytest.param(BUSY, 10, False, id="others use the quota"),
+        pytest.param(f"{TOO_MUCH}, {BUSY}", 10, False, id="others use the quota of another flavor"),
+        pytest.param("", 10, False, id="nothing is known"),
+    ],
+)
+def test_a_rung_that_exceeds_the_quota_of_its_queue_stops_the_ladder(said: str, hours: float, moves: bool) -> None:
+    known = status(Phase.Queued, attempt=2).model_copy(
+        update={"nodes": 1, "rung": "full", "ladder": climbing("lora", BEST), "start_time": None}
+    )
+    queued = child(2, nodes=1, suspended=True, queue="team-a")
+    own = {"spec": for_rung(WHOLE, "full"), "whole": WHOLE, "rung": "full", "children": (queued,)}
+    after = decide(seen(job(known, raw_spec=SPEC | LADDER), pods=(), queue_message=said, **own), later(hours * 3600))
+    assert (after.status.attempt, after.status.rung) == ((3, "lora") if moves else (2, "full"))
+    if moves:
+        assert after.status.unavailable_rung is not None
+        assert "request > maximum capacity (8 > 4)" in after.status.unavailable_rung.message
+        assert [each.attempt for each in after.delete] == [2]
+    elif said == TOO_MUCH:
+        assert after.look_again_in is not None
+        assert after.look_again_in > 0
+
+
+def test_a_job_that_is_resumed_tries_the_rung_again() -> None:
+    given = UnavailableRung(name="full", reason="StartupDeadline")
+    known = status(Phase.Suspended, attempt=5).model_copy(update={"rung": "lora", "unavailable_rung": given})
+    after = decided(read(LADDER, known)).status
+    assert (after.attempt, after.rung, after.unavailable_rung) == (6, "lora", None)
+
+
 def test_a_policy_that_forbids_more_than_the_rung_or_of_which_nothing_is_known_holds_the_job() -> None:
     moved = decided(ending(TerminationMessage(next_rung="full", ladder=climbing("lora", BEST)))).status
     for ladder, policy in ((moved.ladder, AdminPolicy(max_gpus=4, images=["x"])), (None, AdminPolicy(max_gpus=4))):

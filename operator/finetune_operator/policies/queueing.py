@@ -3,19 +3,22 @@
 `spec.queueName` makes the attempt's Job suspended, with the label by which Kueue finds it; Kueue lets it go when there
 is quota. A preempted Job is suspended again: its pods checkpoint and end, and the same attempt waits for its next turn,
 in the place that its queue gives it. Nothing here lets a Job go. While it is held no deadline runs and nothing that
-its pods do is a failure.
+its pods do is a failure. A rung of a ladder that is larger than all of its queue's quota is given up, since the ladder
+can publish an earlier one: after `deadlines.startup`, because the quota may be raised.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
+from finetune_api import durations
 from finetune_api.failures import Reason
 from finetune_api.status import Phase
 from finetune_operator.decision import Decision, Event
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.status import Stamp, change, condition, failure_of, rfc3339
 from finetune_operator.state.views import ChildJob
+from finetune_operator.transitions.ladder import give_up
 from finetune_operator.transitions.queue import left_queue, queued, waits_in
 
 UP = (Phase.Starting, Phase.Running)
@@ -30,7 +33,16 @@ def held(seen: Observed, now: datetime) -> Decision | None:
         return _preempted(seen, child, now).but(look_again_in=0.0) if _begun_anew(seen, child) else None
     if phase in UP:
         return _preempted(seen, child, now)
-    return Decision(status=queued(seen, seen.status, why=_why(seen, child), now=now))
+    waits = Decision(status=queued(seen, seen.status, why=_why(seen, child), now=now))
+    if seen.spec is None or child.created is None or not _exceeds_quota(seen):
+        return waits
+    patience = durations.seconds(seen.spec.deadlines.startup)
+    left = patience - (now - child.created).total_seconds()
+    if left > 0:
+        return waits.but(look_again_in=left)
+    message = f"the queue {child.queue} cannot admit it within {seen.spec.deadlines.startup}: {seen.queue_message}"
+    failure = failure_of(Reason.PodsRefused, message, attempt=seen.attempt, at=now)
+    return give_up(seen, failure, now) or waits
 
 
 def admitted(seen: Observed, now: datetime) -> Decision | None:
@@ -52,6 +64,15 @@ def _preempted(seen: Observed, child: ChildJob, now: datetime) -> Decision:
     failure = failure_of(Reason.Preempted, message, attempt=seen.attempt, at=now)
     status = queued(seen, change(seen.status, last_failure=failure), why=_why(seen, child), now=now)
     return Decision(status=status, events=(Event(Reason.Preempted, message, "Warning"),))
+
+
+def _exceeds_quota(seen: Observed) -> bool:
+    """Of a rung with pods of its own: Kueue says of each flavor that the request exceeds all of its quota, also that
+    which others use now. Its words: "insufficient quota for …, request > maximum capacity (5 > 4)"."""
+    if seen.whole is None or not seen.whole.ladder.overrides:
+        return False
+    said = seen.queue_message
+    return 0 < said.count("insufficient ") == said.count("> maximum capacity")
 
 
 def _begun_anew(seen: Observed, child: ChildJob) -> bool:

@@ -102,6 +102,7 @@ def _numbered(
         restarts=restarts.model_copy(update={"free": restarts.free + 1}) if again else restarts,
         nodes=nodes,
         start_time=rfc3339(now),
+        unavailable_rung=None,  # whoever resumes a job may have made room for it
     )
     stamp = Stamp(seen.job.generation, now)
     pods = "1 pod" if nodes == 1 else f"{nodes} pods"

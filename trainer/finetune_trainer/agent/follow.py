@@ -51,6 +51,10 @@ class Ended:
     turn: Turn
     words: TerminationMessage
 
+    @property
+    def published(self) -> bool:
+        return self.turn.publishes is not None and self.words.failure_class is None
+
 
 @dataclass(frozen=True)
 class End:
@@ -65,7 +69,7 @@ def next_step(last: Ended | None, present: Turn | None, *, waited: float) -> Tur
         if present.method is not None:
             return present
         return End(own if present.failed else TerminationMessage(time=now()))
-    if last is not None and own.failure_class is None and last.turn.publishes:
+    if last is not None and last.published:
         return End(own)
     if own.failure_class is not None and waited > (AFTER_FAILURE_SECONDS if may_continue(own) else 0):
         return End(own)
@@ -111,14 +115,12 @@ class Following:
             if isinstance(step, End):
                 return step.words
             last = Ended(turn=step, words=self._do(step))
-            if (words := self.stopped()) is not None:
-                return words if last.words.failure_class is None else last.words
 
     def _decided(self, last: Ended | None) -> Turn | End:
         began, pause = time.monotonic(), max(WAIT_SECONDS, self.plan.nodes / READS_PER_SECOND)
         while True:
             if (words := self.stopped()) is not None:
-                return End(words)
+                return End(last.words if last and (last.published or last.words.failure_class) else words)
             step = next_step(last, present(self.turns), waited=time.monotonic() - began)
             if step is not None:
                 return step

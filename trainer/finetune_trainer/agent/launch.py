@@ -83,7 +83,7 @@ def launch_ranks(plan: RunPlan, *, node: int, run_dir: RunDir, command: list[str
         min_nodes=plan.nodes,
         max_nodes=plan.nodes,
         nproc_per_node=plan.processes_per_node,
-        run_id=f"{plan.job.uid}-{plan.attempt}-{plan.turn or 0}",  # nodes in different turns of a ladder never meet
+        run_id=rendezvous_of(plan),
         rdzv_backend=BACKEND,
         rdzv_endpoint=f"{plan.master_address}:{plan.master_port}",
         rdzv_configs={"rank": node, "timeout": STARTUP_SECONDS},
@@ -101,6 +101,11 @@ def launch_ranks(plan: RunPlan, *, node: int, run_dir: RunDir, command: list[str
     except Exception as error:
         return Launch(error=f"{type(error).__name__}: {error}")
     return Launch()
+
+
+def rendezvous_of(plan: RunPlan) -> str:
+    """Of one run: a node that is slow, and finds the port open for a later turn of its ladder, does not join that."""
+    return f"{plan.job.uid}-{plan.attempt}-{plan.turn or 0}"
 
 
 def _end(rank: int, failure: ProcessFailure, run_dir: RunDir) -> RankEnd:
