@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import ExitCode
+from finetune_trainer.cli import analysis
 from finetune_trainer.cli.main import main
 from tests.support.printed_json import conforms
 from tests.support.tiny_model import WORDS, tiny_model, worded
@@ -105,6 +106,18 @@ def test_a_concept_probe_has_its_table_and_its_chart(tmp_path: Path, capsys: pyt
     assert found["labels"] == ["keyword", "name", "number", "operator"]
     assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2]
     assert found["layers"][0]["accuracy"] > found["majority"]
+
+
+def test_labels_that_cannot_be_made_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr(analysis, "_shift", lambda *_, **__: measured.append("shift"))
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
+    probe = {"name": "words", "uri": write_jsonl(tmp_path / "words.jsonl", *worded(12, seed=3)), "labels": "wordnet"}
+    assert _analyze(_job(tmp_path, diagnostics={"probes": [probe]}), tmp_path) == ExitCode.CONFIG
+    assert "wordnet-base" in capsys.readouterr().err
+    assert not measured
 
 
 def _tickets(count: int, *, known: bool = True, seed: int = 7) -> list[dict[str, object]]:

@@ -44,6 +44,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "replay 25 %": {"replay": {"fraction": 0.25}},
     "klToBase on training rows": {"klToBase": {"beta": 0.5}},
     "replay 25 % and klToBase": {"replay": {"fraction": 0.25}, "klToBase": {"beta": 0.5}},
+    "replay of its own text": {"replay": {"source": "self", "fraction": 0.25}},
     "l2sp": {"l2sp": {"strength": 1e-4}},
     "ewc": {"ewc": {"strength": 1e-4}},
     "drift": {"drift": {}},
@@ -185,7 +186,7 @@ class Bench:
         regularization = {key: dict(value) for key, value in REMEDIES[name].items()}
         general = f"file://{self._folder}/replayed.jsonl"
         held_to = {"general": {"uri": general}} if _BY_GENERAL_TEXT & set(regularization) else {}
-        if "replay" in regularization:
+        if regularization.get("replay", {"source": "self"}).get("source") != "self":
             regularization["replay"]["uri"] = general
         return {
             "model": {"uri": f"file://{self._model}"},

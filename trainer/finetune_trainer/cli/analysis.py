@@ -23,6 +23,7 @@ from finetune_trainer.cli.validate import read_manifest
 
 if TYPE_CHECKING:
     from finetune_trainer.data.corpus import Corpus
+    from finetune_trainer.data.labelled import Labelled
     from finetune_trainer.data.load import Datasets
     from finetune_trainer.report.layer_curves import Curves
     from finetune_trainer.train.diagnose import Subject
@@ -97,6 +98,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
     sets = short_documents(spec, request, model.path)
     labelled = sets.train.choices is not None and len(sets.train) >= FEWEST_PROBED
     subject = Subject.load(model.path, pad_id=sets.pad_id)
+    asked = _asked(subject, spec, model.path)  # before minutes of measuring
     curve, answers = _probed(subject, sets, rows=request.rows, seed=spec.training.seed) if labelled else (None, None)
     held_out = sets.test if sets.test is not None else sets.validation
     return Findings(
@@ -108,7 +110,7 @@ def analyze(spec: FineTuneJobSpec, request: Request) -> Findings:
         shift=_shift(subject, sets, documents=request.documents, seed=spec.training.seed),
         curve=curve,
         answers=answers,
-        concepts=_concepts(subject, spec, model.path),
+        concepts=_concepts(subject, asked, seed=spec.training.seed),
         gradients=None if labelled else _gradients(subject, sets, spec),
         notes=tuple(_missing(sets, labelled=labelled)),
     )
@@ -204,19 +206,25 @@ def _probed(subject: Subject, sets: Datasets, *, rows: int, seed: int) -> tuple[
     return found, own_answers(subject.label_logs(part), found, gold, groups)
 
 
-def _concepts(subject: Subject, spec: FineTuneJobSpec, model: Path) -> tuple[Concept, ...]:
-    """Of diagnostics.probes, in the layers that a run would look at."""
+def _asked(subject: Subject, spec: FineTuneJobSpec, model: Path) -> tuple[Labelled, ...]:
+    """The labelled tokens of diagnostics.probes."""
     from finetune_trainer.data.labelled import labelled
     from finetune_trainer.data.tokenizer import Tokenizer
-    from finetune_trainer.train.diagnosing import compared_layers, fewer
+    from finetune_trainer.train.diagnosing import fewer
+
+    tokenizer, part = Tokenizer.load(model), fewer(subject.model.hidden_size)
+    return tuple(labelled(probe, tokenizer, seed=spec.training.seed, fewer=part) for probe in spec.diagnostics.probes)
+
+
+def _concepts(subject: Subject, asked: tuple[Labelled, ...], *, seed: int) -> tuple[Concept, ...]:
+    """In the layers that a run would look at."""
+    from finetune_trainer.train.diagnosing import compared_layers
     from finetune_trainer.transfer.diagnostics.concepts import concept
 
-    layers, seed = compared_layers(subject.blocks), spec.training.seed
-    tokenizer, found = Tokenizer.load(model), []
-    for asked in spec.diagnostics.probes:
-        probe = labelled(asked, tokenizer, seed=seed, fewer=fewer(subject.model.hidden_size))
-        found.append(concept(probe, subject.token_states(probe.sample, layers), layers=layers, seed=seed))
-    return tuple(found)
+    layers = compared_layers(subject.blocks)
+    return tuple(
+        concept(probe, subject.token_states(probe.sample, layers), layers=layers, seed=seed) for probe in asked
+    )
 
 
 def _gradients(subject: Subject, sets: Datasets, spec: FineTuneJobSpec) -> Gradients:
