@@ -47,6 +47,7 @@ proof: setup
 	@$(PY) -m tests.proof.fuzzed
 	@$(PY) -m tests.proof.ladder
 	@$(PY) -m tests.benchmarks.transfer.bench_forgetting
+	@$(PY) -m tests.benchmarks.transfer.bench_domains
 	@$(PY) -m tests.benchmarks.transfer.bench_sequence
 	@$(PY) -m tests.proof.scripts
 	@$(PY) -m tests.proof.trackers
