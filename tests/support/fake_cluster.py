@@ -36,6 +36,8 @@ class FakeCluster:
     refusals: dict[str, list[str]] = field(default_factory=dict)
     refusals_after_delete: dict[str, list[str]] = field(default_factory=dict)
     """The same, of the first deletion, which takes place all the same, and after it."""
+    refusals_by_look: list[list[str]] = field(default_factory=list)
+    """Of each look at a job: what it answers before it answers with the job."""
     later: list[Raw] = field(default_factory=list)
     """Statuses that the operator writes, one after each look at a job."""
 
@@ -62,6 +64,10 @@ class FakeCluster:
             return Answer(0, json.dumps({"items": self.events}))
         if len(words) == 1 or words[1].startswith("-"):
             return Answer(0, json.dumps({"items": list(self.jobs.values())}))
+        if self.refusals_by_look:
+            if self.refusals_by_look[0]:
+                return Answer(1, "", self.refusals_by_look[0].pop(0))
+            self.refusals_by_look.pop(0)
         answer = self._found(words[1])
         if answer.status == 0 and self.later:
             self.jobs[words[1]]["status"] = self.later.pop(0)

@@ -154,7 +154,21 @@ def test_a_mistyped_run_of_this_machine_is_suggested_though_no_cluster_answers(
     assert f"no run named tikcets in {tmp_path}/home; on the cluster: " in said
     assert "Did you mean tickets, a run of this machine?" in said
     assert main(["status", "other", "--home", str(tmp_path / "home")]) == ExitCode.UNAVAILABLE
-    assert "Check the kubeconfig" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Runs on this machine: tickets. For a job on a cluster: Check the kubeconfig" in said
+    assert main(["status", "other", "--home", str(tmp_path / "none")]) == ExitCode.UNAVAILABLE
+    assert "For a run on this machine: pass its folder .finetune with --home." in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [["verify"], ["compare"], ["chat", "--prompt", "a"], ["serve-manifest", "--for", "vllm"]], ids=str
+)
+def test_a_path_without_a_folder_is_no_name_of_a_job(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command[0], "./tunde", *command[1:]]) == ExitCode.NO_INPUT
+    said = " ".join(capsys.readouterr().err.split())
+    assert "there is no folder ./tunde hint Give the folder of an artifact" in said
 
 
 @pytest.mark.parametrize("columns", [40, 60])

@@ -270,6 +270,47 @@ def test_the_async_methods_do_the_same(cluster: FakeCluster) -> None:
     assert set(cluster.jobs) == {"tickets-2"}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_api_server_that_is_away_for_a_while_ends_no_watch_and_no_wait(
+    asynchronous: bool, cluster: FakeCluster
+) -> None:
+    gone = "The connection to the server was refused"
+
+    async def watched() -> list[str]:
+        return [job.phase async for job in AsyncFineTuneJobs().watch("tickets", every=0)]
+
+    with_job(cluster, "Running")
+    cluster.later = [{"phase": "Running"}, {"phase": "Succeeded"}]
+    cluster.refusals_by_look = [[], [gone, gone], []]
+    if asynchronous:
+        assert asyncio.run(watched()) == ["Running", "Succeeded"]
+    else:
+        assert [job.phase for job in FineTuneJobs().watch("tickets", every=0)] == ["Running", "Succeeded"]
+
+    with_job(cluster, "Running")
+    cluster.later = [{"phase": "Running"}, {"phase": "Succeeded"}]
+    cluster.refusals_by_look = [[], [gone], []]
+    assert FineTuneJobs().wait("tickets", lambda job: job.finished, every=0).phase == "Succeeded"
+
+    cluster.refusals["get"] = [gone]
+    with pytest.raises(FinetuneError, match="was refused"):
+        FineTuneJobs().wait("tickets", lambda job: job.finished)
+
+
+def test_an_outage_that_lasts_ends_a_watch_with_its_reason(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with_job(cluster, "Running")
+    watch = FineTuneJobs().watch("tickets", every=60)
+    assert next(watch).phase == "Running"
+    cluster.refusals["get"] = ["The connection to the server was refused"] * 100
+    with pytest.raises(FinetuneError, match="was refused") as raised:
+        next(watch)
+    assert raised.value.reason is Reason.ClusterUnavailable
+    assert cluster.pauses == 10
+
+
 def test_a_job_prints_as_a_line_and_as_a_table_that_runs_no_script(cluster: FakeCluster) -> None:
     failure = {**CRASH, "message": "<script>alert(1)</script>"}
     jobs = with_job(cluster, "Failed", progress=STEPS, lastFailure=failure)

@@ -82,10 +82,11 @@ class FineTuneJobs:
         return self._cluster.run(verbs.wait(name, ready, timeout=timeout, every=every))
 
     def watch(self, name: str, *, every: float = EVERY) -> Iterator[Job]:
-        """The job now and after each change of its status, until it is finished."""
+        """The job now and after each change of its status, until it is finished. An API server that does not answer any
+        more is asked again for ten minutes."""
         last = None
         while True:
-            job = self.get(name)
+            job = self.get(name) if last is None else self._cluster.run(verbs.get_again(name, every=every))
             if last is None or job.object != last.object:
                 yield job
             if job.finished:
@@ -150,7 +151,8 @@ class AsyncFineTuneJobs:
 
         last = None
         while True:
-            job = await self.get(name)
+            look = verbs.get(name) if last is None else verbs.get_again(name, every=every)
+            job = await self._cluster.run_async(look)
             if last is None or job.object != last.object:
                 yield job
             if job.finished:

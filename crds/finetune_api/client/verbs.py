@@ -24,6 +24,9 @@ EVENTS = 20
 READ_SECONDS = 20
 """For a read: kubectl alone waits for minutes, or forever, for a server that takes a connection and does not answer."""
 
+OUTAGE_SECONDS = 600
+"""For which a program that follows a job waits for an API server that does not answer any more."""
+
 
 def get(name: str) -> Steps[Job]:
     """NotFound also for what cannot be a name: kubectl would take `--all` for an option."""
@@ -192,11 +195,26 @@ def delete(name: str, *, force: bool) -> Steps[Outcome]:
     return _outcome("deleted", job, f"deleted {name}{kept}")
 
 
-def wait(name: str, ready: Callable[[Job], bool], *, timeout: float, every: float) -> Steps[Job]:
-    """The job as soon as `ready` is true of it. TimeoutError after `timeout` seconds."""
+def get_again(name: str, *, every: float) -> Steps[Job]:
+    """The job, of which an API server that does not answer is asked again for OUTAGE_SECONDS."""
     waited = 0.0
     while True:
-        job = yield from get(name)
+        try:
+            return (yield from get(name))
+        except FinetuneError as error:
+            if error.reason is not Reason.ClusterUnavailable or waited >= OUTAGE_SECONDS:
+                raise
+        yield Pause(max(every, 1.0))
+        waited += max(every, 1.0)
+
+
+def wait(name: str, ready: Callable[[Job], bool], *, timeout: float, every: float) -> Steps[Job]:
+    """The job as soon as `ready` is true of it. TimeoutError after `timeout` seconds. An API server that stops
+    answering is asked again, as by get_again."""
+    waited = 0.0
+    job: Job | None = None
+    while True:
+        job = yield from (get(name) if job is None else get_again(name, every=every))
         if ready(job):
             return job
         if waited >= timeout:

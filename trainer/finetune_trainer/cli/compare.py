@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
-from finetune_api.failures import ExitCode
+from finetune_api.failures import ExitCode, FinetuneError, Reason
 from finetune_api.measurements import shown
 from finetune_api.text import printable
 from finetune_trainer.cli.jobs import Where
@@ -72,13 +72,18 @@ def _side(target: str, where: Where, model: str) -> Side:
 
 
 def uri_of(target: str, where: Where) -> str:
-    """Of an artifact by its URI, its folder or the name of its job."""
+    """Of an artifact by its URI, its folder or the name of its job. NotFound, also for a path without a folder."""
     from finetune_trainer.cli.report import artifact_uri
 
     if "://" in target:
         return target
     folder = Path(target)
-    return folder.absolute().as_uri() if folder.is_dir() else artifact_uri(target, where)
+    if folder.is_dir():
+        return folder.absolute().as_uri()
+    if "/" in target:  # no job's name
+        hint = "Give the folder of an artifact, its URI, or the name of its job."
+        raise FinetuneError(Reason.NotFound, f"there is no folder {target}", hint)
+    return artifact_uri(target, where)
 
 
 def _plain(first: Side, second: Side, found: Comparison) -> dict[str, Any]:

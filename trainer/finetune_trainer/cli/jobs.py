@@ -14,6 +14,10 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.job import FineTuneJob
 from finetune_trainer.agent.home import Home
 
+MOST_NAMES = 10
+"""Of runs, in a hint."""
+_NO_RUNS = "For a run on this machine: pass its folder .finetune with --home."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -53,7 +57,12 @@ def find(name: str, where: Where) -> Found:
     except FinetuneError as error:
         if where.cluster_only:
             raise
-        near = difflib.get_close_matches(name, Home(where.home).names(), n=1)
-        hint = f"Did you mean {near[0]}, a run of this machine?" if near else error.hint
+        known = Home(where.home).names()
+        near = difflib.get_close_matches(name, known, n=1)
+        if near:
+            hint = f"Did you mean {near[0]}, a run of this machine?"
+        else:
+            runs = f"Runs on this machine: {', '.join(known[:MOST_NAMES])}." if known else _NO_RUNS
+            hint = f"{runs} For a job on a cluster: {error.hint}"
         message = f"no run named {name} in {where.home}; on the cluster: {error.message}"
         raise FinetuneError(error.reason, message, hint) from error

@@ -138,6 +138,6 @@ def explain(
     return FinetuneError(
         Reason.StorageUnavailable,
         f"cannot download {what}: the model hub is not available ({why})",
-        f"Set HF_ENDPOINT to a mirror that the pods can reach, or put the {section} into a bucket (s3://…) or volume "
-        "(pvc://…).",
+        "Set HF_ENDPOINT to a mirror that the pods (for a local command: this machine) can reach, or put the "
+        f"{section} into a bucket (s3://…), a volume (pvc://…) or, for a local command, a folder.",
     )
