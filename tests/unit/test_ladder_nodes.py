@@ -248,10 +248,13 @@ def test_a_pod_that_is_killed_between_the_decision_and_its_run_costs_an_attempt_
     assert {name: costs(tmp_path)[name] for name in committed} == {name: before[name] for name in committed}
 
 
-def test_a_rung_that_does_not_fit_on_one_node_ends_the_ladder_and_the_best_is_published(tmp_path: Path) -> None:
-    """Node 0 would wait for it without end: it hears of it, and ends its own part."""
+@pytest.mark.parametrize("node", [0, 2])
+def test_a_rung_that_does_not_fit_on_one_node_ends_the_ladder_and_the_best_is_published(
+    node: int, tmp_path: Path
+) -> None:
+    """The others would wait for it without end: they hear of it, and end their own part."""
     failure = say(Reason.InsufficientMemory, "too large")
-    pods = Pods(plan=gang_plan(tmp_path, nodes=3), machine=machine(), fails={(2, "full"): failure})
+    pods = Pods(plan=gang_plan(tmp_path, nodes=3), machine=machine(), fails={(node, "full"): failure})
     words = pods.to_the_end()
     assert {node: each.failure_class for node, each in words.items()} == dict.fromkeys(range(3))
     assert words[0].ladder is not None
