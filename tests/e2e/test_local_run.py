@@ -180,7 +180,9 @@ def test_a_model_that_forgets_general_text_is_held_back_and_can_be_promoted(tmp_
     promoted = finetune(workspace, "promote", "tiny")
     assert promoted.returncode == ExitCode.OK, promoted.stderr
     assert finetune(workspace, "verify", output.as_uri()).returncode == ExitCode.OK
-    promotion = json.loads((output / "manifest.json").read_text())["promotion"]
+    committed = json.loads((output / "manifest.json").read_text())
+    assert [task["name"] for task in committed["trainedOn"]["tasks"]] == ["tiny"], "a later job can replay its rows"
+    promotion = committed["promotion"]
     assert promotion["candidate"] == status.candidate.uri
     assert "guards.forgetting is violated" in promotion["refused"]
     assert finetune(workspace, "promote", "tiny").returncode == ExitCode.NO_INPUT

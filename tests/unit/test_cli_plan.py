@@ -175,7 +175,7 @@ def test_replay_of_earlier_tasks_is_planned_by_their_files(
     file = write(tmp_path, **settings, continueFrom=earlier.as_uri())
     assert main(["plan", file, "--gpu", "H100"]) == ExitCode.OK
     said = " ".join(capsys.readouterr().out.split())
-    assert "source earlier: at most 10,000 training rows of the tasks one, two (60 rows with those held out)" in said
+    assert "at most 10,000 training rows of earlier tasks: one, two (60 rows with those held out)" in said
     here = planned(capsys, file, "--gpu", "H100")
     elsewhere = planned(capsys, write(tmp_path, **settings, continueFrom="s3://corp/two"), "--gpu", "H100")
     assert here["plans"][0]["seconds"] < elsewhere["plans"][0]["seconds"]

@@ -67,11 +67,11 @@ def _earlier_tasks(spec: FineTuneJobSpec) -> str:
     """Whose training rows are replayed."""
     tasks = replayed_tasks(spec)
     if tasks is None:
-        named = "all tasks that the earlier artifact names; it is not here, so their rows are taken to be long"
+        named = "all that the artifact names; it is not here, so their rows are taken to be long"
     else:
         rows = sum(source.rows for task in tasks for source in task.sources)
-        named = f"the tasks {', '.join(task.name for task in tasks)} ({rows:,} rows with those held out)"
-    return f"\nregularization.replay.source earlier: at most {EARLIER_ROWS:,} training rows of {named}"
+        named = f"{', '.join(task.name for task in tasks)} ({rows:,} rows with those held out)"
+    return f"\nregularization.replay.source earlier: at most {EARLIER_ROWS:,} training rows of earlier tasks: {named}"
 
 
 def _local(uri: str) -> Path | None:
