@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from finetune_api.data import Classification, Data, DataSource, TrainSource
 from finetune_trainer.data.corpus import Corpus, corpus_of
 from finetune_trainer.data.load import Datasets, load_datasets
 from finetune_trainer.data.tokenizer import Tokenizer
+from finetune_trainer.store.models import LocalModel
+from finetune_trainer.train.origin import Origin
 from finetune_trainer.train.written import answers
 from finetune_trainer.transfer.generated.prompts import prompts_of
 from finetune_trainer.vocabulary.base_head import BaseHead
@@ -50,6 +53,34 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Piece
 @cache
 def loaded(old: Path, new: Path) -> tuple[Tokenizer, Tokenizer]:
     return Tokenizer.load(old), Tokenizer.load(new)
+
+
+def test_a_fold_that_is_measured_has_the_same_text_for_both_models(
+    folders: tuple[Path, Path, Pieces], tmp_path: Path
+) -> None:
+    """Rows that are truncated end elsewhere for a tokenizer with longer tokens."""
+    pieces, ends = folders[2], '{"eos_token": "<|im_end|>"}'
+    old, new = (Path(shutil.copytree(path, tmp_path / path.name)) for path in folders[:2])
+    for path in (old, new):
+        (path / "tokenizer_config.json").write_text(ends)
+    rows = [{"prompt": f"{row}: ", "completion": "STEMI " * 12} for row in range(8)]
+    spec = Data(train=(TrainSource(uri=write_jsonl(tmp_path / "train.jsonl", *rows)),), sequence_length=32)
+    spec = spec.model_copy(update={"overlong": "truncate"})
+    by_old, by_new = (
+        load_datasets(spec, tokenizer_path=path, cache=tmp_path / "cache", seed=1, fold=(0, 2)) for path in (old, new)
+    )
+    assert by_old.fold is not None
+    assert by_new.fold is not None
+    assert (by_old.fold.bytes < by_new.fold.bytes).all()
+    (old / "config.json").write_text('{"max_position_embeddings": 4096}')
+    local = LocalModel(old, None, "hf://org/base")
+    data, origin = Origin(local, by_old, len(pieces.counts), pieces).beside(by_new, say=print)
+    assert data.fold is not None
+    assert origin.data.fold is not None
+    assert origin.data.fold.bytes.tolist() == data.fold.bytes.tolist()
+    assert origin.data.fold.marks is not None
+    assert data.fold.marks is not None
+    assert origin.data.fold.marks.rows.tolist() == data.fold.marks.rows.tolist()
 
 
 _PARTS = st.sampled_from(["STEMI", "STE", "hello wor", "ld ", "abab", "ab", "Ödem", " ", "心"])

@@ -70,8 +70,8 @@ class Datasets:
 
     @property
     def held_out(self) -> dict[str, Corpus]:
-        """By name: validation, test, general, slice:books."""
-        given = {"validation": self.validation, "test": self.test, "general": self.general}
+        """By name: validation, test, general, slice:books, and fold where one is asked for."""
+        given = {"validation": self.validation, "test": self.test, "general": self.general, "fold": self.fold}
         given |= {f"{SLICE}{name}": corpus for name, corpus in self.slices.items()}
         return {name: corpus for name, corpus in given.items() if corpus is not None}
 
@@ -83,6 +83,7 @@ class Datasets:
             test=corpora.get("test", self.test),
             general=corpora.get("general", self.general),
             slices={name: corpora.get(f"{SLICE}{name}", corpus) for name, corpus in self.slices.items()},
+            fold=corpora.get("fold", self.fold),
         )
 
     @property
