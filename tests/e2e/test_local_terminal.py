@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from finetune_api.failures import ExitCode
+from tests.support.pause_at_step import PauseAtStep
 from tests.support.tiny_model import tiny_corpus, tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -21,12 +22,12 @@ pytestmark = pytest.mark.timeout(600)
 class Terminal:
     """A program on a pseudo terminal, as its controlling one."""
 
-    def __init__(self, *command: str, folder: Path) -> None:
+    def __init__(self, *command: str, folder: Path, environment: dict[str, str]) -> None:
         self.seen = ""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
-            os.environ.update(TERM="xterm", COLUMNS="120", OMP_NUM_THREADS="1")
+            os.environ.update(environment, TERM="xterm", COLUMNS="120", OMP_NUM_THREADS="1")
             os.execv(command[0], command)
 
     def read_until(self, words: str, *, seconds: float = 240) -> None:
@@ -68,7 +69,7 @@ def test_live_progress_then_ctrl_c_then_resume(tmp_path: Path) -> None:
         "spec": {
             "model": {"uri": (tmp_path / "model").as_uri()},
             "data": {"train": [{"uri": (tmp_path / "corpus" / "train.jsonl").as_uri()}], "sequenceLength": 128},
-            "training": {"epochs": 500, "batchSize": 16, "maxSteps": 300, "evaluateEvery": 100},
+            "training": {"epochs": 500, "batchSize": 16, "maxSteps": 60, "evaluateEvery": 40},
             "output": {"uri": (tmp_path / "output").as_uri()},
             "nodes": 2,
         },
@@ -76,7 +77,8 @@ def test_live_progress_then_ctrl_c_then_resume(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest))
     command = (sys.executable, "-m", "finetune_trainer.cli.main", "run", "job.yaml")
 
-    first = Terminal(*command, folder=tmp_path)
+    pause = PauseAtStep(tmp_path / "pause", step=30)
+    first = Terminal(*command, folder=tmp_path, environment=pause.environment)
     first.read_until("left")
     first.press(b"\x03")
     first.read_until("run again to resume")
@@ -84,8 +86,9 @@ def test_live_progress_then_ctrl_c_then_resume(tmp_path: Path) -> None:
     assert "2 of 2" in first.seen
     assert "Traceback" not in first.seen
 
-    second = Terminal(*command, folder=tmp_path)
-    second.read_until("300/300 (100 %)")
+    pause.release()
+    second = Terminal(*command, folder=tmp_path, environment=pause.environment)
+    second.read_until("60/60 (100 %)")
     second.read_until("report.html")
     assert second.end() == ExitCode.OK
     assert "resuming run" in second.seen

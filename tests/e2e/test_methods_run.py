@@ -80,7 +80,7 @@ METHODS: list[tuple[dict[str, Any], str]] = [
     ({"type": "adapter", "adapter": {"bottleneck": 8}}, "hf-only"),
 ]
 _ELSEWHERE = {"full", "lora", "prompt", "ptuning", "prefix", "probe"}
-"""Methods whose whole runs are in test_train_main.py and test_methods_input_run.py."""
+"""Methods whose whole runs are in test_train_main.py, test_train_main_kinds.py and test_methods_input_run.py."""
 METHODS += [
     ({"type": name}, "hf-only") for name in TRAITS if name not in _ELSEWHERE | {method["type"] for method, _ in METHODS}
 ]

@@ -26,7 +26,7 @@ from finetune_trainer.data.read import iter_rows
 from finetune_trainer.store.artifact import Fault, commit_artifact, verify
 from finetune_trainer.store.checkpoints import CheckpointStore
 from finetune_trainer.store.fetch import fetch_folder
-from finetune_trainer.store.folder import BucketMissing, NotFound, digest_of
+from finetune_trainer.store.folder import BucketMissing, Folder, NotFound, digest_of
 from finetune_trainer.store.models import resolve_model
 from finetune_trainer.store.opening import open_folder
 from finetune_trainer.store.sources import SourceFile, find_files
@@ -284,7 +284,7 @@ def test_a_server_that_is_down_is_reported(server: Server, bucket: Bucket) -> No
 
 
 def test_a_commit_survives_a_server_that_is_killed_and_comes_back(
-    server: Server, bucket: Bucket, tmp_path: Path
+    server: Server, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: dict[str, bytes | Path] = {}
     for number in range(6):
@@ -292,6 +292,13 @@ def test_a_commit_survives_a_server_that_is_killed_and_comes_back(
         (tmp_path / str(number)).write_bytes(secrets.token_bytes(30 << 20))
     folder = open_folder(bucket.uri, prefix=PREFIX, environ=bucket.environ, patience=300)
     found: list[object] = []
+    killed, put = threading.Event(), type(folder).put
+
+    def last_after_the_kill(self: Folder, path: str, data: bytes | Path) -> None:
+        assert data != tmp_path / "5" or killed.wait(120)
+        put(self, path, data)
+
+    monkeypatch.setattr(type(folder), "put", last_after_the_kill)
 
     def commit() -> None:
         try:
@@ -304,6 +311,7 @@ def test_a_commit_survives_a_server_that_is_killed_and_comes_back(
     while not server.is_sent_parts() and thread.is_alive():
         time.sleep(0.005)
     server.kill()
+    killed.set()
     time.sleep(12)  # longer than the client's own retries
     assert found == []
     server.start()

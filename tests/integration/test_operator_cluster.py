@@ -167,7 +167,7 @@ def test_progress_reaches_status_and_metrics(start: Start, kube: Kube, agent: Ag
     seen = wait_for(lambda: kube.status("a").get("progress"), what="progress in status")
     assert (seen["step"], seen["percent"], seen["loss"]) == (3, 25, 2.5)
     line = f'finetune_job_progress_ratio{{name="a",namespace="{kube.namespace}"}} 0.25'
-    assert line in fetch(f"http://127.0.0.1:{port}/metrics").splitlines()
+    wait_for(lambda: line in fetch(f"http://127.0.0.1:{port}/metrics").splitlines(), what="progress in the metrics")
     assert "25" in kube.rig.kubectl("get", "ftj", "-n", kube.namespace)
 
 

@@ -277,8 +277,8 @@ def test_a_creation_that_arrives_late_is_the_successors_own(
     uid = (kube.get("j-1", JOBS) or {})["metadata"]["uid"]
     released.set()
     wait_for(lambda: late_answer(networks[0]) == 409, what="it arrives, and is there already")
-    networks[0].mend()
     assert not first.acting
+    networks[0].mend()
     assert (kube.get("j-1", JOBS) or {})["metadata"]["uid"] == uid
     finish(kube, "j", 1)
     assert witness.end() == []

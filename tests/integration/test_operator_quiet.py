@@ -57,20 +57,25 @@ def phases(kube: Kube) -> Counter[str]:
 
 def test_the_story_of_a_job_can_be_read_in_order(start: Start, kube: Kube) -> None:
     start()
+
+    def told_of(reason: str) -> None:
+        wait_for(lambda: any(event["reason"] == reason for event in kube.list(EVENTS)), what=f"the event {reason}")
+        time.sleep(1)  # kubectl puts events in order by their seconds
+
     kube.create(manifest("a", nodes=1, retry={"maxRestarts": 5}))
     (pod,) = kube.run("a", 1)
     kube.end(pod, code=70, words=BROKEN)
     kube.run("a", 2)
-    time.sleep(1)  # kubectl puts events in order by their seconds
+    told_of("Restarting")
     kube.set_spec("a", suspend=True)
     wait_for(lambda: kube.phase("a") == "Suspended" and not kube.jobs(), what="suspended")
-    time.sleep(1)
+    told_of("Suspended")
     kube.set_spec("a", suspend=False)
     (pod,) = kube.run("a", 3)
-    time.sleep(1)
+    told_of("Resumed")
     kube.end(pod, words=DONE)
     wait_for(lambda: kube.phase("a") == "Succeeded", what="success")
-    wait_for(lambda: any(event["reason"] == "Succeeded" for event in kube.list(EVENTS)), what="the last event")
+    told_of("Succeeded")
 
     told = kube.rig.kubectl("describe", "ftj", "a", "-n", kube.namespace).partition("Events:")[2]
     story = re.findall(r"^\s+(?:Normal|Warning)\s+(\w+)", told, re.MULTILINE)

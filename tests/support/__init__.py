@@ -12,6 +12,7 @@ Training        training (models, corpora and trainers in memory), tiny_model (t
                 planning_models
 Data            tokenizers, chat_templates, datasets (tokenised from rows that a test writes)
 Stores          faulty_stores (in memory; fails or dies at the k-th change), fake_hub, minio
-Whole runs      local_runs (`finetune run` in a folder), pause_at_step (a run that waits for its test), small_report
-pytest          shuffled (the plugin of tools/shake.py)
+Whole runs      local_runs (`finetune run` in a folder), train_runs (ranks without an agent), small_report,
+                pause_at_step (a run that waits for its test)
+pytest          shuffled (the plugin of tools/shake.py), growth (how time grows with the input)
 """
