@@ -31,7 +31,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRA = "repository"
-LINK = re.compile(r"\[([^\]\n]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]\n]*(?:\n[^\]\n]+)?)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 MERMAID = re.compile(r"^```mermaid\n.*?^```$", re.M | re.S)
 EXTERNAL = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^"'\s>]+""")
 FONTS = re.compile(r"url\(\s*[\"']?(?:https?:)?//")
