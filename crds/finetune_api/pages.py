@@ -33,6 +33,8 @@ from .sockets import bound
 if TYPE_CHECKING:
     import ssl
 
+ENDING_SECONDS = 5.0
+"""Time for open connections to end. A machine that needs longer does not fail the process that stops serving."""
 HEAD_BYTES = 8192
 PIECE = 64 * 1024
 COMPRESSED_FROM = 64 * 1024
@@ -254,12 +256,14 @@ def serving(
         try:
             yield opened.sockets[0].getsockname()[1]
         finally:
-            asyncio.run_coroutine_threadsafe(_end(opened), loop).result(5.0)
+            with contextlib.suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_end(opened), loop).result(ENDING_SECONDS)
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5.0)
+        thread.join(ENDING_SECONDS)
         pool.shutdown(wait=False, cancel_futures=True)
-        loop.close()
+        if not thread.is_alive():
+            loop.close()
 
 
 async def _end(opened: asyncio.Server) -> None:

@@ -216,6 +216,24 @@ def test_a_page_that_cannot_be_made_is_an_error_and_the_others_are_there() -> No
         assert ask(port) == (200, b"ok")
 
 
+def test_who_stops_serving_is_not_held_up_by_a_thread_that_does_not_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = Event(), Event()
+
+    def token() -> str:
+        """Called by the event loop, which stands still meanwhile."""
+        asked.set()
+        assert go.wait(60)
+        return "t"
+
+    monkeypatch.setattr(pages, "ENDING_SECONDS", 0.05)
+    with ExitStack() as stack:
+        with serving("127.0.0.1", 0, {"/x": Route(lambda: Page(TEXT, b""), token=token)}) as port:
+            (connection,) = strangers(stack, port, 1)
+            connection.sendall(b"GET /x HTTP/1.1\r\n\r\n")
+            assert asked.wait(30)
+        go.set()
+
+
 def test_a_port_that_is_taken_is_an_error_at_once() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
