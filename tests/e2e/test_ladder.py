@@ -140,6 +140,7 @@ def test_few_rows_decide_by_cross_fitting(tmp_path: Path, monkeypatch: pytest.Mo
     }  # fmt: skip
     ladder = climbed(spec, tmp_path, monkeypatch)
     assert [(rung.name, rung.rows) for rung in ladder.rungs] == [("fewShot", 57), ("probe", 57)]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["ladder"]["tried"] == ["probe"]
     assert ladder.best == "probe", "of 60 rows, 5 % are validation rows"
     (folds,) = (tmp_path / "out" / ".finetune").glob("*/rungs/probe/folds/3")
     found = [decode((folds / str(index) / "run.json").read_text()) for index in range(3)]

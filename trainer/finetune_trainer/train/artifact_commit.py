@@ -274,7 +274,7 @@ def commit(
 def _climbed(record: RunRecord) -> Climbed | None:
     if (ladder := record.ladder) is None:
         return None
-    tried = tuple(rung.name for rung in ladder.rungs if rung.state == "done")
+    tried = tuple(rung.name for rung in ladder.rungs if rung.decision)  # fewShot has no run
     return Climbed(rung=ladder.best or "", tried=tried, stop_reason=ladder.stop_reason or "")
 
 
