@@ -8,7 +8,7 @@ A model of 0.3 million parameters first learns to write sentences of movie revie
 transfer: by LoRA on tweets. The domains that it knows are slices; one that got worse than the base model is flagged.
 overfitting: with all weights on few sentences of product reviews, many times over, and measured on others.
 
-Everything runs through preflight, trainer and artifact, on one thread, and the numbers are those of `run.json`: bits
+Everything runs through preflight, trainer and artifact, and the numbers are those of `run.json`: bits
 per byte of held-out sentences, tuned minus base. It ends with 1 if a remedy of transfer leaves as many slices flagged
 as none, or if early stopping does not make the model better in fewer steps.
 """
