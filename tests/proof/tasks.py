@@ -3,9 +3,9 @@
     python -m tests.proof.tasks [PAGE …]
 
 They train a model of 0.2 million weights on real text from packages (tests/support/preset_rows.py), each within half a
-minute of CPU time. The buckets of the manifests are those of a MinIO on loopback. What else differs
-from the manifest is in tests/proof/task_runs.py and is stated on the page. `air-gapped` runs in a network namespace
-that has only loopback (root), and shared-cluster on an API server with Kueue (tests/proof/task_queue.py).
+minute of CPU time, or SmolLM2-135M-Instruct. The buckets of the manifests are those of a MinIO on loopback. What else
+differs from the manifest is in tests/proof/task_runs.py and is stated on the page. `air-gapped` runs in a network
+namespace that has only loopback (root), and shared-cluster on an API server with Kueue (tests/proof/task_queue.py).
 """
 
 from __future__ import annotations
@@ -69,7 +69,12 @@ def trained(run: TaskRun, page: Path, folder: Path) -> list[str]:
         for repository, rows in run.hub().items():
             hub = held.enter_context(fake_hub.serving(repository, {"data/train-0.jsonl": preset_rows.encoded(rows)}))
             environ |= fake_hub.environ(hub)
-        tiny_model(folder / MODEL)
+        if run.real:
+            command = [sys.executable, "tools/models.py"]  # fetches it, and prints where it is
+            made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1]
+            (folder / MODEL).symlink_to(made)
+        else:
+            tiny_model(folder / MODEL)
         for name, content in run.files().items():
             (folder / name).write_text(content)
         ends = []
@@ -138,12 +143,15 @@ def block(run: TaskRun, page: Path, ends: Sequence[str]) -> str:
     differs[:1] = [f"with {each}" for each in differs[:1]]
     differs += [f"without `{path}`" for path, value in run.changes.items() if value is None]
     shown = "\n\n".join(f"```sh\nfinetune run job.yaml\n```\n\n```text\n{end}\n```" for end in ends)
+    model = (
+        "The model is SmolLM2-135M-Instruct, on one CPU."
+        if run.real
+        else "The model is one of 0.2 million random weights, which trains in seconds on a CPU: the figures show the "
+        "output, not what your task gains."
+    )
     of = "this manifest" if len(manifests(page)) == 1 else "these manifests"
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    said = (
-        f"Printed on {today} by {of} {', '.join(differs)}, on {run.told}. The model is one of 0.2 million random "
-        "weights, which trains in seconds on a CPU: the figures show the output, not what your task gains."
-    )
+    said = f"Printed on {today} by {of} {', '.join(differs)}, on {run.told}. {model}"
     return f"{shown}\n\n{textwrap.fill(said, 120, break_long_words=False, break_on_hyphens=False)}"
 
 
