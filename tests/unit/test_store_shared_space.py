@@ -37,6 +37,12 @@ def pod(tmp_path: Path) -> Callable[..., Pod]:
 # Space
 
 
+@pytest.fixture(autouse=True)
+def nobody_touches_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease or lock that looks old is watched for `dead` seconds, which pass at once here."""
+    monkeypatch.setattr(shared_entries, "time", SimpleNamespace(sleep=lambda _: None))
+
+
 MODEL_SIZE = sum(map(len, MODEL.values()))
 
 
