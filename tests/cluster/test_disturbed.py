@@ -101,6 +101,10 @@ def assert_same(found: dict[str, object], expected: dict[str, object], *, within
         assert difference <= within, f"{name}: {difference}"
 
 
+def pod_names(place: Place, name: str) -> set[str]:
+    return {pod["metadata"]["name"] for pod in place.pods(name)}
+
+
 def node(pod: Json) -> str:
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
 
@@ -237,6 +241,7 @@ def test_a_gang_goes_on_with_the_nodes_that_there_are(
     startup(place, "elastic", "10s")
     victim = next(pod["metadata"]["name"] for pod in place.pods("elastic") if node(pod) == "1")
     place.rig.kubectl("delete", "pod", victim, "-n", place.namespace, "--wait=false")
+    place.rig.wait_until(lambda: "requesting a checkpoint" in place.log(victim), what="it is asked to stop")
     pause.release()  # a gang stops together
     place.wait("elastic", lambda s: s["attempt"] == 3, what="an attempt with one node")
     startup(place, "elastic", None)
@@ -244,9 +249,11 @@ def test_a_gang_goes_on_with_the_nodes_that_there_are(
     pause.file.chmod(0o644)
     alone = place.wait("elastic", lambda s: s["phase"] == "Running" and s["attempt"] == 3, what="running alone")
     assert alone["nodes"] == 1
+    before = pod_names(place, "elastic")
 
     offer(place, 2)
     place.wait("elastic", lambda s: s["attempt"] == 4, what="an attempt with both nodes")
+    place.rig.wait_until(lambda: not before & pod_names(place, "elastic"), what="the pods before them are gone")
     pause.release()
     status = finish(place, "elastic")
     assert (status["attempt"], status["nodes"]) == (4, 2)
