@@ -181,11 +181,19 @@ def _with_guards_alone(words: TerminationMessage) -> TerminationMessage:
     if words.results is None:
         return words
     found = unpacked(words.results)
-    guards = Evaluation(guards=found.guards, omitted=len(found.data) + (found.omitted or 0))
+    guards = Evaluation(guards=found.guards, remedies=found.remedies, omitted=len(found.data) + (found.omitted or 0))
     return words.model_copy(update={"results": packed(guards)})
+
+
+def _without_remedies(words: TerminationMessage) -> TerminationMessage:
+    if words.results is None:
+        return words
+    found = unpacked(words.results)
+    return words.model_copy(update={"results": packed(found.model_copy(update={"remedies": ()}))})
 
 
 _SHORTER = (
     _as_is, _packed, _without_plan, _with_short_ladder, _with_short_text, _with_packed_ladder, _with_fewer_results,
     _without_ladder, _with_fewer_results, _with_guards_alone,
+    _without_remedies,
 )  # fmt: skip

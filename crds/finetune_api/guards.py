@@ -3,7 +3,7 @@ written."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -84,14 +84,40 @@ class Guards(ApiModel):
         "fail",
         description="fail: the artifact is kept as a candidate, not published in output.uri, and the job fails. warn: "
         "it is published, and the condition GuardsPassed says False. remedy: the adapter is published at a smaller "
-        "scale that keeps the guards (see evaluation.scaleSweep); if there is none, as for fail. remedy is for methods "
-        "lora and qlora.",
+        "scale that keeps the guards (see evaluation.scaleSweep); if there is none, it is trained again (see "
+        "maxAttempts), else as for fail. remedy is for methods lora and qlora.",
     )
     on_inconclusive: Literal["pass", "warn", "fail"] = Field(
         "warn",
         description="What happens when the rows are too few to decide. pass: the artifact is published, and the "
         "condition GuardsPassed is Unknown. warn: an alert fires as well. fail: as for a violation under onViolation: "
         "fail.",
+    )
+    max_attempts: int = Field(
+        0,
+        ge=0,
+        le=3,
+        description="With onViolation: remedy, how many times the job may train again because a guard is violated at "
+        "every scale: first with regularization.replay, then also with regularization.klToBase, then also at 0.3 times "
+        "the learning rate. What the manifest has already, and what it cannot have, is skipped. The first run that "
+        "keeps the guards is published. Each costs about as much as the job. 0: none. Only with one node.",
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.maxAttempts) || self.maxAttempts == 0 || (has(self.onViolation) && "
+            "self.onViolation == 'remedy')",
+            message="guards.maxAttempts trains again to keep the guards: set guards.onViolation: remedy, or remove "
+            "maxAttempts",
+            holds=lambda new, _: not new.get("maxAttempts") or new.get("onViolation") == "remedy",
+        ),
+        Rule(
+            cel=f"!has(self.maxAttempts) || self.maxAttempts == 0 || "
+            f"{' || '.join(f'has(self.{name})' for name in get_args(GuardName))}",
+            message="guards.maxAttempts trains again if a guard is violated, and there is none: add a guard, such as "
+            "forgetting: {}, or remove maxAttempts",
+            holds=lambda new, _: not new.get("maxAttempts") or any(name in new for name in get_args(GuardName)),
+        ),
     )
 
     @property
@@ -155,4 +181,18 @@ _CALIBRATION = Rule(
     holds=_labelled,
 )
 
-GUARD_RULES = (_needs("forgetting", "general"), _needs("slices", "slices"), _CALIBRATION)
+
+def _one_node(new: dict[str, Any], _: dict[str, Any] | None) -> bool:
+    nodes = new.get("nodes", 1)
+    most = nodes.get("max") if isinstance(nodes, dict) else nodes
+    return not (new.get("guards") or {}).get("maxAttempts") or most == 1
+
+
+_ON_ONE_NODE = Rule(
+    cel="",  # nodes has no type
+    message="guards.maxAttempts trains again in the pod of the job, which works with one node: set nodes: 1, or remove "
+    "guards.maxAttempts",
+    holds=_one_node,
+)
+
+GUARD_RULES = (_needs("forgetting", "general"), _needs("slices", "slices"), _CALIBRATION, _ON_ONE_NODE)

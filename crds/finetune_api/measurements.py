@@ -199,6 +199,39 @@ class GuardResult(ApiModel):
         return self.name in ("minGain", "generation")
 
 
+RemedyName = Literal["asWritten", "replay", "klToBase", "learningRate"]
+RemedyOutcome = Literal["published", "violated", "inconclusive", "failed"]
+
+
+class RemedyRun(ApiModel):
+    """One of the runs that guards.maxAttempts allows."""
+
+    name: RemedyName = Field(
+        description="What the run adds to those before it; asWritten: the manifest as it is, the first run."
+    )
+    settings: str = Field("", max_length=256, description="What differs from the manifest.")
+    outcome: RemedyOutcome = Field(
+        description="published: the guards allow it. violated: a guard is violated at every scale. inconclusive: "
+        "guards.onInconclusive does not allow it. failed: the run ended without an artifact."
+    )
+    guards: Annotated[tuple[GuardResult, ...], Field(max_length=8)] = Field(
+        (),
+        description="Of this run, at the scale that it chose.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    scale: float | None = Field(None, description="Of the adapter, where a smaller one was chosen.")
+    cost: float | None = Field(None, description="Hours spent in optimizer steps, times the number of processes.")
+    reason: str = Field("", max_length=256, description="Why it failed.")
+
+    def told(self) -> str:
+        """replay (regularization.replay: {}): violated; forgetting is violated: +0.21, at most 0.05 is allowed."""
+        settings = f" ({self.settings})" if self.settings else ""
+        scale = f" at {self.scale:g} of its scale" if self.scale is not None else ""
+        cost = "" if self.cost is None else f", {self.cost:.3g} process hours"
+        why = "; ".join([each.told() for each in self.guards] or [self.reason])
+        return f"{self.name}{settings}: {self.outcome}{scale}{cost}; {why}"
+
+
 class Evaluation(ApiModel):
     """Before and after, on the same rows; everything in evaluation/ of the artifact, row by row."""
 
@@ -210,6 +243,11 @@ class Evaluation(ApiModel):
     guards: Annotated[tuple[GuardResult, ...], Field(max_length=8)] = Field(
         (),
         description="Each guard that spec.guards has.",
+        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+    )
+    remedies: Annotated[tuple[RemedyRun, ...], Field(max_length=4)] = Field(
+        (),
+        description="With guards.maxAttempts: each run so far, and what the guards said about it.",
         json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
     )
     negative_transfer: Annotated[tuple[NegativeTransfer, ...], Field(max_length=32)] = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 from .base import ApiModel
 from .ladder import LadderStatus, Price
 from .logs import JobLog, chosen_format
-from .measurements import Evaluation
+from .measurements import Evaluation, RemedyName, RemedyRun
 from .names import MASTER_PORT
 from .rung_pods import RungName, UnavailableRung
 from .spec import FineTuneJobSpec
@@ -42,7 +42,7 @@ class Fold(ApiModel):
 
 class Trial(ApiModel):
     """Of a run of a rung: with one of its learning rates (ladder.learningRates), without some of its rows, or with a
-    base model that is measured with examples in its prompt, too."""
+    base model that is measured with examples in its prompt, too. Of a remedy: at a lower learning rate."""
 
     factor: float = Field(1.0, description="Multiple of the learning rate.")
     until: float | None = Field(
@@ -58,6 +58,14 @@ class Trial(ApiModel):
     def note(self) -> str:
         """Name of the note with the loss."""
         return f"trial-{self.until or 1.0}"
+
+
+class Remedy(ApiModel):
+    """Of a run that trains again, because a guard was violated (guards.maxAttempts)."""
+
+    name: RemedyName
+    settings: str = Field("", description="What differs from the manifest.")
+    before: tuple[RemedyRun, ...] = Field((), description="The runs before it.")
 
 
 class RunPlan(ApiModel):
@@ -97,6 +105,9 @@ class RunPlan(ApiModel):
         "earlier artifact. None: anything.",
     )
     trial: Trial | None = None
+    remedy: Remedy | None = Field(
+        None, description="With guards.maxAttempts: which of the runs it is. None: the first."
+    )
     price: Price | None = Field(None, description="Of an hour of one process, for the budget of a ladder.")
     pods_of: RungName | None = Field(
         None, description="Of a ladder: the rung whose pods these are (ladder.overrides). None: the job's."

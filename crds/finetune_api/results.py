@@ -35,6 +35,9 @@ from .measurements import (
     Metric,
     NegativeTransfer,
     PriorGain,
+    RemedyName,
+    RemedyOutcome,
+    RemedyRun,
 )
 from .verdicts import GuardVerdict, Verdict
 
@@ -63,6 +66,12 @@ _GUARDS: _Columns = {
     "verdict": get_args(GuardVerdict),
     "rows_needed": (),
 }
+_REMEDIES: _Columns = {
+    "name": get_args(RemedyName),
+    "settings": (),
+    "outcome": get_args(RemedyOutcome),
+    **dict.fromkeys(("scale", "cost", "reason"), ()),
+}
 _TRANSFER: _Columns = dict.fromkeys(("slice", "reference", "difference", "p_value"), ())
 _SCORES: _Columns = {
     "metric": get_args(GenerationMetric),
@@ -87,6 +96,11 @@ def packed(evaluation: Evaluation) -> str:
         "g": _told(evaluation.guards, _GUARDS),
         "o": evaluation.omitted,
     }
+    if evaluation.remedies:
+        told["r"] = [
+            _told(evaluation.remedies, _REMEDIES),
+            [_told(each.guards, _GUARDS) for each in evaluation.remedies],
+        ]
     if evaluation.negative_transfer:
         told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
     if evaluation.kl_to_base is not None:
@@ -154,6 +168,7 @@ def _evaluation(told: Any) -> Evaluation:
     return Evaluation(
         data=data,
         guards=guards,
+        remedies=_remedies(*told["r"]) if "r" in told else (),
         negative_transfer=transfer,
         kl_to_base=None if divergence is None else Divergence.model_validate_json(json.dumps(divergence)),
         prior_gain=None if prior is None else PriorGain.model_validate_json(json.dumps(prior)),
@@ -163,6 +178,13 @@ def _evaluation(told: Any) -> Evaluation:
         collapse=None if collapse is None else _collapse(*collapse),
         continual=None if continual is None else Continual.model_validate_json(json.dumps(continual)),
         omitted=told.get("o"),
+    )
+
+
+def _remedies(runs: Any, guards: Any) -> tuple[RemedyRun, ...]:
+    pairs = zip(_read(runs, _REMEDIES), guards, strict=True)
+    return tuple(
+        RemedyRun(**row, guards=tuple(GuardResult(**each) for each in _read(of, _GUARDS))) for row, of in pairs
     )
 
 

@@ -75,7 +75,7 @@ def climb(
     leading = Leading.of(plan, run=run, stopped=stopped, patience=PATIENCE_SECONDS)
     ladder = LadderRun(
         job=job_of(plan), foresee=lambda: _kept(plan, foreseen), run_one=run_one, say=tell, save=save,
-        final=lambda words: _final(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
+        final=lambda words: gives_up(plan, words), price=plan.price, patience=PATIENCE_SECONDS,
         elsewhere=lambda method: not same_pods(plan.spec, plan.pods_of, method), processes=plan.world_size,
         unavailable=plan.unavailable_rung,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def _of_rung(words: TerminationMessage) -> TerminationMessage:
     return words.model_copy(update={"evaluation": None, "artifact": None, "candidate": None})
 
 
-def _final(plan: RunPlan, words: TerminationMessage) -> bool:
+def gives_up(plan: RunPlan, words: TerminationMessage) -> bool:
     """Whether the operator would not try again with a smaller micro-batch."""
     assert words.failure_class is not None
     verdict = next_attempt(

@@ -143,7 +143,14 @@ class Agent:
             return words
         if plan.spec.command is not None:
             return self._run_script()
-        return self._run(Trainer(self.run_dir), phase="loading")
+        words = self._run(Trainer(self.run_dir), phase="loading")
+        return self._remedied(words) if plan.spec.guards.max_attempts else words
+
+    def _remedied(self, words: TerminationMessage) -> TerminationMessage:
+        """Trains again while a guard is violated, each run as an agent of its own in the same run directory."""
+        from finetune_trainer.agent.remedies import remedied
+
+        return remedied(self.plan, words, run=lambda plan: self._run_rung(plan, self.withdrawn), tell=self.log)
 
     def _climb(self) -> TerminationMessage:
         """Runs the rungs of a ladder, each as an agent of its own in the same run directory."""

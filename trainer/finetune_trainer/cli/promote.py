@@ -28,7 +28,8 @@ def promote(target: str, *, where: Where, overwrite: bool, as_json: bool) -> int
         hint = "It may have been published already: finetune verify " + output.uri
         raise FinetuneError(Reason.NotFound, f"there is no candidate at {uri}", hint) from None
     promotion = Promotion(time=now(), candidate=uri, refused=record.refused)
-    artifact = candidate.publish(folder, output, overwrite=overwrite, promotion=promotion)
+    run = record.job.model_copy(update={"uid": candidate.job_uid_of(uri)})
+    artifact = candidate.publish(folder, output, overwrite=overwrite, promotion=promotion, run=run)
     if as_json:
         done = Published(uri=artifact.uri, digest=artifact.digest, refused=record.refused)
         print(json.dumps(done.to_json(), indent=2))

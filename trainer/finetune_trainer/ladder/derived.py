@@ -63,7 +63,7 @@ def of_rung(job: FineTuneJob, method: str) -> FineTuneJob:
         spec["guards"] = {**guards, "onViolation": "warn", "onInconclusive": "pass"}
     uri = rung_uri(job.spec.output.uri, job.metadata.uid, method)
     spec["output"] = {**spec["output"], "uri": uri, "overwrite": False}
-    return _job(job, spec, uid=rung_uid(job.metadata.uid, method))
+    return job_with(job, spec, uid=rung_uid(job.metadata.uid, method))
 
 
 def of_fold(rung: FineTuneJob, index: int, count: int) -> FineTuneJob:
@@ -73,13 +73,13 @@ def of_fold(rung: FineTuneJob, index: int, count: int) -> FineTuneJob:
     )
     spec.pop("guards", None)
     spec["output"] = {**spec["output"], "uri": f"{rung.spec.output.uri}/folds/{count}/{index}"}
-    return _job(rung, spec, uid=f"{rung.metadata.uid}-fold{index}of{count}")
+    return job_with(rung, spec, uid=f"{rung.metadata.uid}-fold{index}of{count}")
 
 
 def of_best(job: FineTuneJob, method: str) -> FineTuneJob:
     """The run that measures all held-out rows with the best rung's weights, and publishes them."""
     spec = without_diagnostics(_of_method(job, method), method, published=True)
-    return _job(job, spec, uid=job.metadata.uid)
+    return job_with(job, spec, uid=job.metadata.uid)
 
 
 def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
@@ -101,7 +101,8 @@ def _of_method(job: FineTuneJob, method: str) -> dict[str, Any]:
     return spec
 
 
-def _job(job: FineTuneJob, spec: dict[str, Any], *, uid: str) -> FineTuneJob:
+def job_with(job: FineTuneJob, spec: dict[str, Any], *, uid: str) -> FineTuneJob:
+    """The job with another spec and UID. ManifestError where the spec is not valid."""
     raw = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": job.metadata.name}, "spec": spec}
     if problems := manifest.validate(raw):
         raise ManifestError(problems)

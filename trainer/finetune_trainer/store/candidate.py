@@ -1,6 +1,7 @@
 """Artifacts that a guard kept back: whole, with a manifest of their own, but below `.finetune/` of the output folder.
 
     .finetune/<uid>/candidate/          what would have been the artifact
+    .finetune/<uid>/remedies/<settings>/.finetune/<its uid>/candidate/     with guards.maxAttempts: of a run after it
 
 Publishing one copies its files into the output folder, checks them, and commits them like any artifact. The only
 difference is the manifest's `promotion`, if a person decided it.
@@ -13,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from finetune_api.failures import FinetuneError, Reason
+from finetune_api.plan import JobIdentity
 from finetune_api.status import Artifact
 
 from .artifact import commit_artifact, read_manifest
@@ -20,7 +22,9 @@ from .fetch import at_once
 from .folder import Folder
 from .manifest import MANIFEST, Promotion
 
-_PLACE = re.compile(r"^(?P<output>.+)/\.finetune/(?P<uid>[^/]+)/candidate/?$")
+_PLACE = re.compile(
+    r"^(?P<output>.+?)(/\.finetune/(?P<first>[^/]+)/remedies/[^/]+)?/\.finetune/(?P<uid>[^/]+)/candidate/?$"
+)
 
 
 def uri_of(output: str, uid: str) -> str:
@@ -40,9 +44,23 @@ def output_of(candidate: str) -> str:
     return found["output"]
 
 
-def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Promotion | None = None) -> Artifact:
-    """The candidate becomes the artifact of the output folder. NotFound where there is none, OutputExists for another
-    run's artifact, DataUnreadable for a candidate that is damaged."""
+def job_uid_of(candidate: str) -> str | None:
+    """UID of the job that a candidate is of, which one of several runs may have left; None for another folder."""
+    found = _PLACE.match(candidate)
+    return None if found is None else found["first"] or found["uid"]
+
+
+def publish(
+    candidate: Folder,
+    output: Folder,
+    *,
+    overwrite: bool,
+    promotion: Promotion | None = None,
+    run: JobIdentity | None = None,
+) -> Artifact:
+    """The candidate becomes the artifact of the output folder. run: whose it is. Default: as its manifest says.
+    NotFound where there is none, OutputExists for another run's artifact, DataUnreadable for a candidate that is
+    damaged."""
     manifest = read_manifest(candidate)
     with tempfile.TemporaryDirectory(prefix="finetune-candidate-") as temporary:
         files = {name: Path(temporary) / name for name in manifest.files}
@@ -57,7 +75,7 @@ def publish(candidate: Folder, output: Folder, *, overwrite: bool, promotion: Pr
         artifact = commit_artifact(
             output,
             files,
-            run=manifest.run,
+            run=run or manifest.run,
             kind=manifest.kind,
             overwrite=overwrite,
             servable=manifest.servable,

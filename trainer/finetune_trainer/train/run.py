@@ -48,6 +48,7 @@ from .divergence import divergence, rows_of_the_task
 from .few_shot import few_shot_rows, with_few_shot
 from .linear_probe import ProbeRun, probed
 from .prior_gain import Prior
+from .remedied import runs_so_far
 from .reporter import Reporter
 from .scale_sweep import Swept, swept
 from .setup import Setup, prepare
@@ -227,6 +228,9 @@ def _finish(
         reporter.say(generated.collapse.told())
     found_inside = inside(layerwise, evidence.evaluation(), rows=len(setup.data.train)) if layerwise else None
     release = judge(setup.spec.guards, evidence.evaluation()) if strategy.place.first else Release()
+    processes = strategy.place.world_size
+    runs = runs_so_far(setup.plan, release, scale=found.sweep, seconds=state.train_seconds, processes=processes)
+    evidence = replace(evidence, remedies=runs)
     reporter.evaluation = evidence.evaluation(release.results)
     if evidence.continual is not None:
         reporter.say(evidence.continual.told())
@@ -348,7 +352,11 @@ class Kept:
             return None
         record, artifact = found
         release = judge(self.plan.spec.guards, record.evaluation)
-        evaluation = record.evaluation.model_copy(update={"guards": release.results})
+        runs = runs_so_far(
+            self.plan, release, scale=record.evaluation.scale, seconds=record.train_seconds,
+            processes=record.plan.world_size or 1,
+        )  # fmt: skip
+        evaluation = record.evaluation.model_copy(update={"guards": release.results, "remedies": runs})
         record = record.model_copy(update={"evaluation": evaluation, "refused": release.refusal})
         if release.refused:
             return refused_words(record, artifact, release.refused)

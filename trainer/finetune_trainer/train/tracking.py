@@ -22,9 +22,10 @@ def tracked(setup: Setup, state: State, environ: Mapping[str, str] = os.environ)
     if not trainer.strategy.place.first:
         return Trackers()
     settings = {"model": setup.spec.model.uri, **setup.resolved.model_dump(by_alias=True, exclude_none=True)}
+    part = plan.rung or (plan.remedy.name if plan.remedy else None)
     run = TrackedRun(
         job=plan.job,
-        name=f"{plan.job.name}/{plan.rung}" if plan.rung else plan.job.name,
+        name=f"{plan.job.name}/{part}" if part else plan.job.name,
         attempt=plan.attempt,
         manifest=redact(manifest(RunRecord(job=plan.job, spec=setup.spec, asked=plan.spec))),
         settings={name: redact(value) if isinstance(value, str) else value for name, value in settings.items()},

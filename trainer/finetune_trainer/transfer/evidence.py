@@ -24,6 +24,7 @@ from finetune_api.measurements import (
     Measurement,
     Metric,
     PriorGain,
+    RemedyRun,
     Scores,
 )
 from finetune_trainer.data.corpus import Corpus
@@ -178,12 +179,15 @@ class Evidence:
     """The tasks before this one, and it if it has test data."""
     continual: Continual | None = None
     """Of the sequence, where this run has added to it."""
+    remedies: tuple[RemedyRun, ...] = ()
+    """With guards.maxAttempts: the runs so far, and this one."""
 
     def evaluation(self, guards: tuple[GuardResult, ...] = ()) -> Evaluation:
         """As status shows it."""
         return Evaluation(
             data=main_metrics(self.measurements),
             guards=guards,
+            remedies=self.remedies,
             negative_transfer=flagged(self.against),
             kl_to_base=self.divergence,
             prior_gain=self.prior,

@@ -1,0 +1,32 @@
+"""The runs that guards.maxAttempts allows, as the one that ends now reports them."""
+
+from __future__ import annotations
+
+from finetune_api.calibration import ScaleSweep
+from finetune_api.measurements import RemedyOutcome, RemedyRun
+from finetune_api.plan import Remedy, RunPlan
+from finetune_api.reasons import Reason
+from finetune_trainer.transfer.release import Release
+
+_OUTCOMES: dict[Reason | None, RemedyOutcome] = {
+    None: "published", Reason.GuardViolated: "violated", Reason.GuardInconclusive: "inconclusive",
+}  # fmt: skip
+
+
+def runs_so_far(
+    plan: RunPlan, release: Release, *, scale: ScaleSweep | None, seconds: float | None, processes: int
+) -> tuple[RemedyRun, ...]:
+    """Those before this one, and this one; none without guards.maxAttempts. `seconds`: spent in optimizer steps."""
+    if plan.remedy is None and not plan.spec.guards.max_attempts:
+        return ()
+    remedy = plan.remedy or Remedy(name="asWritten")
+    chosen = scale.chosen if scale is not None else None
+    now = RemedyRun(
+        name=remedy.name,
+        settings=remedy.settings,
+        outcome=_OUTCOMES[release.refused],
+        guards=release.results,
+        scale=None if chosen == 1 else chosen,
+        cost=None if seconds is None else round(seconds * processes / 3600, 6),
+    )
+    return (*remedy.before, now)
