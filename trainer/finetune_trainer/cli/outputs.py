@@ -79,6 +79,30 @@ class PlannedAnswers(ApiModel):
     gathered: bool = Field(description="Whether all weights are gathered from other processes for each token.")
 
 
+class PlannedRun(ApiModel):
+    """One of the runs that guards.maxAttempts allows."""
+
+    name: str = Field(description="asWritten: the first one.")
+    settings: str = Field(description="What differs from the manifest.")
+    gpu_hours: float | None = Field(description="Upper estimate, with evaluation; null if it is not known.")
+
+
+class SkippedRemedy(ApiModel):
+    """A remedy that has no run."""
+
+    name: str
+    reason: str
+
+
+class PlannedRemedies(ApiModel):
+    """What a job with guards.maxAttempts may cost."""
+
+    runs: tuple[PlannedRun, ...]
+    skipped: tuple[SkippedRemedy, ...]
+    gpu_hours: float | None = Field(description="Of all runs; null if it is not known.")
+    cost: float | None = Field(description="The same in currency; null without a price.")
+
+
 class Plan(ApiModel):
     """finetune plan"""
 
@@ -101,6 +125,7 @@ class Plan(ApiModel):
     ladder: PlannedLadder | None
     ladder_rule: LadderRule | None = Field(description="Of this data; null with continueFrom, which needs one method.")
     generation: PlannedAnswers | None = Field(description="With evaluation.generate.")
+    remedies: PlannedRemedies | None = Field(description="With guards.maxAttempts.")
 
 
 class Running(ApiModel):

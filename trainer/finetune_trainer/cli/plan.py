@@ -21,6 +21,7 @@ from finetune_api.progress_text import span
 from finetune_api.spec import FineTuneJobSpec, ModelSource
 from finetune_trainer.cli.continued import continued, replayed_text
 from finetune_trainer.cli.ladder_plan import forecast_text, is_labelled, planned, rule_json, rule_text
+from finetune_trainer.cli.remedy_plan import remedies_json, remedies_text
 from finetune_trainer.cli.text import problems_text, table
 from finetune_trainer.cli.validate import read_manifest
 from finetune_trainer.cli.workload import workload_of
@@ -31,6 +32,7 @@ from finetune_trainer.planning.forecast import Forecast, forecast, on_other_devi
 from finetune_trainer.planning.memory import human
 from finetune_trainer.planning.model import ModelShape, check_on_experts, check_tensors, read_shape
 from finetune_trainer.planning.positions import fitted
+from finetune_trainer.planning.remedies import foreseen
 from finetune_trainer.planning.suits import check_suits
 from finetune_trainer.planning.table import Planner, Row, Workload
 from finetune_trainer.store.models import check_config
@@ -103,6 +105,7 @@ def show_plan(wish: Wish) -> int:
     ladder = None if spec.continue_from is not None else _ladder(planner)
     prices = read_prices(wish.prices) if wish.prices else None
     price = prices.of(planner.device.name) if prices else None
+    remedies = foreseen(planner)
     content: dict[str, Any] = {
         "job": job.metadata.name,
         "device": {"name": planner.device.name, "memoryBytes": planner.device.memory},
@@ -128,11 +131,13 @@ def show_plan(wish: Wish) -> int:
         "ladder": planned(ladder, spec, price) if ladder and auto else None,
         "ladderRule": rule_json(ladder.choice, ladder.folds) if ladder else None,
         "generation": asdict(answering) if answering else None,
+        "remedies": remedies_json(remedies, price) if remedies else None,
     }
     text = _text(content, rows, advice, planner, all_rows=wish.everything)
     text += f"\n\n{frozen}" if frozen else ""
     text += f"\n\n{answering.told}" if answering else ""
     text += f"\n\n{_copied(planner)}" if spec.evaluation.prior_gain else ""
+    text += f"\n\n{remedies_text(remedies, price)}" if remedies else ""
     if ladder is not None:
         told = forecast_text(ladder, spec, price) if auto else rule_text(ladder.choice, ladder.folds, spec)
         text += f"\n\n{told}"

@@ -87,6 +87,7 @@ def guard_lines(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return ""
     lines = [f"  guard {each.told()}" for each in evaluation.guards]
+    lines += [f"  run {each.told()}" for each in evaluation.remedies]
     lines += [f"  {each.told()}" for each in evaluation.negative_transfer]
     lines += [f"  {evaluation.calibration.told()}"] if evaluation.calibration else []
     lines += [f"  {evaluation.kl_to_base.told()}"] if evaluation.kl_to_base else []

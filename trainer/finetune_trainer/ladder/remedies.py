@@ -18,6 +18,7 @@ from finetune_api import manifest
 from finetune_api.job import FineTuneJob
 from finetune_api.measurements import RemedyName
 from finetune_api.names import API_VERSION, KIND
+from finetune_api.regularization import Regularization
 from finetune_api.spec import FineTuneJobSpec
 from finetune_trainer.ladder.derived import job_with
 
@@ -99,6 +100,12 @@ def of_step(job: FineTuneJob, step: Step) -> FineTuneJob:
     return job_with(job, spec, uid=run_uid(uid, step))
 
 
+def regularization_with(spec: FineTuneJobSpec, step: Step) -> FineTuneJobSpec:
+    """The job's spec with the terms of a step, for a plan."""
+    terms = Regularization.model_validate({**spec.regularization.to_json(), **_added(step.terms)}, strict=False)
+    return spec.model_copy(update={"regularization": terms})
+
+
 def _source(spec: FineTuneJobSpec) -> str:
     """Where there is no general text, the base model writes some."""
     return "" if spec.data.general is not None else "self"
@@ -118,7 +125,10 @@ def _unfit(spec: FineTuneJobSpec, terms: tuple[tuple[str, str], ...]) -> str:
 def _changed(spec: FineTuneJobSpec, terms: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     changed = spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_defaults=True, exclude_none=True)
     changed["guards"] = {name: value for name, value in changed["guards"].items() if name != "maxAttempts"}
-    added = {name: {"source": source} if source else {} for name, source in terms}
-    if added:
-        changed["regularization"] = {**changed.get("regularization", {}), **added}
+    if terms:
+        changed["regularization"] = {**changed.get("regularization", {}), **_added(terms)}
     return changed
+
+
+def _added(terms: tuple[tuple[str, str], ...]) -> dict[str, dict[str, str]]:
+    return {name: {"source": source} if source else {} for name, source in terms}

@@ -93,6 +93,9 @@ def _body(record: RunRecord, rows: tuple[Row, ...]) -> Iterator[str]:
         yield from (f"- {each.told()}" for each in record.evaluation.guards)
         if record.refused:
             yield "\nThis artifact was kept back by a guard; `manifest.json` says when it was published all the same."
+    if record.evaluation.remedies:
+        yield "\n## Remedies\n"
+        yield from (f"- {each.told()}" for each in record.evaluation.remedies)
     if lines := list(record.data.lines()):
         yield "\n## Data\n"
         yield from (f"- {topic}: {line}" for topic, line in lines)

@@ -14,7 +14,7 @@ import yaml
 from finetune_api.names import API_VERSION, KIND
 from finetune_api.regularization import TERMS
 
-from . import generated, judged, layers, reliability, staircase, tasks, transferred
+from . import generated, judged, layers, reliability, remedies, staircase, tasks, transferred
 from .compare import Row
 from .plots import Axis, Point, Series, plot, smooth
 from .record import CurvePoint, RunRecord
@@ -31,6 +31,7 @@ def render(report: RunRecord) -> str:
         _section("What changed", judged.changes(rows)),
         _section("Before and after", judged.comparison(rows)),
         _section("Guards", judged.guarded(report)),
+        _section("Remedies", remedies.section(report.evaluation.remedies)),
         _section("Tasks in sequence", tasks.section(report)),
         _section("Negative transfer", transferred.section(report)),
         _section("Generated text", generated.section(report)),
