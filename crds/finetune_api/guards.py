@@ -61,6 +61,10 @@ class GenerationShares(ApiModel):
     )
 
 
+def _remedies(new: dict[str, Any]) -> bool:
+    return new.get("onViolation") == "remedy" and any(name in new for name in get_args(GuardName))
+
+
 class Guards(ApiModel):
     min_gain: Annotated[float, Field(ge=-100, le=100)] | None = Field(
         None,
@@ -84,8 +88,8 @@ class Guards(ApiModel):
         "fail",
         description="fail: the artifact is kept as a candidate, not published in output.uri, and the job fails. warn: "
         "it is published, and the condition GuardsPassed says False. remedy: the adapter is published at a smaller "
-        "scale that keeps the guards (see evaluation.scaleSweep); if there is none, it is trained again (see "
-        "maxAttempts), else as for fail. remedy is for methods lora and qlora.",
+        "scale that keeps the guards (see evaluation.scaleSweep); if there is none after maxAttempts, as for fail. "
+        "remedy is for methods lora and qlora.",
     )
     on_inconclusive: Literal["pass", "warn", "fail"] = Field(
         "warn",
@@ -97,26 +101,17 @@ class Guards(ApiModel):
         0,
         ge=0,
         le=3,
-        description="With onViolation: remedy, how many times the job may train again because a guard is violated at "
-        "every scale: first with regularization.replay, then also with regularization.klToBase, then also at 0.3 times "
-        "the learning rate. What the manifest has already, and what it cannot have, is skipped. The first run that "
-        "keeps the guards is published. Each costs about as much as the job. 0: none. Only with one node.",
+        description="How often the job may train again while a guard is violated at every scale, on one node: with "
+        "replay, then also klToBase, then also 0.3 times the rate. Each costs as much as the job.",
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="!has(self.maxAttempts) || self.maxAttempts == 0 || (has(self.onViolation) && "
-            "self.onViolation == 'remedy')",
-            message="guards.maxAttempts trains again to keep the guards: set guards.onViolation: remedy, or remove "
-            "maxAttempts",
-            holds=lambda new, _: not new.get("maxAttempts") or new.get("onViolation") == "remedy",
-        ),
-        Rule(
-            cel=f"!has(self.maxAttempts) || self.maxAttempts == 0 || "
-            f"{' || '.join(f'has(self.{name})' for name in get_args(GuardName))}",
-            message="guards.maxAttempts trains again if a guard is violated, and there is none: add a guard, such as "
-            "forgetting: {}, or remove maxAttempts",
-            holds=lambda new, _: not new.get("maxAttempts") or any(name in new for name in get_args(GuardName)),
+            cel="!has(self.maxAttempts) || self.maxAttempts < 1 || (has(self.onViolation) && "
+            "self.onViolation == 'remedy' && ("
+            f"{' || '.join(f'has(self.{name})' for name in get_args(GuardName))}))",
+            message="guards.maxAttempts needs onViolation: remedy and a guard: set both, or remove it",
+            holds=lambda new, _: not new.get("maxAttempts") or _remedies(new),
         ),
     )
 

@@ -204,32 +204,19 @@ RemedyOutcome = Literal["published", "violated", "inconclusive", "failed"]
 
 
 class RemedyRun(ApiModel):
-    """One of the runs that guards.maxAttempts allows."""
+    """One of several runs."""
 
-    name: RemedyName = Field(
-        description="What the run adds to those before it; asWritten: the manifest as it is, the first run."
-    )
+    name: RemedyName = Field(description="asWritten: the first run.")
     settings: str = Field("", max_length=256, description="What differs from the manifest.")
-    outcome: RemedyOutcome = Field(
-        description="published: the guards allow it. violated: a guard is violated at every scale. inconclusive: "
-        "guards.onInconclusive does not allow it. failed: the run ended without an artifact."
-    )
-    guards: Annotated[tuple[GuardResult, ...], Field(max_length=8)] = Field(
-        (),
-        description="Of this run, at the scale that it chose.",
-        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
-    )
-    scale: float | None = Field(None, description="Of the adapter, where a smaller one was chosen.")
-    cost: float | None = Field(None, description="Hours spent in optimizer steps, times the number of processes.")
-    reason: str = Field("", max_length=256, description="Why it failed.")
+    outcome: RemedyOutcome = Field(description="What became of it.")
+    reason: str = Field("", max_length=1024, description="Of each guard, or why it failed.")
+    cost: float | None = Field(None, description="Hours of steps, times processes.")
 
     def told(self) -> str:
-        """replay (regularization.replay: {}): violated; forgetting is violated: +0.21, at most 0.05 is allowed."""
+        """replay (regularization.replay): violated, 0.5 process hours; forgetting is violated: +0.21, …"""
         settings = f" ({self.settings})" if self.settings else ""
-        scale = f" at {self.scale:g} of its scale" if self.scale is not None else ""
         cost = "" if self.cost is None else f", {self.cost:.3g} process hours"
-        why = "; ".join([each.told() for each in self.guards] or [self.reason])
-        return f"{self.name}{settings}: {self.outcome}{scale}{cost}; {why}"
+        return f"{self.name}{settings}: {self.outcome}{cost}; {self.reason}"
 
 
 class Evaluation(ApiModel):
@@ -247,8 +234,8 @@ class Evaluation(ApiModel):
     )
     remedies: Annotated[tuple[RemedyRun, ...], Field(max_length=4)] = Field(
         (),
-        description="With guards.maxAttempts: each run so far, and what the guards said about it.",
-        json_schema_extra={LIST_MAP: "map", MAP_KEYS: ["name"]},
+        description="With guards.maxAttempts: each run.",
+        json_schema_extra={LIST_MAP: "atomic"},
     )
     negative_transfer: Annotated[tuple[NegativeTransfer, ...], Field(max_length=32)] = Field(
         (),

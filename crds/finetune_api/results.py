@@ -70,7 +70,7 @@ _REMEDIES: _Columns = {
     "name": get_args(RemedyName),
     "settings": (),
     "outcome": get_args(RemedyOutcome),
-    **dict.fromkeys(("scale", "cost", "reason"), ()),
+    **dict.fromkeys(("cost", "reason"), ()),
 }
 _TRANSFER: _Columns = dict.fromkeys(("slice", "reference", "difference", "p_value"), ())
 _SCORES: _Columns = {
@@ -97,10 +97,7 @@ def packed(evaluation: Evaluation) -> str:
         "o": evaluation.omitted,
     }
     if evaluation.remedies:
-        told["r"] = [
-            _told(evaluation.remedies, _REMEDIES),
-            [_told(each.guards, _GUARDS) for each in evaluation.remedies],
-        ]
+        told["r"] = _told(evaluation.remedies, _REMEDIES)
     if evaluation.negative_transfer:
         told["n"] = _told(evaluation.negative_transfer, _TRANSFER)
     if evaluation.kl_to_base is not None:
@@ -168,7 +165,7 @@ def _evaluation(told: Any) -> Evaluation:
     return Evaluation(
         data=data,
         guards=guards,
-        remedies=_remedies(*told["r"]) if "r" in told else (),
+        remedies=tuple(RemedyRun(**row) for row in _read(told.get("r"), _REMEDIES)),
         negative_transfer=transfer,
         kl_to_base=None if divergence is None else Divergence.model_validate_json(json.dumps(divergence)),
         prior_gain=None if prior is None else PriorGain.model_validate_json(json.dumps(prior)),
@@ -178,13 +175,6 @@ def _evaluation(told: Any) -> Evaluation:
         collapse=None if collapse is None else _collapse(*collapse),
         continual=None if continual is None else Continual.model_validate_json(json.dumps(continual)),
         omitted=told.get("o"),
-    )
-
-
-def _remedies(runs: Any, guards: Any) -> tuple[RemedyRun, ...]:
-    pairs = zip(_read(runs, _REMEDIES), guards, strict=True)
-    return tuple(
-        RemedyRun(**row, guards=tuple(GuardResult(**each) for each in _read(of, _GUARDS))) for row, of in pairs
     )
 
 

@@ -6,7 +6,7 @@ from finetune_api.calibration import Calibration, CalibrationScores, ScalePoint,
 from finetune_api.generated_text import Collapse, CollapseFigure, Ending, Figure, Generation, GenerationScore, Mode
 from finetune_api.generation import GenerationMetric
 from finetune_api.ladder import LadderStatus, RungStatus
-from finetune_api.measurements import Divergence, Evaluation, GuardResult, NegativeTransfer, Scores
+from finetune_api.measurements import Divergence, Evaluation, GuardResult, NegativeTransfer, RemedyRun, Scores
 from finetune_api.switching import Latency, SwitchTest
 from finetune_trainer.report.layers import ChangedData, Inside, LayerChange, Recommendation
 from finetune_trainer.report.record import AnswerSample, ReliabilityPoint, RunRecord, SliceAgainst
@@ -48,6 +48,12 @@ def full_record() -> RunRecord:
             GuardResult(name="slices", bound=0.05, value=0.04, low=-0.01, high=0.09, verdict="inconclusive",
                         rows_needed=12000),
             GuardResult(name="generation", bound=0.95, verdict="inconclusive"),
+        ),
+        remedies=(
+            RemedyRun(name="asWritten", outcome="violated", cost=0.5, reason="forgetting is violated: +0.31"),
+            RemedyRun(name="replay", settings="regularization.replay", outcome="failed", reason="OutOfMemory"),
+            RemedyRun(name="klToBase", settings="regularization.replay, regularization.klToBase", outcome="violated",
+                      cost=0.75),
         ),
         negative_transfer=(NegativeTransfer(slice="music", reference="cheap", difference=-0.11, p_value=0.002),),
         kl_to_base=Divergence(name="test", value=0.12, low=0.1, high=0.14, rows=400, groups=400),

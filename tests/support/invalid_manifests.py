@@ -106,6 +106,14 @@ BAD = (
     Bad("a guard that ignores", {"spec.guards": {"onViolation": "ignore"}}, "spec.guards.onViolation", "fail", "Unsupported value"),
     Bad("a remedy by scale of full weights", {"spec.guards": {"onViolation": "remedy"}, "spec.method": {"type": "full"}}, "spec",
         "guards.onViolation remedy and evaluation.scaleSweep change the scale of an adapter"),
+    Bad("attempts that would not follow a violation", {"spec.data.general": {"uri": "s3://corp/g.txt"}, "spec.guards": {"forgetting": {},
+        "maxAttempts": 1}}, "spec.guards", "guards.maxAttempts needs onViolation: remedy and a guard: set both"),
+    Bad("attempts to keep no guard", {"spec.guards": {"onViolation": "remedy", "maxAttempts": 1}}, "spec.guards",
+        "guards.maxAttempts needs onViolation: remedy and a guard: set both"),
+    Bad("too many attempts", {"spec.guards": {"minGain": 0, "onViolation": "remedy", "maxAttempts": 4}}, "spec.guards.maxAttempts",
+        "at most 3", "less than or equal to 3"),
+    Bad("attempts of a ladder", {"spec.guards": {"minGain": 0, "onViolation": "remedy", "maxAttempts": 1},
+        "spec.method": {"type": "auto"}}, "spec", "which only method.type lora and qlora can do"),
     Bad("a sweep of scales with DoRA", {"spec.evaluation": {"scaleSweep": True}, "spec.method": {"type": "dora"}}, "spec",
         "guards.onViolation remedy and evaluation.scaleSweep change the scale of an adapter"),
     Bad("a guard of calibration without labels", {"spec.guards": {"calibration": {}}, "spec.data.format": "text",
@@ -252,6 +260,18 @@ BAD = (
 )  # fmt: skip
 
 UNSEEN: tuple[Bad, ...] = (
+    Bad(
+        "attempts to keep a guard on several nodes",
+        {"spec.nodes": 2, "spec.guards": {"minGain": 0, "onViolation": "remedy", "maxAttempts": 1}},
+        "spec",
+        "guards.maxAttempts trains again in the pod of the job, which works with one node: set nodes: 1",
+    ),
+    Bad(
+        "attempts to keep a guard on a number of nodes that changes",
+        {"spec.nodes": {"min": 1, "max": 2}, "spec.guards": {"minGain": 0, "onViolation": "remedy", "maxAttempts": 1}},
+        "spec",
+        "guards.maxAttempts trains again in the pod of the job, which works with one node: set nodes: 1",
+    ),
     Bad(
         "the most is less than the fewest",
         {"spec.nodes": {"min": 4, "max": 2}},

@@ -130,7 +130,7 @@ GOOD: tuple[tuple[str, dict[str, Any], dict[str, Any] | None], ...] = (
         "a remedy by scale, and a sweep of scales",
         {
             "spec.method": {"type": "qlora"},
-            "spec.guards": {"minGain": 0, "onViolation": "remedy"},
+            "spec.guards": {"minGain": 0, "onViolation": "remedy", "maxAttempts": 3},
             "spec.evaluation": {"scaleSweep": True},
         },
         None,

@@ -1,4 +1,4 @@
-"""guards.maxAttempts: which runs follow one that violates a guard, how they run, and what becomes of their artifacts."""
+"""guards.maxAttempts: which runs follow a violated guard, how they run, and what becomes of their artifacts."""
 
 from __future__ import annotations
 
@@ -89,9 +89,7 @@ def job(output: str = "s3://corp/out", **changes: Any) -> FineTuneJob:
     ],
     ids=["all", "none", "two", "replay", "both terms", "deepspeed", "no general text under deepspeed", "gain alone"],
 )
-def test_each_step_adds_to_those_before_it(
-    changes: dict[str, Any], steps: list[str], skipped: dict[str, str]
-) -> None:
+def test_each_step_adds_to_those_before_it(changes: dict[str, Any], steps: list[str], skipped: dict[str, str]) -> None:
     if "guards" in changes:
         changes["guards"] = {name: value for name, value in changes["guards"].items() if value is not None}
     found = walk(job(**changes).spec)
@@ -120,9 +118,12 @@ def test_a_step_is_the_job_with_its_terms_in_a_folder_of_its_own() -> None:
     )
     assert set(made.spec.regularization.to_json()) == {"l2sp", "replay", "klToBase"}
     assert (made.spec.guards.on_violation, made.spec.guards.max_attempts) == ("remedy", 0)
-    assert made.spec.model_copy(
-        update={name: getattr(asked.spec, name) for name in ("regularization", "guards", "given_output")}
-    ) == asked.spec
+    assert (
+        made.spec.model_copy(
+            update={name: getattr(asked.spec, name) for name in ("regularization", "guards", "given_output")}
+        )
+        == asked.spec
+    )
 
 
 @dataclass
@@ -199,7 +200,12 @@ def test_a_walk_that_is_over_ends_as_its_last_run_did(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [PASSED, say(Reason.GuardInconclusive, "too few rows"), say(Reason.Interrupted, "stopped"), say(Reason.OutOfMemory, "")],
+    [
+        PASSED,
+        say(Reason.GuardInconclusive, "too few rows"),
+        say(Reason.Interrupted, "stopped"),
+        say(Reason.OutOfMemory, ""),
+    ],
     ids=["passed", "inconclusive", "interrupted", "out of memory"],
 )
 def test_only_a_violated_guard_starts_a_walk(tmp_path: Path, first: TerminationMessage) -> None:
@@ -221,7 +227,9 @@ def test_a_step_that_is_interrupted_ends_the_attempt_and_continues_in_the_next_o
 
 
 def test_a_step_that_can_not_run_is_noted_and_the_next_one_follows(tmp_path: Path) -> None:
-    words, machine = walked(tmp_path, {"replay": say(Reason.DataUnreadable, "two documents"), "replay-klToBase": PASSED})
+    words, machine = walked(
+        tmp_path, {"replay": say(Reason.DataUnreadable, "two documents"), "replay-klToBase": PASSED}
+    )
     assert machine.trained == ["replay", "replay-klToBase"]
     before = machine.plans[-1].remedy
     assert before is not None
@@ -274,14 +282,14 @@ def test_a_plan_of_a_job_without_attempts_says_nothing() -> None:
 
 
 def test_report_and_card_have_each_run_with_its_guards_and_its_costs() -> None:
-    guard = GuardResult(name="forgetting", bound=0.05, value=0.21, low=0.18, high=0.24, verdict="violated")
+    guard = GuardResult(name="forgetting", bound=0.05, value=0.21, low=0.18, high=0.24, verdict="violated").told()
     runs = (
-        RemedyRun(name="asWritten", outcome="violated", guards=(guard,), cost=0.5),
-        RemedyRun(name="replay", settings="regularization.replay", outcome="published", scale=0.5, cost=0.75),
+        RemedyRun(name="asWritten", outcome="violated", reason=guard, cost=0.5),
+        RemedyRun(name="replay", settings="regularization.replay", outcome="published", cost=0.75),
     )
     made = record(evaluation=Evaluation(remedies=runs))
     page, card = render(made), model_card(made)
-    for words in ("violated", "published at 0.5 of its scale", "regularization.replay", "+0.21 [+0.18, +0.24]"):
+    for words in ("violated", "published", "regularization.replay", "+0.21 [+0.18, +0.24]"):
         assert words in page
         assert words in card
     assert "Remedies" not in render(record())

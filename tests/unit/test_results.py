@@ -34,6 +34,8 @@ from finetune_api.measurements import (
     Metric,
     NegativeTransfer,
     PriorGain,
+    RemedyName,
+    RemedyRun,
 )
 from finetune_api.names import TERMINATION_LIMIT
 from finetune_api.plan import ProgressReport
@@ -170,6 +172,17 @@ def everything(*, slices: int = 32, tasks: int = 31, length: int = 63) -> Evalua
         guards=tuple(
             GuardResult(name=each, bound=0.05, value=number(), **limits(), verdict="inconclusive", rows_needed=123_456)
             for each in get_args(GuardName)
+        ),
+        remedies=tuple(
+            RemedyRun(
+                name=each, settings="regularization.replay, regularization.klToBase, 0.3 times the learning rate",
+                outcome="violated", cost=number(),
+                reason="; ".join(
+                    GuardResult(name=guard, bound=0.05, value=number(), **limits(), verdict="violated").told()
+                    for guard in get_args(GuardName)
+                ),
+            )
+            for each in get_args(RemedyName)
         ),
         negative_transfer=tuple(
             NegativeTransfer(slice=each.name, reference=dice.choice(cheaper), difference=number(), p_value=number())

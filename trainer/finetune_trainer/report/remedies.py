@@ -26,7 +26,5 @@ def section(runs: tuple[RemedyRun, ...]) -> str:
 
 def cells(run: RemedyRun) -> tuple[str, ...]:
     """A row of the table."""
-    scale = f" at {run.scale:g} of its scale" if run.scale is not None else ""
-    guards = "; ".join(each.told() for each in run.guards) or run.reason
     cost = "" if run.cost is None else f"{run.cost:.3g}"
-    return run.name, run.settings or "the manifest as it is", f"{run.outcome}{scale}", guards, cost
+    return run.name, run.settings or "the manifest as it is", run.outcome, run.reason, cost

@@ -20,13 +20,13 @@ def runs_so_far(
     if plan.remedy is None and not plan.spec.guards.max_attempts:
         return ()
     remedy = plan.remedy or Remedy(name="asWritten")
-    chosen = scale.chosen if scale is not None else None
+    smaller = scale is not None and scale.chosen not in (None, 1)
+    at = [f"at {scale.chosen:g} of its scale"] if scale is not None and smaller else []
     now = RemedyRun(
         name=remedy.name,
         settings=remedy.settings,
         outcome=_OUTCOMES[release.refused],
-        guards=release.results,
-        scale=None if chosen == 1 else chosen,
+        reason="; ".join([*at, *(each.told() for each in release.results)])[:1024],
         cost=None if seconds is None else round(seconds * processes / 3600, 6),
     )
     return (*remedy.before, now)
