@@ -239,6 +239,13 @@ def test_a_step_that_can_not_run_is_noted_and_the_next_one_follows(tmp_path: Pat
     assert words.failure_class is None
 
 
+def test_an_artifact_that_cannot_be_published_starts_no_other_run(tmp_path: Path) -> None:
+    adapter(tmp_path / "out")
+    committed(tmp_path / "out", record(job=JobIdentity(namespace="ml", name="other", uid="o")))
+    words, machine = walked(tmp_path, {"replay": PASSED})
+    assert (words.reason, machine.trained) == (Reason.OutputExists, ["replay"])
+
+
 @pytest.mark.parametrize(
     ("uri", "output", "uid"),
     [

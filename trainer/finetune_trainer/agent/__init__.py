@@ -14,6 +14,7 @@ climb      a ladder in pods, on node 0, which decides
 lead       what node 0 announces to the other nodes of a ladder
 follow     a ladder on the other nodes, which run what node 0 decides
 turns      the records in the store by which they agree
+remedies   guards.maxAttempts: trains again while a guard is violated
 callback   receives progress from such scripts, as sent by Hugging Face's KubeflowCallback
 watch      from torchrun's start to its end: stop requests, heartbeats, hangs
 verdict    evidence → termination message; pure

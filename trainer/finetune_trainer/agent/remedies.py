@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from finetune_api import names
 from finetune_api.failures import FinetuneError, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
-from finetune_api.manifest import ManifestError
 from finetune_api.measurements import Evaluation, RemedyRun
 from finetune_api.plan import Remedy, RunPlan, Trial
 from finetune_trainer.agent.climb import PATIENCE_SECONDS, gives_up
@@ -53,15 +52,10 @@ class _Walking:
             if last.reason is not Reason.GuardViolated:
                 break
             self.tell(f"{last.message}; training again with {step.settings}")
-            try:
-                made = of_step(job_of(self.plan), step)
-                words = self.run(self._plan_of(made, step, _runs(last)))
-                if words.failure_class is None:
-                    return self._published(made, words)
-            except ManifestError as error:
-                words = say(Reason.InvalidSpec, "; ".join(map(str, error.problems)), time=now())
-            except FinetuneError as error:
-                words = say(error.reason, error.message, hint=error.hint, time=now())
+            made = of_step(job_of(self.plan), step)  # valid: the walk has tried
+            words = self.run(self._plan_of(made, step, _runs(last)))
+            if words.failure_class is None:
+                return self._published(made, words)
             if words.reason in _KEPT_BACK:
                 last = words
             elif gives_up(self.plan, words):
@@ -72,7 +66,7 @@ class _Walking:
         return last
 
     def _steps(self, first: TerminationMessage) -> tuple[Step, ...]:
-        """None beyond the first where the job has other nodes, which would not know of them."""
+        """None where the job has other nodes, which would not know of them."""
         if first.reason is not Reason.GuardViolated or self.plan.nodes > 1:
             return ()
         found = walk(self.plan.spec)
@@ -90,13 +84,16 @@ class _Walking:
         return self.plan.model_copy(update=changes)
 
     def _published(self, made: FineTuneJob, words: TerminationMessage) -> TerminationMessage:
-        """The artifact of a step becomes that of the job."""
-        step, output = (
-            open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT, patience=PATIENCE_SECONDS)
-            for spec in (made.spec, self.plan.spec)
-        )
+        """The artifact of a step becomes that of the job. If that fails, no other step follows."""
         overwrite = self.plan.spec.output.overwrite
-        artifact = candidate.publish(step, output, overwrite=overwrite, run=self.plan.job)
+        try:
+            step, output = (
+                open_folder(spec.output.uri, prefix=names.PREFIX_OUTPUT, patience=PATIENCE_SECONDS)
+                for spec in (made.spec, self.plan.spec)
+            )
+            artifact = candidate.publish(step, output, overwrite=overwrite, run=self.plan.job)
+        except FinetuneError as error:
+            return say(error.reason, error.message, hint=error.hint, time=now())
         message = f"artifact committed to {artifact.uri}"
         return words.model_copy(update={"artifact": artifact, "message": message})
 

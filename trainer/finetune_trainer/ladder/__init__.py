@@ -8,6 +8,7 @@
     race        the learning rates of a rung: successive halving from their own checkpoints
     derived     the manifest of a rung, and of the run that publishes the best one
     evidence    what the committed artifact of a rung shows, from its records
+    remedies    guards.maxAttempts: which runs follow one that violates a guard, and their manifests
     story       the ladder as status, log and report show it
 
 These are functions of frozen data, without torch; evidence also reads the store. The agent executes the rungs

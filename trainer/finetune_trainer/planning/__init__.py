@@ -15,6 +15,7 @@ advice   the row to begin with, and the smallest change that makes a job fit
 earlier_adapter  the frozen adapter that a job continues from, besides the model
 suits    whether the method can train the model, asked of the model's class
 forecast which rungs a ladder has, and what each may cost
+remedies which runs guards.maxAttempts allows, and what each may cost
 positions how long a sequence the model can place
 quantity 80Gi → bytes
 """

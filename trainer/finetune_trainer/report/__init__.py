@@ -9,5 +9,6 @@ style     its style sheet                                 card      the artifact
 layers    what a run found inside the model, and its part of the page
 tasks     its part about tasks in sequence
 layer_curves   the page of an analysis, with curves over the layers
+remedies  the runs of guards.maxAttempts
 staircase the ladder that chose the method                transferred  its part about negative transfer
 """

@@ -36,6 +36,7 @@ answering          what both models answer to held-out prompts
 continual          the sequence of tasks that a run adds to
 trained_rows       what it and the tasks before it were trained on
 divergence         KL to the base on rows of the task
+remedied           the runs that guards.maxAttempts allows, as this one reports them
 prior_gain         what pretraining is worth, against random weights
 scale_sweep        the scale at which an adapter is published
 switched           the new adapter in one network with earlier ones
