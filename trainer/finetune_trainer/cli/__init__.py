@@ -21,6 +21,7 @@ watch     follows a job               watch_view    what it shows
 
 paths   relative paths              top     the running jobs of a cluster
 ladder  what a ladder may cost on this machine      ladder_plan    a ladder as finetune plan shows it
+remedy_plan    the runs that guards.maxAttempts allows, as finetune plan shows them
 
 validate, status, logs, report, compare, promote, verify: one command each. The command `agent` is in the package
 `agent`.
