@@ -247,6 +247,21 @@ def test_files_that_were_added_to_a_folder_are_not_replayed(model: Path, tmp_pat
     assert set(texts_in(data, model)) == {f"row {number}" for number in range(30)}
 
 
+@pytest.mark.parametrize("named", ["rows/", "rows/*.jsonl", "rows/a.json?"])
+def test_a_manifest_that_names_a_folder_or_a_pattern_as_a_file_is_refused(
+    model: Path, tmp_path: Path, named: str
+) -> None:
+    """A digest is that of one file, so none of those would be compared with it."""
+    (tmp_path / "rows").mkdir()
+    write_jsonl(tmp_path / "rows" / "a.jsonl", *texts(30))
+    (honest,) = _tasks(model, tmp_path, f"file://{tmp_path}/rows/")
+    source = honest.sources[0].model_copy(update={"files": {f"file://{tmp_path}/{named}": 64 * "0"}})
+    forged = EarlierRows((honest.model_copy(update={"sources": (source,)}),), NONE)
+    with pytest.raises(FinetuneError, match="the earlier task one are replayed: there is no file") as e:
+        replay(model, tmp_path, forged)
+    assert e.value.reason is Reason.DataNotFound
+
+
 def test_a_task_of_which_nothing_is_left_is_refused(model: Path, tmp_path: Path) -> None:
     uri = write_jsonl(tmp_path / "train.jsonl", *texts(10))
     rows = EarlierRows(_tasks(model, tmp_path, uri), NONE)

@@ -25,6 +25,7 @@ from finetune_api.data import Classification, Data, TrainSource
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.names import PREFIX_DATA
 from finetune_trainer.statistics import ReplayedTask
+from finetune_trainer.store.folder import NotFound
 from finetune_trainer.store.sources import SourceFile, find_files
 from finetune_trainer.store.trained_on import TrainedSource, TrainedTask
 
@@ -217,7 +218,17 @@ def from_file(content: bytes) -> Fingerprints:
 def _found(task: TrainedTask, source: TrainedSource) -> list[SourceFile]:
     """The files that the task read, and no others that the source may have by now."""
     with _of_task(task):
-        return [file for uri in source.files for file in find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS)]
+        return [_file(uri) for uri in source.files]
+
+
+def _file(uri: str) -> SourceFile:
+    """The one of this name. A folder or a pattern means files of other names, whose digests the manifest does not have.
+    DataNotFound where there is none, and the errors of `find_files`."""
+    files = find_files(uri, prefix=PREFIX_DATA, endings=ENDINGS)
+    found = next((file for file in files if file.uri == uri), None)
+    if found is None:
+        raise NotFound(f"there is no file {uri}", _HINT)
+    return found
 
 
 def _none_left(sample: Sample) -> str:
