@@ -248,6 +248,25 @@ def test_a_pod_that_is_killed_between_the_decision_and_its_run_costs_an_attempt_
     assert {name: costs(tmp_path)[name] for name in committed} == {name: before[name] for name in committed}
 
 
+@pytest.mark.parametrize("told", [say(Reason.Interrupted, "SIGTERM"), LOST])
+def test_pods_of_an_attempt_that_was_preempted_do_not_take_its_end_for_theirs(
+    told: TerminationMessage, tmp_path: Path
+) -> None:
+    """The queue lets the same Job go again: its new pods have the secrets of those before."""
+    plan, asked = gang_plan(tmp_path), threading.Event()
+
+    def run(turn: RunPlan, withdrawn: Callable[[], str]) -> TerminationMessage:
+        assert (turn.turn, withdrawn()) == (1, "")
+        asked.set()
+        return told
+
+    words = climb(plan, foreseen=FORECAST, run=run, tell=lambda _: None, show=lambda _: None, stopped=asked.is_set)
+    assert words.reason is told.reason
+    assert not isinstance(next_step(None, Turns.of(plan).present(), waited=0), End)
+    again = Pods(plan=plan, machine=machine()).to_the_end()
+    assert {node: each.failure_class for node, each in again.items()} == dict.fromkeys(range(2))
+
+
 @pytest.mark.parametrize("node", [0, 2])
 def test_a_rung_that_does_not_fit_on_one_node_ends_the_ladder_and_the_best_is_published(
     node: int, tmp_path: Path

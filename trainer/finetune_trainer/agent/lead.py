@@ -54,10 +54,14 @@ class Leading:
         return cause.model_copy(update={"plan": words.plan, "step": words.step}) if cause else words
 
     def over(self, words: TerminationMessage) -> TerminationMessage:
-        """Announces the end; returns the termination message of this node."""
+        """Announces the end; returns the termination message of this node.
+
+        A failure while all are asked to stop is not announced: a queue may let the same attempt go again, whose new
+        pods would take that for their own end."""
         failed = words.failure_class is not None and words.reason is not Reason.NoGain
-        with suppress(FinetuneError):  # then they wait until their Job ends
-            self._announce(Turn(number=self._next(), failed=failed))
+        if not (failed and self.stopped()):
+            with suppress(FinetuneError):  # then they wait until their Job ends
+                self._announce(Turn(number=self._next(), failed=failed))
         if not words.node:
             return words
         return say(Reason.PeerLost, _told([words]), time=now())  # its own pod tells the cause
