@@ -75,6 +75,20 @@ def test_the_condition_says_what_the_worst_guard_came_to(
     assert " ".join(re.findall(r"\w+ is \w+:", found.message)) == told
 
 
+def test_what_the_last_of_several_runs_measured_counts_also_where_it_is_told_in_short() -> None:
+    """The status has all data sets of the first run, which violated a guard; the operator did not hear the second."""
+    passed = evaluation("passed", "passed")
+    told = passed.model_copy(update={"data": (), "omitted": 1})
+    words = TerminationMessage(reason=Reason.Succeeded, artifact=ARTIFACT, evaluation=told)
+    pods = (pod(0, "Succeeded", ended=ended(words=words)), pod(1, "Succeeded"))
+    for known, expected in ((evaluation("passed", "violated"), told), (passed, passed)):
+        running = status(Phase.Running).model_copy(update={"evaluation": known})
+        after = decide(seen(job(running), children=(child(),), pods=pods), NOW).status
+        found = find(after, "GuardsPassed")
+        assert found is not None
+        assert (found.status, after.evaluation) == ("True", expected)
+
+
 def test_a_guard_of_which_nothing_is_reported_is_inconclusive_and_said_so() -> None:
     """A trainer image that is older than the operator does not know guards, and publishes."""
     words = TerminationMessage(reason=Reason.Succeeded, artifact=ARTIFACT)

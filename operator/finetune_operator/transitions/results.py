@@ -12,7 +12,7 @@ from finetune_api.failures import Reason, TerminationMessage
 from finetune_api.ladder import LadderStatus
 from finetune_api.measurements import Evaluation, GuardResult
 from finetune_api.plan import ProgressReport
-from finetune_api.results import packed_ladder
+from finetune_api.results import packed, packed_ladder
 from finetune_api.status import Candidate, FineTuneJobStatus
 from finetune_operator.state.observe import Observed
 from finetune_operator.state.pod_reports import below
@@ -35,11 +35,17 @@ def words_of_done(seen: Observed) -> TerminationMessage | None:
 
 def measured(seen: Observed, words: TerminationMessage | None) -> Evaluation | None:
     """From a termination message, the last report and the status: the one that has measured most, and of two that have
-    as much the first."""
+    as much the first. With other guards than the termination message it is of an earlier run (guards.maxAttempts)."""
     report = seen.report
-    told = (sound(words.evaluation) if words else None, sound(report.evaluation) if report else None)
-    given = [each for each in (*told, seen.status.evaluation) if each is not None]
+    last = sound(words.evaluation) if words else None
+    told = (last, sound(report.evaluation) if report else None, seen.status.evaluation)
+    given = [each for each in told if each is not None and (last is None or _same_guards(each, last))]
     return max(given, key=lambda each: sum(data.tuned is not None for data in each.data), default=None)
+
+
+def _same_guards(one: Evaluation, last: Evaluation) -> bool:
+    """A termination message may have them with fewer digits."""
+    return not last.guards or packed(Evaluation(guards=one.guards)) == packed(Evaluation(guards=last.guards))
 
 
 def climbed(seen: Observed) -> LadderStatus | None:
