@@ -15,6 +15,7 @@ import pytest
 from finetune_api.failures import FailureClass, FinetuneError, Reason, TerminationMessage
 from finetune_api.ladder import LadderStatus
 from finetune_api.plan import Fold, JobIdentity, Publishes, RunPlan, Trial
+from finetune_api.status import ResolvedPlan
 from finetune_trainer.agent import follow, lead
 from finetune_trainer.agent.climb import climb
 from finetune_trainer.agent.follow import AFTER_FAILURE_SECONDS, LIMIT_SECONDS, End, Ended, Following, next_step
@@ -285,6 +286,19 @@ def test_a_failure_that_ends_the_attempt_is_told_by_the_node_that_has_its_cause(
     words = Pods(plan=gang_plan(tmp_path), machine=machine(), fails={(1, "lora"): BROKEN}).to_the_end()
     assert (words[1].reason, words[1].node) == (Reason.UnexpectedError, 1)
     assert (words[0].failure_class, words[0].node) == (FailureClass.PeerLost, 0)
+
+
+def test_node_0_tells_the_plan_of_a_run_that_failed_on_another_node(tmp_path: Path) -> None:
+    """The operator makes the micro-batch smaller than the plan says, and only node 0 knows the plan."""
+    plan, known = gang_plan(tmp_path), {"plan": ResolvedPlan(micro_batch_tokens=64), "step": 3, "checkpoint_time": "t"}
+
+    def run(turn: RunPlan, _: Callable[[], str]) -> TerminationMessage:
+        Turns.of(plan).report(turn.turn or 0, MEMORY.model_copy(update={"node": 1}))
+        return LOST.model_copy(update={"node": 0, **known})
+
+    words = climb(plan, foreseen=FORECAST, run=run, tell=lambda _: None, show=lambda _: None)
+    assert words.reason is Reason.PeerLost
+    assert {name: getattr(words, name) for name in known} == known
 
 
 def test_a_rate_that_diverges_on_another_node_is_out_of_its_race(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Leading:
         if words.failure_class is None or is_cause(words):
             return words
         cause = self._cause(turns, turn.number)
-        return cause.model_copy(update={"plan": words.plan, "step": words.step}) if cause else words
+        return cause.model_copy(update=_of_run(words)) if cause else words
 
     def over(self, words: TerminationMessage) -> TerminationMessage:
         """Announces the end; returns the termination message of this node.
@@ -64,7 +64,8 @@ class Leading:
                 self._announce(Turn(number=self._next(), failed=failed))
         if not words.node:
             return words
-        return say(Reason.PeerLost, _told([words]), time=now())  # its own pod tells the cause
+        lost = say(Reason.PeerLost, _told([words]), time=now())  # its own pod tells the cause
+        return lost.model_copy(update=_of_run(words))
 
     def _next(self) -> int:
         """Counts on from what this attempt has announced, so that no node takes a new turn for an earlier one."""
@@ -88,6 +89,11 @@ class Leading:
             if found or self.stopped() or time.monotonic() >= end:
                 return min(found, key=lambda each: each.time, default=None)
             time.sleep(POLL_SECONDS)
+
+
+def _of_run(words: TerminationMessage) -> dict[str, object]:
+    """What only node 0 knows of a run, by which the next attempt is planned."""
+    return {"plan": words.plan, "step": words.step, "checkpoint_time": words.checkpoint_time}
 
 
 def _told(reports: list[TerminationMessage]) -> str:
