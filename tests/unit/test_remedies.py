@@ -12,13 +12,14 @@ import pytest
 
 from finetune_api import manifest
 from finetune_api.classes import FailureClass
-from finetune_api.failures import Reason, TerminationMessage
+from finetune_api.failures import ExitCode, Reason, TerminationMessage
 from finetune_api.job import FineTuneJob
 from finetune_api.ladder import Price
 from finetune_api.measurements import Evaluation, GuardResult, RemedyRun
 from finetune_api.plan import JobIdentity, RunPlan
 from finetune_trainer.agent.remedies import remedied
 from finetune_trainer.agent.verdict import say
+from finetune_trainer.cli.main import main
 from finetune_trainer.cli.remedy_plan import remedies_json, remedies_text
 from finetune_trainer.ladder.remedies import of_step, walk
 from finetune_trainer.planning.devices import gpu
@@ -256,6 +257,23 @@ def test_an_artifact_that_cannot_be_published_starts_no_other_run(tmp_path: Path
 )
 def test_a_candidate_of_any_run_is_promoted_to_the_output_of_the_job(uri: str, output: str, uid: str) -> None:
     assert (candidate.output_of(uri), candidate.job_uid_of(uri)) == (output, uid)
+
+
+def test_of_several_candidates_one_replaces_another_only_where_a_person_says_so(tmp_path: Path) -> None:
+    """All of them belong to the same job, and a candidate that was published is nowhere else."""
+    out = tmp_path / "out"
+    first = out / ".finetune/u/candidate"
+    last = out / ".finetune/u/remedies/replay/.finetune/u-replay/candidate"
+    for each, rank in ((first, 8), (last, 16)):
+        adapter(each, r=rank)
+        committed(each, record(job=JobIdentity(namespace="ml", name="job", uid="u")))
+    assert main(["promote", last.as_uri()]) == ExitCode.OK
+    published = (out / "manifest.json").read_bytes()
+    assert main(["promote", first.as_uri()]) == ExitCode.CONFIG
+    assert (out / "manifest.json").read_bytes() == published
+    assert (first / "manifest.json").exists()
+    assert main(["promote", first.as_uri(), "--overwrite"]) == ExitCode.OK
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 8
 
 
 def planner(**changes: Any) -> Planner:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from finetune_api.failures import FinetuneError, Reason
 from finetune_api.plan import JobIdentity
 from finetune_api.status import Artifact
 
-from .artifact import commit_artifact, read_manifest
+from .artifact import check_output, commit_artifact, read_manifest
 from .fetch import at_once
-from .folder import Folder
-from .manifest import MANIFEST, Promotion
+from .folder import Folder, NotFound
+from .manifest import MANIFEST, Manifest, Promotion
 
 _PLACE = re.compile(
     r"^(?P<output>.+?)(/\.finetune/(?P<first>[^/]+)/remedies/[^/]+)?/\.finetune/(?P<uid>[^/]+)/candidate/?$"
@@ -59,9 +60,12 @@ def publish(
     run: JobIdentity | None = None,
 ) -> Artifact:
     """The candidate becomes the artifact of the output folder. run: whose it is. Default: as its manifest says.
-    NotFound where there is none, OutputExists for another run's artifact, DataUnreadable for a candidate that is
-    damaged."""
+    NotFound where there is none, OutputExists for another run's artifact, or another one of this job; DataUnreadable
+    for a candidate that is damaged."""
     manifest = read_manifest(candidate)
+    if not overwrite:
+        check_output(output, run or manifest.run, overwrite=False)
+        _check_same(output, manifest)
     with tempfile.TemporaryDirectory(prefix="finetune-candidate-") as temporary:
         files = {name: Path(temporary) / name for name in manifest.files}
 
@@ -90,3 +94,15 @@ def publish(
     for name in manifest.files:
         candidate.delete(name)
     return artifact
+
+
+def _check_same(output: Folder, candidate: Manifest) -> None:
+    """OutputExists for another artifact of this job, which is nowhere else. One with the same files is this candidate,
+    whose publication was interrupted."""
+    with suppress(NotFound):
+        if read_manifest(output).files != candidate.files:
+            raise FinetuneError(
+                Reason.OutputExists,
+                f"{output.uri} holds the artifact of another run of this job",
+                "To replace it: finetune promote --overwrite.",
+            )
