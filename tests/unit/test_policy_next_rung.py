@@ -261,8 +261,8 @@ BUSY = "insufficient unused quota for nvidia.com/gpu in flavor b, 4 more needed"
 @pytest.mark.parametrize(
     ("said", "hours", "moves"),
     [
-        pytest.param(TOO_MUCH, 10, True, id="more than all of the quota"),
-        pytest.param(TOO_MUCH, 0.01, False, id="the quota may still be raised"),
+        pytest.param(TOO_MUCH, 0.6, True, id="more than all of the quota"),
+        pytest.param(TOO_MUCH, 0.01, False, id="after a long turn in the queue, the quota may still be raised"),
         pytest.param(BUSY, 10, False, id="others use the quota"),
         pytest.param(f"{TOO_MUCH}, {BUSY}", 10, False, id="others use the quota of another flavor"),
         pytest.param("", 10, False, id="nothing is known"),
@@ -274,7 +274,9 @@ def test_a_rung_that_exceeds_the_quota_of_its_queue_stops_the_ladder(said: str, 
     )
     queued = child(2, nodes=1, suspended=True, queue="team-a")
     own = {"spec": for_rung(WHOLE, "full"), "whole": WHOLE, "rung": "full", "children": (queued,)}
-    after = decide(seen(job(known, raw_spec=SPEC | LADDER), pods=(), queue_message=said, **own), later(hours * 3600))
+    said_since = {"queue_message": said, "queue_since": later(36_000)}
+    observed = seen(job(known, raw_spec=SPEC | LADDER), pods=(), **said_since, **own)
+    after = decide(observed, later(36_000 + hours * 3600))
     assert (after.status.attempt, after.status.rung) == ((3, "lora") if moves else (2, "full"))
     if moves:
         assert after.status.unavailable_rung is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -258,22 +259,24 @@ def test_kueue_is_asked_after_a_while_and_then_rarely() -> None:
     admission = KueueAdmission(server, cache, clock=lambda: clock[0])  # type: ignore[arg-type]
     given = seen(job(QUEUED), children=(held(),))
 
-    def ask() -> float | None:
-        answer = asyncio.run(admission.ask(given, NOW))
+    def ask(now: datetime = NOW) -> float | None:
+        answer = asyncio.run(admission.ask(given, now))
         return answer.again_in if answer else None
 
     assert (ask(), server.listed) == (FIRST, 0)
     clock[0] = FIRST
     assert (ask(), server.listed) == (2 * FIRST, 1)
     assert (noted := cache.of(("ml", "a")).queue_message) is not None
-    assert noted.message == "insufficient unused quota"
+    assert (noted.message, noted.since) == ("insufficient unused quota", NOW)
     clock[0] += 1
     assert (ask(), server.listed) == (2 * FIRST - 1, 1)
     for _ in range(9):
         clock[0] += INTERVAL
-        wait = ask()
+        wait = ask(later(clock[0]))
     assert (wait, server.listed) == (INTERVAL, 10)
+    assert cache.of(("ml", "a")).queue_message == noted, "it says so since then"
     assert asyncio.run(admission.ask(seen(job(QUEUED), children=(let_go(),)), NOW)) is None
+    assert cache.of(("ml", "a")).queue_message is None
 
 
 def test_a_job_of_another_manager_is_left_alone() -> None:

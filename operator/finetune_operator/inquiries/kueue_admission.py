@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from finetune_api import names
@@ -37,11 +37,12 @@ class KueueAdmission:
     _due: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By uid of the Job, when to ask, and the pause before that."""
 
-    async def ask(self, seen: Observed, now: datetime) -> Answer | None:  # noqa: ARG002
+    async def ask(self, seen: Observed, now: datetime) -> Answer | None:
         child, workloads = seen.child, self.cache.features.workloads
         if child is None or not child.held or not child.queue or workloads is None:
-            if child is not None:
-                self._due.pop(child.uid, None)
+            if child is not None and child.uid in self._due:
+                del self._due[child.uid]
+                self.cache.note(seen.job.owner, queue_message=None)  # it was about a turn that is over
             return None
         moment = self.clock()
         due, pause = self._due.setdefault(child.uid, (moment + FIRST, FIRST))
@@ -57,8 +58,10 @@ class KueueAdmission:
             logger.info("the Workload of %s/%s cannot be read: %s", child.namespace, child.name, one_line(error))
             return Answer(pause)
         told = next((why for raw in found if (why := explanation(raw))), "")
-        message = QueueMessage(child.uid, told or "is Kueue installed, and does it manage this Job?")
-        self.cache.note(seen.job.owner, queue_message=message)
+        message = QueueMessage(child.uid, told or "is Kueue installed, and does it manage this Job?", now)
+        before = self.cache.of(seen.job.owner).queue_message
+        if before is None or replace(before, since=now) != message:
+            self.cache.note(seen.job.owner, queue_message=message)
         return Answer(pause)
 
     def forget(self, key: Key) -> None:

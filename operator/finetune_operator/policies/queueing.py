@@ -4,7 +4,7 @@
 is quota. A preempted Job is suspended again: its pods checkpoint and end, and the same attempt waits for its next turn,
 in the place that its queue gives it. Nothing here lets a Job go. While it is held no deadline runs and nothing that
 its pods do is a failure. A rung of a ladder that is larger than all of its queue's quota is given up, since the ladder
-can publish an earlier one: after `deadlines.startup`, because the quota may be raised.
+can publish an earlier one: once Kueue has said so for `deadlines.startup`, because the quota may be raised.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def held(seen: Observed, now: datetime) -> Decision | None:
     if phase in UP:
         return _preempted(seen, child, now)
     waits = Decision(status=queued(seen, seen.status, why=_why(seen, child), now=now))
-    if seen.spec is None or child.created is None or not _exceeds_quota(seen):
+    if seen.spec is None or seen.queue_since is None or not _exceeds_quota(seen):
         return waits
     patience = durations.seconds(seen.spec.deadlines.startup)
-    left = patience - (now - child.created).total_seconds()
+    left = patience - (now - seen.queue_since).total_seconds()
     if left > 0:
         return waits.but(look_again_in=left)
     message = f"the queue {child.queue} cannot admit it within {seen.spec.deadlines.startup}: {seen.queue_message}"

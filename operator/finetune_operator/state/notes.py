@@ -45,6 +45,8 @@ class QueueMessage:
 
     child_uid: str
     message: str
+    since: datetime
+    """When it was first heard to say so."""
 
 
 @dataclass(frozen=True)

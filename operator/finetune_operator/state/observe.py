@@ -93,6 +93,8 @@ class Observed:
     """Why the present attempt's Job cannot make all its pods."""
     queue_message: str = ""
     """Why the queue does not let the present attempt's Job go, in its words."""
+    queue_since: datetime | None = None
+    """When it was first heard to say so; None: it says nothing."""
     pod_event: PodEvent | None = None
     """The last event of a pod of the gang that has a node and does not run yet."""
     grouped: bool = False
@@ -192,6 +194,8 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
     current = report is not None and report.job_uid == job.uid and report.progress.attempt == seen.attempt
     confused = unreadable is not None and (unreadable.job_uid, unreadable.attempt) == (job.uid, seen.attempt)
     refused, queue = notes.pods_refused, notes.queue_message
+    if queue is not None and (child is None or queue.child_uid != child.uid):
+        queue = None
     whole = None if problem else settled
     rung = (job.status.rung or first_rung(whole)) if whole else None
     return replace(
@@ -211,7 +215,8 @@ def observe(cache: Cache, key: Key, defaults: Defaults) -> Observed | None:
         pods_refused=refused.message if refused and child and refused.child_uid == child.uid else "",
         pod_event=notes.pod_event,
         grouped=child is not None and notes.grouped == child.uid,
-        queue_message=queue.message if queue and child and queue.child_uid == child.uid else "",
+        queue_message=queue.message if queue else "",
+        queue_since=queue.since if queue else None,
     )
 
 
