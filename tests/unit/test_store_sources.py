@@ -104,6 +104,7 @@ HUB_URIS = [
     "hf://datasets/org/name",
     "hf://datasets/org/name@main",
     f"hf://datasets/org/name@{COMMIT}",
+    f"hf://datasets/org/name@{COMMIT}/data/*.jsonl",
     "hf://datasets/org/name/data/",
     "hf://datasets/org/name/data/train-*.jsonl",
 ]

@@ -18,6 +18,11 @@ PATIENCE = 120.0
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
+def is_pattern(text: str) -> bool:
+    """Whether it stands for all names that match."""
+    return "*" in text or "?" in text
+
+
 @dataclass(frozen=True)
 class Hub:
     token: str
@@ -54,7 +59,8 @@ class HubDataset:
     def pinned(self, hub: Hub) -> tuple[HubDataset, list[str]]:
         """The data set at the commit that its revision means now, and the names of its files. DataNotFound,
         CredentialsMissing, CredentialsRejected, StorageUnavailable."""
-        if self.revision and _COMMIT.match(self.revision) and self.path and not self.path.endswith("/"):
+        of_one_file = self.path and not self.path.endswith("/") and not is_pattern(self.path)
+        if self.revision and _COMMIT.match(self.revision) and of_one_file:
             return self, [self.path]  # a commit does not change: nothing to ask
         from huggingface_hub import HfApi
 

@@ -23,7 +23,7 @@ from finetune_api.failures import FinetuneError, Reason
 from finetune_api.uris import Uri
 
 from .folder import Entry, NotFound
-from .hub import PATIENCE, Hub, HubDataset
+from .hub import PATIENCE, Hub, HubDataset, is_pattern
 from .local import LocalFolder
 from .opening import open_folder
 from .ranges import Ranges
@@ -53,7 +53,7 @@ def find_files(
         return _on_the_hub(HubDataset.parse(parsed.path), uri, Hub.of(environ, prefix=prefix), endings)
     base, pattern = _split(parsed.path)
     folder = open_folder(parsed._replace(path=base).text, prefix=prefix, environ=environ)
-    if not _is_pattern(pattern):
+    if not is_pattern(pattern):
         entry = folder.stat(pattern)
         if entry is None:
             raise _missing(bool(folder.list(pattern)), uri)
@@ -69,7 +69,7 @@ def find_files(
             entry.path for entry in folder.list() if entry.path.endswith(tuple(endings)) and not _hidden(entry.path)
         ]
         raise NotFound(f"there is no data file in {uri}", _in_folders(uri, below, endings))
-    if _is_pattern(pattern):
+    if is_pattern(pattern):
         _refuse_several_splits(uri, [entry.path for entry in found])
     where = parsed._replace(path=base)
     if isinstance(folder, LocalFolder):
@@ -87,7 +87,7 @@ def local_paths(uri: str, *, endings: Sequence[str]) -> list[Path]:
     """What a file:// URI means; nothing where there is none."""
     base, pattern = _split(uri.removeprefix("file:///"))
     folder = Path("/") / base
-    if not _is_pattern(pattern):
+    if not is_pattern(pattern):
         return [folder / pattern]
     names = sorted(path.relative_to(folder).as_posix() for path in folder.glob(_literal(pattern)))
     return [folder / name for name in _data_files(names, pattern, endings)]
@@ -101,8 +101,8 @@ def _on_the_hub(wanted: HubDataset, uri: str, hub: Hub, endings: Sequence[str]) 
     else:
         _, pattern = _split(wanted.path)
         full = wanted.path + "*" if wanted.path.endswith("/") else wanted.path
-        found = _data_files(names, full, endings) if _is_pattern(pattern) else [n for n in names if n == wanted.path]
-        if _is_pattern(pattern):
+        found = _data_files(names, full, endings) if is_pattern(pattern) else [n for n in names if n == wanted.path]
+        if is_pattern(pattern):
             _refuse_several_splits(uri, found)
     if not found:
         near = ", ".join([name for name in names if name.endswith(tuple(endings))][:6])
@@ -118,7 +118,7 @@ def _refuse_several_splits(uri: str, names: Sequence[str]) -> None:
     """InvalidSpec for rows to train on and rows to measure on under one URI, by the names of their files."""
     splits = {(match[2] if (match := _HELD_OUT.search(name)) else "train").lower()[:3] for name in names}
     if len(splits) > 1:
-        folder = uri if uri.endswith("/") else f"{uri.rpartition('/')[0]}/" if "*" in uri or "?" in uri else f"{uri}/"
+        folder = uri if uri.endswith("/") else f"{uri.rpartition('/')[0]}/" if is_pattern(uri) else f"{uri}/"
         first = next((name for name in names if not _HELD_OUT.search(name)), names[0])
         raise FinetuneError(
             Reason.InvalidSpec,
@@ -141,12 +141,8 @@ def _split(path: str) -> tuple[str, str]:
     if not path or path.endswith("/"):
         path += "*"
     segments = path.split("/")
-    fixed = next((i for i, segment in enumerate(segments) if _is_pattern(segment)), len(segments) - 1)
+    fixed = next((i for i, segment in enumerate(segments) if is_pattern(segment)), len(segments) - 1)
     return "/".join(segments[:fixed]), "/".join(segments[fixed:])
-
-
-def _is_pattern(text: str) -> bool:
-    return "*" in text or "?" in text
 
 
 def _literal(pattern: str) -> str:
